@@ -1,0 +1,81 @@
+"""What a learner learns from: a task is a support set to adapt on and a query set to be judged on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Params = dict[str, Tensor]
+"""Qualified parameter name -> tensor: the currency of the whole library."""
+
+
+class Batch(NamedTuple):
+    """Inputs and targets. Each is a tensor or a pytree (tuples, lists, dicts) of tensors with equal lengths."""
+
+    x: Any
+    y: Any
+
+
+class Task(NamedTuple):
+    """A support set (adapted on) and a query set (judged on), each with a leading task axis.
+
+    With T tasks, S support and Q query examples: ``support.x`` is ``[T, S, ...]``, ``query.x`` is ``[T, Q, ...]``.
+    A meta-batch is one such `Task`; a single task is the same thing without the leading axis.
+    """
+
+    support: Batch
+    query: Batch
+
+
+@runtime_checkable
+class TaskSource(Protocol):
+    """Anything that draws tasks.
+
+    The five lines of a source of one's own:
+
+    >>> class Steps:
+    ...     def sample(self, n, generator):
+    ...         x = torch.rand(n, 10, 1, generator=generator)
+    ...         y = (x > torch.rand(n, 1, 1, generator=generator)).float()
+    ...         return Task(Batch(x[:, :5], y[:, :5]), Batch(x[:, 5:], y[:, 5:]))
+    >>> isinstance(Steps(), TaskSource)
+    True
+    """
+
+    def sample(self, n: int, generator: torch.Generator) -> Task:
+        """Draw ``n`` tasks; all randomness comes from ``generator``, so the same state gives the same tasks."""
+        ...
+
+
+def count(tasks: Task) -> int:
+    """The number of tasks T in a meta-batch.
+
+    Raises:
+        ValueError: the leading axes disagree, or there is no tensor, or no task.
+    """
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)}
+    if len(sizes) != 1 or sizes <= {0, None}:
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
+        raise ValueError(
+            f"a meta-batch needs one leading task axis shared by all its tensors, got shapes {shapes}; "
+            "for a single task add the axis with `tensor[None]`"
+        )
+    return int(next(iter(sizes)))  # type: ignore[arg-type]
+
+
+def select(tasks: Any, index: int | slice) -> Any:
+    """One task (an int) or some of them (a slice) of a meta-batch."""
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tasks)
+
+
+def to(tasks: Any, device: torch.device | str) -> Any:
+    """The same meta-batch on another device."""
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), tasks)
+
+
+def size(x: Any) -> int:
+    """The number of examples in the inputs (or targets) of one task."""
+    return int(pytree.tree_leaves(x)[0].shape[0])
