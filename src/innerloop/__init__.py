@@ -1,3 +1,132 @@
-"""innerloop: gradient-based meta-learning in PyTorch."""
+"""innerloop: gradient-based meta-learning in PyTorch.
+
+A `MetaLearner` runs one inner loop: an `UpdateRule` moves the `Selection` of a model's parameters on each `Task`'s
+support set, and an `Objective` turns what happens on the query set into one scalar per task whose gradient is the
+meta-gradient.
+
+The core imports only torch. `innerloop.data`, `innerloop.train` and `innerloop.report` come in when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from . import losses, models, presets, rules, schedules
+from .initial import Initialisation, Prototypes
+from .inner import Episode
+from .learner import Adapted, MetaLearner, Outcome
+from .objectives import Implicit, Judgement, Objective, Reptile, Unrolled
+from .presets import (
+    anil,
+    boil,
+    cavia,
+    fomaml,
+    imaml,
+    maml,
+    meta_curvature,
+    meta_sgd,
+    protomaml,
+    prototypical,
+    reptile,
+)
+from .rules import (
+    SGD,
+    Adam,
+    Chain,
+    Clip,
+    ElementwiseSGD,
+    GradientTransform,
+    KroneckerCurvature,
+    Momentum,
+    PerStepSGD,
+    Proximal,
+    UpdateRule,
+)
+from .select import Selection, body, everything, head, head_of, named, norms
+from .task import Batch, Params, Task, TaskSource
 
 __version__ = "0.1.0"
+
+_LATER = {
+    "Evaluation": "train.evaluate",
+    "FewShot": "data",
+    "Sinusoid": "data",
+    "Strokes": "data",
+    "Trainer": "train.trainer",
+    "evaluate": "train.evaluate",
+    "load_run": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    if name in ("config", "data", "report", "testing", "train"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Adapted",
+    "Batch",
+    "Chain",
+    "Clip",
+    "ElementwiseSGD",
+    "Episode",
+    "Evaluation",
+    "FewShot",
+    "GradientTransform",
+    "Implicit",
+    "Initialisation",
+    "Judgement",
+    "KroneckerCurvature",
+    "MetaLearner",
+    "Momentum",
+    "Objective",
+    "Outcome",
+    "Params",
+    "PerStepSGD",
+    "Prototypes",
+    "Proximal",
+    "Reptile",
+    "Selection",
+    "Sinusoid",
+    "Strokes",
+    "Task",
+    "TaskSource",
+    "Trainer",
+    "Unrolled",
+    "UpdateRule",
+    "anil",
+    "body",
+    "boil",
+    "cavia",
+    "config",
+    "data",
+    "evaluate",
+    "everything",
+    "fomaml",
+    "head",
+    "head_of",
+    "imaml",
+    "load_run",
+    "losses",
+    "maml",
+    "meta_curvature",
+    "meta_sgd",
+    "models",
+    "named",
+    "norms",
+    "presets",
+    "protomaml",
+    "prototypical",
+    "report",
+    "reptile",
+    "rules",
+    "schedules",
+    "testing",
+    "train",
+]

@@ -1,0 +1,160 @@
+"""The inner loop, which exists once: one task's path of parameters under an update rule.
+
+Training objectives, evaluation, adaptation to one's own data and reinforcement learning all walk the same generator,
+`Episode.path`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from .rules import UpdateRule
+from .task import Batch, Params, Task, size
+
+Loss = Callable[[Any, Any], Tensor]
+"""``(output, y) -> scalar``, averaged over examples. An ``nn.Module`` brings its parameters to be meta-learned."""
+
+Statistics = Literal["batch", "running"]
+"""What batch norm normalises with: the statistics of the examples at hand, or the stored running ones."""
+
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+class Stateless:
+    """A module as a pure function ``(params, buffers, x) -> (output, new buffers)``.
+
+    Names are those of ``named_parameters()`` and ``named_buffers()``. Shared parameters, and one module under several
+    names, are substituted once each: ``torch.func.functional_call`` left to find them by itself does not give a module
+    that stands under two names its own parameters back.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self._slots: dict[str, str] = {}
+        for prefix, module in model.named_modules():
+            for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self._slots[f"{prefix}.{leaf}" if prefix else leaf] = first[id(tensor)]
+
+    def __call__(self, params: Params, buffers: Params, x: Any) -> tuple[Any, Params]:
+        """A tuple ``x`` becomes positional arguments of the module, a dict keyword arguments."""
+        buffers = {name: buffer.clone() for name, buffer in buffers.items()}  # in-place updates stay in here
+        tensors = {slot: params[name] if name in params else buffers[name] for slot, name in self._slots.items()}
+        args, kwargs = (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
+        # Flash and memory-efficient attention have no second derivative; the math kernel has.
+        with sdpa_kernel(SDPBackend.MATH):
+            output = functional_call(self.model, tensors, args, kwargs, tie_weights=False)
+        return output, buffers
+
+
+@contextmanager
+def normalising(model: nn.Module, statistics: Statistics) -> Iterator[None]:
+    """Batch norm by the given statistics, whatever ``train()`` or ``eval()`` said; as before afterwards."""
+    layers = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = statistics == "batch"
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode
+
+
+def detach(tensors: Any) -> Any:
+    """A pytree of tensors, cut from the graph."""
+    return pytree.tree_map_only(Tensor, Tensor.detach, tensors)
+
+
+@dataclass
+class Episode:
+    """One task as an objective sees it: pure functions of the adapted parameters, and their path.
+
+    Attributes:
+        start: the adapted parameters before the first step, connected to the meta-parameters.
+        fixed: the model's other parameters.
+        buffers: the model's buffers, a task's own copy; renewed by every step on the support set.
+        steps: the number K of inner steps.
+        iteration: the outer iteration, for schedules.
+        batch_size: support examples per inner step, taken in order and cyclically; ``None`` takes them all.
+        support_losses: filled by `path`: the inner loss at the parameters before each step.
+    """
+
+    model: Stateless
+    rule: UpdateRule
+    loss: Loss
+    inner_loss: Loss
+    task: Task
+    start: Params
+    fixed: Params
+    buffers: Params
+    steps: int
+    iteration: int = 0
+    batch_size: int | None = None
+    support_losses: list[Tensor] = field(default_factory=list)
+
+    def output(self, params: Params, x: Any) -> Any:
+        """The model's output on ``x`` with adapted parameters ``params``."""
+        return self.model({**self.fixed, **params}, self.buffers, x)[0]
+
+    def support(self, step: int | None = None) -> Batch:
+        """The support examples of a step: all of them, or the step's mini-batch."""
+        if step is None or self.batch_size is None:
+            return self.task.support
+        total = size(self.task.support.x)
+        index = [(step * self.batch_size + i) % total for i in range(min(self.batch_size, total))]
+        return Batch(*pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tuple(self.task.support)))
+
+    def support_loss(self, params: Params, step: int | None = None) -> Tensor:
+        """The inner loss, a scalar."""
+        return self._inner(params, self.support(step))[0]
+
+    def query_loss(self, params: Params) -> tuple[Tensor, Any]:
+        """The outer loss on the query set, a scalar, and the output it was computed from."""
+        output = self.output(params, self.task.query.x)
+        return self.loss(output, self.task.query.y), output
+
+    def _inner(self, params: Params, batch: Batch) -> tuple[Tensor, Params]:
+        output, buffers = self.model({**self.fixed, **params}, self.buffers, batch.x)
+        return self.inner_loss(output, batch.y), buffers
+
+    def path(self, order: int = 2) -> Iterator[Params]:
+        """Yield the adapted parameters after step 1, 2, ..., K.
+
+        Args:
+            order: 2 keeps the whole graph; 1 takes each update as a constant of the parameters (Finn et al. 2017,
+                section 5.2), though not of the rule's own parameters.
+        """
+        params, state = self.start, self.rule.init(self.start if order == 2 else detach(self.start))
+        for step in range(self.steps):
+            batch = self.support(step)
+            # `grad` sees through an outer `no_grad`, which here keeps the outer graph from recording the inner one.
+            with nullcontext() if order == 2 else torch.no_grad():
+                grads, (loss, buffers) = grad_and_value(self._inner, has_aux=True)(params, batch)
+            self.support_losses.append(loss.detach())
+            self.buffers = detach(buffers)
+            updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
+            params = {name: param + updates[name] for name, param in params.items()}
+            yield params
+
+    def last(self, order: int = 2) -> Params:
+        """The adapted parameters after all K steps (the start itself for K = 0)."""
+        params = self.start
+        for params in self.path(order):  # noqa: B007 - only the end of the path is wanted
+            pass
+        return params
+
+
+def stack(items: Sequence[Any]) -> Any:
+    """Pytrees of tensors, stacked along a new first axis."""
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *items)

@@ -1,0 +1,295 @@
+"""The MetaLearner: one inner loop, tied to a model, an update rule, a selection and an objective."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from .engine import Engine, Vectorize
+from .initial import Initialisation
+from .inner import BATCH_NORMS, Episode, Loss, Stateless, Statistics, detach, normalising, stack
+from .objectives import Objective, Unrolled
+from .rules import UpdateRule, require_step
+from .select import Selection, everything
+from .task import Batch, Params, Task, select, size
+
+
+class Outcome(NamedTuple):
+    """What a meta-batch of T tasks came to, with Q query examples and K inner steps.
+
+    Attributes:
+        objective: ``[T]``; the gradient of its mean is the meta-gradient.
+        loss: ``[T]``; query loss after the last step, detached.
+        output: ``[T, Q, ...]``; the model's output on the query sets after the last step, detached.
+        steps: ``[T, K + 1]``; support loss before each step and after the last, detached.
+    """
+
+    objective: Tensor
+    loss: Tensor
+    output: Any
+    steps: Tensor
+
+
+class MetaLearner(nn.Module):
+    """Runs one inner loop: a rule moves the selected parameters on each task's support set, and an objective turns
+    what happens on the query set into one scalar per task whose gradient is the meta-gradient.
+
+    Args:
+        model: any module; it is never changed by adapting or evaluating.
+        rule: how an inner step moves the parameters.
+        adapt: which parameters the inner loop moves; the others are meta-learned only.
+        objective: what is differentiated.
+        loss: the outer loss, ``(output, y) -> scalar``.
+        inner_loss: the loss of the inner loop where it is another; a module's parameters are meta-learned.
+        initial: where a task's adapted parameters start, if not at the meta-parameters themselves.
+        steps: the number K of inner steps.
+        batch_size: support examples per inner step, in order and cyclically; ``None`` takes the whole support set.
+        statistics: batch norm by the statistics of the examples at hand (``"batch"``, as the papers do: predictions on
+            a query set then depend on the whole set) or by the stored ones (``"running"``), in ``train()`` and
+            ``eval()`` alike.
+        vectorize: ``"auto"``, ``True`` or ``False``; see `innerloop.engine.Engine`.
+        citation: of the algorithm, where it is more than its parts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: UpdateRule,
+        adapt: Selection = everything,
+        objective: Objective | None = None,
+        loss: Loss = F.cross_entropy,
+        *,
+        inner_loss: Loss | None = None,
+        initial: Initialisation | None = None,
+        steps: int = 1,
+        batch_size: int | None = None,
+        statistics: Statistics = "batch",
+        vectorize: Vectorize = "auto",
+        citation: str = "",
+    ) -> None:
+        super().__init__()
+        if steps < 0 or (batch_size is not None and batch_size < 1):
+            raise ValueError(f"steps must be at least 0 and batch_size at least 1, got {steps} and {batch_size}")
+        if statistics not in ("batch", "running"):
+            raise ValueError(f'statistics is "batch" or "running", got {statistics!r}')
+        require_step(rule)
+        self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
+        self.objective = objective or Unrolled()
+        self.initial, self.steps, self.batch_size = initial, steps, batch_size
+        self.statistics, self.citation = statistics, citation
+        self.selection = adapt
+        self.adapted = adapt.names(model)
+        self.engine = Engine(model, vectorize)
+        self._stateless = Stateless(model)
+        self._checked = False
+        parameters = dict(model.named_parameters())
+        rule.bind({name: parameters[name].detach() for name in self.adapted}, steps)
+
+    # -- meta-training ------------------------------------------------------------------------------------------------
+
+    def forward(self, tasks: Task, iteration: int = 0) -> Outcome:
+        """Adapt to every task and judge the result.
+
+        Args:
+            tasks: a meta-batch, every tensor with a leading task axis ``[T, ...]``.
+            iteration: the outer iteration, for schedules.
+        """
+        self._check(tasks)
+        with normalising(self.model, self.statistics):
+            return Outcome(*self.engine.map(partial(self._judge, iteration=iteration), tasks, self._own_buffers()))
+
+    def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
+        """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
+
+        Takes the gradient of each chunk of tasks as it comes, so looping over tasks needs the memory of one.
+        Meta-parameters that the objective does not depend on get a gradient of zero.
+        """
+        self._check(tasks)
+        names, parameters = zip(*((n, p) for n, p in self.named_parameters() if p.requires_grad), strict=True)
+        total, outcomes, number = [torch.zeros_like(p) for p in parameters], [], 0
+        with normalising(self.model, self.statistics):
+            judge = partial(self._judge, iteration=iteration)
+            for result, tasks_in_chunk in self.engine.chunks(judge, tasks, self._own_buffers()):
+                outcome = Outcome(*result)
+                grads = torch.autograd.grad(
+                    outcome.objective.sum(), parameters, allow_unused=True, materialize_grads=True
+                )
+                total = [a + b for a, b in zip(total, grads, strict=True)]
+                outcomes.append(detach(outcome))
+                number += tasks_in_chunk
+        mean = {name: grad / number for name, grad in zip(names, total, strict=True)}
+        return mean, Outcome(*pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes))
+
+    def _judge(self, task: Task, buffers: Params, *, iteration: int) -> tuple[Any, ...]:
+        episode = self._episode(task, buffers, iteration=iteration)
+        judgement = self.objective(episode)
+        if judgement.objective.ndim:
+            shape = tuple(judgement.objective.shape)
+            raise ValueError(f"a loss must average to a scalar per task, got shape {shape}: use reduction='mean'")
+        return Outcome(
+            judgement.objective,
+            judgement.loss.detach(),
+            detach(judgement.output),
+            self._support_curve(episode, judgement.adapted),
+        )
+
+    # -- using what was learned ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, tasks: Task, steps: int | None = None, transductive: bool = True) -> Any:
+        """The model's output on the query sets after 0, 1, ..., K inner steps: ``[T, K + 1, Q, ...]``, no graph kept.
+
+        Args:
+            tasks: a meta-batch of T tasks.
+            steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
+            transductive: batch norm normalises the query set by its own statistics. If false, each query example is
+                normalised together with the support set alone, so that it is judged as if it came by itself (Nichol
+                et al. 2018, section 6.1). Without batch-norm layers on batch statistics both are the same.
+        """
+
+        def outputs(task: Task, buffers: Params) -> Any:
+            episode = self._episode(task, buffers, steps)
+            # Outputs are taken along the way, since buffers move with the parameters.
+            results = [self._query_output(episode, episode.start, transductive)]
+            results += [self._query_output(episode, p, transductive) for p in episode.path(order=1)]
+            return stack(results)
+
+        with normalising(self.model, self.statistics):
+            return self.engine.map(outputs, tasks, self._own_buffers())
+
+    def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
+        """Adapt to one task.
+
+        Args:
+            support: the examples, without a task axis: ``x`` is ``[S, ...]``.
+            steps: inner steps; ``None`` takes as many as in training.
+            transductive: how batch norm treats the inputs that the result is called on; see `predict`.
+        """
+        with torch.no_grad(), normalising(self.model, self.statistics):
+            episode = self._episode(Task(support, support), self._own_buffers(), steps)
+            params = episode.last(order=1)
+            losses = self._support_curve(episode, params)
+        episode.fixed, episode.start = detach(episode.fixed), detach(params)
+        return Adapted(self, episode, losses, transductive)
+
+    @property
+    def depends_on_query_set(self) -> bool:
+        """Whether a prediction depends on the other query examples unless told otherwise (batch statistics)."""
+        return self.statistics == "batch" and any(isinstance(m, BATCH_NORMS) for m in self.model.modules())
+
+    @property
+    def citations(self) -> tuple[str, ...]:
+        """The papers behind the parts in use."""
+        parts: Iterable[Any] = (self, *self.rule.modules(), self.objective, self.initial, *self.model.modules())
+        return tuple(dict.fromkeys(c for part in parts if isinstance(c := getattr(part, "citation", ""), str) and c))
+
+    def references(self) -> None:
+        """Print the citations of the parts in use."""
+        print("\n".join(self.citations))
+
+    def extra_repr(self) -> str:
+        return f"adapt={self.selection}, objective={type(self.objective).__name__}, steps={self.steps}"
+
+    # -- one task -----------------------------------------------------------------------------------------------------
+
+    def _own_buffers(self) -> Params:
+        return dict(self.model.named_buffers())
+
+    def _episode(self, task: Task, buffers: Params, steps: int | None = None, iteration: int = 0) -> Episode:
+        parameters: Params = dict(self.model.named_parameters())
+        episode = Episode(
+            model=self._stateless,
+            rule=self.rule,
+            loss=self.loss,
+            inner_loss=self.inner_loss,
+            task=task,
+            start={name: parameters.pop(name) for name in self.adapted},
+            fixed=parameters,
+            buffers=buffers,
+            steps=self.steps if steps is None else steps,
+            iteration=iteration,
+            batch_size=self.batch_size,
+        )
+        if self.initial is not None:
+            episode.start = self.initial(episode)
+        return episode
+
+    @torch.no_grad()
+    def _support_curve(self, episode: Episode, adapted: Params) -> Tensor:
+        """``[K + 1]``: the support loss before each step, and after the last."""
+        return torch.stack([*episode.support_losses, episode.support_loss(detach(adapted), episode.steps).detach()])
+
+    def _query_output(self, episode: Episode, params: Params, transductive: bool) -> Any:
+        query, support = episode.task.query.x, episode.task.support.x
+        if transductive or not self.depends_on_query_set:
+            return episode.output(params, query)
+
+        def alone(example: Any) -> Any:
+            together = pytree.tree_map(lambda s, q: torch.cat([s, q[None]]), support, example)
+            return pytree.tree_map(lambda out: out[-1], episode.output(params, together))
+
+        if self.engine.vectorised:
+            return vmap(alone, randomness="different")(query)
+        return stack([alone(select(query, index)) for index in range(size(query))])
+
+    def _check(self, tasks: Task) -> None:
+        """On the first meta-batch, name the adapted parameters that the inner loss does not depend on."""
+        if self._checked:
+            return
+        self._checked = True
+        devices = [p.device for p in self.parameters() if p.device.type == "cuda"]
+        with torch.random.fork_rng(devices[:1]), normalising(self.model, self.statistics):
+            episode = self._episode(select(tasks, 0), self._own_buffers())
+            start = {name: p.detach().requires_grad_() for name, p in episode.start.items()}
+            loss = episode.support_loss(start, 0)
+            if not loss.requires_grad:
+                raise ValueError(f"the inner loss depends on none of the adapted parameters: {', '.join(start)}")
+            grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True)
+        unused = [name for name, grad in zip(start, grads, strict=True) if grad is None]
+        if unused:
+            warnings.warn(
+                f"the inner loss does not depend on {', '.join(unused)}: these get an update of zero. Leave them out "
+                f"of adapt= if that is meant, e.g. adapt=il.everything - il.named({unused[0]!r})",
+                stacklevel=3,
+            )
+
+
+class Adapted:
+    """A model adapted to one task: call it on inputs.
+
+    Attributes:
+        parameters: all parameters of the model, by name, the adapted ones in place.
+        losses: ``[K + 1]``; support loss before each step and after the last.
+    """
+
+    def __init__(self, learner: MetaLearner, episode: Episode, losses: Tensor, transductive: bool) -> None:
+        self._learner, self._episode, self._transductive = learner, episode, transductive
+        self.losses = losses
+        self.parameters: Params = {**episode.fixed, **episode.start}
+
+    @torch.no_grad()
+    def __call__(self, x: Any) -> Any:
+        """The outputs on inputs ``x``: ``[N, ...]``."""
+        self._episode.task = self._episode.task._replace(query=Batch(x, None))
+        with normalising(self._learner.model, self._learner.statistics):
+            return self._learner._query_output(self._episode, self._episode.start, self._transductive)
+
+    def module(self) -> nn.Module:
+        """A plain copy of the model with the adapted parameters and the task's own buffers (such as running
+        statistics gathered on the support set). Its batch norm is in the hands of its ``train()`` and ``eval()``."""
+        module = copy.deepcopy(self._learner.model)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(self.parameters[name])
+            for name, buffer in module.named_buffers():
+                buffer.copy_(self._episode.buffers[name])
+        return module

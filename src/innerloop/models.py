@@ -1,0 +1,161 @@
+"""Networks of the papers. Ordinary modules: nothing in them knows of meta-learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Pooling = Literal["max", "stride"]
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """A multi-layer perceptron with ReLUs, e.g. ``mlp(1, 40, 40, 1)`` for sinusoids (Finn et al. 2017, 5.1).
+
+    Weights start from a normal distribution of variance 2 / fan-in (He et al. 2015), biases at zero.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"an mlp needs an input and an output size, got {sizes}")
+    layers: list[nn.Module] = []
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+        linear = nn.Linear(inputs, outputs)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+        layers += [nn.ReLU(), linear] if index else [linear]
+    return nn.Sequential(*layers)
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, batch norm on batch statistics, ReLU; halved by max-pooling or by the convolution's stride."""
+
+    def __init__(self, inputs: int, outputs: int, pooling: Pooling = "max") -> None:
+        super().__init__()
+        # Batch norm removes any bias that the convolution adds, so it has none.
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride=1 if pooling == "max" else 2, padding=1, bias=False)
+        nn.init.xavier_uniform_(self.conv.weight)
+        self.norm = nn.BatchNorm2d(outputs, track_running_stats=False)
+        self.pool = nn.MaxPool2d(2) if pooling == "max" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W] -> [N, outputs, H / 2, W / 2]``."""
+        return self.pool(torch.relu(self.norm(self.conv(x))))  # type: ignore[no-any-return]
+
+
+class Conv4(nn.Module):
+    """Four blocks of ``width`` filters and a linear head (Vinyals et al. 2016; Finn et al. 2017, 5.2).
+
+    Args:
+        channels: of the images.
+        ways: classes, the size of the head.
+        width: filters: 64 in most papers' Omniglot networks, 32 for mini-ImageNet.
+        image_size: height and width of the images.
+        pooling: ``"max"`` pools and flattens, ``"stride"`` strides and averages over space (Finn et al. 2017).
+    """
+
+    def __init__(
+        self, channels: int = 1, ways: int = 5, width: int = 64, image_size: int = 28, pooling: Pooling = "max"
+    ) -> None:
+        super().__init__()
+        if pooling not in ("max", "stride"):
+            raise ValueError(f'pooling is "max" or "stride", got {pooling!r}')
+        if image_size < 16 and pooling == "max":
+            raise ValueError(f"four poolings need images of at least 16 x 16, got {image_size}")
+        blocks = [ConvBlock(channels if index == 0 else width, width, pooling) for index in range(4)]
+        last = nn.Flatten() if pooling == "max" else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.body = nn.Sequential(*blocks, last)
+        self.head = nn.Linear(width * (image_size // 16) ** 2 if pooling == "max" else width, ways)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, channels, image_size, image_size]`` -> logits ``[N, ways]``."""
+        return self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Three 3x3 convolutions with batch norm and a leaky ReLU, a 1x1 shortcut, and 2x2 max-pooling."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+
+        def unit(c: int, kernel: int) -> list[nn.Module]:
+            convolution = nn.Conv2d(c, outputs, kernel, padding=kernel // 2, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, a=0.1, nonlinearity="leaky_relu")
+            return [convolution, nn.BatchNorm2d(outputs, track_running_stats=False)]
+
+        self.path = nn.Sequential(
+            *unit(inputs, 3), nn.LeakyReLU(0.1), *unit(outputs, 3), nn.LeakyReLU(0.1), *unit(outputs, 3)
+        )
+        self.shortcut = nn.Sequential(*unit(inputs, 1))
+        self.after = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W] -> [N, outputs, H / 2, W / 2]``."""
+        return self.after(self.path(x) + self.shortcut(x))  # type: ignore[no-any-return]
+
+
+class ResNet12(nn.Module):
+    """The twelve-layer residual network of few-shot learning (Lee et al. 2019, MetaOptNet), without DropBlock.
+
+    Args:
+        channels: of the images, which may have any size from 16 x 16.
+        ways: classes, the size of the head.
+        widths: filters of the four blocks.
+    """
+
+    citation = "Lee, Maji, Ravichandran, Soatto. Meta-Learning with Differentiable Convex Optimization. CVPR 2019"
+
+    def __init__(
+        self, channels: int = 3, ways: int = 5, widths: tuple[int, int, int, int] = (64, 160, 320, 640)
+    ) -> None:
+        super().__init__()
+        sizes = (channels, *widths)
+        self.body = nn.Sequential(*(ResidualBlock(a, b) for a, b in pairwise(sizes)))
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(widths[-1], ways)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, channels, H, W]`` -> logits ``[N, ways]``."""
+        return self.head(self.pool(self.body(x)))  # type: ignore[no-any-return]
+
+
+class WithContext(nn.Module):
+    """A model with a context vector that is appended to the input of one of its layers (CAVIA; Zintgraf et al. 2019,
+    section 3). The vector starts every task at zero and is adapted, never meta-learned.
+
+    Args:
+        model: its layer must expect ``size`` features (or channels) more than the layer before gives.
+        size: length of the context vector.
+        at: the qualified name of the layer that reads the context; the model's own input if not given.
+    """
+
+    citation = (
+        "Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson. Fast Context Adaptation via Meta-Learning. ICML 2019. "
+        "arXiv:1810.03642"
+    )
+
+    def __init__(self, model: nn.Module, size: int, at: str = "") -> None:
+        super().__init__()
+        self.model = model
+        self.context = nn.Parameter(torch.zeros(size), requires_grad=False)
+        model.get_submodule(at).register_forward_pre_hook(self._append)
+
+    def _append(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = inputs[0]
+        shape = (len(x), len(self.context), *x.shape[2:])
+        context = self.context.reshape(1, -1, *[1] * (x.ndim - 2)).expand(shape)
+        return (torch.cat([x, context], dim=1), *inputs[1:])
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the model gives, knowing the context."""
+        return self.model(*inputs)
+
+
+conv4 = Conv4
+resnet12 = ResNet12
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4, "resnet12": resnet12}
+"""The models that a recipe can name."""

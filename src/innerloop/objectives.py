@@ -1,0 +1,158 @@
+"""Objectives: one task's adaptation -> one scalar whose gradient is the meta-gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from .inner import Episode, detach
+from .schedules import Schedule, value
+from .task import Params
+
+
+class Judgement(NamedTuple):
+    """What an objective says of one task: the scalar to differentiate, the parameters after the last step, and the
+    query loss and output at them."""
+
+    objective: Tensor
+    adapted: Params
+    loss: Tensor
+    output: Any
+
+
+class Objective(ABC):
+    """How a task's inner loop becomes one scalar. Walk ``episode.path(order)`` and use its pure functions."""
+
+    citation: ClassVar[str] = ""
+
+    @abstractmethod
+    def __call__(self, episode: Episode) -> Judgement:
+        """Judge one task. The gradient of ``objective`` with respect to the meta-parameters is the meta-gradient."""
+
+
+class Unrolled(Objective):
+    """The query loss after adaptation, differentiated through the inner steps (Finn et al. 2017, Algorithm 1).
+
+    Args:
+        order: 2 differentiates through the updates, 1 takes them as constants; a schedule may switch (derivative-order
+            annealing, Antoniou et al. 2019).
+        step_weights: the weight of the query loss after each of the K steps (multi-step loss, Antoniou et al. 2019,
+            Eq. 4), or a schedule of them; ``None`` counts the last step alone.
+    """
+
+    citation = (
+        "Finn, Abbeel, Levine. Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks. ICML 2017. "
+        "arXiv:1703.03400"
+    )
+
+    def __init__(self, order: Schedule[int] = 2, step_weights: Schedule[Sequence[float] | None] = None) -> None:
+        if not callable(order) and order not in (1, 2):
+            raise ValueError(f"order is 1 or 2 (or a schedule of them), got {order!r}")
+        self.order, self.step_weights = order, step_weights
+
+    def __call__(self, episode: Episode) -> Judgement:
+        order = value(self.order, episode.iteration)
+        weights = self._weights(episode)
+        params, terms = episode.start, []
+        for weight, params in zip(weights, episode.path(order), strict=True):
+            if weight:
+                loss, output = episode.query_loss(params)
+                terms.append(weight * loss)
+        if not episode.steps or not weights[-1]:
+            loss, output = episode.query_loss(params)
+        return Judgement(torch.stack(terms or [loss]).sum(), params, loss, output)
+
+    def _weights(self, episode: Episode) -> Sequence[float]:
+        """One weight a step; without inner steps the query loss at the start counts."""
+        weights = value(self.step_weights, episode.iteration)
+        if weights is None:
+            return [0.0] * (episode.steps - 1) + [1.0] * min(episode.steps, 1)
+        if len(weights) != episode.steps or not any(weights):
+            raise ValueError(f"{episode.steps} inner steps need as many step weights, not all zero; got {weights}")
+        return weights
+
+
+class Reptile(Objective):
+    """Half the squared distance to the adapted parameters, taken as constants: its gradient is ``start - adapted``
+    (Nichol et al. 2018, Algorithm 2), so plain outer SGD with the paper's step size is Reptile.
+
+    The query set is only monitored: as in the paper, the inner loop learns from the support set alone.
+    """
+
+    citation = "Nichol, Achiam, Schulman. On First-Order Meta-Learning Algorithms. 2018. arXiv:1803.02999"
+
+    def __call__(self, episode: Episode) -> Judgement:
+        with torch.no_grad():
+            adapted = episode.last(order=1)
+            loss, output = episode.query_loss(adapted)
+        distance = [(start - adapted[name].detach()).square().sum() / 2 for name, start in episode.start.items()]
+        return Judgement(torch.stack(distance).sum(), adapted, loss, output)
+
+
+class Implicit(Objective):
+    """The query loss at the minimum of the proximally regularised inner loss, differentiated by the implicit function
+    theorem: no graph through the inner steps is kept (iMAML; Rajeswaran et al. 2019, Eq. 6 and Algorithm 2).
+
+    At the minimum, ``grad support_loss(phi) + strength * (phi - start) = 0``. With
+    ``v = (Hessian + strength)^-1 grad query_loss(phi)`` from conjugate gradients, the gradient of
+    ``query_loss(phi) - <grad support_loss(phi) + strength * (phi - start), v>`` at constant ``phi`` and ``v`` is the
+    meta-gradient, ``strength * v`` for the start and the right one for parameters that are not adapted too.
+
+    Args:
+        strength: of the proximal term; the same number as in the inner rule's `Proximal`.
+        iterations: conjugate-gradient iterations.
+        damping: added to the Hessian while solving, for inner losses that are not convex.
+    """
+
+    citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
+
+    def __init__(self, strength: float = 2.0, iterations: int = 5, damping: float = 0.0) -> None:
+        if strength <= 0:
+            raise ValueError(f"Implicit needs a strength above 0, got {strength}")
+        self.strength, self.iterations, self.damping = strength, iterations, damping
+
+    def __call__(self, episode: Episode) -> Judgement:
+        with torch.no_grad():
+            minimum = detach(episode.last(order=1))
+            towards = grad(lambda p: episode.query_loss(p)[0])(minimum)
+            hessian = vjp(grad(episode.support_loss), minimum)[1]
+            shift = self.strength + self.damping
+
+            def regularised(v: Params) -> Params:
+                return {name: h + shift * v[name] for name, h in hessian(v)[0].items()}
+
+            solution = conjugate_gradient(regularised, towards, self.iterations)
+        loss, output = episode.query_loss(minimum)
+        slope = grad(episode.support_loss)(minimum)
+        residual = {n: slope[n] + self.strength * (minimum[n] - start) for n, start in episode.start.items()}
+        correction = _dot(residual, detach(solution))
+        # The correction is there for its gradient; its value, which a perfect inner minimum makes zero, is taken off.
+        return Judgement(loss - correction + correction.detach(), minimum, loss, output)
+
+
+def _dot(a: Params, b: Params) -> Tensor:
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def conjugate_gradient(matrix: Callable[[Params], Params], right: Params, iterations: int) -> Params:
+    """Solve ``matrix(x) = right`` for a symmetric positive matrix, starting from zero.
+
+    A fixed number of iterations, and divisions that stay finite once the residual is zero: it runs under ``vmap``.
+    """
+    tiny = torch.finfo(next(iter(right.values())).dtype).tiny
+    x = {name: torch.zeros_like(r) for name, r in right.items()}
+    residual = direction = right
+    square = _dot(residual, residual)
+    for _ in range(iterations):
+        image = matrix(direction)
+        length = square / (_dot(direction, image) + tiny)
+        x = {name: x[name] + length * d for name, d in direction.items()}
+        residual = {name: r - length * image[name] for name, r in residual.items()}
+        previous, square = square, _dot(residual, residual)
+        direction = {name: r + square / (previous + tiny) * direction[name] for name, r in residual.items()}
+    return x

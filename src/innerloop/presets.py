@@ -1,0 +1,128 @@
+"""Published algorithms, each a small composition of parts. Every function returns a `MetaLearner`.
+
+Keyword arguments that a preset does not name go to the learner: `Options`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from torch import nn
+
+from . import rules
+from .engine import Vectorize
+from .initial import Prototypes
+from .inner import Loss, Statistics
+from .learner import MetaLearner
+from .objectives import Implicit, Reptile, Unrolled
+from .select import Selection, everything, head_name, head_of, named
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Options(TypedDict, total=False):
+    """What every preset hands on to the learner; see `MetaLearner`."""
+
+    loss: Loss
+    inner_loss: Loss | None
+    steps: int
+    batch_size: int | None
+    statistics: Statistics
+    vectorize: Vectorize
+
+
+def maml(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[Options]) -> MetaLearner:
+    """Model-agnostic meta-learning: all parameters, plain gradient steps (Finn et al. 2017, Algorithm 1)."""
+    return MetaLearner(model, rules.SGD(lr), everything, Unrolled(order), **options)
+
+
+def fomaml(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> MetaLearner:
+    """First-order MAML: the updates are taken as constants (Finn et al. 2017, section 5.2)."""
+    return maml(model, lr, order=1, **options)
+
+
+def reptile(
+    model: nn.Module, lr: float = 1e-3, optimizer: Literal["adam", "sgd"] = "adam", **options: Unpack[Options]
+) -> MetaLearner:
+    """Reptile: move towards the adapted parameters (Nichol et al. 2018). Use outer SGD at the paper's step size.
+
+    The paper's inner Adam has ``betas=(0, 0.999)`` and keeps its second moments from task to task; here every task
+    starts afresh.
+    """
+    if optimizer not in ("adam", "sgd"):
+        raise ValueError(f'the inner optimizer of Reptile is "adam" or "sgd", got {optimizer!r}')
+    rule = rules.Adam(lr, betas=(0.0, 0.999)) if optimizer == "adam" else rules.SGD(lr)
+    return MetaLearner(model, rule, everything, Reptile(), **options)
+
+
+def imaml(
+    model: nn.Module, lr: float = 0.1, strength: float = 2.0, iterations: int = 5, **options: Unpack[Options]
+) -> MetaLearner:
+    """Implicit MAML: a proximal inner loop, meta-gradient by conjugate gradients (Rajeswaran et al. 2019, Alg. 1, 2)."""
+    rule = rules.Chain(rules.Proximal(strength), rules.SGD(lr))
+    return MetaLearner(model, rule, everything, Implicit(strength, iterations), **options)
+
+
+def anil(
+    model: nn.Module, lr: float = 0.1, head: str | None = None, order: int = 2, **options: Unpack[Options]
+) -> MetaLearner:
+    """Almost no inner loop: only the head adapts (Raghu et al. 2020)."""
+    citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
+    adapt = head_of(head or head_name(model))
+    return MetaLearner(model, rules.SGD(lr), adapt, Unrolled(order), citation=citation, **options)
+
+
+def boil(
+    model: nn.Module, lr: float = 0.1, head: str | None = None, order: int = 2, **options: Unpack[Options]
+) -> MetaLearner:
+    """Body only update in the inner loop: everything but the head adapts (Oh et al. 2021)."""
+    citation = (
+        "Oh, Yoo, Kim, Yun. BOIL: Towards Representation Change for Few-shot Learning. ICLR 2021"
+    )
+    adapt = everything - head_of(head or head_name(model))
+    return MetaLearner(model, rules.SGD(lr), adapt, Unrolled(order), citation=citation, **options)
+
+
+def cavia(model: nn.Module, lr: float = 1.0, adapt: Selection | None = None, **options: Unpack[Options]) -> MetaLearner:
+    """Fast context adaptation: only a context vector adapts, from zero (Zintgraf et al. 2019). The model is one with a
+    parameter called ``context``, such as `innerloop.models.WithContext`."""
+    return MetaLearner(model, rules.SGD(lr), adapt or named("context", "*.context"), Unrolled(), **options)
+
+
+def meta_sgd(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[Options]) -> MetaLearner:
+    """Meta-SGD: MAML with a learned rate for every weight (Li et al. 2017)."""
+    return MetaLearner(model, rules.ElementwiseSGD(lr), everything, Unrolled(order), **options)
+
+
+def meta_curvature(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> MetaLearner:
+    """Meta-Curvature: MAML whose gradients pass a learned Kronecker-factored map (Park and Oliva 2019)."""
+    rule = rules.Chain(rules.KroneckerCurvature(), rules.SGD(lr))
+    return MetaLearner(model, rule, everything, Unrolled(), **options)
+
+
+def protomaml(
+    model: nn.Module, lr: float = 0.01, head: str | None = None, order: int = 2, **options: Unpack[Options]
+) -> MetaLearner:
+    """ProtoMAML: MAML whose linear head starts at the class prototypes (Triantafillou et al. 2020, section 3)."""
+    citation = "Triantafillou et al. Meta-Dataset. ICLR 2020. arXiv:1903.03096"
+    initial = Prototypes(model, head)
+    return MetaLearner(model, rules.SGD(lr), everything, Unrolled(order), initial=initial, citation=citation, **options)
+
+
+def prototypical(model: nn.Module, head: str | None = None, **options: Unpack[Options]) -> MetaLearner:
+    """Prototypical networks: ProtoMAML without inner steps, the baseline that takes no gradient at test time (Snell et
+    al. 2017)."""
+    options = {**options, "steps": 0}
+    adapt = head_of(head or head_name(model))
+    return MetaLearner(model, rules.SGD(0.0), adapt, Unrolled(1), initial=Prototypes(model, head), **options)
+
+
+PRESETS: dict[str, Callable[..., MetaLearner]] = {
+    preset.__name__.replace("_", "-"): preset
+    for preset in (
+        maml, fomaml, reptile, imaml, anil, boil, cavia, meta_sgd, meta_curvature, protomaml, prototypical
+    )
+}  # fmt: skip
+"""The presets that a recipe can name."""

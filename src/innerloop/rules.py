@@ -1,0 +1,270 @@
+"""Update rules: how one inner step turns gradients into a move of the adapted parameters.
+
+A rule is an ``nn.Module``, so whatever it holds as a parameter that requires a gradient is meta-learned with the
+model. Rules that only reshape the gradient (`Clip`, `Momentum`, `Proximal`, `KroneckerCurvature`) are
+`GradientTransform`s; a `Chain` puts them in front of a rule that takes the step:
+
+>>> rule = Chain(Clip(10.0), Momentum(0.9), SGD(0.01))
+>>> rule.bind({"w": torch.zeros(3)}, steps=1)
+>>> state = rule.init({"w": torch.zeros(3)})
+>>> updates, state = rule({"w": torch.full((3,), 99.0)}, {"w": torch.zeros(3)}, state, 0)
+>>> updates["w"]
+tensor([-0.1000, -0.1000, -0.1000])
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .task import Params
+
+
+class UpdateRule(nn.Module, ABC):
+    """The contract of an inner update. A rule of one's own needs `forward` only; `innerloop.testing.check_rule`
+    checks it."""
+
+    citation: ClassVar[str] = ""
+
+    def bind(self, params: Params, steps: int) -> None:  # most rules hold nothing per parameter
+        """Make what depends on the adapted parameters or on the number of trained steps. Called once, by the learner.
+
+        Args:
+            params: the adapted parameters of the model.
+            steps: the number K of inner steps that training takes.
+        """
+
+    def init(self, params: Params) -> Any:
+        """The rule's state before the first step on a task (a pytree of tensors, such as velocities)."""
+        return ()
+
+    @abstractmethod
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """One inner step.
+
+        Args:
+            grads: gradient of the inner loss, by name.
+            params: the parameters at which it was taken; the same names.
+            state: what `init` or the step before returned.
+            step: index of this step, from 0; may exceed the trained number of steps.
+
+        Returns:
+            The updates, to be *added* to the parameters, and the new state.
+        """
+
+
+class GradientTransform(UpdateRule, ABC):
+    """A rule whose output is again a gradient: it needs a rule behind it in a `Chain` that takes the step."""
+
+
+class Chain(UpdateRule):
+    """Rules one after another: each transforms the gradient for the next, the last takes the step.
+
+    Raises:
+        ValueError: nothing is chained, a rule before the last takes a step, or the last only transforms.
+    """
+
+    def __init__(self, *rules: UpdateRule) -> None:
+        super().__init__()
+        names = [type(rule).__name__ for rule in rules]
+        if not rules or not all(isinstance(rule, GradientTransform) for rule in rules[:-1]):
+            raise ValueError(f"a Chain is gradient transforms followed by one rule that takes the step; got {names}")
+        require_step(rules[-1])
+        self.rules = nn.ModuleList(rules)
+
+    def __iter__(self) -> Iterator[UpdateRule]:
+        return iter(self.rules)  # type: ignore[arg-type]
+
+    def bind(self, params: Params, steps: int) -> None:
+        for rule in self:
+            rule.bind(params, steps)
+
+    def init(self, params: Params) -> Any:
+        return tuple(rule.init(params) for rule in self)
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        states = []
+        for rule, before in zip(self, state, strict=True):
+            grads, after = rule(grads, params, before, step)
+            states.append(after)
+        return grads, tuple(states)
+
+
+def require_step(rule: UpdateRule) -> None:
+    """Refuse a rule that would walk uphill because it hands the gradient on unscaled.
+
+    Raises:
+        ValueError: the rule is a bare `GradientTransform`.
+    """
+    if isinstance(rule, GradientTransform):
+        name = type(rule).__name__
+        raise ValueError(f"{name} transforms gradients and takes no step: write Chain({name}(...), SGD(lr))")
+
+
+class PerParameter(nn.Module):
+    """Tensors by qualified parameter name. (``nn.ParameterDict`` refuses names with dots.)"""
+
+    def __init__(self, tensors: Params, learned: bool = True) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_parameter(name.replace(".", "/"), nn.Parameter(tensor, requires_grad=learned))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._parameters[name.replace(".", "/")]  # type: ignore[return-value]
+
+
+class SGD(UpdateRule):
+    """Gradient descent: the update is ``-lr * g`` (Finn et al. 2017, Eq. 1).
+
+    Args:
+        lr: the inner rate.
+        learned: whether the rate, one scalar for all, is meta-learned.
+    """
+
+    def __init__(self, lr: float = 0.01, learned: bool = False) -> None:
+        super().__init__()
+        self.lr = nn.Parameter(torch.tensor(float(lr)), requires_grad=learned)
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        return {name: -self.lr * grad for name, grad in grads.items()}, state
+
+
+class PerStepSGD(UpdateRule):
+    """Learned rates, one for each parameter tensor and step (LSLR; Antoniou et al. 2019, section 4). They may turn
+    negative. Beyond the trained number of steps the last step's rates are repeated."""
+
+    citation = "Antoniou, Edwards, Storkey. How to train your MAML. ICLR 2019. arXiv:1810.09502"
+
+    def __init__(self, lr: float = 0.01, learned: bool = True) -> None:
+        super().__init__()
+        self.initial_lr, self.learned = float(lr), learned
+
+    def bind(self, params: Params, steps: int) -> None:
+        rates = {n: torch.full((max(steps, 1),), self.initial_lr, dtype=p.dtype) for n, p in params.items()}
+        self.lr = PerParameter(rates, self.learned)
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        rates = {name: self.lr[name] for name in grads}
+        return {n: -rates[n][min(step, len(rates[n]) - 1)] * grad for n, grad in grads.items()}, state
+
+
+class ElementwiseSGD(UpdateRule):
+    """A learned rate for every single weight (Meta-SGD; Li et al. 2017, Eq. 1)."""
+
+    citation = "Li, Zhou, Chen, Li. Meta-SGD: Learning to Learn Quickly for Few-Shot Learning. arXiv:1707.09835"
+
+    def __init__(self, lr: float = 0.01, learned: bool = True) -> None:
+        super().__init__()
+        self.initial_lr, self.learned = float(lr), learned
+
+    def bind(self, params: Params, steps: int) -> None:
+        rates = {n: torch.full_like(p, self.initial_lr, requires_grad=False) for n, p in params.items()}
+        self.lr = PerParameter(rates, self.learned)
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        return {name: -self.lr[name] * grad for name, grad in grads.items()}, state
+
+
+class Adam(UpdateRule):
+    """Adam with a fresh state on every task (Kingma and Ba 2015, Algorithm 1). Reptile uses ``betas=(0, 0.999)``.
+
+    The root is taken of the second moment *plus* ``eps`` squared, where the paper adds ``eps`` to the root: with a
+    gradient of exactly zero its derivative would be infinite, and the meta-gradient not a number. For gradients well
+    above ``eps`` the two agree.
+    """
+
+    citation = "Kingma, Ba. Adam: A Method for Stochastic Optimization. ICLR 2015. arXiv:1412.6980"
+
+    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__()
+        self.lr = nn.Parameter(torch.tensor(float(lr)), requires_grad=False)
+        self.betas, self.eps = betas, eps
+
+    def init(self, params: Params) -> Any:
+        return tuple({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        (b1, b2), (first, second) = self.betas, state
+        first = {n: b1 * first[n] + (1 - b1) * g for n, g in grads.items()}
+        second = {n: b2 * second[n] + (1 - b2) * g.square() for n, g in grads.items()}
+        c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
+        scale = {n: (v / c2 + self.eps**2).sqrt() for n, v in second.items()}
+        return {n: -self.lr * (m / c1) / scale[n] for n, m in first.items()}, (first, second)
+
+
+class Momentum(GradientTransform):
+    """Heavy-ball momentum: the gradient handed on is the velocity ``v <- momentum * v + g`` (Polyak 1964)."""
+
+    def __init__(self, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+
+    def init(self, params: Params) -> Any:
+        return {name: torch.zeros_like(p) for name, p in params.items()}
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        velocity = {name: self.momentum * state[name] + grad for name, grad in grads.items()}
+        return velocity, velocity
+
+
+class Clip(GradientTransform):
+    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10)."""
+
+    def __init__(self, limit: float = 10.0) -> None:
+        super().__init__()
+        if limit <= 0:
+            raise ValueError(f"Clip needs a limit above 0, got {limit}")
+        self.limit = limit
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        return {name: grad.clamp(-self.limit, self.limit) for name, grad in grads.items()}, state
+
+
+class Proximal(GradientTransform):
+    """Adds the gradient of ``strength / 2 * ||params - start||^2``, the pull towards the meta-parameters (Rajeswaran
+    et al. 2019, Eq. 3)."""
+
+    citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
+
+    def __init__(self, strength: float = 2.0) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def init(self, params: Params) -> Any:
+        return dict(params)
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        return {name: grad + self.strength * (params[name] - state[name]) for name, grad in grads.items()}, state
+
+
+class KroneckerCurvature(GradientTransform):
+    """A learned linear map of each gradient tensor, one square matrix an axis, the identity at first (Meta-Curvature;
+    Park and Oliva 2019, section 3.1). Axes past the second are flattened into one, as the paper does with the spatial
+    axes of a convolution."""
+
+    citation = "Park, Oliva. Meta-Curvature. NeurIPS 2019. arXiv:1902.03356"
+
+    def bind(self, params: Params, steps: int) -> None:
+        factors = {
+            f"{name}:{axis}": torch.eye(length, dtype=p.dtype, device=p.device)
+            for name, p in params.items()
+            for axis, length in enumerate(self._view(p))
+        }
+        self.factors = PerParameter(factors)
+
+    @staticmethod
+    def _view(tensor: Tensor) -> tuple[int, ...]:
+        return tuple(tensor.shape) if tensor.ndim <= 2 else (*tensor.shape[:2], tensor[0, 0].numel())
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        return {name: self._transform(name, grad) for name, grad in grads.items()}, state
+
+    def _transform(self, name: str, grad: Tensor) -> Tensor:
+        out = grad.reshape(self._view(grad))
+        for axis in range(out.ndim):
+            out = torch.tensordot(self.factors[f"{name}:{axis}"], out.movedim(axis, 0), dims=1).movedim(0, axis)
+        return out.reshape(grad.shape)

@@ -1,0 +1,110 @@
+"""Which of a model's parameters the inner loop moves.
+
+A `Selection` is a set of parameter names that is resolved against a model, and combines like a set:
+
+>>> from torch import nn
+>>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+>>> (everything - norms).names(net)
+('0.weight', '0.bias', '2.weight', '2.bias')
+>>> (head | named("0.bias")).names(net)
+('0.bias', '2.weight', '2.bias')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A named set of parameters, resolved against a model when a learner is made.
+
+    A parameter with ``requires_grad=False`` is *frozen*: it is not meta-learned, and `everything` leaves it out. Where
+    a selection names it all the same (`named`, `head_of`), the inner loop adapts it from its fixed value, which is
+    what CAVIA does with its context vector.
+    """
+
+    description: str
+    match: Callable[[nn.Module], set[str]]
+
+    def names(self, model: nn.Module) -> tuple[str, ...]:
+        """The selected names, in the order of ``model.named_parameters()``.
+
+        Raises:
+            ValueError: nothing is selected; the message lists what there is.
+        """
+        chosen = self.match(model)
+        available = [name for name, _ in model.named_parameters()]
+        names = tuple(name for name in available if name in chosen)
+        if not names:
+            raise ValueError(
+                f"the selection {self.description} matches no parameter of {type(model).__name__}; "
+                f"its parameters are: {', '.join(available) or 'none'}"
+            )
+        return names
+
+    def __or__(self, other: Selection) -> Selection:
+        return Selection(f"({self.description} | {other.description})", lambda m: self.match(m) | other.match(m))
+
+    def __and__(self, other: Selection) -> Selection:
+        return Selection(f"({self.description} & {other.description})", lambda m: self.match(m) & other.match(m))
+
+    def __sub__(self, other: Selection) -> Selection:
+        return Selection(f"({self.description} - {other.description})", lambda m: self.match(m) - other.match(m))
+
+    def __repr__(self) -> str:
+        return self.description
+
+
+def named(*patterns: str) -> Selection:
+    """The parameters whose qualified names match any of the shell patterns, e.g. ``named("*.norm.*", "head.*")``."""
+    return Selection(
+        f"named({', '.join(map(repr, patterns))})",
+        lambda model: {n for n, _ in model.named_parameters() if any(fnmatchcase(n, p) for p in patterns)},
+    )
+
+
+def head_of(name: str) -> Selection:
+    """The parameters of the submodule called ``name``: a head given by its name."""
+    return Selection(
+        f"head_of({name!r})",
+        lambda model: {n for n, _ in model.named_parameters() if n.startswith(f"{name}.")},
+    )
+
+
+def head_name(model: nn.Module) -> str:
+    """The qualified name of the last submodule with parameters of its own: what `head` means by default.
+
+    Raises:
+        ValueError: the model has no submodule with parameters.
+    """
+    owners: list[str] = [
+        name for name, module in model.named_modules() if name and any(True for _ in module.parameters(recurse=False))
+    ]
+    if not owners:
+        raise ValueError(f"{type(model).__name__} has no submodule with parameters, so no head: name the parameters")
+    return owners[-1]
+
+
+def _types(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[str]:
+    modules = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, kinds)]
+    return {f"{prefix}.{n}" if prefix else n for prefix, module in modules for n, _ in module.named_parameters()}
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+everything = Selection("everything", lambda model: {n for n, p in model.named_parameters() if p.requires_grad})
+"""Every parameter that is not frozen (MAML)."""
+
+head = Selection("head", lambda model: head_of(head_name(model)).match(model))
+"""The last submodule with parameters of its own (ANIL)."""
+
+body = Selection("body", (everything - head).match)
+"""Every parameter that is neither frozen nor in the head (BOIL)."""
+
+norms = Selection("norms", lambda model: _types(model, _NORMS))
+"""The scales and shifts of normalisation layers."""
