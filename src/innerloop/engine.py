@@ -12,6 +12,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from .inner import stack
+from .norms import DifferentiableNorms
 from .task import Params, Task, count, select
 
 Vectorize = Literal["auto"] | bool
@@ -79,7 +80,8 @@ class Engine:
 
 def _vectorised(function: PerTask, tasks: Task, buffers: Params, number: int) -> Any:
     own = {name: buffer.expand(number, *buffer.shape) for name, buffer in buffers.items()}
-    return vmap(function, randomness="different")(tasks, own)
+    with DifferentiableNorms():
+        return vmap(function, randomness="different")(tasks, own)
 
 
 def _concatenate(chunks: list[Any]) -> Any:

@@ -60,7 +60,7 @@ def reptile(
 def imaml(
     model: nn.Module, lr: float = 0.1, strength: float = 2.0, iterations: int = 5, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Implicit MAML: a proximal inner loop, meta-gradient by conjugate gradients (Rajeswaran et al. 2019, Alg. 1, 2)."""
+    """Implicit MAML: a proximal inner loop, meta-gradient by conjugate gradients (Rajeswaran et al. 2019)."""
     rule = rules.Chain(rules.Proximal(strength), rules.SGD(lr))
     return MetaLearner(model, rule, everything, Implicit(strength, iterations), **options)
 

@@ -1,0 +1,339 @@
+"""Recipes: an experiment as a TOML file, checked against the signatures of what it names before anything is done.
+
+A recipe has the sections ``[model]`` (``name`` and the arguments of that model), ``[learner]`` (``preset`` and its
+arguments), ``[tasks]`` (``name`` and those of its builder), ``[train]`` (arguments of the `Trainer`) and ``[evaluate]``
+(of `evaluate`), and beside them ``description``, ``seed``, and ``extends``: another recipe, of which this one then
+only says what differs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .data import TASKS, Sources
+from .learner import MetaLearner
+from .models import MODELS
+from .presets import PRESETS
+from .schedules import SCHEDULES
+from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
+from .train import Trainer, evaluate
+from .train.checkpoint import Checkpoints
+
+Config = dict[str, Any]
+"""A recipe as plain values: what its TOML says."""
+
+
+class Section(NamedTuple):
+    """What a section of a recipe configures: a function, or the entry of a table that one of its keys names."""
+
+    functions: Mapping[str, Callable[..., Any]]
+    key: str = ""
+    without: tuple[str, ...] = ()
+
+    def function(self, where: str, given: Mapping[str, Any]) -> Callable[..., Any]:
+        """The function that the section is about."""
+        if not self.key:
+            return self.functions[""]
+        if self.key not in given:
+            raise ValueError(f"[{where}] needs the key {self.key}, one of {', '.join(sorted(self.functions))}")
+        return lookup(f"{where}.{self.key}", given[self.key], self.functions)
+
+    def options(self, where: str, given: Mapping[str, Any]) -> dict[str, Option]:
+        """Its keys, without the one that names the function."""
+        return options(self.function(where, given), self.without)
+
+
+SECTIONS = {
+    "model": Section(MODELS, "name"),
+    "learner": Section(PRESETS, "preset", ("model",)),
+    "tasks": Section(TASKS, "name", ("root", "device", "download")),
+    "train": Section({"": Trainer}, "", ("learner", "train", "val", "run", "seed", "config", "progress")),
+    "evaluate": Section({"": evaluate}, "", ("learner", "source")),
+}
+TOP = {"description": Option(str, ""), "seed": Option(int, 0), "extends": Option(str, "")}
+
+SHARED = {"ways": "ways", "image_size": "size", "channels": "channels"}
+"""Arguments of a model that must be what the tasks say, and how they are called there."""
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes shipped with the package, by name."""
+    folder = Path(str(importlib.resources.files("innerloop"))) / "recipes"
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> Config:
+    """Read a recipe, apply what overrides it, check it, and make every default explicit. Reads no data.
+
+    Args:
+        name: of a shipped recipe, or the path of a file.
+        overrides: such as ``"learner.lr=0.1"``; the value is TOML, and a bare word is a string.
+        seed: overrides that of the recipe.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, or a name, key or value that is wrong; the message says what would be right.
+    """
+    try:
+        config = _read(name)
+        for override in overrides:
+            _override(config, override)
+        return resolve(config if seed is None else {**config, "seed": seed})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _read(name: str | Path, beside: Path | None = None, chain: tuple[str, ...] = ()) -> Config:
+    """The content of a recipe on top of the one that it extends."""
+    path = Path(name).expanduser()
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        path = path if beside is None else beside / path
+    else:
+        path = lookup("recipe", str(name), recipes())
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}")
+    if str(path) in chain:
+        raise ValueError(f"extends itself: {' -> '.join((*chain, str(path)))}")
+    config = parse(path.read_text(encoding="utf-8"))
+    base = convert(config.pop("extends", ""), str, "extends")
+    if not base:
+        return config
+    return _merge(_read(base, path.parent, (*chain, str(path))), config)
+
+
+def parse(text: str) -> Config:
+    """TOML as plain values.
+
+    Raises:
+        ValueError: it is not TOML.
+    """
+    for library in ("tomllib", "tomli"):  # the first is part of Python 3.11
+        try:
+            module = importlib.import_module(library)
+        except ModuleNotFoundError:
+            continue
+        parsed: Config = module.loads(text)
+        return parsed
+    raise ImportError("reading recipes needs tomli on Python 3.10: pip install 'innerloop[cli]'")
+
+
+def _merge(base: Config, over: Mapping[str, Any]) -> Config:
+    """Section by section; within a section the later value of a key counts, whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = {**base[key], **value} if both else value
+    return merged
+
+
+def _override(config: Config, text: str) -> None:
+    """Apply one ``section.key=value``."""
+    place, equals, word = text.partition("=")
+    *path, last = place.strip().split(".")
+    if not equals or not last or len(path) > 2:
+        raise ValueError(f"{text!r} is not of the form section.key=value")
+    for part in path:
+        config = config.setdefault(part, {})
+        if not isinstance(config, dict):
+            raise ValueError(f"{text!r}: {part} is a value, not a table")
+    try:
+        config[last] = parse(f"value = {word.strip()}")["value"]
+    except ValueError:
+        config[last] = word.strip()
+
+
+# -- checking ---------------------------------------------------------------------------------------------------------
+
+
+def resolve(config: Mapping[str, Any]) -> Config:
+    """The same recipe with every default that TOML can express made explicit.
+
+    Raises:
+        ValueError: a name, key or value that is wrong.
+    """
+    known = {**TOP, **dict.fromkeys(SECTIONS)}
+    for key, value in config.items():
+        if key not in known:
+            raise ValueError(f"unknown key {key}{nearest(key, known)}. A recipe has {', '.join(known)}")
+        if key in SECTIONS and not isinstance(value, dict):
+            raise ValueError(f"{key} = {value!r} is a value; expected a table [{key}]")
+    top = {key: convert(config.get(key, option.default), option.hint, key) for key, option in TOP.items()}
+    del top["extends"]
+    resolved: Config = {name: dict(config.get(name, {})) for name in SECTIONS}
+    for name in ("tasks", "learner", "train", "evaluate", "model"):
+        if name == "model":
+            _take_from_tasks(resolved["model"], resolved["tasks"])
+        resolved[name] = _complete(name, resolved[name])
+    return {**top, **resolved}
+
+
+def _complete(name: str, given: Mapping[str, Any]) -> Config:
+    """A section, checked, with its defaults."""
+    section = SECTIONS[name]
+    known, plain = section.options(name, given), {k: v for k, v in given.items() if k != section.key}
+    defaults = {key: encode(option.default) for key, option in known.items() if option.default is not REQUIRED}
+    plain = {**{key: value for key, value in defaults.items() if value is not MISMATCH}, **plain}
+    for key, value in plain.items():
+        if isinstance(value, dict) and value.get("schedule") in SCHEDULES and "iterations" in plain:
+            needs = inspect.signature(SCHEDULES[value["schedule"]]).parameters
+            plain[key] = {**({"iterations": plain["iterations"]} if "iterations" in needs else {}), **value}
+    convert_all(name, plain, known)
+    return {**({section.key: given[section.key]} if section.key else {}), **plain}
+
+
+def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
+    """Give the model the ways and the size of the tasks; they must not contradict each other."""
+    known = SECTIONS["model"].options("model", model)
+    for key, theirs in SHARED.items():
+        if key in known and theirs in tasks and model.setdefault(key, tasks[theirs]) != tasks[theirs]:
+            raise ValueError(
+                f"model.{key} = {model[key]!r} contradicts tasks.{theirs} = {tasks[theirs]!r}; "
+                f"leave model.{key} out to have it follow"
+            )
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys, as ``section.key``, whose values differ, apart from the description."""
+    first, second = _flat(one), _flat(other)
+    keys = sorted(first.keys() | second.keys(), key=list(first | second).index)
+    return [key for key in keys if key != "description" and first.get(key) != second.get(key)]
+
+
+def _flat(config: Mapping[str, Any]) -> Config:
+    flat = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    for name, section in config.items():
+        if isinstance(section, dict):
+            flat |= {f"{name}.{key}": value for key, value in section.items()}
+    return flat
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+def arguments(config: Config, name: str) -> dict[str, Any]:
+    """The arguments that a section of a resolved recipe stands for, such as those of the `Trainer`."""
+    section = SECTIONS[name]
+    given = {key: value for key, value in config[name].items() if key != section.key}
+    return convert_all(name, given, section.options(name, config[name]))
+
+
+def build_learner(config: Config, device: str = "cpu") -> MetaLearner:
+    """The learner of a resolved recipe, initialised under its seed. Torch's random state is left as it was."""
+    model, preset = (SECTIONS[name].function(name, config[name]) for name in ("model", "learner"))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config["seed"])
+        learner: MetaLearner = preset(call(model, arguments(config, "model")), **arguments(config, "learner"))
+    return learner.to(find_device(device))
+
+
+def build(
+    config: Config, root: str | Path | None = None, device: str = "cpu", download: bool = False
+) -> tuple[MetaLearner, Sources]:
+    """The learner and the task sources of a resolved recipe.
+
+    Args:
+        config: from `load_recipe`.
+        root: where the data are; see the data set.
+        device: ``"cpu"``, ``"cuda"``, ``"auto"``, ...
+        download: fetch data that are not there, where the data set knows from where.
+
+    Raises:
+        ValueError: the device is not available, or the model does not fit the images; and what the data set raises.
+    """
+    learner = build_learner(config, device)
+    builder = SECTIONS["tasks"].function("tasks", config["tasks"])
+    given = {"root": root, "device": str(find_device(device)), "download": download}
+    accepted = inspect.signature(builder).parameters
+    outside = {key: value for key, value in given.items() if key in accepted}
+    sources: Sources = builder(**arguments(config, "tasks"), **outside)
+    _check_fit(config, sources)
+    return learner, sources
+
+
+def _check_fit(config: Config, sources: Sources) -> None:
+    """Compare the model's input with the images, before torch trips over it."""
+    model, x = config["model"], sources.train.sample(1, torch.Generator().manual_seed(0)).support.x
+    for key, axis in (("channels", -3), ("image_size", -1)):
+        if key in model and x.ndim == 5 and model[key] != x.shape[axis]:
+            raise ValueError(
+                f"model.{key} = {model[key]}, but the images of {config['tasks']['name']} have {x.shape[axis]}"
+            )
+
+
+def find_device(name: str) -> torch.device:
+    """A device by its name; ``"auto"`` is CUDA where there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} is not available here ({reason}); use cpu or auto") from error
+    return torch.device(name)
+
+
+def load_run(
+    run: str | Path, root: str | Path | None = None, device: str = "cpu"
+) -> tuple[MetaLearner, Sources, Config]:
+    """What a run directory holds: the learner with the best validated weights, the sources and the resolved recipe.
+
+    Args:
+        run: the run directory.
+        root, device: as in `build`.
+
+    Raises:
+        FileNotFoundError: it is not the directory of a run that was trained by a recipe.
+        ValueError: its files are damaged or do not fit each other.
+    """
+    path = Path(run) / "config.toml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is not a run directory: it has no config.toml")
+    config = load_recipe(path)
+    weights = Checkpoints(Path(run)).weights()["learner"]
+    learner, sources = build(config, root, device)
+    try:
+        learner.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {run} are not those of its config.toml: {error}") from error
+    return learner, sources, config
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def dumps(config: Mapping[str, Any]) -> str:
+    """Plain values as TOML, exactly: reading it gives them back."""
+    lines = [f"{_key(key)} = {_toml(value)}" for key, value in config.items() if not isinstance(value, dict)]
+    for name, section in config.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{_key(name)}]", *(f"{_key(key)} = {_toml(value)}" for key, value in section.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _toml(key)

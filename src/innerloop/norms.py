@@ -1,0 +1,109 @@
+"""Normalisation from elementary operations, for derivatives of derivatives under ``vmap``.
+
+Torch's batching rules for the backward of batch, instance and layer norm take the saved statistics for constants. Where
+autograd records *through* ``vmap``, as it does here, second derivatives of a layer with a scale then come out wrong
+without a word (seen with torch 2.13: meta-gradients off by factors). While tasks run at once, these functions stand in
+for torch's; looped tasks use torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` with mean 0 and variance 1 over some axes, and the mean and (biased) variance it had."""
+    mean = x.mean(axes, keepdim=True)
+    centred = x - mean
+    variance = centred.square().mean(axes, keepdim=True)
+    return centred * torch.rsqrt(variance + eps), mean, variance
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+def _move(running: Tensor | None, value: Tensor, momentum: float) -> None:
+    if running is not None:
+        running.mul_(1 - momentum).add_(momentum * value.detach().reshape(running.shape).to(running.dtype))
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``torch.nn.functional.batch_norm``."""
+    if not training:  # no statistics to differentiate: torch's own is right
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    axes = [0, *range(2, input.ndim)]
+    each = input.numel() // input.shape[1]
+    if each < 2:
+        raise ValueError(f"batch norm needs more than 1 value per channel, got input of {tuple(input.shape)}")
+    x, mean, variance = _standardise(input, axes, eps)
+    _move(running_mean, mean, momentum)
+    _move(running_var, variance * each / (each - 1), momentum)
+    return _affine(x, weight, bias, [1, -1, *[1] * (input.ndim - 2)])
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``torch.nn.functional.instance_norm``."""
+    if not use_input_stats:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    each = input[0, 0].numel()
+    x, mean, variance = _standardise(input, list(range(2, input.ndim)), eps)
+    _move(running_mean, mean.mean(0), momentum)
+    _move(running_var, variance.mean(0) * each / max(each - 1, 1), momentum)
+    return _affine(x, weight, bias, [1, -1, *[1] * (input.ndim - 2)])
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    """``torch.nn.functional.layer_norm``."""
+    x, _mean, _variance = _standardise(input, list(range(-len(normalized_shape), 0)), eps)
+    return _affine(x, weight, bias, normalized_shape)
+
+
+_REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.batch_norm: batch_norm,
+    F.instance_norm: instance_norm,
+    F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
+}
+
+
+class DifferentiableNorms(TorchFunctionMode):
+    """While entered, norms run on the elementary operations above."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Hand every function on, but for the norms."""
+        return _REPLACED.get(func, func)(*args, **(kwargs or {}))

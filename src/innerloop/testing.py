@@ -1,0 +1,106 @@
+"""Checks for parts of one's own: what the library's tests ask of its rules and sources, users can ask of theirs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from .rules import GradientTransform, UpdateRule
+from .task import Params, TaskSource, count
+
+
+def check_rule(rule: UpdateRule, steps: int = 2) -> None:
+    """Check that an update rule keeps the contract of `innerloop.UpdateRule`.
+
+    It must return an update of the same shape and type for every parameter, for more steps than were trained too;
+    leave its arguments alone; be deterministic; keep its state's structure; run under ``vmap`` with the same result;
+    and, unless it only transforms gradients, lower a small quadratic loss from the start.
+
+    Args:
+        rule: a rule that is not bound to parameters yet.
+        steps: the number of inner steps to bind it to.
+
+    Raises:
+        AssertionError: the contract is broken; the message says how.
+
+    >>> from innerloop import SGD
+    >>> check_rule(SGD(0.1))
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"layer.weight": (3, 2), "layer.bias": (3,), "conv.weight": (2, 3, 2, 2)}
+    params = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    rule.bind(params, steps)
+    rule.to(torch.float64)
+    _check_step(rule, params, steps)
+    _check_vmap(rule, params)
+    if not isinstance(rule, GradientTransform):
+        _check_descent(rule, params, steps)
+
+
+def _gradient(params: Params) -> Params:
+    """Of half the squared norm."""
+    return {name: p.clone() for name, p in params.items()}
+
+
+def _check_step(rule: UpdateRule, params: Params, steps: int) -> None:
+    kept, state = _gradient(params), rule.init(params)
+    structure = pytree.tree_structure(state)
+    for step in range(steps + 2):
+        grads = _gradient(params)
+        updates, after = rule(grads, params, state, step)
+        again, _ = rule(grads, params, state, step)
+        assert set(updates) == set(params), f"updates are for {sorted(updates)}, parameters are {sorted(params)}"
+        for name, update in updates.items():
+            assert update.shape == params[name].shape, (
+                f"the update of {name} is {tuple(update.shape)}, not {tuple(params[name].shape)}"
+            )
+            assert update.dtype == params[name].dtype, f"the update of {name} is {update.dtype} at step {step}"
+            assert torch.equal(update, again[name]), f"the update of {name} differs when computed twice"
+            assert torch.equal(params[name], kept[name]), f"the rule changes the parameter {name} in place"
+            assert torch.equal(grads[name], kept[name]), f"the rule changes the gradient of {name} in place"
+        assert pytree.tree_structure(after) == structure, f"the state changes its structure at step {step}"
+        state = after
+
+
+def _check_vmap(rule: UpdateRule, params: Params) -> None:
+    def step(params: Params) -> Params:
+        updates: Params = rule(_gradient(params), params, rule.init(params), 0)[0]
+        return updates
+
+    batched = {name: torch.stack([p, 2 * p]) for name, p in params.items()}
+    together = vmap(step)(batched)
+    for index in range(2):
+        alone = step({name: p[index] for name, p in batched.items()})
+        for name, update in alone.items():
+            torch.testing.assert_close(together[name][index], update, msg=f"{name} differs between vmap and a loop")
+
+
+def _check_descent(rule: UpdateRule, params: Params, steps: int) -> None:
+    def loss(params: Params) -> Tensor:
+        return torch.stack([p.detach().square().sum() / 2 for p in params.values()]).sum()
+
+    before, state = loss(params), rule.init(params)
+    for step in range(steps):
+        updates, state = rule(_gradient(params), params, state, step)
+        params = {name: p + updates[name] for name, p in params.items()}
+    assert loss(params) < before, f"{steps} steps raise a quadratic loss from {before:.4g} to {loss(params):.4g}"
+
+
+def check_source(source: TaskSource, n: int = 3) -> None:
+    """Check that a task source keeps the contract of `innerloop.TaskSource`: ``n`` tasks on request, as many for any
+    ``n``, and all randomness from the generator.
+
+    Raises:
+        AssertionError: the contract is broken; the message says how.
+    """
+    draws = [source.sample(n, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert [count(draw) for draw in draws] == [n] * 3, f"asked for {n} tasks, got {[count(draw) for draw in draws]}"
+    assert count(source.sample(1, torch.Generator().manual_seed(0))) == 1, "asked for 1 task, got another number"
+    leaves = [[leaf for leaf in pytree.tree_leaves(draw) if isinstance(leaf, Tensor)] for draw in draws]
+    same = [torch.equal(a, b) for a, b in zip(leaves[0], leaves[1], strict=True)]
+    assert all(same), "the same generator state gives different tasks: draw all randomness from the generator"
+    assert not all(torch.equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True)), (
+        "another seed gives the same tasks: the generator is not used"
+    )

@@ -1,0 +1,63 @@
+"""The stand-ins for torch's norms: the same values, the same running statistics, and derivatives that survive vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop.norms import DifferentiableNorms
+
+pytestmark = pytest.mark.usefixtures("double")
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "batch 1-d": (lambda: nn.BatchNorm1d(4), (6, 4)),
+    "batch 2-d": (lambda: nn.BatchNorm2d(4), (6, 4, 3, 3)),
+    "batch, no statistics": (lambda: nn.BatchNorm2d(4, track_running_stats=False), (6, 4, 3, 3)),
+    "batch, no scale": (lambda: nn.BatchNorm2d(4, affine=False), (6, 4, 3, 3)),
+    "instance": (lambda: nn.InstanceNorm2d(4), (6, 4, 3, 3)),
+    "instance, all": (lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True), (6, 4, 3, 3)),
+    "layer": (lambda: nn.LayerNorm(4), (6, 4)),
+    "layer, two axes": (lambda: nn.LayerNorm((3, 4)), (6, 3, 4)),
+    "layer, no scale": (lambda: nn.LayerNorm(4, elementwise_affine=False), (6, 4)),
+    "group": (lambda: nn.GroupNorm(2, 4), (6, 4, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_and_running_statistics_are_those_of_torch(name: str) -> None:
+    make, shape = LAYERS[name]
+    layers, x = [make(), make()], 3 + 2 * torch.randn(shape)
+    for layer in layers:
+        for index, parameter in enumerate(layer.parameters()):
+            parameter.data = torch.linspace(0.5, 2 + index, parameter.numel()).reshape(parameter.shape)
+    expected = layers[0](x)
+    with DifferentiableNorms():
+        torch.testing.assert_close(layers[1](x), expected)
+    torch.testing.assert_close(dict(layers[1].named_buffers()), dict(layers[0].named_buffers()))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_vectorised_meta_gradients_through_a_norm_equal_looped_ones(name: str) -> None:
+    make, shape = LAYERS[name]
+    features = torch.Size(shape[1:]).numel()
+
+    def learner(vectorize: bool) -> il.MetaLearner:
+        torch.manual_seed(2)
+        layers = [nn.Linear(3, features), nn.Unflatten(1, shape[1:]), make(), nn.Tanh(), nn.Flatten()]
+        return il.maml(nn.Sequential(*layers, nn.Linear(features, 1)), lr=0.3, loss=F.mse_loss, vectorize=vectorize)
+
+    x, y = torch.randn(3, 6, 3), torch.randn(3, 6, 1)
+    tasks = il.Task(il.Batch(x, y), il.Batch(x + 1, y))
+    expected, got = (learner(vectorize).meta_gradient(tasks)[0] for vectorize in (False, True))
+    for grad_name, grad in expected.items():
+        torch.testing.assert_close(got[grad_name], grad)
+
+
+def test_one_value_per_channel_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"), DifferentiableNorms():
+        nn.BatchNorm1d(3)(torch.randn(1, 3))
