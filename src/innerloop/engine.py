@@ -79,9 +79,13 @@ class Engine:
 
 
 def _vectorised(function: PerTask, tasks: Task, buffers: Params, number: int) -> Any:
-    own = {name: buffer.expand(number, *buffer.shape) for name, buffer in buffers.items()}
     with DifferentiableNorms():
-        return vmap(function, randomness="different")(tasks, own)
+        return vmap(function, randomness="different")(tasks, copies(buffers, number))
+
+
+def copies(buffers: Params, number: int) -> Params:
+    """Each buffer with a new first axis: in-place updates under ``vmap`` need one for every item."""
+    return {name: buffer.expand(number, *buffer.shape) for name, buffer in buffers.items()}
 
 
 def _concatenate(chunks: list[Any]) -> Any:

@@ -122,11 +122,11 @@ class Episode:
     def query_loss(self, params: Params) -> tuple[Tensor, Any]:
         """The outer loss on the query set, a scalar, and the output it was computed from."""
         output = self.output(params, self.task.query.x)
-        return self.loss(output, self.task.query.y), output
+        return _scalar(self.loss(output, self.task.query.y)), output
 
     def _inner(self, params: Params, batch: Batch) -> tuple[Tensor, Params]:
         output, buffers = self.model({**self.fixed, **params}, self.buffers, batch.x)
-        return self.inner_loss(output, batch.y), buffers
+        return _scalar(self.inner_loss(output, batch.y)), buffers
 
     def path(self, order: int = 2) -> Iterator[Params]:
         """Yield the adapted parameters after step 1, 2, ..., K.
@@ -153,6 +153,12 @@ class Episode:
         for params in self.path(order):  # noqa: B007 - only the end of the path is wanted
             pass
         return params
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if loss.ndim:
+        raise ValueError(f"a loss must average to one scalar, got shape {tuple(loss.shape)}: use reduction='mean'")
+    return loss
 
 
 def stack(items: Sequence[Any]) -> Any:

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable
 from functools import partial
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .engine import Engine, Vectorize
+from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
 from .inner import BATCH_NORMS, Episode, Loss, Stateless, Statistics, detach, normalising, stack
 from .objectives import Objective, Unrolled
@@ -132,9 +133,6 @@ class MetaLearner(nn.Module):
     def _judge(self, task: Task, buffers: Params, *, iteration: int) -> tuple[Any, ...]:
         episode = self._episode(task, buffers, iteration=iteration)
         judgement = self.objective(episode)
-        if judgement.objective.ndim:
-            shape = tuple(judgement.objective.shape)
-            raise ValueError(f"a loss must average to a scalar per task, got shape {shape}: use reduction='mean'")
         return Outcome(
             judgement.objective,
             judgement.loss.detach(),
@@ -233,13 +231,14 @@ class MetaLearner(nn.Module):
         if transductive or not self.depends_on_query_set:
             return episode.output(params, query)
 
-        def alone(example: Any) -> Any:
+        def alone(example: Any, buffers: Params) -> Any:
             together = pytree.tree_map(lambda s, q: torch.cat([s, q[None]]), support, example)
-            return pytree.tree_map(lambda out: out[-1], episode.output(params, together))
+            output, _ = episode.model({**episode.fixed, **params}, buffers, together)
+            return pytree.tree_map(lambda out: out[-1], output)
 
         if self.engine.vectorised:
-            return vmap(alone, randomness="different")(query)
-        return stack([alone(select(query, index)) for index in range(size(query))])
+            return vmap(alone, randomness="different")(query, copies(episode.buffers, size(query)))
+        return stack([alone(select(query, index), episode.buffers) for index in range(size(query))])
 
     def _check(self, tasks: Task) -> None:
         """On the first meta-batch, name the adapted parameters that the inner loss does not depend on."""
@@ -251,10 +250,10 @@ class MetaLearner(nn.Module):
             episode = self._episode(select(tasks, 0), self._own_buffers())
             start = {name: p.detach().requires_grad_() for name, p in episode.start.items()}
             loss = episode.support_loss(start, 0)
-            if not loss.requires_grad:
-                raise ValueError(f"the inner loss depends on none of the adapted parameters: {', '.join(start)}")
-            grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True)
-        unused = [name for name, grad in zip(start, grads, strict=True) if grad is None]
+            grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True) if loss.requires_grad else ()
+        unused = [name for name, grad in zip_longest(start, grads) if grad is None]
+        if len(unused) == len(start):
+            raise ValueError(f"the inner loss depends on none of the adapted parameters: {', '.join(start)}")
         if unused:
             warnings.warn(
                 f"the inner loss does not depend on {', '.join(unused)}: these get an update of zero. Leave them out "

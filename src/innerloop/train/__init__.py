@@ -1,0 +1,17 @@
+"""Meta-training and evaluation."""
+
+from .evaluate import METRICS, Evaluation, Metric, accuracy, evaluate
+from .signals import Interrupted
+from .trainer import NonFiniteError, Result, Trainer
+
+__all__ = [
+    "METRICS",
+    "Evaluation",
+    "Interrupted",
+    "Metric",
+    "NonFiniteError",
+    "Result",
+    "Trainer",
+    "accuracy",
+    "evaluate",
+]

@@ -1,0 +1,232 @@
+"""The command line: list what there is, train by a recipe, evaluate a run."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__, config
+from .data import TASKS
+from .models import MODELS
+from .presets import PRESETS
+from .task import TaskSource
+from .train import Evaluation, Interrupted, NonFiniteError, Trainer, evaluate
+from .train.checkpoint import holds_run, writing
+from .train.record import dumps, environment, write_results
+
+EXPECTED = (ValueError, OSError, ImportError, NonFiniteError)
+"""What the user can mend: shown as one message. Anything else is a bug, and shown with its traceback."""
+
+app = typer.Typer(
+    help="Gradient-based meta-learning: train a model to learn from a few examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Where the data are; else $INNERLOOP_DATA and the cache.", show_default=False),
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")]
+
+
+class Split(str, Enum):
+    """Which of a data set's splits."""
+
+    train, val, test = "train", "val", "test"
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; errors that the user can mend become one message on standard error.
+
+    Returns:
+        The exit code: 0, 1 after an error, 2 after wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        app(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except EXPECTED as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"innerloop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+) -> None:
+    """Options of all commands; what they do is done by their callbacks and by `run`."""
+
+
+# -- list -------------------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False) -> None:
+    """List the recipes, presets, data sets and models."""
+    shelves = {
+        "recipes": {name: config.load_recipe(name)["description"] for name in config.recipes()},
+        "presets": _first_lines(PRESETS),
+        "data": _first_lines(TASKS),
+        "models": _first_lines(MODELS),
+    }
+    if as_json:
+        print(dumps(shelves))
+        return
+    for title, entries in shelves.items():
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
+        for name, text in entries.items():
+            table.add_row(name, text, style="" if text else "dim")
+        Console().print(table)
+
+
+def _first_lines(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
+    return {
+        name: (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+        for name, function in functions.items()
+    }
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe (see `list`), or the path of a TOML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. learner.lr=0.1.", show_default=False),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/RECIPE-seedN")] = None,
+    data: DataOption = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch data that are not there.")] = False,
+    device: DeviceOption = "cpu",
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the run directory.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show progress.")] = True,
+) -> None:
+    """Meta-train by a recipe, then evaluate on the test split as the recipe says."""
+    settings = config.load_recipe(recipe, overrides or (), seed)
+    run = run or Path("runs") / f"{_stem(recipe)}-seed{settings['seed']}"
+    _claim(run, settings, resume)
+    learner, sources = config.build(settings, data, device, download)
+    run.mkdir(parents=True, exist_ok=True)
+    with writing(run / "config.toml") as file:
+        file.write(config.dumps(settings).encode())
+    options = config.arguments(settings, "train")
+    trainer = Trainer(learner, sources.train, sources.val, run, seed=settings["seed"], config=settings,
+                      progress=verbose, **options)  # fmt: skip
+    command = _command(recipe, overrides or [], run, data, device, seed)
+    try:
+        result = trainer.fit(resume)
+    except Interrupted as stop:
+        print(f"stopped after iteration {trainer.iteration}; go on with: {command} --resume", file=sys.stderr)
+        raise typer.Exit(128 + stop.signal) from None
+    found = evaluate(learner, sources.test, **config.arguments(settings, "evaluate"))
+    results = {
+        "command": command,
+        "seed": settings["seed"],
+        "iterations": result.iterations,
+        "seconds": result.seconds,
+        "validation": list(result.best),
+        "test": found.as_dict(),
+        "citations": list(learner.citations),
+        "environment": environment(trainer.device),
+    }
+    write_results(run, results)
+    print(f"test: {found}\ntrained {result.iterations} iterations in {result.seconds:.0f} s; run: {run}")
+
+
+def _stem(recipe: str) -> str:
+    return Path(recipe).stem if recipe.endswith(".toml") else recipe
+
+
+def _claim(run: Path, settings: config.Config, resume: bool) -> None:
+    """Refuse a directory that holds a run, or to resume a run under another recipe, before anything is touched."""
+    saved = run / "config.toml"
+    if not resume and (saved.exists() or holds_run(run)):
+        raise FileExistsError(f"{run} already holds a run: add --resume to go on with it, or give another --run")
+    if resume and saved.exists():
+        before = config.load_recipe(saved)
+        if changed := config.differences(before, settings):
+            raise ValueError(
+                f"{run} was started with another {', '.join(changed)}; resume it with `innerloop train {saved} "
+                f"--run {run} --resume`, or give another --run"
+            )
+
+
+def _command(recipe: str, overrides: list[str], run: Path, data: Path | None, device: str, seed: int | None) -> str:
+    """The command line that starts the run; with ``--resume``, that goes on with it."""
+    words = ["innerloop", "train", recipe]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--run", str(run)]
+    words += ["--data", str(data)] if data else []
+    words += ["--device", device] if device != "cpu" else []
+    words += ["--seed", str(seed)] if seed is not None else []
+    return shlex.join(words)
+
+
+# -- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+@app.command("evaluate")
+def evaluate_(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    split: Annotated[Split, typer.Option(help="Which tasks.")] = Split.test,
+    tasks: Annotated[int | None, typer.Option(help="How many tasks.", show_default="the recipe's")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Inner steps; may exceed training's.", show_default="the recipe's")
+    ] = None,
+    transductive: Annotated[
+        bool | None,
+        typer.Option(
+            "--transductive/--inductive",
+            help="Whether batch norm sees the whole query set of a task, or judges each example by itself.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    data: DataOption = None,
+    device: DeviceOption = "cpu",
+    seed: Annotated[int | None, typer.Option(help="Of the tasks.", show_default="the recipe's")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate the best validated weights of a run.
+
+    The JSON has `metric` (`accuracy`, in per cent, or `mse`), `mean` and `ci95` over `num_tasks` tasks, `steps` (the
+    mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`.
+    """
+    learner, sources, settings = config.load_run(run, data, device)
+    given = {"num_tasks": tasks, "steps": steps, "transductive": transductive, "seed": seed}
+    options = config.arguments(settings, "evaluate") | {k: v for k, v in given.items() if v is not None}
+    source: TaskSource = getattr(sources, split.value)
+    found: Evaluation = evaluate(learner, source, **options)
+    print(f"{split.value}: {found}")
+    if as_json:
+        print(dumps({**found.as_dict(), "split": split.value, "seed": options["seed"], "run": str(run)}))

@@ -1,0 +1,129 @@
+"""Image files to uint8 tensors, once: decoded pixels are kept in a memory-mapped file of the cache."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from innerloop.data.files import Files, cache_folder, some
+from innerloop.data.progress import progress
+
+FORMAT = 1
+"""Raised when what the cache holds changes its form or its pixels, so that older files are not read."""
+
+
+class Decoded(NamedTuple):
+    """Images ``[N, C, size, size]`` in the order of their classes, and each class's count ``[classes]``."""
+
+    images: Tensor
+    counts: Tensor
+    names: tuple[str, ...]
+
+
+def decode_classes(
+    files: Files, classes: dict[str, list[str]], size: int, channels: int, skip_unreadable: bool = False
+) -> Decoded:
+    """Decode the files of each class to ``size`` x ``size``; any aspect ratio is squeezed into the square.
+
+    Raises:
+        ImportError: Pillow is not installed.
+        ValueError: files that are no images (named, up to ten), unless they are to be skipped.
+    """
+    pillow = require_pillow()
+    total = sum(map(len, classes.values()))
+    images = torch.empty(total, channels, size, size, dtype=torch.uint8)
+    counts, bad, row = torch.zeros(len(classes), dtype=torch.int64), [], 0
+    with progress(f"decoding {files.path.name}", total) as advance:
+        for label, names in enumerate(classes.values()):
+            for name in names:
+                try:
+                    images[row] = _decode(pillow, files.read(name), size, channels)
+                    row += 1
+                    counts[label] += 1
+                except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+                    bad.append(f"{name} ({error})")
+                advance(1)
+    if bad and not skip_unreadable:
+        raise ValueError(f"{files.path}: {len(bad)} of {total} files are not readable images: {some(bad)}")
+    if bad:
+        warnings.warn(f"{files.path}: skipped {len(bad)} unreadable files: {some(bad)}", stacklevel=3)
+    return Decoded(images[:row], counts, tuple(classes))
+
+
+def cached(stem: str, build: Callable[[], Decoded]) -> Decoded:
+    """``build()``, or what it returned before under this name; a damaged file is built anew.
+
+    The file is memory-mapped, so its pixels are read as they are used. Where the cache cannot be written, a
+    warning says so and the result is returned all the same.
+    """
+    path = cache_folder() / f"{stem}-v{FORMAT}.pt"
+    if (decoded := _load(path)) is None:
+        decoded = build()
+        try:
+            _save(path, decoded)
+        except (OSError, RuntimeError) as error:
+            warnings.warn(
+                f"cannot keep the decoded images in {path} ({error}): they are decoded again next time; "
+                "set XDG_CACHE_HOME to a writable folder",
+                stacklevel=3,
+            )
+    return decoded
+
+
+def require_pillow() -> Any:
+    """The module ``PIL.Image``.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading image files needs Pillow: pip install 'innerloop[vision]'") from error
+    return Image
+
+
+def _decode(pillow: Any, content: bytes, size: int, channels: int) -> Tensor:
+    from PIL import ImageOps
+
+    with pillow.open(io.BytesIO(content)) as file:
+        if file.mode[0] in "IF":
+            raise ValueError(f"more than 8 bits a channel (mode {file.mode}); convert it to 8 bits")
+        image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), pillow.Resampling.LANCZOS)  # Pillow's filters smooth when shrinking
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(size, size, channels).movedim(-1, 0)
+
+
+def _load(path: Path) -> Decoded | None:
+    try:
+        decoded = Decoded(*torch.load(path, weights_only=True, mmap=True))
+        images, counts = decoded.images, decoded.counts
+        whole = images.dtype == torch.uint8 and images.ndim == 4 and len(images) == int(counts.sum())
+        return decoded if whole and len(counts) == len(decoded.names) else None
+    except Exception:  # torch.load raises nearly anything on a damaged file
+        return None
+
+
+def _save(path: Path, decoded: Decoded) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(tuple(decoded), part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_size(size: int) -> None:
+    """Refuse an image size below one pixel before any work is done."""
+    if size < 1:
+        raise ValueError(f"size={size} must be at least 1 pixel")

@@ -1,0 +1,97 @@
+"""Few-shot classification tasks drawn from a data set of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from innerloop.data.images import ClassImages
+from innerloop.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """``ways``-way ``shots``-shot episodes (Vinyals et al. 2016, section 4.1).
+
+    A task has ``ways`` different classes, and of each ``shots`` support and ``queries`` query images, all
+    different. Both sets are ordered shot by shot: first one image of every class, in the order of the labels, then
+    the next. So every slice of ``ways`` consecutive examples from a multiple of ``ways`` on is class-balanced.
+
+    Args:
+        dataset: where the images come from; tasks are on its device.
+        ways: classes of a task.
+        shots: support images of each class.
+        queries: query images of each class.
+        within_groups: take all classes of a task from one group, e.g. one alphabet; each group that has enough
+            classes is equally likely.
+
+    Raises:
+        ValueError: a number out of range, too few classes, images or groups.
+    """
+
+    dataset: ClassImages
+    ways: int
+    shots: int
+    queries: int = 1
+    within_groups: bool = False
+
+    def __post_init__(self) -> None:
+        for field, least in (("ways", 2), ("shots", 1), ("queries", 1)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least {least}")
+        data = self.dataset
+        if data.num_classes < self.ways:
+            raise ValueError(f"ways={self.ways}, but {data.name} has {data.num_classes} classes; lower ways")
+        needed = self.shots + self.queries
+        if (fewest := int(data.counts.min())) < needed:
+            name = data.names[int(data.counts.argmin())]
+            raise ValueError(
+                f"shots={self.shots} and queries={self.queries} need {needed} images a class, but class {name!r} "
+                f"of {data.name} has {fewest}; lower shots or queries, or leave the class out"
+            )
+        if self.within_groups and not len(self._groups()):
+            raise ValueError(
+                f"within_groups needs a group of at least ways={self.ways} classes, but {data.name} has "
+                + ("no groups" if data.groups is None else f"at most {int(self._class_counts().max())} in one")
+            )
+
+    def sample(self, n: int, generator: torch.Generator) -> Task:
+        """n tasks: x float32 in [0, 1], ``[n, ways * shots, C, H, W]``; y int64 in range(ways).
+
+        The query set is ``[n, ways * queries, ...]``. ``generator`` is on the CPU, wherever the images are.
+        """
+        classes = self._classes(n, generator)
+        drawn = self.shots + self.queries
+        counts = self.dataset.counts[classes % len(self.dataset.names)]
+        largest = int(self.dataset.counts.max())
+        keys = torch.rand(n, self.ways, largest, generator=generator)
+        keys.masked_fill_(torch.arange(largest) >= counts[..., None], -1.0)
+        members = keys.topk(drawn).indices.mT
+        x = self.dataset.gather(classes[:, None].expand_as(members), members)
+        y = torch.arange(self.ways, device=x.device).expand(n, drawn, self.ways)
+        sets = [slice(None, self.shots), slice(self.shots, None)]
+        support, query = (Batch(x[:, s].flatten(1, 2), y[:, s].flatten(1, 2)) for s in sets)
+        return Task(support, query)
+
+    def _classes(self, n: int, generator: torch.Generator) -> Tensor:
+        """Different classes for each task in random order, ``[n, ways]``."""
+        keys = torch.rand(n, self.dataset.num_classes, generator=generator)
+        if self.within_groups:
+            assert self.dataset.groups is not None
+            groups = self._groups()
+            chosen = groups[torch.randint(len(groups), (n, 1), generator=generator)]
+            member = self.dataset.groups.repeat(self.dataset.num_classes // len(self.dataset.names)) == chosen
+            keys.masked_fill_(~member, -1.0)
+        return keys.topk(self.ways).indices
+
+    def _groups(self) -> Tensor:
+        """The groups that have at least ``ways`` classes."""
+        return (self._class_counts() >= self.ways).nonzero().flatten()
+
+    def _class_counts(self) -> Tensor:
+        """Classes of each group, rotations included."""
+        if self.dataset.groups is None:
+            return torch.zeros(0, dtype=torch.int64)
+        return self.dataset.groups.bincount() * (self.dataset.num_classes // len(self.dataset.names))

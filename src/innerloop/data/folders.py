@@ -1,0 +1,109 @@
+"""Any folder of images as a few-shot data set: one folder a class."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from innerloop.data.decode import cached, check_size, decode_classes
+from innerloop.data.files import Files, some
+from innerloop.data.images import ClassImages, Splits, check_disjoint
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def image_folder(
+    root: str | Path,
+    size: int = 84,
+    channels: int = 3,
+    split: tuple[float, float, float] = (0.64, 0.16, 0.2),
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    device: torch.device | str = "cpu",
+) -> Splits:
+    """A folder of class folders; its classes are split at random, or as its folders train, val and test say.
+
+    Args:
+        root: ``root/<class>/**/<image>``, or ``root/{train,val,test}/<class>/**/<image>``. Any case of the usual
+            extensions is read; hidden files are not.
+        size: height and width; an image of another aspect ratio is squeezed into the square.
+        channels: 3 for colour, 1 for grey.
+        split: the shares of the classes in train, val and test, none of them left without a class. Not used where
+            ``root`` has the folders train, val and test.
+        seed: of the random split.
+        skip_unreadable: leave files that are no images out with a warning, instead of refusing them.
+        device: where the pixels are kept; on the CPU they are memory-mapped.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no or too few classes, a class without images, a class in two splits, unreadable files (named,
+            up to ten), or an option out of range.
+        ImportError: Pillow is not installed.
+    """
+    check_size(size)
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels} must be 3 (colour) or 1 (grey)")
+    if len(split) != 3 or min(split) <= 0 or not math.isclose(sum(split), 1, abs_tol=1e-6):
+        raise ValueError(f"split={tuple(split)} must be three positive shares that sum to 1: train, val, test")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder at {root}: image_folder reads a folder with one folder for each class")
+    classes, chosen = _classes(root, split, seed)
+    files = Files(root)
+    found = _find_images(files, classes)
+    stem = f"folder-{size}-{files.fingerprint(list(found), channels, skip_unreadable)}"
+    decoded = cached(stem, lambda: decode_classes(files, found, size, channels, skip_unreadable))
+    images, counts, _ = decoded
+    names = tuple(name.rsplit("/", 1)[-1] for name in classes)
+    whole = ClassImages(images, counts.cumsum(0) - counts, counts, names, name=root.resolve().name)
+    return Splits(*(whole.subset(part).to(device) for part in chosen))
+
+
+def _classes(root: Path, split: tuple[float, ...], seed: int) -> tuple[list[str], list[list[int]]]:
+    """The class folders relative to root, and the numbers of those in each split."""
+    folders = _subfolders(root)
+    given = [name for name in Splits._fields if name in folders]
+    if set(folders) == set(Splits._fields):
+        members = [_subfolders(root / name) for name in Splits._fields]
+        check_disjoint(str(root), members)
+        if empty := [name for name, part in zip(Splits._fields, members, strict=True) if not part]:
+            raise ValueError(f"{root}: no class folders in {' or '.join(empty)}")
+        classes = [f"{name}/{label}" for name, part in zip(Splits._fields, members, strict=True) for label in part]
+        return classes, _ranges([len(part) for part in members])
+    if given and len(given) == len(folders):
+        raise ValueError(f"{root} has {' and '.join(given)}, but not all of the folders train, val and test")
+    if len(folders) < 3:
+        raise ValueError(f"{root} has {len(folders)} class folders: {some(folders)}; three splits need at least 3")
+    order = list(range(len(folders)))
+    random.Random(seed).shuffle(order)
+    val, test = (max(1, round(share * len(order))) for share in split[1:])
+    if val + test >= len(order):
+        raise ValueError(f"{root}: split={split} of {len(order)} classes leaves none for train; change split")
+    sizes = [len(order) - val - test, val, test]
+    return folders, [[order[i] for i in part] for part in _ranges(sizes)]
+
+
+def _ranges(sizes: list[int]) -> list[list[int]]:
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _subfolders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _find_images(files: Files, classes: list[str]) -> dict[str, list[str]]:
+    """class -> its image files, all of them in order."""
+    found: dict[str, list[str]] = {name: [] for name in classes}
+    depth = classes[0].count("/") + 1
+    for name in sorted(files.stamps):
+        path = PurePosixPath(name)
+        label = "/".join(path.parts[:depth])
+        if label in found and path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+            found[label].append(name)
+    if empty := [name for name, images in found.items() if not images]:
+        raise ValueError(f"{files.path}: folders without images: {some(empty)}; expected {', '.join(EXTENSIONS)}")
+    return found

@@ -1,0 +1,139 @@
+"""The problems a recipe can name: builders of task sources, whose signatures say what can be set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from innerloop.data.episodes import FewShot
+from innerloop.data.folders import image_folder
+from innerloop.data.functions import Linear, Sinusoid
+from innerloop.data.images import Splits
+from innerloop.data.strokes import Strokes
+from innerloop.data.vision import OmniglotSplit, mini_imagenet, omniglot
+from innerloop.task import TaskSource
+
+
+class Sources(NamedTuple):
+    """Where the tasks to train on, to choose by and to report on come from."""
+
+    train: TaskSource
+    val: TaskSource
+    test: TaskSource
+
+
+def sinusoid_tasks(shots: int = 10, queries: int | None = None) -> Sources:
+    """`Sinusoid`; the three sources are the same, for the functions never run out."""
+    source = Sinusoid(shots, queries)
+    return Sources(source, source, source)
+
+
+def two_phase_tasks(shots: int = 4, queries: int | None = None) -> Sources:
+    """`Sinusoid.two_phase`."""
+    source = Sinusoid.two_phase(shots, queries)
+    return Sources(source, source, source)
+
+
+def linear_tasks(shots: int = 10, queries: int | None = None) -> Sources:
+    """`Linear`."""
+    source = Linear(shots, queries)
+    return Sources(source, source, source)
+
+
+def strokes_tasks(
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 1,
+    eval_queries: int | None = None,
+    size: int = 28,
+    device: str = "cpu",
+) -> Sources:
+    """`Strokes`; ``eval_queries`` is the queries a class of val and test, as many as ``queries`` unless given."""
+    later = queries if eval_queries is None else eval_queries
+    return Sources(
+        Strokes(ways, shots, queries, size, "train", device),
+        Strokes(ways, shots, later, size, "val", device),
+        Strokes(ways, shots, later, size, "test", device),
+    )
+
+
+def omniglot_tasks(
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 1,
+    eval_queries: int | None = None,
+    split: OmniglotSplit = "random",
+    rotations: bool = True,
+    size: int = 28,
+    seed: int = 1,
+    within_groups: bool = False,
+    root: str | Path | None = None,
+    device: str = "cpu",
+    download: bool = False,
+) -> Sources:
+    """`FewShot` on `omniglot`; ``within_groups`` draws the classes of a task from one alphabet."""
+    splits = omniglot(root, split, rotations, size, seed, download, device)
+    return few_shot(splits, ways, shots, queries, eval_queries, within_groups)
+
+
+def mini_imagenet_tasks(
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    eval_queries: int | None = None,
+    size: int = 84,
+    root: str | Path | None = None,
+    device: str = "cpu",
+) -> Sources:
+    """`FewShot` on `mini_imagenet`."""
+    return few_shot(mini_imagenet(root, size, device), ways, shots, queries, eval_queries)
+
+
+def image_folder_tasks(
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 1,
+    eval_queries: int | None = None,
+    size: int = 84,
+    channels: int = 3,
+    split: tuple[float, float, float] = (0.64, 0.16, 0.2),
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    root: str | Path | None = None,
+    device: str = "cpu",
+) -> Sources:
+    """`FewShot` on `image_folder`."""
+    if root is None:
+        raise ValueError("image-folder needs root: the folder that holds one folder for each class")
+    splits = image_folder(root, size, channels, split, seed, skip_unreadable, device)
+    return few_shot(splits, ways, shots, queries, eval_queries)
+
+
+def few_shot(
+    splits: Splits,
+    ways: int,
+    shots: int,
+    queries: int,
+    eval_queries: int | None = None,
+    within_groups: bool = False,
+) -> Sources:
+    """`FewShot` on each split; val and test have ``eval_queries`` a class, as many as train unless given."""
+    later = queries if eval_queries is None else eval_queries
+    return Sources(
+        FewShot(splits.train, ways, shots, queries, within_groups),
+        FewShot(splits.val, ways, shots, later, within_groups),
+        FewShot(splits.test, ways, shots, later, within_groups),
+    )
+
+
+TASKS: dict[str, Callable[..., Sources]] = {
+    "sinusoid": sinusoid_tasks,
+    "sinusoid-two-phase": two_phase_tasks,
+    "linear": linear_tasks,
+    "strokes": strokes_tasks,
+    "omniglot": omniglot_tasks,
+    "mini-imagenet": mini_imagenet_tasks,
+    "image-folder": image_folder_tasks,
+}
+"""The name in a recipe -> its builder. Its keyword arguments, annotations and defaults are the recipe's schema."""

@@ -1,0 +1,161 @@
+"""What a run leaves behind so that nothing is lost: complete states to resume from, and the best weights.
+
+Files are written beside their final name, flushed to the disk and then renamed, so a name always holds a whole file.
+They are ordinary ``torch.save`` archives that load with ``weights_only=True``, which runs no code; the CRC-32 that the
+archive has of each record tells a damaged file.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+FORMAT = 1
+STATE, BEST = "state-{:08d}.pt", "best-{:08d}.pt"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes its name only once it is complete and on the disk; on any error nothing changes."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name itself is on the disk when its directory is
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, all or nothing."""
+    with writing(path) as file:
+        torch.save({"format": FORMAT, **state}, file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, tensors on the CPU. Runs no code of the file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged, foreign, or of another format.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"its part {damaged} is damaged")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # a file that is not ours can fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is not a usable checkpoint: {reason}") from error
+    return state
+
+
+class Checkpoints:
+    """The checkpoints of one run: its last two complete states, and the weights of its best validations.
+
+    Args:
+        run: the run directory; the files are in its ``checkpoints``.
+        keep_best: how many best weights to keep.
+
+    Attributes:
+        best: a table, best first: ``{"iteration", "score", "ci95"}`` of each of the best weights.
+    """
+
+    def __init__(self, run: Path, keep_best: int = 3) -> None:
+        self.directory, self.keep_best = run / "checkpoints", keep_best
+        self.best: list[dict[str, Any]] = []
+        self._before: list[dict[str, Any]] = []
+
+    def iterations(self) -> list[int]:
+        """At which iterations there is a complete state, in ascending order."""
+        stems = (path.stem.removeprefix("state-") for path in self.directory.glob("state-*.pt"))
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a complete state, named by its ``"iteration"``; then drop what is no longer needed."""
+        save(self.directory / STATE.format(state["iteration"]), {**state, "best": self.best})
+        for iteration in self.iterations():
+            if iteration > state["iteration"]:  # of a life of this run that is being repeated
+                (self.directory / STATE.format(iteration)).unlink()
+        for iteration in self.iterations()[:-2]:
+            (self.directory / STATE.format(iteration)).unlink()
+        # The state before this one may yet be the one to fall back to, so what its table names stays as well.
+        wanted = {BEST.format(entry["iteration"]) for entry in (*self.best, *self._before)}
+        for path in self.directory.glob("best-*.pt"):
+            if path.name not in wanted:
+                path.unlink()
+        self._before = list(self.best)
+
+    def newest(self) -> dict[str, Any]:
+        """The newest complete state that can be read, with a warning for each that cannot.
+
+        Raises:
+            FileNotFoundError: there is none at all.
+            ValueError: none can be read.
+        """
+        iterations = self.iterations()
+        if not iterations:
+            raise FileNotFoundError(f"no checkpoint in {self.directory}")
+        for iteration in reversed(iterations):
+            try:
+                state = load(self.directory / STATE.format(iteration))
+            except ValueError as error:
+                warnings.warn(f"{error}; falling back to the one before", stacklevel=3)
+                continue
+            self.best, self._before = list(state["best"]), list(state["best"])
+            return state
+        raise ValueError(f"no usable checkpoint in {self.directory}: all of them are damaged")
+
+    def consider(self, weights: Mapping[str, Any], entry: dict[str, Any], higher_is_better: bool) -> bool:
+        """Keep the weights if they are among the best so far. Returns whether they are the very best.
+
+        Args:
+            weights: the learner's state.
+            entry: ``{"iteration", "score", "ci95"}``; a score that is not a number comes last.
+            higher_is_better: the order of scores.
+        """
+
+        def rank(entry: dict[str, Any]) -> tuple[bool, float, int]:
+            score = entry["score"]
+            return (score != score, -score if higher_is_better else score, entry["iteration"])
+
+        table = sorted([*self.best, entry], key=rank)[: self.keep_best]
+        if entry in table:
+            save(self.directory / BEST.format(entry["iteration"]), {"learner": weights, **entry})
+        self.best = table
+        return bool(table) and table[0] is entry
+
+    def weights(self) -> dict[str, Any]:
+        """The best weights that can be read, ``{"iteration", "learner", ...}``; without validations the newest."""
+        newest = self.newest()
+        for entry in self.best:
+            try:
+                return load(self.directory / BEST.format(entry["iteration"]))
+            except (ValueError, FileNotFoundError) as error:
+                warnings.warn(f"{error}; taking the next best", stacklevel=3)
+        return newest
+
+
+def holds_run(run: Path) -> bool:
+    """Whether a directory holds (part of) a run that must not be written over."""
+    return (run / "checkpoints").exists() or (run / "metrics.jsonl").exists()

@@ -1,0 +1,194 @@
+"""How well a learner adapts to unseen tasks: a mean over tasks, its interval, and the curve over inner steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from ..learner import MetaLearner
+from ..task import Task, TaskSource, select, to
+
+Metric = Callable[[Any, Any], Tensor]
+"""``(output, y) -> scalar`` on the query set of one task, like a loss; lower is better unless it is `accuracy`."""
+
+
+def accuracy(output: Tensor, y: Tensor) -> Tensor:
+    """Per cent of examples classified rightly: logits ``[Q, C]`` against class indices ``[Q]``, or one logit an example
+    against targets 0 and 1 in floating point."""
+    right = (output > 0) == (y > 0.5) if y.is_floating_point() else output.argmax(-1) == y
+    return 100 * right.float().mean()
+
+
+METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": F.mse_loss}
+"""The metrics that have a name; accuracy is in per cent."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation over N tasks found.
+
+    Attributes:
+        metric: ``"accuracy"`` (in per cent, higher is better), ``"mse"``, or the name of one's own.
+        mean: over tasks, after the last step.
+        ci95: half the width of its 95 % interval, 1.96 standard errors over tasks.
+        num_tasks: N.
+        steps: the mean after 0, 1, ..., K inner steps.
+        steps_ci95: the half width for each of them.
+        transductive: whether batch norm saw the whole query set; see `MetaLearner.predict`.
+        scores: ``[N, K + 1]``; of every task after every number of steps, float64 on the CPU.
+    """
+
+    metric: str
+    mean: float
+    ci95: float
+    num_tasks: int
+    steps: tuple[float, ...]
+    steps_ci95: tuple[float, ...]
+    transductive: bool
+    scores: Tensor = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, scores: Tensor, metric: str, transductive: bool) -> Evaluation:
+        """From the scores ``[N, K + 1]`` of N >= 2 tasks."""
+        scores = scores.double().cpu()
+        means, half = scores.mean(0), 1.96 * scores.std(0, correction=1) / math.sqrt(len(scores))
+        return cls(
+            metric=metric,
+            mean=means[-1].item(),
+            ci95=half[-1].item(),
+            num_tasks=len(scores),
+            steps=tuple(means.tolist()),
+            steps_ci95=tuple(half.tolist()),
+            transductive=transductive,
+            scores=scores,
+        )
+
+    @property
+    def higher_is_better(self) -> bool:
+        """True for accuracy; errors and losses are better when lower."""
+        return self.metric == "accuracy"
+
+    @property
+    def mode(self) -> str:
+        """``"transductive"`` or ``"inductive"``."""
+        return "transductive" if self.transductive else "inductive"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the attributes without ``scores``."""
+        return {
+            "metric": self.metric,
+            "mean": self.mean,
+            "ci95": self.ci95,
+            "num_tasks": self.num_tasks,
+            "steps": list(self.steps),
+            "steps_ci95": list(self.steps_ci95),
+            "transductive": self.transductive,
+        }
+
+    def __str__(self) -> str:
+        number, unit = (".2f", " %") if self.metric == "accuracy" else (".4g", "")
+        taken = len(self.steps) - 1
+        return (
+            f"{self.metric} {self.mean:{number}} +- {self.ci95:{number}}{unit} after {taken} "
+            f"step{'' if taken == 1 else 's'} ({self.steps[0]:{number}} before) "
+            f"[{self.num_tasks} tasks, 95 % interval, {self.mode}]"
+        )
+
+
+def evaluate(
+    learner: MetaLearner,
+    source: TaskSource,
+    num_tasks: int = 600,
+    steps: int | None = None,
+    transductive: bool = True,
+    metric: str | Metric | None = None,
+    seed: int = 0,
+    batch: int = 25,
+) -> Evaluation:
+    """Adapt to each of ``num_tasks`` tasks and score the query set before, between and after the steps.
+
+    The learner (in ``eval()`` mode meanwhile, so without dropout), torch's random state and everybody's generators
+    are afterwards what they were before. Memory does not grow with the number of tasks.
+
+    Args:
+        learner: what to evaluate; tasks are moved to its device.
+        source: where the tasks come from.
+        num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one.
+        steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
+        transductive: whether batch norm sees a task's whole query set; see `MetaLearner.predict`.
+        metric: ``"accuracy"``, ``"mse"`` or a function like a loss. If not given: accuracy where targets are class
+            indices or the loss is binary cross-entropy, else the mean squared error.
+        seed: of the tasks: the same seed gives the same ones, whatever ``batch``.
+        batch: how many tasks are adapted at once.
+
+    Raises:
+        ValueError: a number out of range, an unknown metric, or targets that need a metric to be named.
+    """
+    if num_tasks < 2 or batch < 1 or (steps is not None and steps < 0):
+        raise ValueError(
+            f"an evaluation needs num_tasks >= 2 (for the interval), batch >= 1 and steps >= 0; "
+            f"got num_tasks={num_tasks}, batch={batch}, steps={steps}"
+        )
+    if isinstance(metric, str) and metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}: it is one of {', '.join(METRICS)}, or a function")
+    device, generator = next(learner.parameters()).device, torch.Generator().manual_seed(seed)
+    scores: list[Tensor] = []
+    with _undisturbed(learner, device, seed):
+        for start in range(0, num_tasks, batch):
+            tasks = to(_draw(source, min(batch, num_tasks - start), generator), device)
+            metric = metric or _usual_metric(learner, tasks.query.y)
+            measure = METRICS[metric] if isinstance(metric, str) else metric
+            scores.append(_score(measure, learner.predict(tasks, steps, transductive), tasks.query.y))
+    assert metric is not None
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+    return Evaluation.of(torch.cat(scores), name, transductive)
+
+
+def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:
+    # One at a time: what a source draws for n tasks at once would depend on n.
+    tasks = [source.sample(1, generator) for _ in range(n)]
+    joined: Task = pytree.tree_map(lambda *leaves: torch.cat(leaves), *tasks)
+    return joined
+
+
+@torch.no_grad()
+def _score(metric: Metric, output: Any, y: Any) -> Tensor:
+    """``[T, K + 1]`` from outputs ``[T, K + 1, Q, ...]`` and targets ``[T, Q, ...]``."""
+    tasks, points = pytree.tree_leaves(output)[0].shape[:2]
+    rows = [[metric(select(select(output, t), k), select(y, t)) for k in range(points)] for t in range(tasks)]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def _usual_metric(learner: MetaLearner, y: Any) -> str:
+    if not isinstance(y, Tensor):
+        raise ValueError(
+            f"targets of type {type(y).__name__} have no usual metric: pass metric=, a function like a loss"
+        )
+    binary = learner.loss is F.binary_cross_entropy_with_logits
+    return "accuracy" if binary or not y.is_floating_point() else "mse"
+
+
+@contextmanager
+def _undisturbed(learner: MetaLearner, device: torch.device, seed: int) -> Iterator[None]:
+    """Evaluation mode and random numbers of one's own; afterwards all is as before, module by module."""
+    modes = [(module, module.training) for module in learner.modules()]
+    learner.eval()
+    for module, _ in modes:
+        # cuDNN differentiates recurrent networks in training mode only; without dropout the modes do not differ.
+        if isinstance(module, nn.RNNBase) and not module.dropout:
+            module.train()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

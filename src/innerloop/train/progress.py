@@ -1,0 +1,100 @@
+"""Progress of a training on standard error: a live bar on a terminal where rich is installed, else lines of text."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from .evaluate import Evaluation
+
+REFRESH, LINE = 0.25, 30.0
+"""Seconds between updates of the bar, and between lines of text."""
+
+
+class Progress:
+    """Shows iterations, tasks a second, the time left, the query loss and the latest validation.
+
+    Args:
+        iterations: the number of the last one.
+        show: false shows nothing.
+    """
+
+    def __init__(self, iterations: int, show: bool = True) -> None:
+        self.iterations, self.show = iterations, show
+        self._bar = _bar(iterations) if show and sys.stderr.isatty() else None
+        self._shown = self._first = 0.0
+        self._begun: int | None = None
+        self._score = ""
+
+    def __enter__(self) -> Progress:
+        self._first = self._shown = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, iteration: int, rate: float, loss: Tensor) -> None:
+        """One more iteration is done. The loss is only read when it is to be shown, which on a GPU costs a wait."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = iteration - 1
+        if not self.show or (
+            now - self._shown < (LINE if self._bar is None else REFRESH) and iteration < self.iterations
+        ):
+            return
+        self._shown = now
+        mean = f"{loss.mean().item():.4g}"
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=iteration, rate=f"{rate:,.0f}", loss=mean, score=self._score)
+            return
+        left = (now - self._first) / (iteration - self._begun) * (self.iterations - iteration)
+        self._line(f"iteration {iteration}/{self.iterations}  {rate:,.0f} tasks/s  {_clock(left)} left  loss {mean}")
+
+    def validated(self, iteration: int, found: Evaluation) -> None:
+        """A validation was made."""
+        unit = " %" if found.metric == "accuracy" else ""
+        self._score = f"val {found.metric} {found.mean:.4g}{unit} ({found.mode})"
+        if self.show and self._bar is None:
+            self._line(f"iteration {iteration}/{self.iterations}  validation: {found}")
+
+    def _line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _bar(iterations: int) -> Any:
+    """A rich progress bar, or None without rich."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+    except ImportError:
+        return None
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} tasks/s"),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[score]}"),
+    )
+    bar = Bar(*columns, console=Console(stderr=True))
+    bar.add_task("meta-training", total=iterations, rate="-", loss="-", score="")
+    return bar

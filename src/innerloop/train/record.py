@@ -1,0 +1,107 @@
+"""What a run writes down for people and plots: metrics line by line, results, and on what they were computed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from .checkpoint import writing
+
+TIME_FIELDS = ("seconds", "tasks_per_second")
+"""The fields of ``metrics.jsonl`` and ``results.json`` that differ between two runs of the same computation."""
+
+
+class Metrics:
+    """``metrics.jsonl``: one JSON object a line, each with ``"kind"`` and ``"iteration"`` (updates done, from 1).
+
+    Args:
+        run: the run directory; ``None`` writes nothing.
+    """
+
+    def __init__(self, run: Path | None) -> None:
+        self.path = run / "metrics.jsonl" if run else None
+        self._file: IO[str] | None = None
+
+    def open(self, iteration: int) -> None:
+        """Append after the lines up to an iteration; later ones, and a last line that was cut off, are dropped."""
+        if self.path is None:
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        with writing(self.path) as file:
+            file.writelines(line for line in lines if _iteration(line) <= iteration)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def append(self, kind: str, iteration: int, **fields: Any) -> None:
+        """Write one line. Numbers that are not finite become null."""
+        if self._file is not None:
+            self._file.write(dumps({"kind": kind, "iteration": iteration, **fields}) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Have on the disk what was appended, before a checkpoint says that it was."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """No more lines."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _iteration(line: bytes) -> float:
+    """The iteration of a line, infinite for what is not a whole record."""
+    try:
+        return float(json.loads(line)["iteration"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """JSON as every parser reads it: NaN and infinities become null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def write_results(run: Path, results: Mapping[str, Any]) -> None:
+    """Write ``results.json``, all or nothing."""
+    with writing(run / "results.json") as file:
+        file.write((dumps(results, indent=2) + "\n").encode())
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, as plain values."""
+    from .. import __version__
+
+    return {
+        "innerloop": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

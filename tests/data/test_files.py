@@ -1,0 +1,87 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from innerloop.data.files import Files, candidates, some
+
+from .stand_ins import write_tree, write_zip
+
+FILES = {"a/1.txt": b"one", "b/2.txt": b"two"}
+
+
+def test_a_folder_and_a_zip_read_alike(tmp_path):
+    for path in (write_zip(tmp_path / "x.zip", FILES), write_tree(tmp_path / "x", FILES)):
+        files = Files(path)
+        assert {name: files.read(name) for name in files.stamps} == FILES
+
+
+def test_names_that_lead_out_of_the_archive_are_left_out(tmp_path):
+    hostile = {"../a.txt": b"", "/etc/b.txt": b"", "a/../../c.txt": b"", "__MACOSX/a/1.txt": b""}
+    assert set(Files(write_zip(tmp_path / "x.zip", {**FILES, **hostile})).stamps) == set(FILES)
+
+
+def test_linked_folders_are_read(tmp_path):
+    real = write_tree(tmp_path / "real", FILES)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "c").symlink_to(real / "a")
+    assert set(Files(tmp_path / "links").stamps) == {"c/1.txt"}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"<html>404</html>"])
+def test_what_is_no_zip_is_named_with_its_size(tmp_path, content):
+    path = tmp_path / "x.zip"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.zip \({len(content)} bytes\) is not a readable zip"):
+        Files(path)
+
+
+def test_a_zip_cut_short_is_refused(tmp_path):
+    path = write_zip(tmp_path / "x.zip", FILES)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="not a readable zip"):
+        Files(path)
+
+
+def test_a_damaged_member_is_named(tmp_path):
+    path = write_zip(tmp_path / "x.zip", FILES)
+    path.write_bytes(path.read_bytes().replace(b"one", b"0ne", 1))
+    with pytest.raises(ValueError, match=r"x\.zip: a/1\.txt cannot be read"):
+        Files(path).read("a/1.txt")
+
+
+def test_nothing_there_is_a_file_not_found_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Files(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tree])
+def test_the_fingerprint_changes_with_the_content_and_the_settings(tmp_path, write):
+    files = Files(write(tmp_path / "1", FILES))
+    assert files.fingerprint(28) == Files(tmp_path / "1").fingerprint(28)
+    assert files.fingerprint(28) != files.fingerprint(84)
+    changed = Files(write(tmp_path / "2", {**FILES, "a/1.txt": b"longer"}))
+    assert files.fingerprint(28) != changed.fingerprint(28)
+
+
+def test_a_copied_zip_keeps_its_fingerprint(tmp_path):
+    one, two = write_zip(tmp_path / "1.zip", FILES), tmp_path / "2.zip"
+    two.write_bytes(one.read_bytes())
+    os.utime(two, (0, 0))
+    assert Files(one).fingerprint() == Files(two).fingerprint()
+
+
+def test_where_data_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("INNERLOOP_DATA", str(tmp_path / "data"))
+    cache, data = tmp_path / "cache" / "innerloop", tmp_path / "data"
+    assert candidates(None, "omniglot") == [data, data / "omniglot", cache, cache / "omniglot"]
+    assert candidates("~/x", "omniglot") == [Path.home() / "x", Path.home() / "x" / "omniglot"]
+    monkeypatch.delenv("INNERLOOP_DATA")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert candidates(None, "omniglot")[0] == Path.home() / ".cache" / "innerloop"
+
+
+def test_long_lists_are_cut():
+    assert some(["a", "b"]) == "a, b"
+    assert some(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"

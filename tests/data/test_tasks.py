@@ -1,0 +1,75 @@
+import inspect
+import typing
+
+import pytest
+
+from innerloop.data import TASKS, ClassImages, FewShot, Sinusoid, Sources, Strokes
+from innerloop.task import TaskSource
+
+from .stand_ins import folders, write_tree
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_signature_is_a_schema(name):
+    hints = typing.get_type_hints(TASKS[name])
+    assert hints.pop("return") is Sources
+    parameters = inspect.signature(TASKS[name]).parameters
+    assert set(hints) == set(parameters), "every option has an annotation"
+    assert all(p.default is not inspect.Parameter.empty for p in parameters.values()), "and a default"
+
+
+@pytest.mark.parametrize("name", ["sinusoid", "sinusoid-two-phase", "linear", "strokes"])
+def test_problems_without_data_sample_with_their_defaults(name, generator):
+    sources = TASKS[name]()
+    for source in sources:
+        assert isinstance(source, TaskSource)
+        task = source.sample(2, generator)
+        assert len(task.support.x) == len(task.query.y) == 2
+
+
+def test_two_phase():
+    assert TASKS["sinusoid-two-phase"]().train == Sinusoid.two_phase(shots=4)
+
+
+def test_strokes_splits_and_queries():
+    assert TASKS["strokes"](ways=3, queries=2, eval_queries=7) == Sources(
+        Strokes(3, 1, 2, split="train"), Strokes(3, 1, 7, split="val"), Strokes(3, 1, 7, split="test")
+    )
+    assert TASKS["strokes"](queries=2).test.queries == 2
+
+
+def test_image_folder_passes_its_options_on(tmp_path):
+    root = write_tree(tmp_path, folders(*"abcdefghi", images=6))
+    sources = TASKS["image-folder"](
+        ways=2, shots=2, queries=1, eval_queries=4, size=5, channels=1, split=(0.34, 0.33, 0.33), root=root
+    )
+    assert isinstance(sources.train, FewShot)
+    assert isinstance(sources.train.dataset, ClassImages)
+    assert sources.train.dataset.image_shape == (1, 5, 5)
+    assert [len(source.dataset.names) for source in sources] == [3, 3, 3]
+    assert [source.queries for source in sources] == [1, 4, 4]
+    assert [(source.ways, source.shots) for source in sources] == [(2, 2)] * 3
+    with pytest.raises(ValueError, match="image-folder needs root"):
+        TASKS["image-folder"]()
+
+
+def test_omniglot_passes_its_options_on(omniglot_root):
+    sources = TASKS["omniglot"](
+        ways=3,
+        shots=2,
+        queries=1,
+        eval_queries=5,
+        split="alphabets",
+        rotations=False,
+        within_groups=True,
+        root=omniglot_root,
+    )
+    assert [source.queries for source in sources] == [1, 5, 5]
+    assert all(source.within_groups and not source.dataset.rotations for source in sources)
+    assert sources.train.dataset.name == "Omniglot"
+
+
+def test_mini_imagenet_passes_its_options_on(mini_imagenet_root):
+    sources = TASKS["mini-imagenet"](queries=15, eval_queries=1, size=32, root=mini_imagenet_root)
+    assert [source.queries for source in sources] == [15, 1, 1]
+    assert sources.train.dataset.image_shape == (3, 32, 32)

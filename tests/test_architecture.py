@@ -1,0 +1,87 @@
+"""The shape of the house: imports point one way, the core needs torch alone, no room is too large."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
+FLOORS = [
+    ("task", "schedules", "select"),
+    ("rules", "norms", "losses"),
+    ("inner",),
+    ("engine", "objectives", "initial"),
+    ("learner",),
+    ("models", "presets", "testing"),
+    ("data",),
+    ("train",),
+    ("schema", "config"),
+    ("report",),
+    ("cli", "__main__"),
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def _imported_rooms(path: Path) -> set[str]:
+    package = ("innerloop", *path.relative_to(PACKAGE).parts[:-1])
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*start, *(node.module or "").split(".")) if node.module else start
+            if module[:1] == ("innerloop",):
+                rooms |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
+    return rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    room = _room(path)
+    if room == "__init__":
+        return
+    upward = {other for other in _imported_rooms(path) if FLOOR.get(other, -1) > FLOOR[room]}
+    assert not upward, f"{room} may not import {sorted(upward)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_are_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 50, f"{node.name} is {node.end_lineno - node.lineno + 1} lines"
+
+
+def test_the_core_imports_only_torch() -> None:
+    """With every other third-party package made unimportable."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"numpy", "PIL", "typer", "rich", "matplotlib", "tomli", "tomli_w", "safetensors"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import innerloop as il, torch
+from innerloop import testing
+learner = il.maml(il.models.mlp(1, 4, 1), loss=torch.nn.functional.mse_loss)
+tasks = il.Sinusoid().sample(2, torch.Generator().manual_seed(0))
+print(float(learner(tasks).objective.mean()) > 0, il.evaluate(learner, il.Sinusoid(), num_tasks=4).num_tasks)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "True 4", result.stderr
+
+
+def test_everything_exported_is_there() -> None:
+    import innerloop as il
+
+    for name in il.__all__:
+        assert getattr(il, name) is not None, name

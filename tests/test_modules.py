@@ -1,0 +1,275 @@
+"""Any module works unmodified: a zoo, each vectorised and looped with the same meta-gradient, itself untouched."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import innerloop as il
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.d = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.d.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(torch.tanh(self.a(x)))
+
+
+class OneUnderTwoNames(nn.Module):
+    """The same module object twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.d = self.a
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(torch.tanh(self.a(x)))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.embed(x.reshape(len(x), 2, 2))).mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(2, 5, batch_first=True), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x.reshape(len(x), 2, 2))[0][:, -1])
+
+
+class Frozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.body.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+class Counter(nn.Module):
+    """A buffer that changes in every forward, and matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x) * self.calls
+
+
+def image_net() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten(), nn.Linear(3, 4))
+
+
+ZOO: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(4, 4),
+    "tied": Tied,
+    "one module, two names": OneUnderTwoNames,
+    "batch norm": lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 4)),
+    "batch norm without statistics": lambda: nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 4)
+    ),
+    "layer norm": lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 4)),
+    "convolution": image_net,
+    "attention": Attention,
+    "gru": Recurrent,
+    "frozen": Frozen,
+    "counter": Counter,
+    "dropout in evaluation": lambda: nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 4)).eval(),
+}
+
+
+def tasks(number: int = 3) -> il.Task:
+    y = torch.randint(4, (number, 8))
+    x = F.one_hot(y, 4) + 0.5 * torch.randn(number, 8, 4)
+    return il.Task(il.Batch(x[:, :5], y[:, :5]), il.Batch(x[:, 5:], y[:, 5:]))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorised")
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("name", ZOO)
+def test_vectorised_equals_looped(name: str, order: int) -> None:
+    model, batch = ZOO[name](), tasks()
+    learners = [il.maml(model, lr=0.2, order=order, steps=2, vectorize=v) for v in ("auto", False)]
+    (got, outcome), (expected, reference) = (learner.meta_gradient(batch) for learner in learners)
+    torch.testing.assert_close(outcome, reference)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(learners[0].predict(batch, 3), learners[1].predict(batch, 3))
+    inductive = [learner.predict(batch, 1, transductive=False) for learner in learners]
+    torch.testing.assert_close(*inductive)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorised")
+@pytest.mark.parametrize("vectorize", ["auto", False])
+@pytest.mark.parametrize("name", ZOO)
+def test_the_model_is_never_changed(name: str, vectorize: Any) -> None:
+    model, batch = ZOO[name](), tasks()
+    before, objects, modes = copy.deepcopy(model.state_dict()), list(model.parameters()), _modes(model)
+    learner = il.maml(model, lr=0.2, steps=2, vectorize=vectorize)
+    learner.meta_gradient(batch)
+    learner(batch)
+    learner.predict(batch, 3, transductive=False)
+    adapted = learner.adapt(il.task.select(batch.support, 0))
+    adapted(batch.query.x[0])
+    adapted.module()
+    assert all(a is b for a, b in zip(objects, model.parameters(), strict=True))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert _modes(model) == modes
+    assert all(p.grad is None for p in model.parameters())
+
+
+def _modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def test_a_module_that_cannot_be_vectorised_is_looped_and_named_once() -> None:
+    learner, batch = il.maml(Recurrent(), lr=0.1), tasks()
+    with pytest.warns(UserWarning, match=r"GRU \(gru\) cannot be vectorised over tasks"):
+        learner.meta_gradient(batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.meta_gradient(batch)
+    with pytest.raises(RuntimeError, match=r"GRU \(gru\) cannot be vectorised"):
+        il.maml(Recurrent(), lr=0.1, vectorize=True).meta_gradient(batch)
+
+
+def test_a_mistake_in_the_data_is_reported_as_itself_not_as_a_vmap_error() -> None:
+    learner, batch = il.maml(nn.Linear(5, 4), lr=0.1), tasks()
+    for _ in range(2):  # and the engine does not conclude that the module cannot be vectorised
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            learner.meta_gradient(batch)
+    assert learner.engine.vectorised
+
+
+def test_parameters_that_a_task_never_uses_are_named_once_and_stay() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "spare": nn.Linear(4, 4)})
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    learner = il.maml(model, lr=0.1)
+    with pytest.warns(UserWarning, match=r"spare\.weight, spare\.bias"):
+        grads, _ = learner.meta_gradient(tasks())
+    assert torch.equal(grads["model.spare.weight"], torch.zeros(4, 4))
+    assert grads["model.used.weight"].abs().sum() > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.meta_gradient(tasks())
+    adapted = learner.adapt(il.task.select(tasks().support, 0))
+    assert torch.equal(adapted.parameters["spare.weight"], model["spare"].weight)
+
+
+def test_an_inner_loss_without_adapted_parameters_is_refused() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "spare": nn.Linear(4, 4)})
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"none of the adapted parameters: spare\.weight"):
+        il.anil(model, head="spare").meta_gradient(tasks())
+
+
+def test_frozen_parameters_are_neither_adapted_nor_meta_learned() -> None:
+    model = Frozen()
+    learner = il.maml(model, lr=0.5, steps=3)
+    grads, _ = learner.meta_gradient(tasks())
+    assert set(grads) == {"model.head.weight", "model.head.bias"}
+    adapted = learner.adapt(il.task.select(tasks().support, 0))
+    assert torch.equal(adapted.parameters["body.weight"], model.body.weight)
+    assert not torch.equal(adapted.parameters["head.weight"], model.head.weight)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_buffers_live_for_one_task(vectorize: bool) -> None:
+    """Each task counts its own forwards from the model's count, whatever ran before."""
+    model, batch = Counter(), tasks()
+    learner = il.maml(model, lr=0.0, steps=2, vectorize=vectorize)
+    first, again = learner.predict(batch), learner.predict(batch)
+    torch.testing.assert_close(first, again)
+    # With a rate of zero only the counter moves: the outputs after 0, 1, 2 steps are 1, 2, 3 times the layer's.
+    torch.testing.assert_close(first[:, 1], 2 * first[:, 0])
+    torch.testing.assert_close(first[:, 2], 3 * first[:, 0])
+
+
+def test_batch_statistics_are_a_choice_not_a_side_effect_of_train_and_eval() -> None:
+    model, batch = ZOO["batch norm"](), tasks()
+    model[1].running_mean += 5.0
+    outputs = {}
+    for statistics in ("batch", "running"):
+        learner = il.MetaLearner(model, il.SGD(0.1), statistics=statistics)
+        outputs[statistics] = learner.train().predict(batch)
+        torch.testing.assert_close(learner.eval().predict(batch), outputs[statistics])
+    assert not torch.allclose(outputs["batch"], outputs["running"], atol=1e-2)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_inductive_predictions_do_not_depend_on_the_other_queries(vectorize: bool) -> None:
+    model, batch = ZOO["batch norm"](), tasks()
+    learner = il.MetaLearner(model, il.SGD(0.1), vectorize=vectorize)
+    other = batch._replace(
+        query=il.Batch(torch.cat([batch.query.x[:, :1], 9 + batch.query.x[:, 1:]], 1), batch.query.y)
+    )
+    for transductive in (True, False):
+        pair = [learner.predict(b, transductive=transductive)[:, :, 0] for b in (batch, other)]
+        assert torch.allclose(*pair, atol=1e-5) is not transductive
+
+
+def test_dropout_draws_anew_for_every_task() -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 4))
+    batch = il.task.select(tasks(1), slice(0, 1))
+    twice = il.Task(*(il.Batch(*(torch.cat([t, t]) for t in part)) for part in batch))
+    output = il.maml(model, lr=0.0).predict(twice)
+    assert not torch.allclose(output[0], output[1])
+
+
+def test_inputs_and_targets_may_be_pytrees() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+            out = self.layer(torch.cat([left, right], 1))
+            return {"mean": out[:, 0], "scale": out[:, 1]}
+
+    def loss(output: dict[str, Tensor], y: dict[str, Tensor]) -> Tensor:
+        return ((output["mean"] - y["target"]) ** 2 + (output["scale"] - 1) ** 2).mean()
+
+    x, y = torch.randn(3, 8, 4), torch.randn(3, 8)
+
+    def part(index: slice, named: bool) -> il.Batch:
+        left, right = x[:, index, :1], x[:, index, 1:]
+        return il.Batch({"left": left, "right": right} if named else (left, right), {"target": y[:, index]})
+
+    results = []
+    for named in (True, False):
+        batch = il.Task(part(slice(0, 5), named), part(slice(5, 8), named))
+        for vectorize in (True, False):
+            torch.manual_seed(0)
+            learner = il.maml(Two(), lr=0.1, loss=loss, vectorize=vectorize)
+            learner.predict(batch, transductive=False)
+            results.append(learner.meta_gradient(batch))
+    for grads, outcome in results[1:]:
+        torch.testing.assert_close(grads, results[0][0])
+        torch.testing.assert_close(outcome.output, results[0][1].output)
+    assert results[0][1].output["mean"].shape == (3, 3)
