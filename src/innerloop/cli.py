@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import __version__, config
 from .data import TASKS
@@ -103,7 +104,7 @@ def list_(as_json: JsonOption = False) -> None:
     for title, entries in shelves.items():
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
         for name, text in entries.items():
-            table.add_row(name, text, style="" if text else "dim")
+            table.add_row(name, Text(text))
         Console().print(table)
 
 

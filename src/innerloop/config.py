@@ -165,7 +165,7 @@ def resolve(config: Mapping[str, Any]) -> Config:
     known = {**TOP, **dict.fromkeys(SECTIONS)}
     for key, value in config.items():
         if key not in known:
-            raise ValueError(f"unknown key {key}{nearest(key, known)}. A recipe has {', '.join(known)}")
+            raise ValueError(f"unknown key {key}{nearest(key, known)} A recipe has {', '.join(known)}")
         if key in SECTIONS and not isinstance(value, dict):
             raise ValueError(f"{key} = {value!r} is a value; expected a table [{key}]")
     top = {key: convert(config.get(key, option.default), option.hint, key) for key, option in TOP.items()}
@@ -185,9 +185,9 @@ def _complete(name: str, given: Mapping[str, Any]) -> Config:
     defaults = {key: encode(option.default) for key, option in known.items() if option.default is not REQUIRED}
     plain = {**{key: value for key, value in defaults.items() if value is not MISMATCH}, **plain}
     for key, value in plain.items():
-        if isinstance(value, dict) and value.get("schedule") in SCHEDULES and "iterations" in plain:
-            needs = inspect.signature(SCHEDULES[value["schedule"]]).parameters
-            plain[key] = {**({"iterations": plain["iterations"]} if "iterations" in needs else {}), **value}
+        schedule = SCHEDULES.get(str(value.get("schedule"))) if isinstance(value, dict) else None
+        if schedule and {"iterations"} <= plain.keys() & inspect.signature(schedule).parameters.keys():
+            plain[key] = {"iterations": plain["iterations"], **value}  # over the whole training
     convert_all(name, plain, known)
     return {**({section.key: given[section.key]} if section.key else {}), **plain}
 

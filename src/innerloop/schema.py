@@ -71,14 +71,14 @@ def lookup(what: str, name: Any, table: Mapping[str, Value]) -> Value:
     """
     if isinstance(name, str) and name in table:
         return table[name]
-    raise ValueError(f"unknown {what} {name!r}{nearest(name, table)}. Known: {', '.join(sorted(table)) or 'none'}")
+    raise ValueError(f"unknown {what} {name!r}{nearest(name, table)} Known: {', '.join(sorted(table)) or 'none'}")
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or nothing when nothing is near."""
+    """``"; did you mean 'x'?"``, or ``"."`` when nothing is near."""
     plain = {word.lower().replace("-", "_"): word for word in known}
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), plain, 1, 0.4)
-    return f"; did you mean {plain[near[0]]!r}?" if near else ""
+    return f"; did you mean {plain[near[0]]!r}?" if near else "."
 
 
 def convert_all(where: str, given: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def convert_all(where: str, given: Mapping[str, Any], known: Mapping[str, Option
     for key in given:
         if key not in known:
             valid = ", ".join(sorted(known)) or "none"
-            raise ValueError(f"unknown key {where}.{key}{nearest(key, known)}. Keys of [{where}]: {valid}")
+            raise ValueError(f"unknown key {where}.{key}{nearest(key, known)} Keys of [{where}]: {valid}")
     if missing := [key for key, option in known.items() if option.default is REQUIRED and key not in given]:
         raise ValueError(f"[{where}] needs the key{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
     return {key: convert(value, known[key].hint, f"{where}.{key}") for key, value in given.items()}

@@ -1,0 +1,61 @@
+"""Make the tables of README.md and experiments/README.md from experiments/results: python experiments/table.py [--write]
+
+Without ``--write``, exits with 1 if a table is stale.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+HEADER = ["experiment", "result on unseen tasks", "steps", "before", "protocol", "training", "command"]
+MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def results() -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
+
+
+def rows(name: str, result: dict[str, Any]) -> list[list[str]]:
+    """One row an evaluation: the same weights, judged transductively and inductively."""
+    found = []
+    for test in result["tests"]:
+        digits, unit = (2, " %") if test["metric"] == "accuracy" else (3, "")
+        mode = "transductive" if test["transductive"] else "inductive"
+        protocol = f"{test['num_tasks']} tasks" + (f", {mode}" if result["depends_on_query_set"] else "")
+        minutes = f"{result['iterations']:,} iterations, {result['seconds'] / 60:.1f} min, seed {result['seed']}"
+        score = f"{test['metric']} **{test['mean']:.{digits}f}** ± {test['ci95']:.{digits}f}{unit}"
+        before = f"{test['steps'][0]:.{digits}f}{unit}"
+        found.append([name, score, str(len(test["steps"]) - 1), before, protocol, minutes, f"`{result['command']}`"])
+    return found
+
+
+def table() -> str:
+    lines = [HEADER, ["---"] * len(HEADER)]
+    machines = set()
+    for name, result in results().items():
+        lines += rows(name, result)
+        environment = result["environment"]
+        machines.add(f"{environment['cpu']}, {environment['threads']} threads, torch {environment['torch']}")
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text}\n\nIntervals are 95 % over test tasks, of one seed. Machine: {'; '.join(sorted(machines))}.\n"
+
+
+def main() -> int:
+    stale = []
+    for path in (HERE.parent / "README.md", HERE / "README.md"):
+        before = path.read_text()
+        after = MARKS.sub(lambda match: match[1] + "\n" + table() + "\n" + match[2], before)
+        if "--write" in sys.argv:
+            path.write_text(after)
+        elif before != after:
+            stale.append(str(path.name))
+    if stale:
+        print(f"stale: {', '.join(stale)}; run `make table`", file=sys.stderr)
+    return len(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Pictures of what a learner does with a task. Every function draws on matplotlib axes and returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..learner import MetaLearner
+from ..task import Task, TaskSource, select
+from ..train.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The colour-blind-safe palette of Okabe and Ito (2008).
+BEFORE, AFTER, TRUTH, WRONG = "#999999", "#0072b2", "#009e73", "#d55e00"
+
+
+class FunctionSource(TaskSource, Protocol):
+    """A source of regression tasks on functions that can be drawn, such as `innerloop.data.Sinusoid`."""
+
+    x: tuple[float, float]
+
+    def functions(self, n: int, generator: torch.Generator) -> Any:
+        """The functions behind the tasks that `sample` draws from an equal generator state."""
+        ...
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, ``width`` by ``height`` inches, that needs no display.
+
+    Raises:
+        ImportError: matplotlib is missing; the message names the extra.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'innerloop[plot]'") from error
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = None) -> Axes:
+    """The metric after 0, 1, ..., K inner steps, with its 95 % interval over tasks."""
+    steps = range(len(evaluation.steps))
+    mean, half = torch.tensor(evaluation.steps), torch.tensor(evaluation.steps_ci95)
+    (line,) = axes.plot(steps, mean.tolist(), marker="o", color=None if label else AFTER, label=label)
+    axes.fill_between(steps, (mean - half).tolist(), (mean + half).tolist(), alpha=0.2, color=line.get_color())
+    axes.set_xticks(list(steps))
+    axes.set_xlabel("inner steps")
+    axes.set_ylabel("accuracy (%)" if evaluation.metric == "accuracy" else evaluation.metric)
+    axes.set_title(f"{evaluation.num_tasks} unseen tasks, {evaluation.mode}")
+    return axes
+
+
+def fits(
+    axes: Axes, learner: MetaLearner, source: FunctionSource, steps: Sequence[int] = (0, 1, 10), seed: int = 0
+) -> Axes:
+    """One unseen function, its support points, and the model's function after so many steps."""
+    state = torch.Generator().manual_seed(seed).get_state()
+    task = select(source.sample(1, torch.Generator().set_state(state)), 0)
+    truth = source.functions(1, torch.Generator().set_state(state))
+    grid = torch.linspace(*source.x, 201)[:, None]
+    axes.plot(grid[:, 0].tolist(), truth(grid)[0, :, 0].tolist(), color=TRUTH, linewidth=2, label="truth")
+    for k in steps:
+        values = learner.adapt(task.support, steps=k)(grid)[:, 0]
+        style: dict[str, Any] = {"color": BEFORE, "linestyle": ":"} if k == 0 else {"color": AFTER, "linestyle": "--"}
+        style |= {"alpha": 1.0 if k in (0, max(steps)) else 0.45}
+        label = "before adaptation" if k == 0 else f"{k} step{'' if k == 1 else 's'}"
+        axes.plot(grid[:, 0].tolist(), values.tolist(), label=label, **style)
+    points = [task.support.x[:, 0].tolist(), task.support.y[:, 0].tolist()]
+    axes.plot(*points, "k^", markersize=5, label=f"{len(task.support.x)} support points")
+    axes.set_xlabel("x")
+    axes.set_ylabel("y")
+    return axes
+
+
+def episode(
+    figure: Figure,
+    learner: MetaLearner,
+    source: TaskSource,
+    steps: int | None = None,
+    transductive: bool = True,
+    seed: int = 0,
+) -> Figure:
+    """One unseen few-shot episode as pictures: the support images, one column a class, and below them the query
+    images, framed by whether their class was told before (upper frames) and after adaptation."""
+    task = source.sample(1, torch.Generator().manual_seed(seed))
+    logits = learner.predict(task, steps, transductive)[0]
+    support, query = select(task.support, 0), select(task.query, 0)
+    ways = int(support.y.max()) + 1
+    groups = [("support", support.x, support.y, None), *_query_rows(query, logits)]
+    heights = [len(x) // ways for _, x, _, _ in groups]
+    parts: Any = figure.subfigures(len(groups), 1, height_ratios=heights)
+    for part, (title, x, y, guess) in zip(parts, groups, strict=True):
+        right = "" if guess is None else f": {100 * (guess == y).float().mean():.0f} % right"
+        part.suptitle(title + right, fontsize="medium", ha="left", x=0.02)
+        grid = part.subplots(len(x) // ways, ways, squeeze=False)
+        for axes, image, label, told in zip(grid.flat, x, y, [None] * len(x) if guess is None else guess, strict=True):
+            _picture(axes, image, int(label), None if told is None else int(told))
+    return figure
+
+
+def _query_rows(query: Any, logits: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+    taken = len(logits) - 1
+    names = [("query, before adaptation", 0), (f"query, after {taken} step{'' if taken == 1 else 's'}", taken)]
+    return [(name, query.x, query.y, logits[k].argmax(-1)) for name, k in names]
+
+
+def _picture(axes: Axes, image: Tensor, label: int, told: int | None) -> None:
+    picture = image.cpu().movedim(0, -1)
+    shown = picture if picture.shape[-1] == 3 else 1 - picture[..., 0]
+    axes.imshow(shown.tolist(), cmap="gray", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(f"class {label}" if told is None else f"told {told}", fontsize="small")
+    colour = "black" if told is None else AFTER if told == label else WRONG
+    for spine in axes.spines.values():
+        spine.set(edgecolor=colour, linewidth=1 if told is None else 2.5)
+
+
+def solved_episode(learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0) -> int:
+    """The seed of the first task, from ``first`` on, all of whose queries are told right after adaptation.
+
+    Raises:
+        ValueError: none of 100 tasks is.
+    """
+    for seed in range(first, first + 100):
+        task: Task = source.sample(1, torch.Generator().manual_seed(seed))
+        if (learner.predict(task, transductive=transductive)[0, -1].argmax(-1) == task.query.y[0]).all():
+            return seed
+    raise ValueError("none of 100 tasks is solved completely; is the learner trained?")

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop.report import adaptation_curve, episode, fits, new_figure, solved_episode
+
+
+@pytest.fixture
+def sinusoids() -> il.MetaLearner:
+    return il.maml(il.models.mlp(1, 8, 1), lr=0.01, loss=F.mse_loss)
+
+
+@pytest.fixture
+def characters() -> il.MetaLearner:
+    return il.prototypical(il.models.conv4(width=8))
+
+
+def test_the_curve_shows_every_step_and_the_mode(sinusoids: il.MetaLearner) -> None:
+    result = il.evaluate(sinusoids, il.Sinusoid(), num_tasks=10, steps=4)
+    axes = adaptation_curve(new_figure(4, 3).subplots(), result)
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx(list(result.steps))
+    assert "transductive" in axes.get_title()
+
+
+def test_fits_draw_the_function_the_points_came_from(sinusoids: il.MetaLearner) -> None:
+    axes = fits(new_figure(4, 3).subplots(), sinusoids, il.Sinusoid(shots=5), steps=(0, 1, 3), seed=4)
+    lines = {line.get_label(): line for line in axes.lines}
+    assert set(lines) == {"truth", "before adaptation", "1 step", "3 steps", "5 support points"}
+    task = il.task.select(il.Sinusoid(shots=5).sample(1, torch.Generator().manual_seed(4)), 0)
+    truth = il.Sinusoid(shots=5).functions(1, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(truth(task.support.x)[0], task.support.y)
+    grid = torch.tensor(lines["truth"].get_xdata())[:, None]
+    torch.testing.assert_close(torch.tensor(lines["truth"].get_ydata()), truth(grid)[0, :, 0], rtol=1e-4, atol=1e-5)
+    before = sinusoids.model(grid).detach()[:, 0]
+    torch.testing.assert_close(torch.tensor(lines["before adaptation"].get_ydata()), before, rtol=1e-4, atol=1e-5)
+
+
+def test_an_episode_shows_all_its_images(characters: il.MetaLearner, tmp_path: Path) -> None:
+    figure = episode(new_figure(5, 5), characters, il.Strokes(ways=5, shots=2, queries=1))
+    figure.savefig(tmp_path / "episode.png")
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert len(pictures) == 10 + 5 + 5
+    assert sum(axes.get_xlabel().startswith("told") for axes in pictures) == 10
+
+
+def test_a_solved_episode_is_solved(characters: il.MetaLearner) -> None:
+    source = il.Strokes(ways=2)
+    task = source.sample(1, torch.Generator().manual_seed(solved_episode(characters, source)))
+    assert (characters.predict(task)[0, -1].argmax(-1) == task.query.y[0]).all()
+
+
+def test_without_matplotlib_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; from innerloop.report import new_figure; new_figure(1, 1)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "pip install 'innerloop[plot]'" in result.stderr

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from innerloop import cli, config
+from innerloop.train.record import TIME_FIELDS
+
+TINY = ["--set", "train.iterations=20", "--set", "train.tasks=3", "--set", "train.val_tasks=3", "--set",
+        "evaluate.num_tasks=5", "--set", "train.log_every=5", "--set", "model.sizes=[1, 8, 1]"]  # fmt: skip
+
+
+def command(*words, cwd, env=()):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **dict(env)}
+    return [sys.executable, "-m", "innerloop", *map(str, words)], {"cwd": cwd, "env": environment}
+
+
+def innerloop(*words, cwd, env=()):
+    arguments, options = command(*words, cwd=cwd, env=env)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=120, **options)
+
+
+def call(capsys, *words):
+    """The command line in this process: (exit code, standard output, standard error)."""
+    code = cli.run(list(map(str, words)))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("cli")
+    done = innerloop("train", "sinusoid-maml", *TINY, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd, done
+
+
+def test_a_run_directory_holds_everything(trained):
+    cwd, done = trained
+    run = cwd / "runs" / "sinusoid-maml-seed0"
+    assert "iteration 20/20" in done.stderr
+    assert "test: mse " in done.stdout
+    assert "transductive]" in done.stdout
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.toml", "metrics.jsonl", "results.json"}
+    results = json.loads((run / "results.json").read_text())
+    assert results["command"].startswith("innerloop train sinusoid-maml --set train.iterations=20 ")
+    assert (results["seed"], results["iterations"], results["test"]["num_tasks"]) == (0, 20, 5)
+    assert {"torch", "innerloop", "python", "cpu", "threads"} <= set(results["environment"])
+    assert results["seconds"] > 0
+
+
+def test_evaluate_json(trained):
+    cwd, _ = trained
+    done = innerloop("evaluate", "runs/sinusoid-maml-seed0", "--tasks", 6, "--steps", 3, "--inductive", "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    *text, last = done.stdout.splitlines()
+    found = json.loads(last)
+    assert {"metric", "mean", "ci95", "num_tasks", "steps", "transductive", "split"} <= set(found)
+    assert (found["metric"], found["num_tasks"], found["transductive"], found["split"]) == ("mse", 6, False, "test")
+    assert len(found["steps"]) == 4
+    assert found["mean"] == found["steps"][-1]
+    assert "inductive" in text[0]
+
+
+def test_evaluate_repeats_the_test_of_training(trained, capsys):
+    cwd, _ = trained
+    run = cwd / "runs" / "sinusoid-maml-seed0"
+    code, out, _ = call(capsys, "evaluate", run, "--json")
+    assert code == 0
+    test = json.loads((run / "results.json").read_text())["test"]
+    assert {key: json.loads(out.splitlines()[-1])[key] for key in test} == test
+
+
+def test_the_written_config_repeats_the_run(trained, tmp_path, capsys):
+    cwd, _ = trained
+    run = cwd / "runs" / "sinusoid-maml-seed0"
+    code, _, err = call(capsys, "train", run / "config.toml", "--run", tmp_path / "again", "--quiet")
+    assert (code, err) == (0, "")
+    first, second = (json.loads((path / "results.json").read_text()) for path in (run, tmp_path / "again"))
+    assert first["test"] == second["test"]
+
+
+def test_an_existing_run_is_refused_untouched(trained, capsys):
+    cwd, _ = trained
+    run = cwd / "runs" / "sinusoid-maml-seed0"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for words in (["sinusoid-maml", *TINY], ["linear-maml"], [run / "config.toml"]):
+        code, out, err = call(capsys, "train", *words, "--run", run)
+        assert (code, out) == (1, "")
+        assert err == f"error: {run} already holds a run: add --resume to go on with it, or give another --run\n"
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_under_another_recipe_names_the_keys(trained, capsys):
+    cwd, _ = trained
+    run = cwd / "runs" / "sinusoid-maml-seed0"
+    words = ["train", "sinusoid-maml", *TINY, "--set", "learner.lr=0.5", "--run", run, "--resume"]
+    code, _, err = call(capsys, *words)
+    assert code == 1
+    assert f"error: {run} was started with another learner.lr; resume it with" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_goes_on_to_the_same_end(trained, tmp_path, number, code):
+    cwd, _ = trained
+    tiny = [*TINY, "--set", "train.iterations=600"]
+    whole = innerloop("train", "sinusoid-maml", *tiny, "--run", "whole", "--quiet", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    arguments, options = command("train", "sinusoid-maml", *tiny, "--run", "run", cwd=tmp_path)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "go on with: innerloop train sinusoid-maml --set train.iterations=20 " in err
+    assert err.rstrip().endswith("--run run --resume")
+    done = innerloop("train", "sinusoid-maml", *tiny, "--run", "run", "--resume", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "run"))
+    assert first["test"] == second["test"]
+    records = [
+        [
+            {key: value for key, value in json.loads(line).items() if key not in TIME_FIELDS}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "run")
+    ]
+    assert records[0] == records[1]
+
+
+def test_list(capsys):
+    code, out, _ = call(capsys, "list", "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert set(found) == {"recipes", "presets", "data", "models"}
+    assert set(found["recipes"]) == set(config.recipes())
+    assert all(text for shelf in found.values() for text in shelf.values())
+    code, out, _ = call(capsys, "list")
+    assert code == 0
+    assert "omniglot-5w1s-quick" in out
+
+
+def test_version_and_help(capsys):
+    assert call(capsys, "--version")[:2] == (0, "innerloop 0.1.0\n")
+    for words, word in (([], "train"), (["train"], "--resume"), (["evaluate"], "--inductive"), (["list"], "--json")):
+        code, out, _ = call(capsys, *words, "--help")
+        assert code == 0
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "sinusoid-mmal"], "did you mean 'sinusoid-maml'?"),
+        (["train", "none.toml"], "no recipe at none.toml"),
+        (["train", "sinusoid-maml", "--set", "train.iteratoins=3"], "did you mean 'iterations'?"),
+        (["train", "sinusoid-maml", "--set", "learner.lr=fast"], "expected a number"),
+        (["train", "sinusoid-maml", "--set", "learner.steps=-1"], "steps must be at least 0"),
+        (["train", "sinusoid-maml", "--set", "train.tasks=0"], "tasks must be at least 1"),
+        (["train", "sinusoid-maml", "--set", "tasks.shots=0"], "shots=0"),
+        (["train", "sinusoid-maml", "--device", "warp"], "device 'warp' is not available here"),
+        (["train", "omniglot-5w1s-quick", "--data", "nowhere"], "no Omniglot in"),
+        (["train", "omniglot-5w1s-quick", "--set", "tasks.split=vinyls"], "expected \"random\" or"),
+        (["evaluate", "nowhere"], "is not a run directory"),
+        (["evaluate", "nowhere", "--json"], "is not a run directory"),
+    ],
+)
+def test_mistakes_are_one_message_before_anything_is_written(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("INNERLOOP_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_traceback_only_when_asked(tmp_path):
+    plain = innerloop("train", "nothing", cwd=tmp_path)
+    assert (plain.returncode, "Traceback" in plain.stderr) == (1, False)
+    debug = innerloop("--debug", "train", "nothing", cwd=tmp_path)
+    assert (debug.returncode, "Traceback" in debug.stderr) == (1, True)
+
+
+def test_wrong_usage(capsys):
+    assert call(capsys, "train")[0] == 2
+    assert call(capsys, "frobnicate")[0] == 2
+    assert call(capsys, "evaluate", "x", "--split", "dev")[0] == 2
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["train", "sinusoid-maml", *TINY, "--set", "learner.lr=1e30", "--run", run]
+    code, _, err = call(capsys, *words, "--quiet")
+    assert code == 1
+    assert err.startswith("error: iteration 1: the ")
+    assert (run / "failed_task.pt").is_file()
+    assert (run / "checkpoints" / "state-00000000.pt").is_file()
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_missing_extra_is_named(missing, tmp_path):
+    code = f"import sys; sys.modules[{missing!r}] = None; from innerloop.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pip install 'innerloop[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr

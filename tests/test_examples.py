@@ -1,0 +1,53 @@
+"""The examples run, are short, and learn."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(*words: str | Path, cwd: Path) -> str:
+    result = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300, cwd=cwd, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
+def test_examples_are_at_most_60_lines(example: Path) -> None:
+    assert len(example.read_text().splitlines()) <= 60
+
+
+def test_every_example_is_run_here() -> None:
+    text = Path(__file__).read_text()
+    assert all(f'"{example.name}"' in text for example in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize(("example", "better"), [("sinusoids.py", min), ("own_parts.py", max)])
+def test_examples_learn(example: str, better: object, tmp_path: Path) -> None:
+    output = run(EXAMPLES / example, "150", cwd=tmp_path)
+    before, after = (float(value) for value in re.findall(r"meta-training: *\w+ ([\d.]+)", output))
+    assert better(before, after) == after != before
+
+
+def test_pictures_of_runs(tmp_path: Path) -> None:
+    """The demo, shortened: two runs, their numbers before and after adaptation, their pictures."""
+    tiny = ["--set", "train.iterations=60", "--set", "train.val_tasks=4", "--quiet"]
+    for recipe in ("sinusoid-maml", "strokes-5w1s-maml"):
+        sizes = ["--set", "model.width=8"] if "strokes" in recipe else []
+        run("-m", "innerloop", "train", recipe, "--run", recipe, *tiny, *sizes, cwd=tmp_path)
+    output = run(EXAMPLES / "pictures.py", "sinusoid-maml", "strokes-5w1s-maml", cwd=tmp_path)
+    assert output.count("before adaptation") == 2
+    assert len(re.findall(r"\+- [\d.]+", output)) == 11 + 2
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert written == {
+        "sinusoid-maml/adaptation.png", "sinusoid-maml/functions.png",
+        "strokes-5w1s-maml/adaptation.png", "strokes-5w1s-maml/episode.png",
+    }  # fmt: skip
