@@ -1,4 +1,4 @@
-"""Make the tables of README.md and experiments/README.md from experiments/results: python experiments/table.py [--write]
+"""Make the tables of the README and of this folder from the result files: python experiments/table.py [--write]
 
 Without ``--write``, exits with 1 if a table is stale.
 """

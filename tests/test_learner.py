@@ -199,3 +199,12 @@ def test_step_weights_must_fit_the_steps(regression: Callable[..., il.Task]) -> 
     maml = il.MetaLearner(il.models.mlp(2, 1), il.SGD(), objective=il.Unrolled(step_weights=[1.0]), steps=2)
     with pytest.raises(ValueError, match="2 inner steps need as many step weights"):
         maml(regression())
+
+
+def test_a_learner_with_nothing_to_learn_says_so(regression: Callable[..., il.Task]) -> None:
+    frozen = learner()
+    frozen.requires_grad_(False)
+    frozen.predict(regression())  # evaluating is fine
+    model = il.models.mlp(2, 1).requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to meta-learn"):
+        il.MetaLearner(model, il.SGD(0.1), adapt=il.named("0.*"), loss=F.mse_loss).meta_gradient(regression())

@@ -155,7 +155,7 @@ def test_a_module_that_cannot_be_vectorised_is_looped_and_named_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         learner.meta_gradient(batch)
-    with pytest.raises(RuntimeError, match=r"GRU \(gru\) cannot be vectorised"):
+    with pytest.raises(ValueError, match=r"GRU \(gru\) cannot be vectorised"):
         il.maml(Recurrent(), lr=0.1, vectorize=True).meta_gradient(batch)
 
 

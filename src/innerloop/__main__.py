@@ -10,9 +10,10 @@ def main() -> None:
     try:
         from .cli import run
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        missing = (error.name or "").split(".")[0]
+        if missing not in ("typer", "rich"):
             raise
-        sys.exit(f"error: the command line needs {error.name}: pip install 'innerloop[cli]'")
+        sys.exit(f"error: the command line needs {missing}: pip install 'innerloop[cli]'")
     sys.exit(run(sys.argv[1:]))
 
 

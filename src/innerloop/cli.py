@@ -138,12 +138,12 @@ def train(
     run = run or Path("runs") / f"{_stem(recipe)}-seed{settings['seed']}"
     _claim(run, settings, resume)
     learner, sources = config.build(settings, data, device, download)
-    run.mkdir(parents=True, exist_ok=True)
-    with writing(run / "config.toml") as file:
-        file.write(config.dumps(settings).encode())
     options = config.arguments(settings, "train")
     trainer = Trainer(learner, sources.train, sources.val, run, seed=settings["seed"], config=settings,
                       progress=verbose, **options)  # fmt: skip
+    run.mkdir(parents=True, exist_ok=True)
+    with writing(run / "config.toml") as file:
+        file.write(config.dumps(settings).encode())
     command = _command(recipe, overrides or [], run, data, device, seed)
     try:
         result = trainer.fit(resume)

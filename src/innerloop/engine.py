@@ -55,7 +55,7 @@ class Engine:
                 result = _vectorised(function, tasks, buffers, number)
             except Exception as error:
                 if self.vectorize is True:
-                    raise RuntimeError(
+                    raise ValueError(
                         _explain(error, self.model, "and vectorize=True forbids to run tasks one by one")
                     ) from error
                 torch.set_rng_state(random_state)

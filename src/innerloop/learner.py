@@ -115,19 +115,21 @@ class MetaLearner(nn.Module):
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
         self._check(tasks)
-        names, parameters = zip(*((n, p) for n, p in self.named_parameters() if p.requires_grad), strict=True)
-        total, outcomes, number = [torch.zeros_like(p) for p in parameters], [], 0
+        learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if not learned:
+            raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
+        total, outcomes, number = [torch.zeros_like(p) for p in learned.values()], [], 0
         with normalising(self.model, self.statistics):
             judge = partial(self._judge, iteration=iteration)
             for result, tasks_in_chunk in self.engine.chunks(judge, tasks, self._own_buffers()):
                 outcome = Outcome(*result)
                 grads = torch.autograd.grad(
-                    outcome.objective.sum(), parameters, allow_unused=True, materialize_grads=True
+                    outcome.objective.sum(), list(learned.values()), allow_unused=True, materialize_grads=True
                 )
                 total = [a + b for a, b in zip(total, grads, strict=True)]
                 outcomes.append(detach(outcome))
                 number += tasks_in_chunk
-        mean = {name: grad / number for name, grad in zip(names, total, strict=True)}
+        mean = {name: grad / number for name, grad in zip(learned, total, strict=True)}
         return mean, Outcome(*pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes))
 
     def _judge(self, task: Task, buffers: Params, *, iteration: int) -> tuple[Any, ...]:
@@ -157,8 +159,8 @@ class MetaLearner(nn.Module):
         def outputs(task: Task, buffers: Params) -> Any:
             episode = self._episode(task, buffers, steps)
             # Outputs are taken along the way, since buffers move with the parameters.
-            results = [self._query_output(episode, episode.start, transductive)]
-            results += [self._query_output(episode, p, transductive) for p in episode.path(order=1)]
+            results = [self._output(episode, episode.start, task.query.x, transductive)]
+            results += [self._output(episode, p, task.query.x, transductive) for p in episode.path(order=1)]
             return stack(results)
 
         with normalising(self.model, self.statistics):
@@ -226,8 +228,8 @@ class MetaLearner(nn.Module):
         """``[K + 1]``: the support loss before each step, and after the last."""
         return torch.stack([*episode.support_losses, episode.support_loss(detach(adapted), episode.steps).detach()])
 
-    def _query_output(self, episode: Episode, params: Params, transductive: bool) -> Any:
-        query, support = episode.task.query.x, episode.task.support.x
+    def _output(self, episode: Episode, params: Params, query: Any, transductive: bool) -> Any:
+        support = episode.task.support.x
         if transductive or not self.depends_on_query_set:
             return episode.output(params, query)
 
@@ -278,9 +280,8 @@ class Adapted:
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
         """The outputs on inputs ``x``: ``[N, ...]``."""
-        self._episode.task = self._episode.task._replace(query=Batch(x, None))
         with normalising(self._learner.model, self._learner.statistics):
-            return self._learner._query_output(self._episode, self._episode.start, self._transductive)
+            return self._learner._output(self._episode, self._episode.start, x, self._transductive)
 
     def module(self) -> nn.Module:
         """A plain copy of the model with the adapted parameters and the task's own buffers (such as running

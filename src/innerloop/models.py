@@ -15,14 +15,15 @@ Pooling = Literal["max", "stride"]
 def mlp(*sizes: int) -> nn.Sequential:
     """A multi-layer perceptron with ReLUs, e.g. ``mlp(1, 40, 40, 1)`` for sinusoids (Finn et al. 2017, 5.1).
 
-    Weights start from a normal distribution of variance 2 / fan-in (He et al. 2015), biases at zero.
+    Weights start uniform on +-1 / sqrt(fan-in), biases at zero: small enough that inner steps at the usual rates do not
+    diverge before meta-training has begun, as they do from the He initialisation.
     """
     if len(sizes) < 2:
         raise ValueError(f"an mlp needs an input and an output size, got {sizes}")
     layers: list[nn.Module] = []
     for index, (inputs, outputs) in enumerate(pairwise(sizes)):
         linear = nn.Linear(inputs, outputs)
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.uniform_(linear.weight, -(inputs**-0.5), inputs**-0.5)
         nn.init.zeros_(linear.bias)
         layers += [nn.ReLU(), linear] if index else [linear]
     return nn.Sequential(*layers)

@@ -6,9 +6,10 @@ Keyword arguments that a preset does not name go to the learner: `Options`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from torch import nn
+from typing_extensions import Unpack  # torch brings it
 
 from . import rules
 from .engine import Vectorize
@@ -17,9 +18,6 @@ from .inner import Loss, Statistics
 from .learner import MetaLearner
 from .objectives import Implicit, Reptile, Unrolled
 from .select import Selection, everything, head_name, head_of, named
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class Options(TypedDict, total=False):
@@ -78,9 +76,7 @@ def boil(
     model: nn.Module, lr: float = 0.1, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
     """Body only update in the inner loop: everything but the head adapts (Oh et al. 2021)."""
-    citation = (
-        "Oh, Yoo, Kim, Yun. BOIL: Towards Representation Change for Few-shot Learning. ICLR 2021"
-    )
+    citation = "Oh, Yoo, Kim, Yun. BOIL: Towards Representation Change for Few-shot Learning. ICLR 2021"
     adapt = everything - head_of(head or head_name(model))
     return MetaLearner(model, rules.SGD(lr), adapt, Unrolled(order), citation=citation, **options)
 

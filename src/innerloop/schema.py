@@ -29,18 +29,11 @@ class Option(NamedTuple):
     default: Any
 
 
-class _Unpack:
-    """Stands in for ``typing.Unpack``, which Python 3.10 lacks, where a signature is read."""
-
-    def __class_getitem__(cls, item: Any) -> Any:
-        return item
-
-
 def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Option]:
     """The arguments of a function that plain values can express. ``*args`` becomes a list under its name; what is
     passed on as ``**kwargs`` of a ``TypedDict`` has the defaults of the class that the function returns."""
     annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    hints = get_type_hints(annotated, localns={"Unpack": _Unpack})
+    hints = get_type_hints(annotated)
     found: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,3 +151,18 @@ def test_a_failing_source_leaves_everything_as_it_was(learner):
         il.evaluate(learner, Broken())
     assert learner.training
     assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_with_the_number_of_tasks():
+    class Watched:
+        def __init__(self):
+            self.pages = []
+
+        def sample(self, n, generator):
+            self.pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+            return il.Sinusoid().sample(n, generator)
+
+    learner, source = il.maml(il.models.mlp(1, 64, 64, 1), lr=0.001, loss=F.mse_loss), Watched()
+    il.evaluate(learner, source, num_tasks=1200)
+    assert (source.pages[-1] - source.pages[200]) * os.sysconf("SC_PAGE_SIZE") < 4 * 2**20

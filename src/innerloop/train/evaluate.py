@@ -24,7 +24,7 @@ def accuracy(output: Tensor, y: Tensor) -> Tensor:
     """Per cent of examples classified rightly: logits ``[Q, C]`` against class indices ``[Q]``, or one logit an example
     against targets 0 and 1 in floating point."""
     right = (output > 0) == (y > 0.5) if y.is_floating_point() else output.argmax(-1) == y
-    return 100 * right.float().mean()
+    return 100 * right.sum() / right.numel()
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": F.mse_loss}
