@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 
@@ -56,12 +57,13 @@ def test_a_damaged_newest_state_falls_back_and_says_so(checkpoints, damage, tmp_
                 return (os.mkdir, (str(tmp_path / "executed"),))
 
         torch.save({"format": 1, "iteration": 20, "best": [], "x": Hostile()}, path, pickle_module=pickle)
+        path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())  # past the checksum
     with pytest.warns(UserWarning, match=r"state-00000020.pt is not a usable checkpoint.*falling back"):
         assert checkpoints.newest()["iteration"] == 10
     assert not (tmp_path / "executed").exists()
 
 
-def test_any_flipped_byte_is_noticed_or_harmless(checkpoints):
+def test_any_flipped_byte_is_noticed(checkpoints):
     checkpoints.save(state(7))
     path = checkpoints.directory / "state-00000007.pt"
     content = path.read_bytes()
@@ -69,12 +71,8 @@ def test_any_flipped_byte_is_noticed_or_harmless(checkpoints):
         damaged = bytearray(content)
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
-        try:
-            found = checkpoint.load(path)
-        except ValueError:
-            continue
-        assert torch.equal(found["weights"]["w"], state(7)["weights"]["w"])
-        assert found["iteration"] == 7
+        with pytest.raises(ValueError, match="checksum does not match"):
+            checkpoint.load(path)
 
 
 def test_all_damaged_and_none_at_all(checkpoints):

@@ -63,6 +63,7 @@ def omniglot_tasks(
     shots: int = 1,
     queries: int = 1,
     eval_queries: int | None = None,
+    train_shots: int | None = None,
     split: OmniglotSplit = "random",
     rotations: bool = True,
     size: int = 28,
@@ -74,7 +75,7 @@ def omniglot_tasks(
 ) -> Sources:
     """`FewShot` on `omniglot`; ``within_groups`` draws the classes of a task from one alphabet."""
     splits = omniglot(root, split, rotations, size, seed, download, device)
-    return few_shot(splits, ways, shots, queries, eval_queries, within_groups)
+    return few_shot(splits, ways, shots, queries, eval_queries, train_shots, within_groups)
 
 
 def mini_imagenet_tasks(
@@ -82,12 +83,13 @@ def mini_imagenet_tasks(
     shots: int = 1,
     queries: int = 15,
     eval_queries: int | None = None,
+    train_shots: int | None = None,
     size: int = 84,
     root: str | Path | None = None,
     device: str = "cpu",
 ) -> Sources:
     """`FewShot` on `mini_imagenet`."""
-    return few_shot(mini_imagenet(root, size, device), ways, shots, queries, eval_queries)
+    return few_shot(mini_imagenet(root, size, device), ways, shots, queries, eval_queries, train_shots)
 
 
 def image_folder_tasks(
@@ -95,6 +97,7 @@ def image_folder_tasks(
     shots: int = 1,
     queries: int = 1,
     eval_queries: int | None = None,
+    train_shots: int | None = None,
     size: int = 84,
     channels: int = 3,
     split: tuple[float, float, float] = (0.64, 0.16, 0.2),
@@ -107,7 +110,7 @@ def image_folder_tasks(
     if root is None:
         raise ValueError("image-folder needs root: the folder that holds one folder for each class")
     splits = image_folder(root, size, channels, split, seed, skip_unreadable, device)
-    return few_shot(splits, ways, shots, queries, eval_queries)
+    return few_shot(splits, ways, shots, queries, eval_queries, train_shots)
 
 
 def few_shot(
@@ -116,12 +119,17 @@ def few_shot(
     shots: int,
     queries: int,
     eval_queries: int | None = None,
+    train_shots: int | None = None,
     within_groups: bool = False,
 ) -> Sources:
-    """`FewShot` on each split; val and test have ``eval_queries`` a class, as many as train unless given."""
+    """`FewShot` on each split.
+
+    Val and test have ``eval_queries`` a class, as many as train unless given; train has ``train_shots`` support images
+    a class, as many as val and test unless given: Reptile trains on more than it is tested with.
+    """
     later = queries if eval_queries is None else eval_queries
     return Sources(
-        FewShot(splits.train, ways, shots, queries, within_groups),
+        FewShot(splits.train, ways, shots if train_shots is None else train_shots, queries, within_groups),
         FewShot(splits.val, ways, shots, later, within_groups),
         FewShot(splits.test, ways, shots, later, within_groups),
     )

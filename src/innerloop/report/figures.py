@@ -122,13 +122,15 @@ def _picture(axes: Axes, image: Tensor, label: int, told: int | None) -> None:
 
 
 def solved_episode(learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0) -> int:
-    """The seed of the first task, from ``first`` on, all of whose queries are told right after adaptation.
-
-    Raises:
-        ValueError: none of 100 tasks is.
-    """
-    for seed in range(first, first + 100):
-        task: Task = source.sample(1, torch.Generator().manual_seed(seed))
-        if (learner.predict(task, transductive=transductive)[0, -1].argmax(-1) == task.query.y[0]).all():
-            return seed
-    raise ValueError("none of 100 tasks is solved completely; is the learner trained?")
+    """The seed of the first task, from ``first`` on, all of whose queries are told right after adaptation; if none of
+    100 tasks is, of the one with the most."""
+    best, seed = -1.0, first
+    for candidate in range(first, first + 100):
+        task: Task = source.sample(1, torch.Generator().manual_seed(candidate))
+        told = learner.predict(task, transductive=transductive)[0, -1].argmax(-1)
+        right = (told == task.query.y[0]).float().mean().item()
+        if right > best:
+            best, seed = right, candidate
+        if best == 1:
+            break
+    return seed
