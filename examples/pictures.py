@@ -22,15 +22,7 @@ def pictures(run: Path) -> None:
     figure = report.new_figure(5, 3.5)
     report.adaptation_curve(figure.subplots(), result)
     save(figure, run / "adaptation.png")
-    if hasattr(sources.test, "functions"):
-        figure = report.new_figure(10, 6)
-        for seed, axes in enumerate(figure.subplots(2, 3).flat):
-            report.fits(axes, learner, sources.test, steps=(0, 1, steps or learner.steps), seed=seed)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-        save(figure, run / "functions.png")
-    else:
-        seed = report.solved_episode(learner, sources.test)
-        save(report.episode(report.new_figure(6, 5.5), learner, sources.test, seed=seed), run / "episode.png")
+    save(report.showcase(learner, sources.test, steps), run / "tasks.png")
 
 
 def save(figure: object, path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Evaluates the run's best validated weights on 600 or more test tasks, as its recipe says and, where batch norm makes a
 difference, the other way too, and writes ``experiments/results/NAME.json`` with command, recipe, seed, time and
-hardware. Then `make table`.
+hardware. ``--picture`` also draws unseen tasks, into ``experiments/NAME.png`` (not for data whose images may not be
+passed on). Then `make table`.
 """
 
 import argparse
@@ -38,7 +39,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("name", nargs="?", help="of the result file; that of the run directory if not given")
+    parser.add_argument("--picture", action="store_true", help="draw unseen tasks, too")
     arguments = parser.parse_args()
-    path = RESULTS / f"{arguments.name or arguments.run.name}.json"
+    name = arguments.name or arguments.run.name
+    path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(collect(arguments.run), indent=1) + "\n")
     print(path)
+    if arguments.picture:
+        learner, sources, config = il.load_run(arguments.run)
+        figure = il.report.showcase(learner, sources.test, config["evaluate"].get("steps"))
+        figure.savefig(path.parents[1] / f"{name}.png")

@@ -1,9 +1,10 @@
-"""Shared by all tests: small problems, quiet threads."""
+"""Shared by all tests: small problems, quiet threads, where real data is, and a cache folder of the run's own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,3 +54,35 @@ def episodes() -> Callable[..., il.Task]:
         return il.Task(draw(shots), draw(queries))
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of this test run's own, filled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "innerloop"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    root = Path(os.environ.get("INNERLOOP_DATA") or default)
+    if not root.is_dir():
+        pytest.skip(f"no data sets: INNERLOOP_DATA is not set and {default} is not there")
+    return root
+
+
+@pytest.fixture(scope="session")
+def omniglot_root(data_root: Path) -> Path:
+    if not (data_root / "omniglot" / "images_background.zip").is_file():
+        pytest.skip(f"no Omniglot below {data_root}")
+    return data_root
+
+
+@pytest.fixture(scope="session")
+def mini_imagenet_root(data_root: Path) -> Path:
+    if not (data_root / "mini-imagenet").is_dir():
+        pytest.skip(f"no mini-ImageNet below {data_root}")
+    return data_root

@@ -48,6 +48,6 @@ def test_pictures_of_runs(tmp_path: Path) -> None:
     assert len(re.findall(r"\+- [\d.]+", output)) == 11 + 2
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
     assert written == {
-        "sinusoid-maml/adaptation.png", "sinusoid-maml/functions.png",
-        "strokes-5w1s-maml/adaptation.png", "strokes-5w1s-maml/episode.png",
+        "sinusoid-maml/adaptation.png", "sinusoid-maml/tasks.png",
+        "strokes-5w1s-maml/adaptation.png", "strokes-5w1s-maml/tasks.png",
     }  # fmt: skip

@@ -37,9 +37,13 @@ def test_fits_draw_the_function_the_points_came_from(sinusoids: il.MetaLearner) 
     truth = il.Sinusoid(shots=5).functions(1, torch.Generator().manual_seed(4))
     torch.testing.assert_close(truth(task.support.x)[0], task.support.y)
     grid = torch.tensor(lines["truth"].get_xdata(), dtype=torch.float32)[:, None]
-    torch.testing.assert_close(torch.tensor(lines["truth"].get_ydata(), dtype=torch.float32), truth(grid)[0, :, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(lines["truth"].get_ydata(), dtype=torch.float32), truth(grid)[0, :, 0], rtol=1e-4, atol=1e-5
+    )
     before = sinusoids.model(grid).detach()[:, 0]
-    torch.testing.assert_close(torch.tensor(lines["before adaptation"].get_ydata(), dtype=torch.float32), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(lines["before adaptation"].get_ydata(), dtype=torch.float32), before, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_an_episode_shows_all_its_images(characters: il.MetaLearner, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from innerloop.data.strokes import Strokes
 from innerloop.data.tasks import TASKS, Sources, few_shot
 from innerloop.data.vision import mini_imagenet, omniglot
 
+from_arrays = ClassImages.from_arrays
+
 __all__ = [
     "TASKS",
     "ClassImages",
@@ -20,6 +22,7 @@ __all__ = [
     "Splits",
     "Strokes",
     "few_shot",
+    "from_arrays",
     "image_folder",
     "mini_imagenet",
     "omniglot",

@@ -1,5 +1,5 @@
 """What a run came to, as pictures."""
 
-from .figures import adaptation_curve, episode, fits, new_figure, solved_episode
+from .figures import adaptation_curve, episode, fits, new_figure, showcase, solved_episode
 
-__all__ = ["adaptation_curve", "episode", "fits", "new_figure", "solved_episode"]
+__all__ = ["adaptation_curve", "episode", "fits", "new_figure", "showcase", "solved_episode"]

@@ -121,6 +121,20 @@ def _picture(axes: Axes, image: Tensor, label: int, told: int | None) -> None:
         spine.set(edgecolor=colour, linewidth=1 if told is None else 2.5)
 
 
+def showcase(learner: MetaLearner, source: TaskSource, steps: int | None = None, transductive: bool = True) -> Figure:
+    """What adaptation does: six unseen functions before and after it, or one few-shot episode that it solves."""
+    if not hasattr(source, "functions"):
+        seed = solved_episode(learner, source, transductive)
+        return episode(new_figure(6, 5.5), learner, source, steps, transductive, seed)
+    figure = new_figure(10, 6)
+    taken = sorted({0, 1, learner.steps if steps is None else steps})
+    grid = figure.subplots(2, 3).flat
+    for seed, axes in enumerate(grid):
+        fits(axes, learner, source, taken, seed)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
 def solved_episode(learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0) -> int:
     """The seed of the first task, from ``first`` on, all of whose queries are told right after adaptation; if none of
     100 tasks is, of the one with the most."""

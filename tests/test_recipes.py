@@ -1,0 +1,49 @@
+"""Every shipped recipe runs from its command, on the real data where it needs them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from innerloop import cli, config
+
+SMALL = {"iterations": 2, "tasks": 2, "val_tasks": 2, "validate_every": 2}
+
+
+@pytest.mark.parametrize("recipe", config.recipes())
+def test_the_first_comment_has_command_hardware_and_score(recipe: str) -> None:
+    lines = config.recipes()[recipe].read_text().splitlines()
+    comment = " ".join(line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")])
+    assert lines[0] == f"# innerloop train {recipe}"
+    assert re.search(r"CPU cores|GPU|[Hh]ardware", comment)
+    assert re.search(r"expected|measured|accuracy|MSE", comment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", config.recipes())
+def test_every_recipe_trains_and_evaluates(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    settings = config.load_recipe(recipe)
+    changes = {f"train.{key}": value for key, value in SMALL.items()} | {"evaluate.num_tasks": 3}
+    if "width" in settings["model"]:
+        changes["model.width"] = 4
+    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    if settings["tasks"]["name"] in ("omniglot", "mini-imagenet"):
+        words += ["--data", str(request.getfixturevalue(f"{settings['tasks']['name'].replace('-', '_')}_root"))]
+    code = cli.run(["train", recipe, *words, "--run", str(tmp_path / "run"), "--quiet"])
+    assert code == 0, capsys.readouterr().err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["iterations"] == 2
+    assert len(results["test"]["steps"]) == settings["evaluate"].get("steps", settings["learner"]["steps"]) + 1
+
+
+@pytest.mark.slow
+def test_strokes_are_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "strokes-5w1s-maml", "--run", str(tmp_path / "run"), "--quiet"]) == 0
+    test = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
+    assert test["mean"] - test["ci95"] > 80
+    assert test["steps"][0] < 25
