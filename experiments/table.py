@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-HEADER = ["experiment", "result on unseen tasks", "steps", "before", "protocol", "training", "command"]
+HEADER = ["experiment", "result on unseen tasks", "steps", "before", "after 1", "protocol", "training", "command"]
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -25,10 +25,14 @@ def rows(name: str, result: dict[str, Any]) -> list[list[str]]:
         digits, unit = (2, " %") if test["metric"] == "accuracy" else (3, "")
         mode = "transductive" if test["transductive"] else "inductive"
         protocol = f"{test['num_tasks']} tasks" + (f", {mode}" if result["depends_on_query_set"] else "")
-        minutes = f"{result['iterations']:,} iterations, {result['seconds'] / 60:.1f} min, seed {result['seed']}"
+        threads, seed = result["environment"]["threads"], result["seed"]
+        minutes = f"{result['iterations']:,} iterations, {result['seconds'] / 60:.1f} min, "
+        training = minutes + f"{threads} thread{'s' * (threads > 1)}, seed {seed}"
         score = f"{test['metric']} **{test['mean']:.{digits}f}** ± {test['ci95']:.{digits}f}{unit}"
-        before = f"{test['steps'][0]:.{digits}f}{unit}"
-        found.append([name, score, str(len(test["steps"]) - 1), before, protocol, minutes, f"`{result['command']}`"])
+        early = [f"{value:.{digits}f}{unit}" for value in test["steps"][:2]]
+        before, after = early if len(early) == 2 else (early[0], "")
+        steps, command = str(len(test["steps"]) - 1), f"`{result['command']}`"
+        found.append([name, score, steps, before, after, protocol, training, command])
     return found
 
 
@@ -38,7 +42,7 @@ def table() -> str:
     for name, result in results().items():
         lines += rows(name, result)
         environment = result["environment"]
-        machines.add(f"{environment['cpu']}, {environment['threads']} threads, torch {environment['torch']}")
+        machines.add(f"{environment['cpu']}, torch {environment['torch']}")
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{text}\n\nIntervals are 95 % over test tasks, of one seed. Machine: {'; '.join(sorted(machines))}.\n"
 
