@@ -51,3 +51,31 @@ def test_pictures_of_runs(tmp_path: Path) -> None:
         "sinusoid-maml/adaptation.png", "sinusoid-maml/tasks.png",
         "strokes-5w1s-maml/adaptation.png", "strokes-5w1s-maml/tasks.png",
     }  # fmt: skip
+
+
+def test_the_readmes_code_runs() -> None:
+    """Every Python block, in order, in one namespace with a `Net` and the data that it speaks of."""
+    text = (EXAMPLES.parent / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    names: dict[str, object] = {}
+    exec(SETTING, names)
+    for block in blocks:
+        exec(block.replace("range(1_000)", "range(3)").replace("num_tasks=600", "num_tasks=10"), names)
+    assert names["adapted"](names["new_images"]).shape == (4, 3)
+
+
+SETTING = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.classifier(self.body(x))
+
+images, labels, new_images = torch.randn(6, 1, 4, 4), torch.arange(6) % 3, torch.randn(4, 1, 4, 4)
+"""

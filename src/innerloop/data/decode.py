@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from innerloop.data.files import Files, cache_folder, some
-from innerloop.data.progress import progress
+from .files import Files, cache_folder, some
+from .progress import progress
 
 FORMAT = 1
 """Raised when what the cache holds changes its form or its pixels, so that older files are not read."""

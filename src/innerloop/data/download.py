@@ -8,7 +8,7 @@ import os
 import urllib.request
 from pathlib import Path
 
-from innerloop.data.progress import progress
+from .progress import progress
 
 
 def download(url: str, path: Path, sha256: str) -> Path:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from innerloop.data.images import ClassImages
-from innerloop.task import Batch, Task
+from ..task import Batch, Task
+from .images import ClassImages
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from innerloop.data.decode import cached, check_size, decode_classes
-from innerloop.data.files import Files, some
-from innerloop.data.images import ClassImages, Splits, check_disjoint
+from .decode import cached, check_size, decode_classes
+from .files import Files, some
+from .images import ClassImages, Splits, check_disjoint
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from innerloop.task import Batch, Task
+from ..task import Batch, Task
 
 Range = tuple[float, float]
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from innerloop.task import Batch, Task
+from ..task import Batch, Task
 
 Split = Literal["train", "val", "test"]
 

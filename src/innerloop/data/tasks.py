@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from innerloop.data.episodes import FewShot
-from innerloop.data.folders import image_folder
-from innerloop.data.functions import Linear, Sinusoid
-from innerloop.data.images import Splits
-from innerloop.data.strokes import Strokes
-from innerloop.data.vision import OmniglotSplit, mini_imagenet, omniglot
-from innerloop.task import TaskSource
+from ..task import TaskSource
+from .episodes import FewShot
+from .folders import image_folder
+from .functions import Linear, Sinusoid
+from .images import Splits
+from .strokes import Strokes
+from .vision import OmniglotSplit, mini_imagenet, omniglot
 
 
 class Sources(NamedTuple):

@@ -12,10 +12,10 @@ from typing import Literal, get_args
 
 import torch
 
-from innerloop.data.decode import Decoded, cached, check_size, decode_classes
-from innerloop.data.download import download as fetch
-from innerloop.data.files import Files, candidates, some
-from innerloop.data.images import ClassImages, Splits, check_disjoint
+from .decode import Decoded, cached, check_size, decode_classes
+from .download import download as fetch
+from .files import Files, candidates, some
+from .images import ClassImages, Splits, check_disjoint
 
 OmniglotSplit = Literal["random", "vinyals", "background", "alphabets"]
 
