@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 BEFORE, AFTER, TRUTH, WRONG = "#999999", "#0072b2", "#009e73", "#d55e00"
 
 
+@runtime_checkable
 class FunctionSource(TaskSource, Protocol):
     """A source of regression tasks on functions that can be drawn, such as `innerloop.data.Sinusoid`."""
 
-    x: tuple[float, float]
+    @property
+    def x(self) -> tuple[float, float]:
+        """The range of the inputs."""
+        ...
 
     def functions(self, n: int, generator: torch.Generator) -> Any:
         """The functions behind the tasks that `sample` draws from an equal generator state."""
@@ -123,7 +127,7 @@ def _picture(axes: Axes, image: Tensor, label: int, told: int | None) -> None:
 
 def showcase(learner: MetaLearner, source: TaskSource, steps: int | None = None, transductive: bool = True) -> Figure:
     """What adaptation does: six unseen functions before and after it, or one few-shot episode that it solves."""
-    if not hasattr(source, "functions"):
+    if not isinstance(source, FunctionSource):
         seed = solved_episode(learner, source, transductive)
         return episode(new_figure(6, 5.5), learner, source, steps, transductive, seed)
     figure = new_figure(10, 6)
