@@ -239,3 +239,9 @@ def test_scheduled_order_switches() -> None:
         torch.testing.assert_close(
             learner.meta_gradient(tasks, iteration)[0]["model.0.weight"], expected["model.0.weight"]
         )
+
+
+def test_a_schedule_of_impossible_orders_is_refused() -> None:
+    learner = il.MetaLearner(nn.Linear(4, 3), il.SGD(0.5), objective=il.Unrolled(order=lambda iteration: iteration))
+    with pytest.raises(ValueError, match="order is 1 or 2, got 3 at iteration 3"):
+        learner.meta_gradient(classification(), 3)

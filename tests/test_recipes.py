@@ -22,6 +22,19 @@ def test_the_first_comment_has_command_hardware_and_score(recipe: str) -> None:
     assert re.search(r"expected|measured|accuracy|MSE", comment)
 
 
+def test_a_measured_score_is_that_of_the_result_file() -> None:
+    for path in (Path(__file__).parents[1] / "experiments" / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        if path.stem in config.recipes():
+            test = result["tests"][0]
+            score = (
+                f"{test['mean']:.2f} +- {test['ci95']:.2f} %" if test["metric"] == "accuracy" else f"{test['mean']:.3f}"
+            )
+            text = config.recipes()[path.stem].read_text()
+            assert score in text, f"{path.stem} should say {score}"
+            assert f"{result['seconds'] / 60:.1f} minutes" in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", config.recipes())
 def test_every_recipe_trains_and_evaluates(

@@ -135,6 +135,8 @@ class Episode:
             order: 2 keeps the whole graph; 1 takes each update as a constant of the parameters (Finn et al. 2017,
                 section 5.2), though not of the rule's own parameters.
         """
+        if order not in (1, 2):
+            raise ValueError(f"order is 1 or 2, got {order!r} at iteration {self.iteration}")
         params, state = self.start, self.rule.init(self.start if order == 2 else detach(self.start))
         for step in range(self.steps):
             batch = self.support(step)

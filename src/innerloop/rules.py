@@ -144,7 +144,7 @@ class PerStepSGD(UpdateRule):
         self.initial_lr, self.learned = float(lr), learned
 
     def bind(self, params: Params, steps: int) -> None:
-        rates = {n: torch.full((max(steps, 1),), self.initial_lr, dtype=p.dtype) for n, p in params.items()}
+        rates = {n: p.new_full((max(steps, 1),), self.initial_lr) for n, p in params.items()}
         self.lr = PerParameter(rates, self.learned)
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
