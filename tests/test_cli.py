@@ -61,13 +61,13 @@ def test_evaluate_json(trained):
     run = "runs/sinusoid-maml-seed0"
     done = innerloop("evaluate", run, "--tasks", 6, "--steps", 3, "--inductive", "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    *text, last = done.stdout.splitlines()
+    (last,), text = done.stdout.splitlines(), done.stderr
     found = json.loads(last)
     assert {"metric", "mean", "ci95", "num_tasks", "steps", "transductive", "split"} <= set(found)
     assert (found["metric"], found["num_tasks"], found["transductive"], found["split"]) == ("mse", 6, False, "test")
     assert len(found["steps"]) == 4
     assert found["mean"] == found["steps"][-1]
-    assert "inductive" in text[0]
+    assert "inductive" in text
 
 
 def test_evaluate_repeats_the_test_of_training(trained, capsys):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -193,6 +194,18 @@ def test_a_meta_batch_without_a_common_task_axis_is_refused(regression: Callable
     tasks = regression(3)
     with pytest.raises(ValueError, match="one leading task axis"):
         learner()(tasks._replace(query=il.task.select(tasks.query, slice(0, 2))))
+
+
+def test_a_single_task_without_its_axis_is_refused() -> None:
+    x = torch.randn(10, 2)
+    with pytest.raises(ValueError, match=r"got shapes \[\(10, 2\), \(10,\)"):
+        il.maml(il.models.mlp(2, 3))(il.Task(il.Batch(x, x[:, 0].long()), il.Batch(x, x[:, 0].long())))
+
+
+def test_a_learner_can_be_pickled(regression: Callable[..., il.Task]) -> None:
+    tasks, maml = regression(2), learner()
+    again = pickle.loads(pickle.dumps(maml))
+    torch.testing.assert_close(again.predict(tasks), maml.predict(tasks))
 
 
 def test_step_weights_must_fit_the_steps(regression: Callable[..., il.Task]) -> None:

@@ -185,8 +185,10 @@ def test_parameters_that_a_task_never_uses_are_named_once_and_stay() -> None:
 def test_an_inner_loss_without_adapted_parameters_is_refused() -> None:
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "spare": nn.Linear(4, 4)})
     model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"none of the adapted parameters: spare\.weight"):
-        il.anil(model, head="spare").meta_gradient(tasks())
+    learner = il.anil(model, head="spare")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"none of the adapted parameters: spare\.weight"):
+            learner.meta_gradient(tasks())
 
 
 def test_frozen_parameters_are_neither_adapted_nor_meta_learned() -> None:
@@ -234,12 +236,80 @@ def test_inductive_predictions_do_not_depend_on_the_other_queries(vectorize: boo
         assert torch.allclose(*pair, atol=1e-5) is not transductive
 
 
-def test_dropout_draws_anew_for_every_task() -> None:
+def test_dropout_draws_anew_for_every_task_and_rests_outside_training() -> None:
     model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 4))
     batch = il.task.select(tasks(1), slice(0, 1))
     twice = il.Task(*(il.Batch(*(torch.cat([t, t]) for t in part)) for part in batch))
-    output = il.maml(model, lr=0.0).predict(twice)
+    learner = il.maml(model, lr=0.1)
+    output = learner(twice).output
     assert not torch.allclose(output[0], output[1])
+    predictions = learner.predict(twice)
+    torch.testing.assert_close(predictions[0], predictions[1])
+    adapted = learner.adapt(il.task.select(batch.support, 0))
+    torch.testing.assert_close(adapted(batch.query.x[0]), predictions[0, -1])
+    torch.testing.assert_close(adapted.module()(batch.query.x[0]), predictions[0, -1])
+
+
+def test_an_adapted_module_has_the_running_statistics_of_the_support_set() -> None:
+    model, batch = ZOO["batch norm"](), tasks()
+    support = il.task.select(batch.support, 0)
+    adapted = il.maml(model, lr=0.1).adapt(support)
+    module = adapted.module()
+    assert not module.training
+    assert module[1].momentum == model[1].momentum
+    hidden = module[0](support.x)
+    torch.testing.assert_close(module[1].running_mean, hidden.mean(0))
+    torch.testing.assert_close(module[1].running_var, hidden.var(0))
+    together = module(batch.query.x[0])  # inductive: one by one is the same
+    torch.testing.assert_close(together, torch.cat([module(x[None]) for x in batch.query.x[0]]))
+
+
+def test_what_was_adapted_does_not_change_with_the_learner() -> None:
+    learner, batch = il.anil(ZOO["batch norm"]()), tasks()
+    adapted = learner.adapt(il.task.select(batch.support, 0), steps=0)
+    before = adapted(batch.query.x[0])
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(adapted(batch.query.x[0]), before)
+
+
+def test_a_tied_head_is_selected_whole() -> None:
+    model = Tied()
+    assert il.anil(model, head="d").adapted == ("a.weight", "d.bias")
+    assert il.boil(model, head="d").adapted == ("a.bias",)
+
+
+@pytest.mark.parametrize("function", [torch.native_layer_norm, torch.batch_norm])
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorised")
+@pytest.mark.usefixtures("double")
+def test_norms_called_past_the_modules_are_right_too(function: Callable[..., Any]) -> None:
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scale, self.shift = (
+                nn.Linear(4, 4),
+                nn.Parameter(torch.ones(4)),
+                nn.Parameter(torch.ones(4)),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x)
+            if function is torch.batch_norm:
+                return torch.batch_norm(x, self.scale, self.shift, None, None, True, 0.1, 1e-5, False)
+            return torch.native_layer_norm(x, (4,), self.scale, self.shift, 1e-5)[0]
+
+    model, batch = Direct(), tasks()
+    got, expected = (il.maml(model, lr=0.5, vectorize=v).meta_gradient(batch)[0] for v in ("auto", False))
+    torch.testing.assert_close(got, expected)
+
+
+def test_one_bad_task_does_not_end_vectorising() -> None:
+    learner, batch = il.maml(nn.Linear(4, 4), lr=0.1), tasks()
+    batch.support.y[2, 0] = 7
+    with pytest.raises(IndexError, match="out of bounds"):
+        learner.meta_gradient(batch)
+    assert learner.engine.vectorised
 
 
 def test_inputs_and_targets_may_be_pytrees() -> None:

@@ -56,6 +56,17 @@ def test_a_selection_of_nothing_is_refused_with_what_there_is(adapt: Selection) 
         il.MetaLearner(net(), il.SGD(), adapt=adapt)
 
 
+@pytest.mark.parametrize("adapt", [il.everything - il.named("*.nrom.*"), il.head | il.head_of("classifer")])
+def test_a_misspelt_part_of_a_selection_is_refused(adapt: Selection) -> None:
+    with pytest.raises(ValueError, match="matches no parameter of Conv4"):
+        adapt.names(net())
+
+
+def test_boil_with_a_misspelt_head_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"head_of\('haed'\) matches no parameter"):
+        il.boil(net(), head="haed")
+
+
 def test_a_model_without_parameters_has_no_head() -> None:
     with pytest.raises(ValueError, match="no submodule with parameters"):
         il.anil(nn.Sequential(nn.ReLU()))

@@ -110,7 +110,7 @@ def list_(as_json: JsonOption = False) -> None:
 
 def _first_lines(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
     return {
-        name: (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+        name: (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ").replace("`", "")
         for name, function in functions.items()
     }
 
@@ -228,6 +228,6 @@ def evaluate_(
     options = config.arguments(settings, "evaluate") | {k: v for k, v in given.items() if v is not None}
     source: TaskSource = getattr(sources, split.value)
     found: Evaluation = evaluate(learner, source, **options)
-    print(f"{split.value}: {found}")
+    print(f"{split.value}: {found}", file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(dumps({**found.as_dict(), "split": split.value, "seed": options["seed"], "run": str(run)}))

@@ -53,6 +53,8 @@ class Engine:
             random_state = torch.get_rng_state()
             try:
                 result = _vectorised(function, tasks, buffers, number)
+            except torch.OutOfMemoryError:
+                raise  # which says nothing of the module
             except Exception as error:
                 if self.vectorize is True:
                     raise ValueError(
@@ -68,10 +70,12 @@ class Engine:
             yield stack([function(select(tasks, index), buffers)]), 1
 
     def _fall_back(self, function: PerTask, tasks: Task, buffers: Params, error: Exception) -> None:
-        """Loop from now on, if one task alone runs; a mistake of the caller's raises here, in its own words."""
+        """Loop from now on, if every task runs alone; a mistake of the caller's raises here, in its own words."""
         self._fallback = True
         try:
-            function(select(tasks, 0), buffers)
+            with torch.no_grad():
+                for index in range(count(tasks)):
+                    function(select(tasks, index), buffers)
         except Exception as plain:
             self._fallback = False
             raise plain from None

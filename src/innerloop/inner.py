@@ -29,6 +29,11 @@ Statistics = Literal["batch", "running"]
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
+def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A module's arguments: a tuple is positional ones, a dict keyword ones, anything else the only one."""
+    return (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
+
+
 class Stateless:
     """A module as a pure function ``(params, buffers, x) -> (output, new buffers)``.
 
@@ -50,7 +55,7 @@ class Stateless:
         """A tuple ``x`` becomes positional arguments of the module, a dict keyword arguments."""
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}  # in-place updates stay in here
         tensors = {slot: params[name] if name in params else buffers[name] for slot, name in self._slots.items()}
-        args, kwargs = (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
+        args, kwargs = arguments(x)
         # Flash and memory-efficient attention have no second derivative; the math kernel has.
         with sdpa_kernel(SDPBackend.MATH):
             output = functional_call(self.model, tensors, args, kwargs, tie_weights=False)
@@ -58,17 +63,26 @@ class Stateless:
 
 
 @contextmanager
-def normalising(model: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """Batch norm by the given statistics, whatever ``train()`` or ``eval()`` said; as before afterwards."""
-    layers = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-    modes = [layer.training for layer in layers]
-    for layer in layers:
-        layer.training = statistics == "batch"
+def running(model: nn.Module, statistics: Statistics, training: bool = True) -> Iterator[None]:
+    """Batch norm by the given statistics, whatever ``train()`` or ``eval()`` said; as before afterwards.
+
+    Args:
+        model: the module whose layers are set.
+        statistics: of batch norm.
+        training: false turns off dropout and the like, as ``eval()`` does; true leaves them as they are.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        if isinstance(module, BATCH_NORMS):
+            module.training = statistics == "batch"
+        # cuDNN differentiates recurrent networks in training mode only; without dropout the modes do not differ.
+        elif not training and not (isinstance(module, nn.RNNBase) and not module.dropout):
+            module.training = False
     try:
         yield
     finally:
-        for layer, mode in zip(layers, modes, strict=True):
-            layer.training = mode
+        for module, mode in modes:
+            module.training = mode
 
 
 def detach(tensors: Any) -> Any:

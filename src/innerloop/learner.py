@@ -17,11 +17,11 @@ from torch.utils import _pytree as pytree
 
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
-from .inner import BATCH_NORMS, Episode, Loss, Stateless, Statistics, detach, normalising, stack
+from .inner import BATCH_NORMS, Episode, Loss, Stateless, Statistics, arguments, detach, running, stack
 from .objectives import Objective, Unrolled
 from .rules import UpdateRule, require_step
 from .select import Selection, everything
-from .task import Batch, Params, Task, select, size
+from .task import Batch, Params, Task, count, select, size
 
 
 class Outcome(NamedTuple):
@@ -55,8 +55,8 @@ class MetaLearner(nn.Module):
         steps: the number K of inner steps.
         batch_size: support examples per inner step, in order and cyclically; ``None`` takes the whole support set.
         statistics: batch norm by the statistics of the examples at hand (``"batch"``, as the papers do: predictions on
-            a query set then depend on the whole set) or by the stored ones (``"running"``), in ``train()`` and
-            ``eval()`` alike.
+            a query set then depend on the whole set) or by the stored ones (``"running"``, for models that bring them:
+            meta-training does not change them), in ``train()`` and ``eval()`` alike.
         vectorize: ``"auto"``, ``True`` or ``False``; see `innerloop.engine.Engine`.
         citation: of the algorithm, where it is more than its parts.
     """
@@ -78,7 +78,7 @@ class MetaLearner(nn.Module):
         citation: str = "",
     ) -> None:
         super().__init__()
-        if steps < 0 or (batch_size is not None and batch_size < 1):
+        if not isinstance(steps, int) or steps < 0 or (batch_size is not None and batch_size < 1):
             raise ValueError(f"steps must be at least 0 and batch_size at least 1, got {steps} and {batch_size}")
         if statistics not in ("batch", "running"):
             raise ValueError(f'statistics is "batch" or "running", got {statistics!r}')
@@ -87,7 +87,7 @@ class MetaLearner(nn.Module):
         self.objective = objective or Unrolled()
         self.initial, self.steps, self.batch_size = initial, steps, batch_size
         self.statistics, self.citation = statistics, citation
-        self.selection = adapt
+        self.selection = adapt.description
         self.adapted = adapt.names(model)
         self.engine = Engine(model, vectorize)
         self._stateless = Stateless(model)
@@ -105,7 +105,7 @@ class MetaLearner(nn.Module):
             iteration: the outer iteration, for schedules.
         """
         self._check(tasks)
-        with normalising(self.model, self.statistics):
+        with running(self.model, self.statistics):
             return Outcome(*self.engine.map(partial(self._judge, iteration=iteration), tasks, self._own_buffers()))
 
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
@@ -119,7 +119,7 @@ class MetaLearner(nn.Module):
         if not learned:
             raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
         total, outcomes, number = [torch.zeros_like(p) for p in learned.values()], [], 0
-        with normalising(self.model, self.statistics):
+        with running(self.model, self.statistics):
             judge = partial(self._judge, iteration=iteration)
             for result, tasks_in_chunk in self.engine.chunks(judge, tasks, self._own_buffers()):
                 outcome = Outcome(*result)
@@ -146,7 +146,9 @@ class MetaLearner(nn.Module):
 
     @torch.no_grad()
     def predict(self, tasks: Task, steps: int | None = None, transductive: bool = True) -> Any:
-        """The model's output on the query sets after 0, 1, ..., K inner steps: ``[T, K + 1, Q, ...]``, no graph kept.
+        """The model's output on the query sets after 0, 1, ..., K inner steps: ``[T, K + 1, Q, ...]``.
+
+        Keeps no graph, and turns dropout off.
 
         Args:
             tasks: a meta-batch of T tasks.
@@ -163,22 +165,23 @@ class MetaLearner(nn.Module):
             results += [self._output(episode, p, task.query.x, transductive) for p in episode.path(order=1)]
             return stack(results)
 
-        with normalising(self.model, self.statistics):
+        with running(self.model, self.statistics, training=False):
             return self.engine.map(outputs, tasks, self._own_buffers())
 
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
-        """Adapt to one task.
+        """Adapt to one task, with dropout turned off.
 
         Args:
             support: the examples, without a task axis: ``x`` is ``[S, ...]``.
             steps: inner steps; ``None`` takes as many as in training.
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
-        with torch.no_grad(), normalising(self.model, self.statistics):
+        with torch.no_grad(), running(self.model, self.statistics, training=False):
             episode = self._episode(Task(support, support), self._own_buffers(), steps)
             params = episode.last(order=1)
             losses = self._support_curve(episode, params)
-        episode.fixed, episode.start = detach(episode.fixed), detach(params)
+        # Copies, so that training on does not change what was adapted.
+        episode.fixed, episode.start = ({n: p.detach().clone() for n, p in t.items()} for t in (episode.fixed, params))
         return Adapted(self, episode, losses, transductive)
 
     @property
@@ -205,6 +208,8 @@ class MetaLearner(nn.Module):
         return dict(self.model.named_buffers())
 
     def _episode(self, task: Task, buffers: Params, steps: int | None = None, iteration: int = 0) -> Episode:
+        if steps is not None and steps < 0:
+            raise ValueError(f"steps must be at least 0, got {steps}")
         parameters: Params = dict(self.model.named_parameters())
         episode = Episode(
             model=self._stateless,
@@ -246,9 +251,9 @@ class MetaLearner(nn.Module):
         """On the first meta-batch, name the adapted parameters that the inner loss does not depend on."""
         if self._checked:
             return
-        self._checked = True
+        count(tasks)
         devices = [p.device for p in self.parameters() if p.device.type == "cuda"]
-        with torch.random.fork_rng(devices[:1]), normalising(self.model, self.statistics):
+        with torch.random.fork_rng(devices[:1]), running(self.model, self.statistics):
             episode = self._episode(select(tasks, 0), self._own_buffers())
             start = {name: p.detach().requires_grad_() for name, p in episode.start.items()}
             loss = episode.support_loss(start, 0)
@@ -262,6 +267,7 @@ class MetaLearner(nn.Module):
                 f"of adapt= if that is meant, e.g. adapt=il.everything - il.named({unused[0]!r})",
                 stacklevel=3,
             )
+        self._checked = True
 
 
 class Adapted:
@@ -280,16 +286,38 @@ class Adapted:
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
         """The outputs on inputs ``x``: ``[N, ...]``."""
-        with normalising(self._learner.model, self._learner.statistics):
+        with running(self._learner.model, self._learner.statistics, training=False):
             return self._learner._output(self._episode, self._episode.start, x, self._transductive)
 
     def module(self) -> nn.Module:
-        """A plain copy of the model with the adapted parameters and the task's own buffers (such as running
-        statistics gathered on the support set). Its batch norm is in the hands of its ``train()`` and ``eval()``."""
+        """A plain copy of the model with the adapted parameters, in ``eval()`` mode.
+
+        Its other buffers are the task's own. Batch norm that keeps running statistics has those of the support set, if
+        the learner normalises by batch statistics: in ``eval()`` mode predictions are then inductive.
+        """
         module = copy.deepcopy(self._learner.model)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.copy_(self.parameters[name])
             for name, buffer in module.named_buffers():
                 buffer.copy_(self._episode.buffers[name])
+        module.eval()
+        if self._learner.statistics == "batch":
+            gather_statistics(module, self._episode.task.support.x)
         return module
+
+
+@torch.no_grad()
+def gather_statistics(module: nn.Module, x: Any) -> None:
+    """Give the batch-norm layers that keep running statistics those of the inputs ``x``."""
+    layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average: of one batch, its own statistics
+        layer.training = True
+    if layers:
+        args, kwargs = arguments(x)
+        module(*args, **kwargs)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum, layer.training = momentum, False

@@ -91,11 +91,36 @@ def layer_norm(
     return _affine(x, weight, bias, normalized_shape)
 
 
+def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same for ``torch.batch_norm`` and ``torch.instance_norm``, whose arguments come in another order."""
+
+    def call(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        *rest: Any,
+    ) -> Tensor:
+        training, momentum, eps = rest[:3]
+        return norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    return call
+
+
+def _refuse(*_: Any, **__: Any) -> Tensor:
+    raise NotImplementedError("torch's native norms have no right second derivative under vmap")
+
+
 _REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.batch_norm: batch_norm,
     F.instance_norm: instance_norm,
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
+    torch.batch_norm: _torch_order(batch_norm),
+    torch.instance_norm: _torch_order(instance_norm),
+    torch.native_batch_norm: _refuse,  # the engine then loops
+    torch.native_layer_norm: _refuse,
 }
 
 

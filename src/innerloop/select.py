@@ -41,10 +41,7 @@ class Selection:
         available = [name for name, _ in model.named_parameters()]
         names = tuple(name for name in available if name in chosen)
         if not names:
-            raise ValueError(
-                f"the selection {self.description} matches no parameter of {type(model).__name__}; "
-                f"its parameters are: {', '.join(available) or 'none'}"
-            )
+            raise ValueError(_nothing(self.description, model))
         return names
 
     def __or__(self, other: Selection) -> Selection:
@@ -61,18 +58,37 @@ class Selection:
 
 
 def named(*patterns: str) -> Selection:
-    """The parameters whose qualified names match any of the shell patterns, e.g. ``named("*.norm.*", "head.*")``."""
-    return Selection(
-        f"named({', '.join(map(repr, patterns))})",
-        lambda model: {n for n, _ in model.named_parameters() if any(fnmatchcase(n, p) for p in patterns)},
-    )
+    """The parameters whose qualified names match any of the shell patterns, e.g. ``named("*.norm.*", "head.*")``.
+
+    It must match something wherever it is used, so a misspelt pattern in ``everything - named(...)`` is found.
+    """
+    description = f"named({', '.join(map(repr, patterns))})"
+    return _some(description, lambda name: any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def head_of(name: str) -> Selection:
-    """The parameters of the submodule called ``name``: a head given by its name."""
-    return Selection(
-        f"head_of({name!r})",
-        lambda model: {n for n, _ in model.named_parameters() if n.startswith(f"{name}.")},
+    """The parameters of the submodule called ``name``: a head given by its name. It must exist."""
+    return _some(f"head_of({name!r})", lambda parameter: parameter.startswith(f"{name}."))
+
+
+def _some(description: str, chosen: Callable[[str], bool]) -> Selection:
+    """Parameters by their names, of which a shared one has several; there must be some."""
+
+    def match(model: nn.Module) -> set[str]:
+        first = {id(p): name for name, p in model.named_parameters()}
+        every = model.named_parameters(remove_duplicate=False)
+        matched = {first[id(p)] for name, p in every if chosen(name)}
+        if not matched:
+            raise ValueError(_nothing(description, model))
+        return matched
+
+    return Selection(description, match)
+
+
+def _nothing(description: str, model: nn.Module) -> str:
+    available = ", ".join(name for name, _ in model.named_parameters()) or "none"
+    return (
+        f"the selection {description} matches no parameter of {type(model).__name__}; its parameters are: {available}"
     )
 
 

@@ -54,16 +54,16 @@ def count(tasks: Task) -> int:
     """The number of tasks T in a meta-batch.
 
     Raises:
-        ValueError: the leading axes disagree, or there is no tensor, or no task.
+        ValueError: the leading axes disagree or lack, or there is no tensor, or no task.
     """
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)}
-    if len(sizes) != 1 or sizes <= {0, None}:
-        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
+    shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
+    sizes = {shape[0] if len(shape) > 1 else 0 for shape in shapes}
+    if len(sizes) != 1 or sizes == {0}:
         raise ValueError(
-            f"a meta-batch needs one leading task axis shared by all its tensors, got shapes {shapes}; "
-            "for a single task add the axis with `tensor[None]`"
+            "a meta-batch needs one leading task axis shared by all its tensors, and behind it one of examples "
+            f"([T, S, ...]); got shapes {shapes}. For a single task add the axis with `tensor[None]`"
         )
-    return int(next(iter(sizes)))  # type: ignore[arg-type]
+    return sizes.pop()
 
 
 def select(tasks: Any, index: int | slice) -> Any:

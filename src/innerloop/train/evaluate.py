@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
@@ -115,8 +114,8 @@ def evaluate(
 ) -> Evaluation:
     """Adapt to each of ``num_tasks`` tasks and score the query set before, between and after the steps.
 
-    The learner (in ``eval()`` mode meanwhile, so without dropout), torch's random state and everybody's generators
-    are afterwards what they were before. Memory does not grow with the number of tasks.
+    The learner (without dropout meanwhile), torch's random state and everybody's generators are afterwards what they
+    were before. Memory does not grow with the number of tasks.
 
     Args:
         learner: what to evaluate; tasks are moved to its device.
@@ -141,7 +140,8 @@ def evaluate(
         raise ValueError(f"unknown metric {metric!r}: it is one of {', '.join(METRICS)}, or a function")
     device, generator = next(learner.parameters()).device, torch.Generator().manual_seed(seed)
     scores: list[Tensor] = []
-    with _undisturbed(learner, device, seed):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
         for start in range(0, num_tasks, batch):
             tasks = to(_draw(source, min(batch, num_tasks - start), generator), device)
             metric = metric or _usual_metric(learner, tasks.query.y)
@@ -174,21 +174,3 @@ def _usual_metric(learner: MetaLearner, y: Any) -> str:
         )
     binary = learner.loss is F.binary_cross_entropy_with_logits
     return "accuracy" if binary or not y.is_floating_point() else "mse"
-
-
-@contextmanager
-def _undisturbed(learner: MetaLearner, device: torch.device, seed: int) -> Iterator[None]:
-    """Evaluation mode and random numbers of one's own; afterwards all is as before, module by module."""
-    modes = [(module, module.training) for module in learner.modules()]
-    learner.eval()
-    for module, _ in modes:
-        # cuDNN differentiates recurrent networks in training mode only; without dropout the modes do not differ.
-        if isinstance(module, nn.RNNBase) and not module.dropout:
-            module.train()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
