@@ -7,10 +7,20 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from innerloop import cli, config
 
 SMALL = {"iterations": 2, "tasks": 2, "val_tasks": 2, "validate_every": 2}
+
+
+def own_pictures(folder: Path) -> Path:
+    for number in range(30):
+        (folder / f"class {number}").mkdir(parents=True)
+        for index in range(6):
+            colour = (8 * number, 40 * index, 255 - 8 * number)
+            Image.new("RGB", (20 + index, 30), colour).save(folder / f"class {number}" / f"{index}.png")
+    return folder
 
 
 @pytest.mark.parametrize("recipe", config.recipes())
@@ -47,6 +57,8 @@ def test_every_recipe_trains_and_evaluates(
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     if settings["tasks"]["name"] in ("omniglot", "mini-imagenet"):
         words += ["--data", str(request.getfixturevalue(f"{settings['tasks']['name'].replace('-', '_')}_root"))]
+    if settings["tasks"]["name"] == "image-folder":
+        words += ["--data", str(own_pictures(tmp_path / "pictures"))]
     code = cli.run(["train", recipe, *words, "--run", str(tmp_path / "run"), "--quiet"])
     assert code == 0, capsys.readouterr().err
     results = json.loads((tmp_path / "run" / "results.json").read_text())

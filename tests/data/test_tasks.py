@@ -38,7 +38,8 @@ def test_strokes_splits_and_queries():
     assert TASKS["strokes"](queries=2).test.queries == 2
 
 
-def test_image_folder_passes_its_options_on(tmp_path):
+def test_image_folder_passes_its_options_on(tmp_path, monkeypatch):
+    monkeypatch.delenv("INNERLOOP_DATA", raising=False)
     root = write_tree(tmp_path, folders(*"abcdefghi", images=6))
     sources = TASKS["image-folder"](
         ways=2, shots=2, queries=1, eval_queries=4, size=5, channels=1, split=(0.34, 0.33, 0.33), root=root
@@ -49,8 +50,13 @@ def test_image_folder_passes_its_options_on(tmp_path):
     assert [len(source.dataset.names) for source in sources] == [3, 3, 3]
     assert [source.queries for source in sources] == [1, 4, 4]
     assert [(source.ways, source.shots) for source in sources] == [(2, 2)] * 3
-    with pytest.raises(ValueError, match="image-folder needs root"):
+    with pytest.raises(ValueError, match="image-folder needs the folder .*--data DIR"):
         TASKS["image-folder"]()
+    with pytest.raises(ValueError, match=r"ways=5, but the train split of .* has 3 classes"):
+        TASKS["image-folder"](split=(0.34, 0.33, 0.33), root=root)
+    monkeypatch.setenv("INNERLOOP_DATA", str(root))
+    found = TASKS["image-folder"](ways=2, shots=2, size=5, channels=1, split=(0.34, 0.33, 0.33))
+    assert found.test.dataset.names == sources.test.dataset.names
 
 
 def test_omniglot_passes_its_options_on(omniglot_root):
@@ -66,7 +72,7 @@ def test_omniglot_passes_its_options_on(omniglot_root):
     )
     assert [source.queries for source in sources] == [1, 5, 5]
     assert all(source.within_groups and not source.dataset.rotations for source in sources)
-    assert sources.train.dataset.name == "Omniglot"
+    assert sources.val.dataset.name == "the val split of Omniglot"
 
 
 def test_mini_imagenet_passes_its_options_on(mini_imagenet_root):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,8 +109,9 @@ def image_folder_tasks(
     device: str = "cpu",
 ) -> Sources:
     """`FewShot` on `image_folder`."""
-    if root is None:
-        raise ValueError("image-folder needs root: the folder that holds one folder for each class")
+    root = os.environ.get("INNERLOOP_DATA") if root is None else root
+    if not root:
+        raise ValueError("image-folder needs the folder that holds one folder for each class: --data DIR (or root=)")
     splits = image_folder(root, size, channels, split, seed, skip_unreadable, device)
     return few_shot(splits, ways, shots, queries, eval_queries, train_shots)
 
@@ -128,6 +131,9 @@ def few_shot(
     a class, as many as val and test unless given: Reptile trains on more than it is tested with.
     """
     later = queries if eval_queries is None else eval_queries
+    # So that an error about too few classes or images says of which split it speaks.
+    named = (replace(part, name=f"the {split} split of {part.name}") for split, part in splits._asdict().items())
+    splits = Splits(*named)
     return Sources(
         FewShot(splits.train, ways, shots if train_shots is None else train_shots, queries, within_groups),
         FewShot(splits.val, ways, shots, later, within_groups),
