@@ -36,7 +36,7 @@ def test_values_and_running_statistics_are_those_of_torch(name: str) -> None:
         for index, parameter in enumerate(layer.parameters()):
             parameter.data = torch.linspace(0.5, 2 + index, parameter.numel()).reshape(parameter.shape)
     expected = layers[0](x)
-    with DifferentiableNorms():
+    with DifferentiableNorms(vectorised=True):
         torch.testing.assert_close(layers[1](x), expected)
     torch.testing.assert_close(dict(layers[1].named_buffers()), dict(layers[0].named_buffers()))
 
@@ -59,5 +59,30 @@ def test_vectorised_meta_gradients_through_a_norm_equal_looped_ones(name: str) -
 
 
 def test_one_value_per_channel_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"), DifferentiableNorms():
+    with pytest.raises(ValueError, match="more than 1 value per channel"), DifferentiableNorms(vectorised=True):
         nn.BatchNorm1d(3)(torch.randn(1, 3))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_meta_gradients_through_weight_norm_agree_with_finite_differences(vectorize: bool, dim: int) -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4), dim=dim)
+    expected = layer(torch.eye(3))
+    with DifferentiableNorms(vectorised=False):
+        torch.testing.assert_close(layer(torch.eye(3)), expected)
+    learner = il.maml(nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 1)), 0.5, loss=F.mse_loss, vectorize=vectorize)
+    x, y = torch.randn(2, 6, 3), torch.randn(2, 6, 1)
+    tasks = il.Task(il.Batch(x, y), il.Batch(x + 1, y))
+    grads, _ = learner.meta_gradient(tasks)
+    for name, parameter in learner.named_parameters():
+        if "original" not in name:
+            continue
+        direction = torch.randn_like(parameter)
+        values = []
+        for side in (1e-6, -1e-6):
+            with torch.no_grad():
+                parameter += side * direction
+                values.append(learner(tasks).objective.mean())
+                parameter -= side * direction
+        slope = (values[0] - values[1]) / 2e-6
+        torch.testing.assert_close((grads[name] * direction).sum(), slope, rtol=1e-6, atol=1e-8)

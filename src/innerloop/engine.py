@@ -67,7 +67,9 @@ class Engine:
                 yield result, number
                 return
         for index in range(number):
-            yield stack([function(select(tasks, index), buffers)]), 1
+            with DifferentiableNorms(vectorised=False):
+                result = function(select(tasks, index), buffers)
+            yield stack([result]), 1
 
     def _fall_back(self, function: PerTask, tasks: Task, buffers: Params, error: Exception) -> None:
         """Loop from now on, if every task runs alone; a mistake of the caller's raises here, in its own words."""
@@ -83,7 +85,7 @@ class Engine:
 
 
 def _vectorised(function: PerTask, tasks: Task, buffers: Params, number: int) -> Any:
-    with DifferentiableNorms():
+    with DifferentiableNorms(vectorised=True):
         return vmap(function, randomness="different")(tasks, copies(buffers, number))
 
 

@@ -3,7 +3,8 @@
 Where autograd records *through* ``vmap``, as it does here, second derivatives of torch's batch, instance and layer norm
 with a scale come out wrong, by factors and without a word (seen with torch 2.5, 2.13 and 2.15): the batching rules of
 their backward seem to take the saved statistics for constants. While tasks run at once, these functions stand in for
-torch's; looped tasks use torch's own. ``tests/test_norms.py`` fails without them.
+torch's; looped tasks use torch's own. Weight norm's second derivative is wrong everywhere (``gradgradcheck`` fails on
+torch 2.13), so it is always replaced. ``tests/test_norms.py`` fails without this.
 """
 
 from __future__ import annotations
@@ -91,6 +92,13 @@ def layer_norm(
     return _affine(x, weight, bias, normalized_shape)
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """What ``torch.nn.utils.parametrizations.weight_norm`` computes: ``v`` with norm ``g`` along all axes but ``dim``
+    (along all for -1)."""
+    axes = [axis for axis in range(v.ndim) if axis != dim]
+    return v * (g / v.square().sum(axes, keepdim=True).sqrt())
+
+
 def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same for ``torch.batch_norm`` and ``torch.instance_norm``, whose arguments come in another order."""
 
@@ -112,7 +120,9 @@ def _refuse(*_: Any, **__: Any) -> Tensor:
     raise NotImplementedError("torch's native norms have no right second derivative under vmap")
 
 
-_REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
+_ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: weight_norm}
+_VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
+    **_ALWAYS,
     F.batch_norm: batch_norm,
     F.instance_norm: instance_norm,
     F.layer_norm: layer_norm,
@@ -125,10 +135,18 @@ _REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 class DifferentiableNorms(TorchFunctionMode):
-    """While entered, norms run on the elementary operations above."""
+    """While entered, norms run on the elementary operations above.
+
+    Args:
+        vectorised: whether that is under ``vmap``; otherwise only weight norm needs it.
+    """
+
+    def __init__(self, vectorised: bool) -> None:
+        super().__init__()
+        self._replaced = _VECTORISED if vectorised else _ALWAYS
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Hand every function on, but for the norms."""
-        return _REPLACED.get(func, func)(*args, **(kwargs or {}))
+        return self._replaced.get(func, func)(*args, **(kwargs or {}))
