@@ -33,7 +33,7 @@ $(VENV)/dev: $(VENV)/torch pyproject.toml
 demo: $(VENV)/demo
 	$(RUN)/innerloop train sinusoid-maml --run $(DEMO)/sinusoids \
 	  --set train.iterations=5000 --set train.validate_every=1000
-	$(RUN)/innerloop train strokes-5w1s-maml --run $(DEMO)/strokes --set train.iterations=400
+	$(RUN)/innerloop train strokes-5w1s-maml --run $(DEMO)/strokes --set train.iterations=300
 	$(RUN)/python examples/pictures.py $(DEMO)/sinusoids $(DEMO)/strokes
 
 test: lint
