@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import string
 from pathlib import Path
 
@@ -162,8 +161,13 @@ def test_unknown_recipes_and_files(tmp_path):
 @settings(deadline=None, max_examples=60)
 @given(st.text(max_size=40))
 def test_any_override_is_applied_or_explained(text):
-    with contextlib.suppress(ValueError):
-        config.load_recipe(BASE, [text])
+    try:
+        resolved = config.load_recipe(BASE, [text])
+        said = BASE
+        assert config.resolve(resolved) == resolved
+    except ValueError as error:
+        said = str(error)
+    assert said.startswith(str(BASE))
 
 
 @settings(deadline=None, max_examples=100)

@@ -264,6 +264,23 @@ def test_an_adapted_module_has_the_running_statistics_of_the_support_set() -> No
     torch.testing.assert_close(together, torch.cat([module(x[None]) for x in batch.query.x[0]]))
 
 
+def test_inductive_use_of_a_module_that_cannot_be_vectorised() -> None:
+    """By a fresh learner, which has not tried yet."""
+
+    class Normed(Recurrent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(super().forward(x))
+
+    model, batch = Normed(), tasks()
+    adapted = il.maml(model, lr=0.1).adapt(il.task.select(batch.support, 0), transductive=False)
+    expected = il.maml(model, lr=0.1, vectorize=False).predict(batch, transductive=False)[0, -1]
+    torch.testing.assert_close(adapted(batch.query.x[0]), expected)
+
+
 def test_what_was_adapted_does_not_change_with_the_learner() -> None:
     learner, batch = il.anil(ZOO["batch norm"]()), tasks()
     adapted = learner.adapt(il.task.select(batch.support, 0), steps=0)

@@ -63,7 +63,7 @@ class Stateless:
 
 
 @contextmanager
-def running(model: nn.Module, statistics: Statistics, training: bool = True) -> Iterator[None]:
+def in_mode(model: nn.Module, statistics: Statistics, training: bool = True) -> Iterator[None]:
     """Batch norm by the given statistics, whatever ``train()`` or ``eval()`` said; as before afterwards.
 
     Args:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
-from .inner import BATCH_NORMS, Episode, Loss, Stateless, Statistics, arguments, detach, running, stack
+from .inner import BATCH_NORMS, Episode, Loss, Stateless, Statistics, arguments, detach, in_mode, stack
 from .objectives import Objective, Unrolled
 from .rules import UpdateRule, require_step
 from .select import Selection, everything
@@ -105,7 +105,7 @@ class MetaLearner(nn.Module):
             iteration: the outer iteration, for schedules.
         """
         self._check(tasks)
-        with running(self.model, self.statistics):
+        with in_mode(self.model, self.statistics):
             return Outcome(*self.engine.map(partial(self._judge, iteration=iteration), tasks, self._own_buffers()))
 
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
@@ -119,7 +119,7 @@ class MetaLearner(nn.Module):
         if not learned:
             raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
         total, outcomes, number = [torch.zeros_like(p) for p in learned.values()], [], 0
-        with running(self.model, self.statistics):
+        with in_mode(self.model, self.statistics):
             judge = partial(self._judge, iteration=iteration)
             for result, tasks_in_chunk in self.engine.chunks(judge, tasks, self._own_buffers()):
                 outcome = Outcome(*result)
@@ -161,11 +161,12 @@ class MetaLearner(nn.Module):
         def outputs(task: Task, buffers: Params) -> Any:
             episode = self._episode(task, buffers, steps)
             # Outputs are taken along the way, since buffers move with the parameters.
-            results = [self._output(episode, episode.start, task.query.x, transductive)]
-            results += [self._output(episode, p, task.query.x, transductive) for p in episode.path(order=1)]
-            return stack(results)
+            output = partial(self._output, episode, x=task.query.x, transductive=transductive)
+            vectorised = self.engine.vectorised
+            results = [output(episode.start, vectorised=vectorised)]
+            return stack(results + [output(params, vectorised=vectorised) for params in episode.path(order=1)])
 
-        with running(self.model, self.statistics, training=False):
+        with in_mode(self.model, self.statistics, training=False):
             return self.engine.map(outputs, tasks, self._own_buffers())
 
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
@@ -176,7 +177,7 @@ class MetaLearner(nn.Module):
             steps: inner steps; ``None`` takes as many as in training.
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
-        with torch.no_grad(), running(self.model, self.statistics, training=False):
+        with torch.no_grad(), in_mode(self.model, self.statistics, training=False):
             episode = self._episode(Task(support, support), self._own_buffers(), steps)
             params = episode.last(order=1)
             losses = self._support_curve(episode, params)
@@ -233,19 +234,19 @@ class MetaLearner(nn.Module):
         """``[K + 1]``: the support loss before each step, and after the last."""
         return torch.stack([*episode.support_losses, episode.support_loss(detach(adapted), episode.steps).detach()])
 
-    def _output(self, episode: Episode, params: Params, query: Any, transductive: bool) -> Any:
+    def _output(self, episode: Episode, params: Params, x: Any, transductive: bool, vectorised: bool) -> Any:
         support = episode.task.support.x
         if transductive or not self.depends_on_query_set:
-            return episode.output(params, query)
+            return episode.output(params, x)
 
         def alone(example: Any, buffers: Params) -> Any:
             together = pytree.tree_map(lambda s, q: torch.cat([s, q[None]]), support, example)
             output, _ = episode.model({**episode.fixed, **params}, buffers, together)
             return pytree.tree_map(lambda out: out[-1], output)
 
-        if self.engine.vectorised:
-            return vmap(alone, randomness="different")(query, copies(episode.buffers, size(query)))
-        return stack([alone(select(query, index), episode.buffers) for index in range(size(query))])
+        if vectorised:
+            return vmap(alone, randomness="different")(x, copies(episode.buffers, size(x)))
+        return stack([alone(select(x, index), episode.buffers) for index in range(size(x))])
 
     def _check(self, tasks: Task) -> None:
         """On the first meta-batch, name the adapted parameters that the inner loss does not depend on."""
@@ -253,7 +254,7 @@ class MetaLearner(nn.Module):
             return
         count(tasks)
         devices = [p.device for p in self.parameters() if p.device.type == "cuda"]
-        with torch.random.fork_rng(devices[:1]), running(self.model, self.statistics):
+        with torch.random.fork_rng(devices[:1]), in_mode(self.model, self.statistics):
             episode = self._episode(select(tasks, 0), self._own_buffers())
             start = {name: p.detach().requires_grad_() for name, p in episode.start.items()}
             loss = episode.support_loss(start, 0)
@@ -286,8 +287,9 @@ class Adapted:
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
         """The outputs on inputs ``x``: ``[N, ...]``."""
-        with running(self._learner.model, self._learner.statistics, training=False):
-            return self._learner._output(self._episode, self._episode.start, x, self._transductive)
+        with in_mode(self._learner.model, self._learner.statistics, training=False):
+            # One by one: whether the module can be vectorised is only known to an engine that has run it.
+            return self._learner._output(self._episode, self._episode.start, x, self._transductive, vectorised=False)
 
     def module(self) -> nn.Module:
         """A plain copy of the model with the adapted parameters, in ``eval()`` mode.
