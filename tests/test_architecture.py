@@ -12,7 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     ("task", "schedules", "select"),
-    ("rules", "norms", "losses"),
+    ("rules", "norms", "losses", "stacks"),
+    ("kernels",),
+    ("operations",),
     ("inner",),
     ("engine", "objectives", "initial"),
     ("learner",),

@@ -12,13 +12,13 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from .inner import stack
-from .norms import DifferentiableNorms
+from .operations import TaskOperations
 from .task import Params, Task, count, select
 
 Vectorize = Literal["auto"] | bool
 
-PerTask = Callable[[Task, Params], Any]
-"""``(one task, its own buffers) -> pytree of tensors``."""
+PerTask = Callable[[Task, Params, Params], Any]
+"""``(one task, its own parameters, its own buffers) -> pytree of tensors``."""
 
 
 class Engine:
@@ -41,18 +41,18 @@ class Engine:
         """Whether tasks run at once."""
         return self.vectorize is not False and not self._fallback
 
-    def map(self, function: PerTask, tasks: Task, buffers: Params) -> Any:
+    def map(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
         """The function's results for every task, stacked along a leading task axis."""
-        return _concatenate([result for result, _ in self.chunks(function, tasks, buffers)])
+        return _concatenate([result for result, _ in self.chunks(function, tasks, params, buffers)])
 
-    def chunks(self, function: PerTask, tasks: Task, buffers: Params) -> Iterator[tuple[Any, int]]:
+    def chunks(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Iterator[tuple[Any, int]]:
         """Stacked results for some tasks at a time, with the number of tasks: all at once when vectorised, one by one
         when looping, so that whoever differentiates each chunk needs the memory of one."""
         number = count(tasks)
         if self.vectorised:
             random_state = torch.get_rng_state()
             try:
-                result = _vectorised(function, tasks, buffers, number)
+                result = _vectorised(function, tasks, params, buffers, number)
             except torch.OutOfMemoryError:
                 raise  # which says nothing of the module
             except Exception as error:
@@ -61,32 +61,32 @@ class Engine:
                         _explain(error, self.model, "and vectorize=True forbids to run tasks one by one")
                     ) from error
                 torch.set_rng_state(random_state)
-                self._fall_back(function, tasks, buffers, error)
+                self._fall_back(function, tasks, params, buffers, error)
                 torch.set_rng_state(random_state)
             else:
                 yield result, number
                 return
         for index in range(number):
-            with DifferentiableNorms(vectorised=False):
-                result = function(select(tasks, index), buffers)
+            with TaskOperations(vectorised=False):
+                result = function(select(tasks, index), params, buffers)
             yield stack([result]), 1
 
-    def _fall_back(self, function: PerTask, tasks: Task, buffers: Params, error: Exception) -> None:
+    def _fall_back(self, function: PerTask, tasks: Task, params: Params, buffers: Params, error: Exception) -> None:
         """Loop from now on, if every task runs alone; a mistake of the caller's raises here, in its own words."""
         self._fallback = True
         try:
             with torch.no_grad():
                 for index in range(count(tasks)):
-                    function(select(tasks, index), buffers)
+                    function(select(tasks, index), params, buffers)
         except Exception as plain:
             self._fallback = False
             raise plain from None
         warnings.warn(_explain(error, self.model, "so tasks run one by one"), stacklevel=5)
 
 
-def _vectorised(function: PerTask, tasks: Task, buffers: Params, number: int) -> Any:
-    with DifferentiableNorms(vectorised=True):
-        return vmap(function, randomness="different")(tasks, copies(buffers, number))
+def _vectorised(function: PerTask, tasks: Task, params: Params, buffers: Params, number: int) -> Any:
+    with TaskOperations(vectorised=True):
+        return vmap(function, randomness="different")(tasks, copies(params, number), copies(buffers, number))
 
 
 def copies(buffers: Params, number: int) -> Params:

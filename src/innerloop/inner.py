@@ -7,17 +7,19 @@ Training objectives, evaluation, adaptation to one's own data and reinforcement 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from .rules import UpdateRule
+from .stacks import value_and_gradient
 from .task import Batch, Params, Task, size
 
 Loss = Callable[[Any, Any], Tensor]
@@ -154,9 +156,7 @@ class Episode:
         params, state = self.start, self.rule.init(self.start if order == 2 else detach(self.start))
         for step in range(self.steps):
             batch = self.support(step)
-            # `grad` sees through an outer `no_grad`, which here keeps the outer graph from recording the inner one.
-            with nullcontext() if order == 2 else torch.no_grad():
-                grads, (loss, buffers) = grad_and_value(self._inner, has_aux=True)(params, batch)
+            grads, loss, buffers = value_and_gradient(partial(self._inner, batch=batch), params, order)
             self.support_losses.append(loss.detach())
             self.buffers = detach(buffers)
             updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)

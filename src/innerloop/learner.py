@@ -106,7 +106,7 @@ class MetaLearner(nn.Module):
         """
         self._check(tasks)
         with in_mode(self.model, self.statistics):
-            return Outcome(*self.engine.map(partial(self._judge, iteration=iteration), tasks, self._own_buffers()))
+            return Outcome(*self.engine.map(partial(self._judge, iteration=iteration), tasks, *self._own()))
 
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
         """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
@@ -121,7 +121,7 @@ class MetaLearner(nn.Module):
         total, outcomes, number = [torch.zeros_like(p) for p in learned.values()], [], 0
         with in_mode(self.model, self.statistics):
             judge = partial(self._judge, iteration=iteration)
-            for result, tasks_in_chunk in self.engine.chunks(judge, tasks, self._own_buffers()):
+            for result, tasks_in_chunk in self.engine.chunks(judge, tasks, *self._own()):
                 outcome = Outcome(*result)
                 grads = torch.autograd.grad(
                     outcome.objective.sum(), list(learned.values()), allow_unused=True, materialize_grads=True
@@ -132,8 +132,8 @@ class MetaLearner(nn.Module):
         mean = {name: grad / number for name, grad in zip(learned, total, strict=True)}
         return mean, Outcome(*pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes))
 
-    def _judge(self, task: Task, buffers: Params, *, iteration: int) -> tuple[Any, ...]:
-        episode = self._episode(task, buffers, iteration=iteration)
+    def _judge(self, task: Task, params: Params, buffers: Params, *, iteration: int) -> tuple[Any, ...]:
+        episode = self._episode(task, params, buffers, iteration=iteration)
         judgement = self.objective(episode)
         return Outcome(
             judgement.objective,
@@ -158,8 +158,8 @@ class MetaLearner(nn.Module):
                 et al. 2018, section 6.1). Without batch-norm layers on batch statistics both are the same.
         """
 
-        def outputs(task: Task, buffers: Params) -> Any:
-            episode = self._episode(task, buffers, steps)
+        def outputs(task: Task, params: Params, buffers: Params) -> Any:
+            episode = self._episode(task, params, buffers, steps)
             # Outputs are taken along the way, since buffers move with the parameters.
             output = partial(self._output, episode, x=task.query.x, transductive=transductive)
             vectorised = self.engine.vectorised
@@ -167,7 +167,7 @@ class MetaLearner(nn.Module):
             return stack(results + [output(params, vectorised=vectorised) for params in episode.path(order=1)])
 
         with in_mode(self.model, self.statistics, training=False):
-            return self.engine.map(outputs, tasks, self._own_buffers())
+            return self.engine.map(outputs, tasks, *self._own())
 
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
         """Adapt to one task, with dropout turned off.
@@ -178,7 +178,7 @@ class MetaLearner(nn.Module):
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
         with torch.no_grad(), in_mode(self.model, self.statistics, training=False):
-            episode = self._episode(Task(support, support), self._own_buffers(), steps)
+            episode = self._episode(Task(support, support), *self._own(), steps)
             params = episode.last(order=1)
             losses = self._support_curve(episode, params)
         # Copies, so that training on does not change what was adapted.
@@ -205,21 +205,24 @@ class MetaLearner(nn.Module):
 
     # -- one task -----------------------------------------------------------------------------------------------------
 
-    def _own_buffers(self) -> Params:
-        return dict(self.model.named_buffers())
+    def _own(self) -> tuple[Params, Params]:
+        """The model's parameters and buffers, which every task gets its own copies of."""
+        return dict(self.model.named_parameters()), dict(self.model.named_buffers())
 
-    def _episode(self, task: Task, buffers: Params, steps: int | None = None, iteration: int = 0) -> Episode:
+    def _episode(
+        self, task: Task, params: Params, buffers: Params, steps: int | None = None, iteration: int = 0
+    ) -> Episode:
         if steps is not None and steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
-        parameters: Params = dict(self.model.named_parameters())
+        fixed = dict(params)
         episode = Episode(
             model=self._stateless,
             rule=self.rule,
             loss=self.loss,
             inner_loss=self.inner_loss,
             task=task,
-            start={name: parameters.pop(name) for name in self.adapted},
-            fixed=parameters,
+            start={name: fixed.pop(name) for name in self.adapted},
+            fixed=fixed,
             buffers=buffers,
             steps=self.steps if steps is None else steps,
             iteration=iteration,
@@ -255,7 +258,7 @@ class MetaLearner(nn.Module):
         count(tasks)
         devices = [p.device for p in self.parameters() if p.device.type == "cuda"]
         with torch.random.fork_rng(devices[:1]), in_mode(self.model, self.statistics):
-            episode = self._episode(select(tasks, 0), self._own_buffers())
+            episode = self._episode(select(tasks, 0), *self._own())
             start = {name: p.detach().requires_grad_() for name, p in episode.start.items()}
             loss = episode.support_loss(start, 0)
             grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True) if loss.requires_grad else ()

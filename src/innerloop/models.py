@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .operations import norm_pool
+
 Pooling = Literal["max", "stride"]
 
 
@@ -38,12 +40,15 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 3, stride=1 if pooling == "max" else 2, padding=1, bias=False)
         nn.init.xavier_uniform_(self.conv.weight)
         self.norm = nn.BatchNorm2d(outputs, track_running_stats=False)
-        self.pool = nn.MaxPool2d(2) if pooling == "max" else nn.Identity()
+        self.pooling = pooling
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W] -> [N, outputs, H / 2, W / 2]``."""
         # Pooling and ReLU commute, and ReLU is cheaper after pooling.
-        return torch.relu(self.pool(self.norm(self.conv(x))))
+        y = self.conv(x)
+        if self.pooling == "stride":
+            return torch.relu(self.norm(y))
+        return torch.relu(norm_pool(y, self.norm.weight, self.norm.bias, self.norm.eps, 2))
 
 
 class Conv4(nn.Module):

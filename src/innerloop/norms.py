@@ -3,19 +3,18 @@
 Where autograd records *through* ``vmap``, as it does here, second derivatives of torch's batch, instance and layer norm
 with a scale come out wrong, by factors and without a word (seen with torch 2.5, 2.13 and 2.15): the batching rules of
 their backward seem to take the saved statistics for constants. While tasks run at once, these functions stand in for
-torch's; looped tasks use torch's own. Weight norm's second derivative is wrong everywhere (``gradgradcheck`` fails on
+torch's (see `operations`); looped tasks use torch's own. Weight norm's second derivative is wrong everywhere (``gradgradcheck`` fails on
 torch 2.13), so it is always replaced. ``tests/test_norms.py`` fails without this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 
 def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,9 +30,18 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequen
     return x if bias is None else x + bias.reshape(shape)
 
 
-def _move(running: Tensor | None, value: Tensor, momentum: float) -> None:
+def move(running: Tensor | None, value: Tensor, momentum: float) -> None:
+    """Move running statistics towards a batch's, in place."""
     if running is not None:
         running.mul_(1 - momentum).add_(momentum * value.detach().reshape(running.shape).to(running.dtype))
+
+
+def values_per_channel(input: Tensor) -> int:
+    """How many values each mean and variance of batch norm is taken over; at least 2."""
+    each = input.numel() // input.shape[1]
+    if each < 2:
+        raise ValueError(f"batch norm needs more than 1 value per channel, got input of {tuple(input.shape)}")
+    return each
 
 
 def batch_norm(
@@ -50,12 +58,10 @@ def batch_norm(
     if not training:  # no statistics to differentiate: torch's own is right
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     axes = [0, *range(2, input.ndim)]
-    each = input.numel() // input.shape[1]
-    if each < 2:
-        raise ValueError(f"batch norm needs more than 1 value per channel, got input of {tuple(input.shape)}")
+    each = values_per_channel(input)
     x, mean, variance = _standardise(input, axes, eps)
-    _move(running_mean, mean, momentum)
-    _move(running_var, variance * each / (each - 1), momentum)
+    move(running_mean, mean, momentum)
+    move(running_var, variance * each / (each - 1), momentum)
     return _affine(x, weight, bias, [1, -1, *[1] * (input.ndim - 2)])
 
 
@@ -74,8 +80,8 @@ def instance_norm(
         return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     each = input[0, 0].numel()
     x, mean, variance = _standardise(input, list(range(2, input.ndim)), eps)
-    _move(running_mean, mean.mean(0), momentum)
-    _move(running_var, variance.mean(0) * each / max(each - 1, 1), momentum)
+    move(running_mean, mean.mean(0), momentum)
+    move(running_var, variance.mean(0) * each / max(each - 1, 1), momentum)
     return _affine(x, weight, bias, [1, -1, *[1] * (input.ndim - 2)])
 
 
@@ -97,56 +103,3 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     (along all for -1)."""
     axes = [axis for axis in range(v.ndim) if axis != dim]
     return v * (g / v.square().sum(axes, keepdim=True).sqrt())
-
-
-def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same for ``torch.batch_norm`` and ``torch.instance_norm``, whose arguments come in another order."""
-
-    def call(
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        *rest: Any,
-    ) -> Tensor:
-        training, momentum, eps = rest[:3]
-        return norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-    return call
-
-
-def _refuse(*_: Any, **__: Any) -> Tensor:
-    raise NotImplementedError("torch's native norms have no right second derivative under vmap")
-
-
-_ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: weight_norm}
-_VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
-    **_ALWAYS,
-    F.batch_norm: batch_norm,
-    F.instance_norm: instance_norm,
-    F.layer_norm: layer_norm,
-    torch.layer_norm: layer_norm,
-    torch.batch_norm: _torch_order(batch_norm),
-    torch.instance_norm: _torch_order(instance_norm),
-    torch.native_batch_norm: _refuse,  # the engine then loops
-    torch.native_layer_norm: _refuse,
-}
-
-
-class DifferentiableNorms(TorchFunctionMode):
-    """While entered, norms run on the elementary operations above.
-
-    Args:
-        vectorised: whether that is under ``vmap``; otherwise only weight norm needs it.
-    """
-
-    def __init__(self, vectorised: bool) -> None:
-        super().__init__()
-        self._replaced = _VECTORISED if vectorised else _ALWAYS
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Hand every function on, but for the norms."""
-        return self._replaced.get(func, func)(*args, **(kwargs or {}))

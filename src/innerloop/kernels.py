@@ -1,0 +1,336 @@
+"""Convolution, pooling and batch norm for stacks of tasks with their own weights, on CPUs.
+
+Three things make them quick where torch's batching rules are slow. The task axis is laid beside the channels, and
+channels last in memory: per-task convolutions are then grouped convolutions of the layout that oneDNN runs at full
+speed, and pooling and sums run along contiguous channels. Derivatives of derivatives are written down, instead of being
+left to chains of small operations. And batch norm before max-pooling is computed after it: with a positive scale
+``pool(norm(y)) == norm(pool(y))`` (with a negative one the minimum is pooled), on a quarter of the elements.
+
+Third derivatives fall back on torch's. Values, first and second derivatives agree with torch's to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+
+from .stacks import on_stacks, place
+
+aten: Any = torch.ops.aten
+Window = tuple[list[int], list[int], list[int], list[int], bool]
+"""Kernel size, stride, padding, dilation and rounding mode of a pooling."""
+
+
+def supported(*tensors: Tensor) -> bool:
+    """Whether the kernels here run on these tensors, at this place."""
+    return place() != "other" and all(t.device.type == "cpu" and t.is_floating_point() for t in tensors)
+
+
+def conv2d(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+    """``torch.conv2d`` without bias: ``[N, C, H, W]`` and ``[O, C / groups, kh, kw]`` -> ``[N, O, H', W']``."""
+    options = (list(_pair(stride)), list(_pair(padding)), list(_pair(dilation)), groups)
+    return on_stacks(lambda x, weight: (_Convolution.apply(x, weight, options),), x, weight)[0]
+
+
+def max_pool2d(x: Tensor, window: Window) -> Tensor:
+    """``torch.max_pool2d``."""
+    return on_stacks(lambda x: (_Pool.apply(x, window),), x)[0]
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, window: Window | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm of ``[N, C, H, W]`` by the batch's own statistics, and max-pooling if a window is given.
+
+    Returns:
+        The result, and the mean and (biased) variance, each ``[C]``, as constants.
+    """
+    weight = x.new_ones(x.shape[1]) if weight is None else weight
+    bias = x.new_zeros(x.shape[1]) if bias is None else bias
+    found = on_stacks(lambda x, w, b: _NormPool.apply(x, w, b, eps, window), x, weight, bias)
+    return found[0], found[1], found[2]
+
+
+# -- layout -----------------------------------------------------------------------------------------------------------
+
+
+def _fold(stack: Tensor) -> Tensor:
+    """``[T, N, C, H, W] -> [N, T * C, H, W]``, channels last in memory; a view of what `_unfold` gave."""
+    tasks, n, channels, height, width = stack.shape
+    flat = stack.permute(1, 3, 4, 0, 2).contiguous().view(n, height, width, tasks * channels)
+    return flat.permute(0, 3, 1, 2)
+
+
+def _unfold(x: Tensor, tasks: int) -> Tensor:
+    """``[N, T * C, H, W] -> [T, N, C, H, W]``."""
+    n, channels, height, width = x.shape
+    flat = x.permute(0, 2, 3, 1).contiguous()
+    return flat.view(n, height, width, tasks, channels // tasks).permute(3, 0, 4, 1, 2)
+
+
+def _fold_weight(stack: Tensor) -> Tensor:
+    """``[T, O, C, kh, kw] -> [T * O, C, kh, kw]``, channels last in memory."""
+    tasks, out, channels, *kernel = stack.shape
+    return stack.permute(0, 1, 3, 4, 2).contiguous().view(tasks * out, *kernel, channels).permute(0, 3, 1, 2)
+
+
+def _unfold_weight(weight: Tensor, tasks: int) -> Tensor:
+    out, channels, *kernel = weight.shape
+    return weight.permute(0, 2, 3, 1).contiguous().view(tasks, out // tasks, *kernel, channels).permute(0, 1, 4, 2, 3)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``[N, C, H, W] -> [N * H * W, C]``, a view where channels are last in memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _columns(vector: Tensor) -> Tensor:
+    """``[C] -> [1, C, 1, 1]``."""
+    return vector.view(1, -1, 1, 1)
+
+
+# -- convolution ------------------------------------------------------------------------------------------------------
+
+
+def _forward(x: Tensor, weight: Tensor, options: Any, tasks: int) -> Tensor:
+    stride, padding, dilation, groups = options
+    return aten.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups * tasks)  # type: ignore[no-any-return]
+
+
+def _backward(g: Tensor, x: Tensor, weight: Tensor, options: Any, tasks: int, mask: Sequence[bool]) -> Any:
+    stride, padding, dilation, groups = options
+    return aten.convolution_backward(
+        g, x, weight, None, stride, padding, dilation, False, [0, 0], groups * tasks, [*mask, False]
+    )[:2]
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, options: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.options, tasks = options, len(x)
+        return _unfold(_forward(_fold(x), _fold_weight(weight), options, tasks), tasks)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:2]), None
+
+
+class _ConvolutionBackward(Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, options: Any, mask: Sequence[bool]) -> Any:
+        ctx.save_for_backward(g, x, weight)
+        ctx.set_materialize_grads(False)
+        ctx.options, ctx.mask, tasks = options, mask, len(x)
+        dx, dweight = _backward(_fold(g), _fold(x), _fold_weight(weight), options, tasks, mask)
+        return None if dx is None else _unfold(dx, tasks), None if dweight is None else _unfold_weight(dweight, tasks)
+
+    @staticmethod
+    def backward(ctx: Any, cx: Tensor | None, cweight: Tensor | None) -> Any:
+        g, x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_differentiably(_torch_conv2d(ctx.options), g, (x, weight), (cx, cweight)), None, None
+        tasks, options = len(x), ctx.options
+        g_, x_, weight_ = _fold(g), _fold(x), _fold_weight(weight)
+        dg = dx = dweight = None
+        if cweight is not None:
+            cweight_ = _fold_weight(cweight)
+            dg = _forward(x_, cweight_, options, tasks)
+            if ctx.mask[0]:
+                dx = _unfold(_backward(g_, x_, cweight_, options, tasks, [True, False])[0], tasks)
+        if cx is not None:
+            cx_ = _fold(cx)
+            other = _forward(cx_, weight_, options, tasks)
+            dg = other if dg is None else dg.add_(other)
+            dweight = _unfold_weight(_backward(g_, cx_, weight_, options, tasks, [False, True])[1], tasks)
+        return None if dg is None else _unfold(dg, tasks), dx, dweight, None, None
+
+
+def _torch_conv2d(options: Any) -> Any:
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.stack([F.conv2d(a, b, None, *options) for a, b in zip(x, weight, strict=True)])
+
+    return function
+
+
+def _differentiably(function: Any, g: Tensor, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Any:
+    """The second derivative by torch's own derivatives, which can be differentiated on."""
+    with torch.enable_grad():
+        used = [x for x in inputs if x.requires_grad]
+        first = torch.autograd.grad(function(*inputs), used, g, create_graph=True, materialize_grads=True)
+        pairs = [(d, c) for d, c in zip(first, [c for x, c in zip(inputs, cotangents, strict=True) if x.requires_grad],
+                                        strict=True) if c is not None]
+        by = [t for t in (g, *inputs) if t.requires_grad]
+        second = iter(torch.autograd.grad([d for d, _ in pairs], by, [c for _, c in pairs], create_graph=True,
+                                          materialize_grads=True, allow_unused=True))
+    return [next(second) if t.requires_grad else None for t in (g, *inputs)]
+
+
+# -- pooling ----------------------------------------------------------------------------------------------------------
+
+
+def _unpool(z: Tensor, like: Tensor, window: Window, index: Tensor) -> Tensor:
+    """What `_pick` is the transpose of: each value where its maximum was, zero elsewhere."""
+    return aten.max_pool2d_with_indices_backward(z, like, *window, index)  # type: ignore[no-any-return]
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """The values of ``x`` where the maxima were."""
+    n, channels, height, width = index.shape
+    flat = x.permute(0, 2, 3, 1).reshape(n, -1, channels)
+    picked = flat.gather(1, index.permute(0, 2, 3, 1).reshape(n, -1, channels))
+    return picked.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _Pool(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
+        flat = _fold(x)
+        z, index = aten.max_pool2d_with_indices(flat, *window)
+        ctx.window, ctx.shape = window, flat.shape
+        ctx.save_for_backward(index)
+        return _unfold(z, len(x))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _PoolBackward.apply(g, ctx.saved_tensors[0], ctx.window, ctx.shape), None
+
+
+class _PoolBackward(Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, index: Tensor, window: Window, shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(index)
+        like = torch.empty(shape, dtype=g.dtype, memory_format=torch.channels_last)
+        return _unfold(_unpool(_fold(g), like, window, index), len(g))
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> Any:
+        index = ctx.saved_tensors[0]
+        tasks, n, channels, height, width = c.shape
+        flat = c.permute(1, 0, 2, 3, 4).reshape(n, tasks * channels, height, width)
+        picked = _pick(flat, index)
+        return picked.unflatten(1, (tasks, channels)).transpose(0, 1), None, None, None
+
+
+# -- batch norm, and pooling ------------------------------------------------------------------------------------------
+# With y of M values a channel: mu and v its mean and variance, r = (v + eps)^-1/2, z the pooled y, and
+# out = a z + t with a = scale r and t = bias - a mu.
+
+
+class _NormPool(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, eps: float, window: Window | None) -> Any:
+        tasks, factor = len(x), scale.reshape(-1)
+        y, mean, variance, shift = _moments(_fold(x))
+        z, index = (y, None) if window is None else _extremes(y, factor, window)
+        r = torch.rsqrt(variance + eps)
+        a = factor * r
+        out = torch.addcmul(_columns(bias.reshape(-1) - a * mean), z, _columns(a))
+        ctx.save_for_backward(x, scale, y, z, index, mean, r)
+        ctx.window, ctx.eps = window, eps
+        mean = (mean + shift).view(tasks, -1)
+        variance = variance.view(tasks, -1)
+        ctx.mark_non_differentiable(mean, variance)
+        return _unfold(out, tasks), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Tensor) -> Any:
+        x, scale, *kept = ctx.saved_tensors
+        return *_NormPoolBackward.apply(g, x, scale, kept, ctx.eps, ctx.window), None, None
+
+
+class _NormPoolBackward(Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, scale: Tensor, kept: Any, eps: float, window: Window | None) -> Any:
+        y, z, index, mean, r = kept
+        tasks, g_, a = len(x), _fold(g), scale.reshape(-1) * r
+        values = y.numel() // y.shape[1]
+        rows = _rows(g_)
+        dbias = rows.sum(0)
+        along = (rows * _rows(z)).sum(0)
+        dscale = r * (along - mean * dbias)
+        # dy = unpool(a g) + b y + p, where the last two are what comes by the mean and the variance.
+        b = a * r * dscale * (-1 / values)
+        p = a * dbias * (-1 / values) - b * mean
+        dy = _spread(g_, a, y, index, window).addcmul_(y, _columns(b)).add_(_columns(p))
+        ctx.save_for_backward(g, x, scale, y, z, index, mean, r, along, dbias, dscale)
+        ctx.set_materialize_grads(False)
+        ctx.eps, ctx.window = eps, window
+        return _unfold(dy, tasks), dscale.view(tasks, -1), dbias.view(tasks, -1)
+
+    @staticmethod
+    def backward(ctx: Any, cx: Tensor | None, cscale: Tensor | None, cbias: Tensor | None) -> Any:
+        """The derivative of `forward` in the direction of the cotangents, with ``g`` held: every ``name1``."""
+        g, x, scale, y, z, index, mean, r, along, dbias, dscale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            function, bias = _torch_norm_pool(ctx.eps, ctx.window), torch.zeros_like(scale).requires_grad_()
+            return *_differentiably(function, g, (x, scale, bias), (cx, cscale, cbias))[:3], None, None, None
+        tasks, g_, factor, values = len(x), _fold(g), scale.reshape(-1), y.numel() // y.shape[1]
+        a = factor * r
+        mean1, r1, z1 = torch.zeros_like(mean), torch.zeros_like(r), None
+        if cx is not None:
+            c = _fold(cx)
+            mean1 = _rows(c).mean(0)
+            variance1 = ((_rows(y) * _rows(c)).mean(0) - mean * mean1) * 2
+            r1 = r**3 * variance1 * -0.5
+            z1 = c if index is None else _pick(c, index)
+        a1 = factor * r1 if cscale is None else factor * r1 + cscale.reshape(-1) * r
+        t1 = -(mean1 * a + mean * a1) if cbias is None else cbias.reshape(-1) - (mean1 * a + mean * a1)
+        out1 = torch.addcmul(_columns(t1), z, _columns(a1))
+        along1 = torch.zeros_like(along)
+        if z1 is not None:
+            out1.addcmul_(z1, _columns(a))
+            along1 = (_rows(g_) * _rows(z1)).sum(0)
+        dscale1 = r1 * (along - mean * dbias) + r * (along1 - mean1 * dbias)
+        b = a * r * dscale * (-1 / values)
+        b1 = ((a1 * r + a * r1) * dscale + a * r * dscale1) * (-1 / values)
+        p1 = a1 * dbias * (-1 / values) - b1 * mean - b * mean1
+        dy1 = _spread(g_, a1, y, index, ctx.window).addcmul_(y, _columns(b1))
+        if cx is not None:
+            dy1.addcmul_(c, _columns(b))
+        dy1.add_(_columns(p1))
+        return _unfold(out1, tasks), _unfold(dy1, tasks), dscale1.view(tasks, -1), None, None, None
+
+
+def _moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``y``, its mean and biased variance, ``[C]``, and what was taken off it: batch norm does not depend on a shift,
+    and the mean of squares loses the variance of values far from zero."""
+    rows = _rows(y)
+    mean = rows.mean(0)
+    variance = (rows * rows).mean(0) - mean * mean
+    if not bool((mean * mean > 16 * variance).any()):
+        return y, mean, variance, torch.zeros_like(mean)
+    y = y - _columns(mean)
+    rest = _rows(y).mean(0)
+    return y, rest, _rows(y).square().mean(0) - rest * rest, mean
+
+
+def _extremes(y: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Maxima, or minima where the scale is negative, and where they were."""
+    if not bool((scale < 0).any()):
+        return aten.max_pool2d_with_indices(y, *window)  # type: ignore[no-any-return]
+    sign = _columns(torch.where(scale < 0, -1.0, 1.0).to(y.dtype))
+    z, index = aten.max_pool2d_with_indices(y * sign, *window)
+    return z * sign, index
+
+
+def _spread(g: Tensor, a: Tensor, y: Tensor, index: Tensor | None, window: Window | None) -> Tensor:
+    """``unpool(a g)``."""
+    g = g * _columns(a)
+    return g if index is None or window is None else _unpool(g, y, window, index)
+
+
+def _torch_norm_pool(eps: float, window: Window | None) -> Any:
+    def function(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        centred = x - x.mean((1, 3, 4), keepdim=True)
+        deviation = (centred.square().mean((1, 3, 4), keepdim=True) + eps).sqrt()
+        out = centred / deviation * scale[:, None, :, None, None] + bias[:, None, :, None, None]
+        return out if window is None else F.max_pool2d(out.flatten(0, 1), *window).unflatten(0, x.shape[:2])
+
+    return function

@@ -1,0 +1,135 @@
+"""What stands in for torch's operations while tasks run: quick kernels for stacks of tasks, and norms whose second
+derivatives are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode, wrap_torch_function
+
+from . import kernels, norms
+
+
+@wrap_torch_function(lambda x, *_, **__: (x,))
+def norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
+    """Batch norm by the batch's own statistics, then ``size x size`` max-pooling: ``[N, C, H, W] -> [N, C, H', W']``.
+
+    One operation, since pooling first and normalising then gives the same and does so on fewer elements.
+    """
+    return F.max_pool2d(F.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
+
+
+def _norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
+    if kernels.supported(x, scale):
+        return kernels.batch_norm(x, scale, bias, eps, ([size, size], [size, size], [0, 0], [1, 1], False))[0]
+    return F.max_pool2d(norms.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if isinstance(padding, str) or input.ndim != 4 or not kernels.supported(input, weight):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    y = kernels.conv2d(input, weight, stride, padding, dilation, groups)
+    return y if bias is None else y + bias.reshape(-1, 1, 1)
+
+
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    if return_indices or input.ndim != 4 or not kernels.supported(input):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    sides = [list(_pair(v)) for v in (kernel_size, stride or kernel_size, padding, dilation)]
+    return kernels.max_pool2d(input, (sides[0], sides[1], sides[2], sides[3], ceil_mode))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training or input.ndim != 4 or not kernels.supported(input):
+        return norms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    each = norms.values_per_channel(input)
+    out, mean, variance = kernels.batch_norm(input, weight, bias, eps)
+    norms.move(running_mean, mean, momentum)
+    norms.move(running_var, variance * each / (each - 1), momentum)
+    return out
+
+
+def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same for ``torch.batch_norm`` and ``torch.instance_norm``, whose arguments come in another order."""
+
+    def call(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        *rest: Any,
+    ) -> Tensor:
+        training, momentum, eps = rest[:3]
+        return norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    return call
+
+
+def _refuse(*_: Any, **__: Any) -> Tensor:
+    raise NotImplementedError("torch's native norms have no right second derivative under vmap")
+
+
+_ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: norms.weight_norm}
+_VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
+    **_ALWAYS,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: norms.instance_norm,
+    F.layer_norm: norms.layer_norm,
+    torch.layer_norm: norms.layer_norm,
+    torch.batch_norm: _torch_order(_batch_norm),
+    torch.instance_norm: _torch_order(norms.instance_norm),
+    torch.native_batch_norm: _refuse,  # the engine then loops
+    torch.native_layer_norm: _refuse,
+    F.conv2d: _conv2d,
+    F.max_pool2d: _max_pool2d,
+    norm_pool: _norm_pool,
+}
+
+
+class TaskOperations(TorchFunctionMode):
+    """While entered, operations run on versions that are right, and quick, for tasks.
+
+    Args:
+        vectorised: whether that is under ``vmap``; otherwise only weight norm needs it.
+    """
+
+    def __init__(self, vectorised: bool) -> None:
+        super().__init__()
+        self._replaced = _VECTORISED if vectorised else _ALWAYS
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Hand every function on, or to what stands in for it."""
+        return self._replaced.get(func, func)(*args, **(kwargs or {}))
