@@ -89,9 +89,11 @@ def _vectorised(function: PerTask, tasks: Task, params: Params, buffers: Params,
         return vmap(function, randomness="different")(tasks, copies(params, number), copies(buffers, number))
 
 
-def copies(buffers: Params, number: int) -> Params:
-    """Each buffer with a new first axis: in-place updates under ``vmap`` need one for every item."""
-    return {name: buffer.expand(number, *buffer.shape) for name, buffer in buffers.items()}
+def copies(tensors: Params, number: int) -> Params:
+    """Each tensor with a new first axis, one for every item: buffers are updated in place, and inner gradients are
+    taken for each. Images and their filters are laid out with channels last, as the kernels want them."""
+    last = {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in tensors.items()}
+    return {name: tensor.expand(number, *tensor.shape) for name, tensor in last.items()}
 
 
 def _concatenate(chunks: list[Any]) -> Any:

@@ -63,8 +63,7 @@ def batch_norm(
 def _fold(stack: Tensor) -> Tensor:
     """``[T, N, C, H, W] -> [N, T * C, H, W]``, channels last in memory; a view of what `_unfold` gave."""
     tasks, n, channels, height, width = stack.shape
-    flat = stack.permute(1, 3, 4, 0, 2).contiguous().view(n, height, width, tasks * channels)
-    return flat.permute(0, 3, 1, 2)
+    return _channels_last(stack.permute(1, 3, 4, 0, 2), (n, tasks * channels, height, width))
 
 
 def _unfold(x: Tensor, tasks: int) -> Tensor:
@@ -77,7 +76,15 @@ def _unfold(x: Tensor, tasks: int) -> Tensor:
 def _fold_weight(stack: Tensor) -> Tensor:
     """``[T, O, C, kh, kw] -> [T * O, C, kh, kw]``, channels last in memory."""
     tasks, out, channels, *kernel = stack.shape
-    return stack.permute(0, 1, 3, 4, 2).contiguous().view(tasks * out, *kernel, channels).permute(0, 3, 1, 2)
+    return _channels_last(stack.permute(0, 1, 3, 4, 2), (tasks * out, channels, *kernel))
+
+
+def _channels_last(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Values in the order of memory, as images. The strides say channels last even where there is one channel: by
+    them torch chooses the layout it works in."""
+    _, channels, height, width = shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return values.contiguous().as_strided(shape, strides)
 
 
 def _unfold_weight(weight: Tensor, tasks: int) -> Tensor:
@@ -93,6 +100,16 @@ def _rows(x: Tensor) -> Tensor:
 def _columns(vector: Tensor) -> Tensor:
     """``[C] -> [1, C, 1, 1]``."""
     return vector.view(1, -1, 1, 1)
+
+
+CACHE = 4 * 2**20
+"""Bytes of one tensor that a pass works on before the next pass does."""
+
+
+def _parts(x: Tensor) -> list[slice]:
+    """Some images at a time, as many as fit into `CACHE`."""
+    each = max(1, CACHE // max(1, x[0].numel() * x.element_size()))
+    return [slice(start, start + each) for start in range(0, len(x), each)]
 
 
 # -- convolution ------------------------------------------------------------------------------------------------------
@@ -226,9 +243,16 @@ class _PoolBackward(Function):
 class _NormPool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, eps: float, window: Window | None) -> Any:
-        tasks, factor = len(x), scale.reshape(-1)
-        y, mean, variance, shift = _moments(_fold(x))
+        tasks, y, factor = len(x), _fold(x), scale.reshape(-1)
         z, index = (y, None) if window is None else _extremes(y, factor, window)
+        mean, variance = _moments(y)
+        shift = torch.zeros_like(mean)
+        if bool((mean * mean > 16 * variance).any()):
+            # The mean of squares loses the variance of values far from zero; and batch norm does not see a shift.
+            shift, pooled = mean, index is not None
+            y = y - _columns(shift)
+            z = z - _columns(shift) if pooled else y
+            mean, variance = _moments(y)
         r = torch.rsqrt(variance + eps)
         a = factor * r
         out = torch.addcmul(_columns(bias.reshape(-1) - a * mean), z, _columns(a))
@@ -258,7 +282,7 @@ class _NormPoolBackward(Function):
         # dy = unpool(a g) + b y + p, where the last two are what comes by the mean and the variance.
         b = a * r * dscale * (-1 / values)
         p = a * dbias * (-1 / values) - b * mean
-        dy = _spread(g_, a, y, index, window).addcmul_(y, _columns(b)).add_(_columns(p))
+        dy = _spread(g_ * _columns(a), index, window, [(y, b)], p)
         ctx.save_for_backward(g, x, scale, y, z, index, mean, r, along, dbias, dscale)
         ctx.set_materialize_grads(False)
         ctx.eps, ctx.window = eps, window
@@ -276,8 +300,8 @@ class _NormPoolBackward(Function):
         mean1, r1, z1 = torch.zeros_like(mean), torch.zeros_like(r), None
         if cx is not None:
             c = _fold(cx)
-            mean1 = _rows(c).mean(0)
-            variance1 = ((_rows(y) * _rows(c)).mean(0) - mean * mean1) * 2
+            mean1, product = _joint_moments(y, c)
+            variance1 = (product - mean * mean1) * 2
             r1 = r**3 * variance1 * -0.5
             z1 = c if index is None else _pick(c, index)
         a1 = factor * r1 if cscale is None else factor * r1 + cscale.reshape(-1) * r
@@ -291,24 +315,31 @@ class _NormPoolBackward(Function):
         b = a * r * dscale * (-1 / values)
         b1 = ((a1 * r + a * r1) * dscale + a * r * dscale1) * (-1 / values)
         p1 = a1 * dbias * (-1 / values) - b1 * mean - b * mean1
-        dy1 = _spread(g_, a1, y, index, ctx.window).addcmul_(y, _columns(b1))
-        if cx is not None:
-            dy1.addcmul_(c, _columns(b))
-        dy1.add_(_columns(p1))
+        terms = [(y, b1)] if cx is None else [(y, b1), (c, b)]
+        dy1 = _spread(g_ * _columns(a1), index, ctx.window, terms, p1)
         return _unfold(out1, tasks), _unfold(dy1, tasks), dscale1.view(tasks, -1), None, None, None
 
 
-def _moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``y``, its mean and biased variance, ``[C]``, and what was taken off it: batch norm does not depend on a shift,
-    and the mean of squares loses the variance of values far from zero."""
-    rows = _rows(y)
-    mean = rows.mean(0)
-    variance = (rows * rows).mean(0) - mean * mean
-    if not bool((mean * mean > 16 * variance).any()):
-        return y, mean, variance, torch.zeros_like(mean)
-    y = y - _columns(mean)
-    rest = _rows(y).mean(0)
-    return y, rest, _rows(y).square().mean(0) - rest * rest, mean
+def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, ``[C]``."""
+    total, squares = torch.zeros(2, y.shape[1], dtype=y.dtype)
+    for part in _parts(y):
+        rows = _rows(y[part])
+        total += rows.sum(0)
+        squares += (rows * rows).sum(0)
+    mean = total / (y.numel() // y.shape[1])
+    return mean, squares / (y.numel() // y.shape[1]) - mean * mean
+
+
+def _joint_moments(y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of ``c`` and of ``y c``, ``[C]``."""
+    total, products = torch.zeros(2, y.shape[1], dtype=y.dtype)
+    for part in _parts(y):
+        rows = _rows(c[part])
+        total += rows.sum(0)
+        products += (_rows(y[part]) * rows).sum(0)
+    values = y.numel() // y.shape[1]
+    return total / values, products / values
 
 
 def _extremes(y: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]:
@@ -320,10 +351,20 @@ def _extremes(y: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]
     return z * sign, index
 
 
-def _spread(g: Tensor, a: Tensor, y: Tensor, index: Tensor | None, window: Window | None) -> Tensor:
-    """``unpool(a g)``."""
-    g = g * _columns(a)
-    return g if index is None or window is None else _unpool(g, y, window, index)
+def _spread(
+    g: Tensor, index: Tensor | None, window: Window | None, terms: Sequence[tuple[Tensor, Tensor]], constant: Tensor
+) -> Tensor:
+    """``unpool(g) + sum(factor * x for x, factor in terms) + constant``, a few images at a time: so they stay in cache."""
+    like = terms[0][0]
+    out = g if index is None else torch.empty_like(like)
+    for part in _parts(like):
+        here = out[part]
+        if index is not None:
+            aten.max_pool2d_with_indices_backward.grad_input(g[part], like[part], *window, index[part], grad_input=here)
+        for x, factor in terms:
+            here.addcmul_(x[part], _columns(factor))
+        here.add_(_columns(constant))
+    return out
 
 
 def _torch_norm_pool(eps: float, window: Window | None) -> Any:
