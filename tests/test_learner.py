@@ -21,7 +21,7 @@ def learner(**options: object) -> il.MetaLearner:
 def test_shapes_of_an_outcome(regression: Callable[..., il.Task]) -> None:
     tasks = regression(4)
     outcome = learner()(tasks)
-    assert [tuple(t.shape) for t in outcome] == [(4,), (4,), (4, 4, 1), (4, 4)]
+    assert [tuple(t.shape) for t in outcome] == [(4,), (4,), (4, 4, 1), (4, 3)]
     assert outcome.objective.requires_grad
     assert not any(t.requires_grad for t in (outcome.loss, outcome.output, outcome.steps))
     torch.testing.assert_close(outcome.loss, F.mse_loss(outcome.output, tasks.query.y, reduction="none").mean((1, 2)))
@@ -34,7 +34,7 @@ def test_the_support_curve_is_the_loss_along_the_path(regression: Callable[..., 
         support = il.task.select(tasks.support, index)
         adapted = [maml.adapt(support, steps=k) for k in range(4)]
         expected = torch.stack([F.mse_loss(a(support.x), support.y) for a in adapted])
-        torch.testing.assert_close(outcome.steps[index], expected)
+        torch.testing.assert_close(outcome.steps[index], expected[:-1])
         torch.testing.assert_close(adapted[3].losses, expected)
     assert (outcome.steps[:, -1] < outcome.steps[:, 0]).all()
 

@@ -28,6 +28,9 @@ Loss = Callable[[Any, Any], Tensor]
 Statistics = Literal["batch", "running"]
 """What batch norm normalises with: the statistics of the examples at hand, or the stored running ones."""
 
+Memory = Literal["graph", "constant"]
+"""What is kept of an inner step for the backward pass: its graph, or only the parameters that it started from."""
+
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -117,6 +120,7 @@ class Episode:
     steps: int
     iteration: int = 0
     batch_size: int | None = None
+    memory: Memory = "graph"
     support_losses: list[Tensor] = field(default_factory=list)
 
     def output(self, params: Params, x: Any) -> Any:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from .compiling import Compile, Compiler
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
-from .inner import BATCH_NORMS, Episode, Loss, Stateless, Statistics, arguments, detach, in_mode, stack
+from .inner import BATCH_NORMS, Episode, Loss, Memory, Stateless, Statistics, arguments, detach, in_mode, stack
 from .objectives import Objective, Unrolled
 from .rules import UpdateRule, require_step
 from .select import Selection, everything
+from .stacks import place
 from .task import Batch, Params, Task, count, select, size
 
 
@@ -31,7 +34,7 @@ class Outcome(NamedTuple):
         objective: ``[T]``; the gradient of its mean is the meta-gradient.
         loss: ``[T]``; query loss after the last step, detached.
         output: ``[T, Q, ...]``; the model's output on the query sets after the last step, detached.
-        steps: ``[T, K + 1]``; support loss before each step and after the last, detached.
+        steps: ``[T, K]``; support loss before each step, detached.
     """
 
     objective: Tensor
@@ -57,7 +60,11 @@ class MetaLearner(nn.Module):
         statistics: batch norm by the statistics of the examples at hand (``"batch"``, as the papers do: predictions on
             a query set then depend on the whole set) or by the stored ones (``"running"``, for models that bring them:
             meta-training does not change them), in ``train()`` and ``eval()`` alike.
-        vectorize: ``"auto"``, ``True`` or ``False``; see `innerloop.engine.Engine`.
+        memory: ``"graph"`` keeps what the backward pass needs of every inner step; ``"constant"`` recomputes it, one
+            step at a time, which takes about a third longer and a small part of the memory. The gradients are the same.
+        vectorize: ``"auto"``, ``True``, ``False`` or a number of tasks; see `innerloop.engine.Engine`.
+        compile: ``"auto"``, ``True`` or ``False``: whether `meta_gradient` runs compiled; see
+            `innerloop.compiling.Compiler`.
         citation: of the algorithm, where it is more than its parts.
     """
 
@@ -74,7 +81,9 @@ class MetaLearner(nn.Module):
         steps: int = 1,
         batch_size: int | None = None,
         statistics: Statistics = "batch",
+        memory: Memory = "graph",
         vectorize: Vectorize = "auto",
+        compile: Compile = "auto",
         citation: str = "",
     ) -> None:
         super().__init__()
@@ -82,14 +91,16 @@ class MetaLearner(nn.Module):
             raise ValueError(f"steps must be at least 0 and batch_size at least 1, got {steps} and {batch_size}")
         if statistics not in ("batch", "running"):
             raise ValueError(f'statistics is "batch" or "running", got {statistics!r}')
+        if memory not in ("graph", "constant"):
+            raise ValueError(f'memory is "graph" or "constant", got {memory!r}')
         require_step(rule)
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective = objective or Unrolled()
         self.initial, self.steps, self.batch_size = initial, steps, batch_size
-        self.statistics, self.citation = statistics, citation
+        self.statistics, self.memory, self.citation = statistics, memory, citation
         self.selection = adapt.description
         self.adapted = adapt.names(model)
-        self.engine = Engine(model, vectorize)
+        self.engine, self.compiler = Engine(model, vectorize), Compiler(compile)
         self._stateless = Stateless(model)
         self._checked = False
         parameters = dict(model.named_parameters())
@@ -106,7 +117,7 @@ class MetaLearner(nn.Module):
         """
         self._check(tasks)
         with in_mode(self.model, self.statistics):
-            return Outcome(*self.engine.map(partial(self._judge, iteration=iteration), tasks, *self._own()))
+            return Outcome(*self.engine.map(partial(self._judge, iteration=iteration), tasks, *self._own(), "forward"))
 
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
         """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
@@ -115,22 +126,57 @@ class MetaLearner(nn.Module):
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
         self._check(tasks)
+        key = self._shapes(tasks, iteration)
+        if (compiled := self.compiler.get(key)) is not None:
+            return compiled(self._tensors(tasks))  # type: ignore[no-any-return]
+        start = time.perf_counter()
+        result = self._gradients(tasks, iteration)
+        self.compiler.ran(key, time.perf_counter() - start)
+        if self.compiler.undecided(key) and self.engine.vectorised and not self.engine.random:
+            self.compiler.decide(key, self._recordable(tasks, iteration), self._tensors(tasks))
+        return result
+
+    def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome]:
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not learned:
             raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
-        total, outcomes, number = [torch.zeros_like(p) for p in learned.values()], [], 0
+        total, outcomes = [torch.zeros_like(p) for p in learned.values()], []
         with in_mode(self.model, self.statistics):
             judge = partial(self._judge, iteration=iteration)
-            for result, tasks_in_chunk in self.engine.chunks(judge, tasks, *self._own()):
+            for result, _ in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient"):
                 outcome = Outcome(*result)
                 grads = torch.autograd.grad(
                     outcome.objective.sum(), list(learned.values()), allow_unused=True, materialize_grads=True
                 )
                 total = [a + b for a, b in zip(total, grads, strict=True)]
                 outcomes.append(detach(outcome))
-                number += tasks_in_chunk
-        mean = {name: grad / number for name, grad in zip(learned, total, strict=True)}
+        mean = {name: grad / count(tasks) for name, grad in zip(learned, total, strict=True)}
         return mean, Outcome(*pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes))
+
+    def _shapes(self, tasks: Task, iteration: int) -> Any:
+        """What a compiled step is good for."""
+        leaves, structure = pytree.tree_flatten(tasks)
+        constants = self.objective.constants(iteration)
+        return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves), str(structure), constants
+
+    def _tensors(self, tasks: Task) -> list[Tensor]:
+        """Everything that a step depends on, in the order of `_recordable`."""
+        own = [tensor.detach() for tensor in (*self.parameters(), *self.buffers())]
+        return own + list(pytree.tree_leaves(tasks))
+
+    def _recordable(self, tasks: Task, iteration: int) -> Callable[..., Any]:
+        """`_gradients` as a function of `_tensors`."""
+        names = [f"learner.{n}" for n, _ in (*self.named_parameters(), *self.named_buffers())]
+        learned = {f"learner.{n}" for n, p in self.named_parameters() if p.requires_grad}
+        structure = pytree.tree_structure(tasks)
+        step = _Step(self, iteration)
+
+        def function(*tensors: Tensor) -> Any:
+            own = {n: t.detach().requires_grad_(n in learned) for n, t in zip(names, tensors, strict=False)}
+            with self.engine.recording():
+                return functional_call(step, own, (pytree.tree_unflatten(tensors[len(names) :], structure),))
+
+        return function
 
     def _judge(self, task: Task, params: Params, buffers: Params, *, iteration: int) -> tuple[Any, ...]:
         episode = self._episode(task, params, buffers, iteration=iteration)
@@ -139,7 +185,7 @@ class MetaLearner(nn.Module):
             judgement.objective,
             judgement.loss.detach(),
             detach(judgement.output),
-            self._support_curve(episode, judgement.adapted),
+            torch.stack(episode.support_losses) if episode.steps else judgement.loss.new_zeros(0),
         )
 
     # -- using what was learned ---------------------------------------------------------------------------------------
@@ -162,12 +208,10 @@ class MetaLearner(nn.Module):
             episode = self._episode(task, params, buffers, steps)
             # Outputs are taken along the way, since buffers move with the parameters.
             output = partial(self._output, episode, x=task.query.x, transductive=transductive)
-            vectorised = self.engine.vectorised
-            results = [output(episode.start, vectorised=vectorised)]
-            return stack(results + [output(params, vectorised=vectorised) for params in episode.path(order=1)])
+            return stack([output(episode.start), *(output(params) for params in episode.path(order=1))])
 
         with in_mode(self.model, self.statistics, training=False):
-            return self.engine.map(outputs, tasks, *self._own())
+            return self.engine.map(outputs, tasks, *self._own(), "predict")
 
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
         """Adapt to one task, with dropout turned off.
@@ -227,6 +271,7 @@ class MetaLearner(nn.Module):
             steps=self.steps if steps is None else steps,
             iteration=iteration,
             batch_size=self.batch_size,
+            memory=self.memory,
         )
         if self.initial is not None:
             episode.start = self.initial(episode)
@@ -237,7 +282,7 @@ class MetaLearner(nn.Module):
         """``[K + 1]``: the support loss before each step, and after the last."""
         return torch.stack([*episode.support_losses, episode.support_loss(detach(adapted), episode.steps).detach()])
 
-    def _output(self, episode: Episode, params: Params, x: Any, transductive: bool, vectorised: bool) -> Any:
+    def _output(self, episode: Episode, params: Params, x: Any, transductive: bool) -> Any:
         support = episode.task.support.x
         if transductive or not self.depends_on_query_set:
             return episode.output(params, x)
@@ -247,7 +292,7 @@ class MetaLearner(nn.Module):
             output, _ = episode.model({**episode.fixed, **params}, buffers, together)
             return pytree.tree_map(lambda out: out[-1], output)
 
-        if vectorised:
+        if place() == "vmap":  # under which the engine runs modules that can be vectorised
             return vmap(alone, randomness="different")(x, copies(episode.buffers, size(x)))
         return stack([alone(select(x, index), episode.buffers) for index in range(size(x))])
 
@@ -260,7 +305,10 @@ class MetaLearner(nn.Module):
         with torch.random.fork_rng(devices[:1]), in_mode(self.model, self.statistics):
             episode = self._episode(select(tasks, 0), *self._own())
             start = {name: p.detach().requires_grad_() for name, p in episode.start.items()}
+            random_state = torch.get_rng_state()
             loss = episode.support_loss(start, 0)
+            # Random draws depend on how many tasks run at once, so that is then not a matter of speed.
+            self.engine.random = not torch.equal(random_state, torch.get_rng_state())
             grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True) if loss.requires_grad else ()
         unused = [name for name, grad in zip_longest(start, grads) if grad is None]
         if len(unused) == len(start):
@@ -272,6 +320,17 @@ class MetaLearner(nn.Module):
                 stacklevel=3,
             )
         self._checked = True
+
+
+class _Step(nn.Module):
+    """A learner whose call is its meta-gradient, which ``functional_call`` can hand other parameters to."""
+
+    def __init__(self, learner: MetaLearner, iteration: int) -> None:
+        super().__init__()
+        self.learner, self.iteration = learner, iteration
+
+    def forward(self, tasks: Task) -> tuple[Params, Outcome]:
+        return self.learner._gradients(tasks, self.iteration)
 
 
 class Adapted:
@@ -291,8 +350,7 @@ class Adapted:
     def __call__(self, x: Any) -> Any:
         """The outputs on inputs ``x``: ``[N, ...]``."""
         with in_mode(self._learner.model, self._learner.statistics, training=False):
-            # One by one: whether the module can be vectorised is only known to an engine that has run it.
-            return self._learner._output(self._episode, self._episode.start, x, self._transductive, vectorised=False)
+            return self._learner._output(self._episode, self._episode.start, x, self._transductive)
 
     def module(self) -> nn.Module:
         """A plain copy of the model with the adapted parameters, in ``eval()`` mode.

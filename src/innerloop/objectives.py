@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -33,6 +33,11 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, episode: Episode) -> Judgement:
         """Judge one task. The gradient of ``objective`` with respect to the meta-parameters is the meta-gradient."""
+
+
+    def constants(self, iteration: int) -> Hashable:
+        """What of this iteration is fixed in a recorded computation; by default the iteration itself."""
+        return iteration
 
 
 class Unrolled(Objective):
@@ -67,6 +72,10 @@ class Unrolled(Objective):
             loss, output = episode.query_loss(params)
         return Judgement(torch.stack(terms or [loss]).sum(), params, loss, output)
 
+    def constants(self, iteration: int) -> Hashable:
+        weights = value(self.step_weights, iteration)
+        return value(self.order, iteration), None if weights is None else tuple(weights)
+
     def _weights(self, episode: Episode) -> Sequence[float]:
         """One weight a step; without inner steps the query loss at the start counts."""
         weights = value(self.step_weights, episode.iteration)
@@ -85,6 +94,9 @@ class Reptile(Objective):
     """
 
     citation = "Nichol, Achiam, Schulman. On First-Order Meta-Learning Algorithms. 2018. arXiv:1803.02999"
+
+    def constants(self, iteration: int) -> Hashable:
+        return None
 
     def __call__(self, episode: Episode) -> Judgement:
         with torch.no_grad():
@@ -115,6 +127,9 @@ class Implicit(Objective):
         if strength <= 0:
             raise ValueError(f"Implicit needs a strength above 0, got {strength}")
         self.strength, self.iterations, self.damping = strength, iterations, damping
+
+    def constants(self, iteration: int) -> Hashable:
+        return None
 
     def __call__(self, episode: Episode) -> Judgement:
         with torch.no_grad():

@@ -24,10 +24,14 @@ def norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> 
     return F.max_pool2d(F.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
 
 
-def _norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
-    if kernels.supported(x, scale):
-        return kernels.batch_norm(x, scale, bias, eps, ([size, size], [size, size], [0, 0], [1, 1], False))[0]
+def _pooled_norm(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
     return F.max_pool2d(norms.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
+
+
+def _norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
+    if not kernels.supported(x, scale):
+        return _pooled_norm(x, scale, bias, eps, size)
+    return kernels.batch_norm(x, scale, bias, eps, ([size, size], [size, size], [0, 0], [1, 1], False))[0]
 
 
 def _conv2d(
@@ -103,14 +107,20 @@ def _refuse(*_: Any, **__: Any) -> Tensor:
 _ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: norms.weight_norm}
 _VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
     **_ALWAYS,
-    F.batch_norm: _batch_norm,
+    F.batch_norm: norms.batch_norm,
     F.instance_norm: norms.instance_norm,
     F.layer_norm: norms.layer_norm,
     torch.layer_norm: norms.layer_norm,
-    torch.batch_norm: _torch_order(_batch_norm),
+    torch.batch_norm: _torch_order(norms.batch_norm),
     torch.instance_norm: _torch_order(norms.instance_norm),
     torch.native_batch_norm: _refuse,  # the engine then loops
     torch.native_layer_norm: _refuse,
+    norm_pool: _pooled_norm,
+}
+_KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {
+    **_VECTORISED,
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_order(_batch_norm),
     F.conv2d: _conv2d,
     F.max_pool2d: _max_pool2d,
     norm_pool: _norm_pool,
@@ -122,11 +132,12 @@ class TaskOperations(TorchFunctionMode):
 
     Args:
         vectorised: whether that is under ``vmap``; otherwise only weight norm needs it.
+        kernels: whether the quick kernels may be used; code that records operations needs torch's own.
     """
 
-    def __init__(self, vectorised: bool) -> None:
+    def __init__(self, vectorised: bool, kernels: bool = True) -> None:
         super().__init__()
-        self._replaced = _VECTORISED if vectorised else _ALWAYS
+        self._replaced = (_KERNELS if kernels else _VECTORISED) if vectorised else _ALWAYS
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -12,9 +12,10 @@ from torch import nn
 from typing_extensions import Unpack  # torch brings it
 
 from . import rules
+from .compiling import Compile
 from .engine import Vectorize
 from .initial import Prototypes
-from .inner import Loss, Statistics
+from .inner import Loss, Memory, Statistics
 from .learner import MetaLearner
 from .objectives import Implicit, Reptile, Unrolled
 from .select import Selection, everything, head_name, head_of, named
@@ -28,7 +29,9 @@ class Options(TypedDict, total=False):
     steps: int
     batch_size: int | None
     statistics: Statistics
+    memory: Memory
     vectorize: Vectorize
+    compile: Compile
 
 
 def maml(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[Options]) -> MetaLearner:

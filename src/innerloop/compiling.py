@@ -1,0 +1,159 @@
+"""Compiled meta-gradients: one task batch's whole step, recorded as it runs and given to TorchInductor.
+
+Worth it where a step is many small operations (multi-layer perceptrons), since what is left of them is their
+arithmetic. The derivative is taken inside of what is recorded, so nothing has to be differentiated through compiled
+code. Compiled steps are kept for each set of shapes, and TorchInductor keeps its kernels on disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+Compile = Literal["auto"] | bool
+
+SECONDS_PER_OPERATION = 0.06
+"""What compiling was seen to take, for each recorded operation; a guess to decide by before paying."""
+
+
+class Unsuitable(Exception):
+    """Why a step stays eager."""
+
+
+class Recorded:
+    """A function of tensors, recorded on an example.
+
+    Args:
+        function: ``(*tensors) -> pytree of tensors``, free of side effects.
+        example: tensors of the shapes that it will be called with.
+    """
+
+    def __init__(self, function: Callable[..., Any], example: Sequence[Tensor]) -> None:
+        self.example, self._spec = list(example), None
+
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            leaves, self._spec = pytree.tree_flatten(function(*tensors))
+            return leaves
+
+        try:
+            self.graph = make_fx(flat)(*self.example)
+        except Exception as error:
+            raise Unsuitable(f"it cannot be recorded: {str(error).splitlines()[0]}") from error
+        self.operations = sum(node.op == "call_function" for node in self.graph.graph.nodes)
+        for node in self.graph.graph.nodes:
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                raise Unsuitable(f"{node.target} draws random numbers, which compiled code would draw otherwise")
+
+    @property
+    def expected_seconds(self) -> float:
+        """How long compiling may take, cold."""
+        return SECONDS_PER_OPERATION * self.operations
+
+    def compile(self) -> Callable[[Sequence[Tensor]], Any]:
+        """The same function, of a list of tensors, compiled."""
+        import torch._inductor
+
+        options: dict[str, Any] = {"triton.cudagraphs": True} if self.example[0].device.type == "cuda" else {}
+        try:
+            with torch.no_grad():
+                compiled = torch._inductor.compile(self.graph, self.example, options)
+                compiled(*self.example)
+        except Exception as error:
+            raise Unsuitable(f"TorchInductor failed: {str(error).strip().splitlines()[0]}") from error
+        spec = self._spec
+
+        def run(tensors: Sequence[Tensor]) -> Any:
+            with torch.no_grad():
+                return pytree.tree_unflatten(compiled(*tensors), spec)
+
+        return run
+
+
+class Compiler:
+    """Decides for each set of shapes whether to compile, and keeps what it compiled.
+
+    Args:
+        setting: ``True`` compiles at once and raises where that fails; ``"auto"`` only where the steps to come are
+            expected to take longer than compiling by far, and keeps the result only if it is faster; ``False`` never.
+
+    Attributes:
+        steps_to_come: how many more steps will be asked for, as far as is known; ``None`` if nobody said.
+        reasons: for each set of shapes, what was decided and why, in words.
+    """
+
+    def __init__(self, setting: Compile = "auto") -> None:
+        if setting not in ("auto", True, False):
+            raise ValueError(f'compile is "auto", True or False, got {setting!r}')
+        self.setting, self.steps_to_come = setting, None
+        self.steps_to_come: int | None
+        self.reasons: dict[Hashable, str] = {}
+        self._compiled: dict[Hashable, Callable[[Sequence[Tensor]], Any] | None] = {}
+        self._eager: dict[Hashable, list[float]] = {}
+
+    def ran(self, key: Hashable, seconds: float) -> None:
+        """Note what a step of these shapes took eagerly."""
+        if self.undecided(key, steps=0):
+            self._eager.setdefault(key, []).append(seconds)
+            self.steps_to_come = max(0, (self.steps_to_come or 0) - 1)
+
+    def undecided(self, key: Hashable, steps: int = 3) -> bool:
+        """Whether there is something to decide for these shapes, once some steps have run."""
+        if key in self._compiled or not self.setting:
+            return False
+        return self.setting is True or bool(self.steps_to_come and len(self._eager.get(key, ())) >= steps)
+
+    def get(self, key: Hashable) -> Callable[[Sequence[Tensor]], Any] | None:
+        """The compiled step for these shapes, if there is one."""
+        return self._compiled.get(key)
+
+    def decide(self, key: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
+        """Compile a step, or note why not.
+
+        Args:
+            key: what tells its shapes from others.
+            function: the step, of tensors.
+            tensors: an example of them.
+        """
+        self._compiled[key] = None
+        eager = min(self._eager.pop(key, [0.0]))
+        try:
+            to_come = eager * (self.steps_to_come or 0)
+            if self.setting == "auto" and to_come < 1:
+                raise Unsuitable(f"the steps to come take {to_come:.1f} s")
+            recorded = Recorded(function, tensors)
+            if self.setting == "auto" and to_come < 3 * recorded.expected_seconds:
+                raise Unsuitable(
+                    f"the steps to come take about {to_come:.0f} s, compiling their {recorded.operations} operations "
+                    f"about {recorded.expected_seconds:.0f} s"
+                )
+            start = time.perf_counter()
+            compiled = recorded.compile()
+            paid = time.perf_counter() - start
+            fast = _seconds(lambda: compiled(tensors))
+            if self.setting == "auto" and fast > eager:
+                raise Unsuitable(f"compiled it takes {1e3 * fast:.2f} ms, eagerly {1e3 * eager:.2f} ms")
+        except Unsuitable as why:
+            if self.setting is True:
+                raise ValueError(f"compile=True, but the step cannot be compiled: {why}") from why
+            self.reasons[key] = f"eager, since {why}"
+            return
+        self._compiled[key] = compiled
+        self.reasons[key] = f"compiled in {paid:.0f} s: {1e3 * eager:.2f} ms a step became {1e3 * fast:.2f} ms"
+
+
+def _seconds(call: Callable[[], Any], repeats: int = 5) -> float:
+    """The shortest of a few."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
