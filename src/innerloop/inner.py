@@ -7,7 +7,7 @@ Training objectives, evaluation, adaptation to one's own data and reinforcement 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from .rules import UpdateRule
-from .stacks import value_and_gradient
+from .stacks import recomputed, value_and_gradient
 from .task import Batch, Params, Task, size
 
 Loss = Callable[[Any, Any], Tensor]
@@ -65,6 +65,25 @@ class Stateless:
         with sdpa_kernel(SDPBackend.MATH):
             output = functional_call(self.model, tensors, args, kwargs, tie_weights=False)
         return output, buffers
+
+    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """A context with the modes that the module and torch's operations have now."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        operations = torch.overrides._get_current_function_mode()
+
+        @contextmanager
+        def context() -> Iterator[None]:
+            before = [module.training for module, _ in modes]
+            for module, mode in modes:
+                module.training = mode
+            try:
+                with operations or nullcontext():
+                    yield
+            finally:
+                for (module, _), mode in zip(modes, before, strict=True):
+                    module.training = mode
+
+        return context
 
 
 @contextmanager
@@ -137,16 +156,13 @@ class Episode:
 
     def support_loss(self, params: Params, step: int | None = None) -> Tensor:
         """The inner loss, a scalar."""
-        return self._inner(params, self.support(step))[0]
+        batch = self.support(step)
+        return _scalar(self.inner_loss(self.output(params, batch.x), batch.y))
 
     def query_loss(self, params: Params) -> tuple[Tensor, Any]:
         """The outer loss on the query set, a scalar, and the output it was computed from."""
         output = self.output(params, self.task.query.x)
         return _scalar(self.loss(output, self.task.query.y)), output
-
-    def _inner(self, params: Params, batch: Batch) -> tuple[Tensor, Params]:
-        output, buffers = self.model({**self.fixed, **params}, self.buffers, batch.x)
-        return _scalar(self.inner_loss(output, batch.y)), buffers
 
     def path(self, order: int = 2) -> Iterator[Params]:
         """Yield the adapted parameters after step 1, 2, ..., K.
@@ -159,13 +175,32 @@ class Episode:
             raise ValueError(f"order is 1 or 2, got {order!r} at iteration {self.iteration}")
         params, state = self.start, self.rule.init(self.start if order == 2 else detach(self.start))
         for step in range(self.steps):
-            batch = self.support(step)
-            grads, loss, buffers = value_and_gradient(partial(self._inner, batch=batch), params, order)
-            self.support_losses.append(loss.detach())
-            self.buffers = detach(buffers)
-            updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
-            params = {name: param + updates[name] for name, param in params.items()}
+            inputs = (params, state, self.support(step), self.fixed, self.buffers)
+            if order == 2 and self.memory == "constant" and torch.is_grad_enabled():
+                results = recomputed(partial(self._step, step), inputs, self._learned(), self.model.as_now())
+            else:
+                results = self._step(step, order, *inputs)
+            params, state, loss, self.buffers = results
+            self.support_losses.append(loss)
             yield params
+
+    def _step(
+        self, step: int, order: int, params: Params, state: Any, batch: Batch, fixed: Params, buffers: Params
+    ) -> tuple[Params, Any, Tensor, Params]:
+        """One step: parameters and the rule's state after it, the loss before it, and the buffers."""
+
+        def inner(at: Params) -> tuple[Tensor, Params]:
+            output, after = self.model({**fixed, **at}, buffers, batch.x)
+            return _scalar(self.inner_loss(output, batch.y)), after
+
+        grads, loss, buffers = value_and_gradient(inner, params, order)
+        updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
+        return {n: param + updates[n] for n, param in params.items()}, state, loss.detach(), detach(buffers)
+
+    def _learned(self) -> list[Tensor]:
+        """The meta-parameters of a step that are not the model's."""
+        modules = [self.rule, *([self.inner_loss] if isinstance(self.inner_loss, nn.Module) else [])]
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def last(self, order: int = 2) -> Params:
         """The adapted parameters after all K steps (the start itself for K = 0)."""

@@ -224,7 +224,7 @@ class MetaLearner(nn.Module):
         with torch.no_grad(), in_mode(self.model, self.statistics, training=False):
             episode = self._episode(Task(support, support), *self._own(), steps)
             params = episode.last(order=1)
-            losses = self._support_curve(episode, params)
+            losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.
         episode.fixed, episode.start = ({n: p.detach().clone() for n, p in t.items()} for t in (episode.fixed, params))
         return Adapted(self, episode, losses, transductive)
@@ -276,11 +276,6 @@ class MetaLearner(nn.Module):
         if self.initial is not None:
             episode.start = self.initial(episode)
         return episode
-
-    @torch.no_grad()
-    def _support_curve(self, episode: Episode, adapted: Params) -> Tensor:
-        """``[K + 1]``: the support loss before each step, and after the last."""
-        return torch.stack([*episode.support_losses, episode.support_loss(detach(adapted), episode.steps).detach()])
 
     def _output(self, episode: Episode, params: Params, x: Any, transductive: bool) -> Any:
         support = episode.task.support.x

@@ -8,12 +8,15 @@ are independent, so one plain backward pass of their sum gives every task's own 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.func import grad_and_value
+from torch.autograd.function import once_differentiable
+from torch.func import grad_and_value, vmap
+from torch.utils import _pytree as pytree
 
 from .task import Params
 
@@ -110,3 +113,69 @@ def _gradient(loss: Tensor, by: list[Tensor], graph: bool) -> Sequence[Tensor]:
         lambda _, axes, losses, *values: (gradient(losses, values), tuple(axes[1:])), loss, *by
     )
     return found
+
+
+# -- constant memory --------------------------------------------------------------------------------------------------
+
+
+def recomputed(
+    function: Callable[..., Any],
+    inputs: Any,
+    learned: Sequence[Tensor],
+    context: Callable[[], AbstractContextManager[None]],
+) -> Any:
+    """``function(2, *inputs)``, of which only the inputs are kept: the backward pass runs it again.
+
+    Args:
+        function: ``(order, *inputs) -> pytree of tensors``; order 1 gives the values alone.
+        inputs: a tuple, a pytree with all tensors that the function depends on, but for the learned ones.
+        learned: parameters that the function finds by itself.
+        context: entered around the second run.
+    """
+    leaves, structure = pytree.tree_flatten(inputs)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    results: Any = None
+
+    def flat(order: int, *values: Tensor) -> tuple[Tensor, ...]:
+        nonlocal results
+        rest = iter(values)
+        filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        found, results = pytree.tree_flatten(function(order, *pytree.tree_unflatten(filled, structure)))
+        return tuple(found)
+
+    def stacked(_: int, axes: Sequence[int | None], *values: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        def run(order: int, *stacks: Tensor) -> tuple[Tensor, ...]:
+            return vmap(lambda *one: flat(order, *one), tuple(axes), randomness="different")(*stacks)  # type: ignore[no-any-return]
+
+        found = _Recomputed.apply(run, context, len(values), *values, *learned)
+        return found, (0,) * len(found)
+
+    if place() == "vmap":
+        found = _OutsideVmap.apply(stacked, *tensors)
+    else:
+        found = _Recomputed.apply(flat, context, len(tensors), *tensors, *learned)
+    return pytree.tree_unflatten(list(found), results)
+
+
+class _Recomputed(Function):
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Any], context: Any, number: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.run, ctx.context, ctx.number = run, context, number
+        ctx.random = torch.get_rng_state()
+        ctx.save_for_backward(*tensors)
+        results = tuple(run(1, *tensors[:number]))
+        ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point()))
+        return results
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        inputs = [t.detach().requires_grad_(need) for t, need in zip(tensors[: ctx.number], needed, strict=False)]
+        with torch.random.fork_rng([]), torch.enable_grad(), ctx.context():
+            torch.set_rng_state(ctx.random)
+            results = ctx.run(2, *inputs)
+        by = [t for t, need in zip([*inputs, *tensors[ctx.number :]], needed, strict=True) if need]
+        pairs = [(r, c) for r, c in zip(results, cotangents, strict=True) if r.requires_grad and c is not None]
+        grads = iter(torch.autograd.grad([r for r, _ in pairs], by, [c for _, c in pairs], allow_unused=True))
+        return None, None, None, *(next(grads) if need else None for need in needed)
