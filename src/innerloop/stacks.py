@@ -130,7 +130,7 @@ def recomputed(
         function: ``(order, *inputs) -> pytree of tensors``; order 1 gives the values alone.
         inputs: a tuple, a pytree with all tensors that the function depends on, but for the learned ones.
         learned: parameters that the function finds by itself.
-        context: entered around the second run.
+        context: entered around each run.
     """
     leaves, structure = pytree.tree_flatten(inputs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -163,7 +163,8 @@ class _Recomputed(Function):
         ctx.run, ctx.context, ctx.number = run, context, number
         ctx.random = torch.get_rng_state()
         ctx.save_for_backward(*tensors)
-        results = tuple(run(1, *tensors[:number]))
+        with context():  # torch leaves function modes outside
+            results = tuple(run(1, *tensors[:number]))
         ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point()))
         return results
 
