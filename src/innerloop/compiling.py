@@ -18,11 +18,11 @@ from torch.utils import _pytree as pytree
 
 Compile = Literal["auto"] | bool
 
-SECONDS_PER_OPERATION = 0.06
+SECONDS_PER_OPERATION = 0.04
 """What compiling was seen to take, for each recorded operation; a guess to decide by before paying."""
 
 
-class Unsuitable(Exception):
+class UnsuitableError(Exception):
     """Why a step stays eager."""
 
 
@@ -35,7 +35,8 @@ class Recorded:
     """
 
     def __init__(self, function: Callable[..., Any], example: Sequence[Tensor]) -> None:
-        self.example, self._spec = list(example), None
+        self.example: list[Any] = list(example)
+        self._spec: Any = None
 
         def flat(*tensors: Tensor) -> list[Tensor]:
             leaves, self._spec = pytree.tree_flatten(function(*tensors))
@@ -44,16 +45,16 @@ class Recorded:
         try:
             self.graph = make_fx(flat)(*self.example)
         except Exception as error:
-            raise Unsuitable(f"it cannot be recorded: {str(error).splitlines()[0]}") from error
-        self.operations = sum(node.op == "call_function" for node in self.graph.graph.nodes)
+            raise UnsuitableError(f"it cannot be recorded: {str(error).splitlines()[0]}") from error
+        self.operations: int = sum(node.op == "call_function" for node in self.graph.graph.nodes)
         for node in self.graph.graph.nodes:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise Unsuitable(f"{node.target} draws random numbers, which compiled code would draw otherwise")
+                raise UnsuitableError(f"{node.target} draws random numbers, which compiled code would draw otherwise")
 
     @property
     def expected_seconds(self) -> float:
         """How long compiling may take, cold."""
-        return SECONDS_PER_OPERATION * self.operations
+        return SECONDS_PER_OPERATION * float(self.operations)
 
     def compile(self) -> Callable[[Sequence[Tensor]], Any]:
         """The same function, of a list of tensors, compiled."""
@@ -65,7 +66,7 @@ class Recorded:
                 compiled = torch._inductor.compile(self.graph, self.example, options)
                 compiled(*self.example)
         except Exception as error:
-            raise Unsuitable(f"TorchInductor failed: {str(error).strip().splitlines()[0]}") from error
+            raise UnsuitableError(f"TorchInductor failed: {str(error).strip().splitlines()[0]}") from error
         spec = self._spec
 
         def run(tensors: Sequence[Tensor]) -> Any:
@@ -85,14 +86,16 @@ class Compiler:
     Attributes:
         steps_to_come: how many more steps will be asked for, as far as is known; ``None`` if nobody said.
         reasons: for each set of shapes, what was decided and why, in words.
+        wanted: sets of shapes that are compiled without measuring, as a run that goes on did before.
     """
 
     def __init__(self, setting: Compile = "auto") -> None:
         if setting not in ("auto", True, False):
             raise ValueError(f'compile is "auto", True or False, got {setting!r}')
-        self.setting, self.steps_to_come = setting, None
-        self.steps_to_come: int | None
+        self.setting = setting
+        self.steps_to_come: int | None = None
         self.reasons: dict[Hashable, str] = {}
+        self.wanted: set[str] = set()
         self._compiled: dict[Hashable, Callable[[Sequence[Tensor]], Any] | None] = {}
         self._eager: dict[Hashable, list[float]] = {}
 
@@ -106,7 +109,11 @@ class Compiler:
         """Whether there is something to decide for these shapes, once some steps have run."""
         if key in self._compiled or not self.setting:
             return False
-        return self.setting is True or bool(self.steps_to_come and len(self._eager.get(key, ())) >= steps)
+        return (
+            self.setting is True
+            or repr(key) in self.wanted
+            or bool(self.steps_to_come and len(self._eager.get(key, ())) >= steps)
+        )
 
     def get(self, key: Hashable) -> Callable[[Sequence[Tensor]], Any] | None:
         """The compiled step for these shapes, if there is one."""
@@ -123,12 +130,13 @@ class Compiler:
         self._compiled[key] = None
         eager = min(self._eager.pop(key, [0.0]))
         try:
+            choose = self.setting == "auto" and repr(key) not in self.wanted
             to_come = eager * (self.steps_to_come or 0)
-            if self.setting == "auto" and to_come < 1:
-                raise Unsuitable(f"the steps to come take {to_come:.1f} s")
+            if choose and to_come < 1:
+                raise UnsuitableError(f"the steps to come take {to_come:.1f} s")
             recorded = Recorded(function, tensors)
-            if self.setting == "auto" and to_come < 3 * recorded.expected_seconds:
-                raise Unsuitable(
+            if choose and to_come < 3 * recorded.expected_seconds:
+                raise UnsuitableError(
                     f"the steps to come take about {to_come:.0f} s, compiling their {recorded.operations} operations "
                     f"about {recorded.expected_seconds:.0f} s"
                 )
@@ -136,14 +144,15 @@ class Compiler:
             compiled = recorded.compile()
             paid = time.perf_counter() - start
             fast = _seconds(lambda: compiled(tensors))
-            if self.setting == "auto" and fast > eager:
-                raise Unsuitable(f"compiled it takes {1e3 * fast:.2f} ms, eagerly {1e3 * eager:.2f} ms")
-        except Unsuitable as why:
+            if choose and fast > eager:
+                raise UnsuitableError(f"compiled it takes {1e3 * fast:.2f} ms, eagerly {1e3 * eager:.2f} ms")
+        except UnsuitableError as why:
             if self.setting is True:
                 raise ValueError(f"compile=True, but the step cannot be compiled: {why}") from why
             self.reasons[key] = f"eager, since {why}"
             return
         self._compiled[key] = compiled
+        self.wanted.add(repr(key))
         self.reasons[key] = f"compiled in {paid:.0f} s: {1e3 * eager:.2f} ms a step became {1e3 * fast:.2f} ms"
 
 

@@ -57,7 +57,7 @@ class Engine:
     @property
     def reasons(self) -> list[str]:
         """What was measured and chosen, in words."""
-        return [f"{name}: {search}" for name, search in self._searches.items()]
+        return [f"{name}: {search}" for name, search in self._searches.items() if search.found]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -209,7 +209,7 @@ class Search:
     def __str__(self) -> str:
         tried = ", ".join(f"{size or 'one'} at once {1e3 * t:.1f} ms" for size, t in self.times.items())
         choice = "one by one" if self.size == ONE_BY_ONE else f"{self.size} tasks at once"
-        return f"{choice}{'' if self.found else ' for now'} ({tried or 'nothing measured yet'})"
+        return f"{choice} ({tried})"
 
 
 def copies(tensors: Params, number: int) -> Params:

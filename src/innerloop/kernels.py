@@ -181,11 +181,22 @@ def _differentiably(function: Any, g: Tensor, inputs: Sequence[Tensor], cotangen
     with torch.enable_grad():
         used = [x for x in inputs if x.requires_grad]
         first = torch.autograd.grad(function(*inputs), used, g, create_graph=True, materialize_grads=True)
-        pairs = [(d, c) for d, c in zip(first, [c for x, c in zip(inputs, cotangents, strict=True) if x.requires_grad],
-                                        strict=True) if c is not None]
+        pairs = [
+            (d, c)
+            for d, c in zip(first, [c for x, c in zip(inputs, cotangents, strict=True) if x.requires_grad], strict=True)
+            if c is not None
+        ]
         by = [t for t in (g, *inputs) if t.requires_grad]
-        second = iter(torch.autograd.grad([d for d, _ in pairs], by, [c for _, c in pairs], create_graph=True,
-                                          materialize_grads=True, allow_unused=True))
+        second = iter(
+            torch.autograd.grad(
+                [d for d, _ in pairs],
+                by,
+                [c for _, c in pairs],
+                create_graph=True,
+                materialize_grads=True,
+                allow_unused=True,
+            )
+        )
     return [next(second) if t.requires_grad else None for t in (g, *inputs)]
 
 
@@ -354,12 +365,12 @@ def _extremes(y: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]
 def _spread(
     g: Tensor, index: Tensor | None, window: Window | None, terms: Sequence[tuple[Tensor, Tensor]], constant: Tensor
 ) -> Tensor:
-    """``unpool(g) + sum(factor * x for x, factor in terms) + constant``, a few images at a time: so they stay in cache."""
+    """``unpool(g) + sum(factor * x for x, factor in terms) + constant``, part by part, which stays in cache."""
     like = terms[0][0]
     out = g if index is None else torch.empty_like(like)
     for part in _parts(like):
         here = out[part]
-        if index is not None:
+        if index is not None and window is not None:
             aten.max_pool2d_with_indices_backward.grad_input(g[part], like[part], *window, index[part], grad_input=here)
         for x, factor in terms:
             here.addcmul_(x[part], _columns(factor))

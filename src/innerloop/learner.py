@@ -244,6 +244,21 @@ class MetaLearner(nn.Module):
         """Print the citations of the parts in use."""
         print("\n".join(self.citations))
 
+    @property
+    def choices(self) -> list[str]:
+        """How tasks run and why, in words, as far as it was measured and settled."""
+        return [*self.engine.reasons, *self.compiler.reasons.values()]
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """The choices that `settle` makes a learner keep, so that a run that goes on repeats to the bit."""
+        return {"tasks_at_once": dict(self.engine.chosen), "compiled": sorted(self.compiler.wanted)}
+
+    def settle(self, settled: dict[str, Any]) -> None:
+        """Make choices that were made before."""
+        self.engine.chosen.update(settled["tasks_at_once"])
+        self.compiler.wanted.update(settled["compiled"])
+
     def extra_repr(self) -> str:
         return f"adapt={self.selection}, objective={type(self.objective).__name__}, steps={self.steps}"
 

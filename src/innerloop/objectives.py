@@ -34,7 +34,6 @@ class Objective(ABC):
     def __call__(self, episode: Episode) -> Judgement:
         """Judge one task. The gradient of ``objective`` with respect to the meta-parameters is the meta-gradient."""
 
-
     def constants(self, iteration: int) -> Hashable:
         """What of this iteration is fixed in a recorded computation; by default the iteration itself."""
         return iteration

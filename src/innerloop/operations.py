@@ -59,7 +59,8 @@ def _max_pool2d(
     return_indices: bool = False,
 ) -> Any:
     if return_indices or input.ndim != 4 or not kernels.supported(input):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        pool = F.max_pool2d_with_indices if return_indices else F.max_pool2d
+        return pool(input, kernel_size, stride, padding, dilation, ceil_mode)
     sides = [list(_pair(v)) for v in (kernel_size, stride or kernel_size, padding, dilation)]
     return kernels.max_pool2d(input, (sides[0], sides[1], sides[2], sides[3], ceil_mode))
 

@@ -145,7 +145,7 @@ def recomputed(
 
     def stacked(_: int, axes: Sequence[int | None], *values: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         def run(order: int, *stacks: Tensor) -> tuple[Tensor, ...]:
-            return vmap(lambda *one: flat(order, *one), tuple(axes), randomness="different")(*stacks)  # type: ignore[no-any-return]
+            return vmap(lambda *one: flat(order, *one), tuple(axes), randomness="different")(*stacks)
 
         found = _Recomputed.apply(run, context, len(values), *values, *learned)
         return found, (0,) * len(found)
@@ -169,7 +169,7 @@ class _Recomputed(Function):
         return results
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         inputs = [t.detach().requires_grad_(need) for t, need in zip(tensors[: ctx.number], needed, strict=False)]

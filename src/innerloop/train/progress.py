@@ -67,6 +67,13 @@ class Progress:
         if self.show and self._bar is None:
             self._line(f"iteration {iteration}/{self.iterations}  validation: {found}")
 
+    def note(self, text: str) -> None:
+        """Something to know about this run."""
+        if self._bar is not None:
+            self._bar.console.print(text)
+        elif self.show:
+            self._line(text)
+
     def _line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 

@@ -130,8 +130,9 @@ class Trainer:
         is a run directory and a validation, else the last.
 
         On Ctrl-C or SIGTERM the current iteration is finished and a checkpoint saved. A run that was interrupted, in
-        whatever way, and then resumed computes what an undisturbed one would have, on the CPU bit for bit. Torch's
-        global random state is left as it was.
+        whatever way, and then resumed computes what an undisturbed one would have, on the CPU bit for bit (to rounding,
+        if the learner was still measuring how tasks run quickest: give ``vectorize`` and ``compile`` to prevent that).
+        Torch's global random state is left as it was.
 
         Args:
             resume: go on from the newest checkpoint in the run directory, if it has any.
@@ -157,7 +158,8 @@ class Trainer:
 
     def _loop(self, stop: Stop, progress: Progress) -> None:
         """The outer loop."""
-        rate, start = 0.0, time.perf_counter()
+        rate, start, told = 0.0, time.perf_counter(), 0
+        self.learner.compiler.steps_to_come = self.iterations - self.iteration
         while self.iteration < self.iterations and not stop:
             tasks = to(self.train.sample(self.tasks, self.generator), self.device)
             grads, outcome = self.learner.meta_gradient(tasks, self.iteration)
@@ -171,6 +173,9 @@ class Trainer:
             if self._due(self.log_every):
                 self._log(outcome, norm, lr, rate)
             progress.advance(self.iteration, rate, outcome.loss)
+            for choice in self.learner.choices[told:]:
+                progress.note(choice)
+                told += 1
             if self.val is not None and self._due(self.validate_every):
                 self._validate(progress)
             if self.checkpoints and self._due(self.checkpoint_every):
@@ -274,6 +279,7 @@ class Trainer:
             "tasks": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "config": self.config,
+            "settled": self.learner.settled,
             "environment": environment(self.device),
             "seconds": self.seconds,
         }
@@ -287,6 +293,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
+        self.learner.settle(state["settled"])
         self.generator.set_state(state["tasks"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:

@@ -1,0 +1,110 @@
+"""The tasks and the first weights of a row, made once and handed to every library in a file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+import innerloop as il
+from innerloop.data.files import cache_folder, candidates
+
+from . import networks
+from .rows import Row
+
+
+class Prepared(NamedTuple):
+    """Where a worker finds what it needs, and what the images are, in words."""
+
+    file: str
+    data: str
+
+
+def ours(row: Row) -> nn.Module:
+    """The network as innerloop's users have it."""
+    if row.kind == "sinusoid":
+        return il.models.mlp(1, 40, 40, 1)
+    if row.kind == "images":
+        return il.models.conv4(channels=1, ways=row.ways, width=row.width)
+    return networks.ordinary(row)
+
+
+def prepare(row: Row, folder: Path, root: str | None, quick: bool) -> Prepared:
+    """Write the tasks and weights of a row.
+
+    Args:
+        row: the problem.
+        folder: where the file goes.
+        root: of the data sets; ``None`` searches where innerloop does.
+        quick: use invented characters, which need no file.
+
+    Raises:
+        FileNotFoundError: the row needs Omniglot, which is not there.
+    """
+    torch.manual_seed(0)
+    weights = [p.detach().clone() for p in ours(row).parameters()]
+    tasks, data = (None, _iteration_data(root, quick)) if row.kind == "iteration" else _tasks(row, root, quick)
+    path = folder / f"{row.name}.pt"
+    content = {"weights": weights}
+    if tasks is not None:
+        content |= {"support": list(tasks.support), "query": list(tasks.query)}
+    torch.save(content, path)
+    return Prepared(str(path), data)
+
+
+def _tasks(row: Row, root: str | None, quick: bool) -> tuple[il.Task, str]:
+    source, data = _source(row, root, quick)
+    tasks = source.sample(row.tasks, torch.Generator().manual_seed(0))
+    if row.kind == "pairs":  # the loss of two classes wants numbers
+        tasks = il.Task(*(il.Batch(part.x, part.y.float()) for part in tasks))
+    return tasks, data
+
+
+def _source(row: Row, root: str | None, quick: bool) -> tuple[il.TaskSource, str]:
+    if row.kind == "sinusoid":
+        return il.Sinusoid(row.shots, row.queries), "sinusoids"
+    if row.kind == "pairs" and not quick:
+        drawings = il.data.omniglot(root, "alphabets", rotations=False, size=networks.DRAWING_SIZE).train
+        return il.FewShot(drawings, row.ways, row.shots, row.queries, within_groups=True), "Omniglot"
+    size = networks.DRAWING_SIZE if row.kind == "pairs" else networks.IMAGE_SIZE
+    strokes = il.Strokes(row.ways, row.shots, row.queries, size)
+    if quick:
+        return strokes, "invented characters"
+    try:
+        return il.FewShot(il.data.omniglot(root).train, row.ways, row.shots, row.queries), "Omniglot"
+    except FileNotFoundError:
+        return strokes, "invented characters (no Omniglot found)"
+
+
+def _iteration_data(root: str | None, quick: bool) -> str:
+    if quick:
+        return "noise"
+    il.data.omniglot(root)  # so that it is decoded before anything is timed, and missing files are noticed
+    return "Omniglot"
+
+
+def torchvision_folder(root: str | None) -> str:
+    """Omniglot as torchvision expects it, in the cache folder: the official zips, and beside them their contents.
+
+    Raises:
+        FileNotFoundError: the zips are not there.
+    """
+    parts = ("images_background", "images_evaluation")
+    found = (place for place in candidates(root, "omniglot") if all((place / f"{p}.zip").is_file() for p in parts))
+    source = next(found, None)
+    if source is None:
+        raise FileNotFoundError("torchvision reads Omniglot from the official zips, which are not in the data folder")
+    target = cache_folder() / "benchmarks"
+    folder = target / "omniglot-py"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        link = folder / f"{part}.zip"
+        link.unlink(missing_ok=True)
+        link.symlink_to((source / link.name).resolve())
+        if not (folder / part).is_dir():
+            with zipfile.ZipFile(link) as archive:
+                archive.extractall(folder)
+    return str(target)
