@@ -31,6 +31,9 @@ Statistics = Literal["batch", "running"]
 Memory = Literal["graph", "constant"]
 """What is kept of an inner step for the backward pass: its graph, or only the parameters that it started from."""
 
+Precision = Literal["float32", "bfloat16"]
+"""What matrix products and convolutions compute in. Parameters, norms, losses and updates keep theirs."""
+
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -47,8 +50,8 @@ class Stateless:
     that stands under two names its own parameters back.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, precision: Precision = "float32") -> None:
+        self.model, self.precision = model, precision
         first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
         self._slots: dict[str, str] = {}
         for prefix, module in model.named_modules():
@@ -62,9 +65,16 @@ class Stateless:
         tensors = {slot: params[name] if name in params else buffers[name] for slot, name in self._slots.items()}
         args, kwargs = arguments(x)
         # Flash and memory-efficient attention have no second derivative; the math kernel has.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), self._autocast(tensors):
             output = functional_call(self.model, tensors, args, kwargs, tie_weights=False)
+        if self.precision != "float32":
+            output = pytree.tree_map_only(Tensor, lambda t: t.float() if t.is_floating_point() else t, output)
         return output, buffers
+
+    def _autocast(self, tensors: Params) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(next(iter(tensors.values())).device.type, getattr(torch, self.precision))
 
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
         """A context with the modes that the module and torch's operations have now."""

@@ -34,6 +34,9 @@ def supported(*tensors: Tensor) -> bool:
 
 def conv2d(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
     """``torch.conv2d`` without bias: ``[N, C, H, W]`` and ``[O, C / groups, kh, kw]`` -> ``[N, O, H', W']``."""
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight = x.to(dtype), weight.to(dtype)
     options = (list(_pair(stride)), list(_pair(padding)), list(_pair(dilation)), groups)
     return on_stacks(lambda x, weight: (_Convolution.apply(x, weight, options),), x, weight)[0]
 
@@ -51,6 +54,8 @@ def batch_norm(
     Returns:
         The result, and the mean and (biased) variance, each ``[C]``, as constants.
     """
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x = x.float()  # too few digits for a variance
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
     found = on_stacks(lambda x, w, b: _NormPool.apply(x, w, b, eps, window), x, weight, bias)

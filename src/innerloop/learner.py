@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from .compiling import Compile, Compiler
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
-from .inner import BATCH_NORMS, Episode, Loss, Memory, Stateless, Statistics, arguments, detach, in_mode, stack
+from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, arguments, detach, in_mode, stack
 from .objectives import Objective, Unrolled
 from .rules import UpdateRule, require_step
 from .select import Selection, everything
@@ -62,6 +62,7 @@ class MetaLearner(nn.Module):
             meta-training does not change them), in ``train()`` and ``eval()`` alike.
         memory: ``"graph"`` keeps what the backward pass needs of every inner step; ``"constant"`` recomputes it, one
             step at a time, which takes about a third longer and a small part of the memory. The gradients are the same.
+        precision: ``"float32"``, or ``"bfloat16"`` for matrix products and convolutions.
         vectorize: ``"auto"``, ``True``, ``False`` or a number of tasks; see `innerloop.engine.Engine`.
         compile: ``"auto"``, ``True`` or ``False``: whether `meta_gradient` runs compiled; see
             `innerloop.compiling.Compiler`.
@@ -82,6 +83,7 @@ class MetaLearner(nn.Module):
         batch_size: int | None = None,
         statistics: Statistics = "batch",
         memory: Memory = "graph",
+        precision: Precision = "float32",
         vectorize: Vectorize = "auto",
         compile: Compile = "auto",
         citation: str = "",
@@ -93,6 +95,8 @@ class MetaLearner(nn.Module):
             raise ValueError(f'statistics is "batch" or "running", got {statistics!r}')
         if memory not in ("graph", "constant"):
             raise ValueError(f'memory is "graph" or "constant", got {memory!r}')
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision is "float32" or "bfloat16", got {precision!r}')
         require_step(rule)
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective = objective or Unrolled()
@@ -101,7 +105,7 @@ class MetaLearner(nn.Module):
         self.selection = adapt.description
         self.adapted = adapt.names(model)
         self.engine, self.compiler = Engine(model, vectorize), Compiler(compile)
-        self._stateless = Stateless(model)
+        self._stateless = Stateless(model, precision)
         self._checked = False
         parameters = dict(model.named_parameters())
         rule.bind({name: parameters[name].detach() for name in self.adapted}, steps)

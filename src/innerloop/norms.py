@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``x`` with mean 0 and variance 1 over some axes, and the mean and (biased) variance it had."""
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x = x.float()  # too few digits for a variance
     mean = x.mean(axes, keepdim=True)
     centred = x - mean
     variance = centred.square().mean(axes, keepdim=True)

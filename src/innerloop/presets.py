@@ -15,7 +15,7 @@ from . import rules
 from .compiling import Compile
 from .engine import Vectorize
 from .initial import Prototypes
-from .inner import Loss, Memory, Statistics
+from .inner import Loss, Memory, Precision, Statistics
 from .learner import MetaLearner
 from .objectives import Implicit, Reptile, Unrolled
 from .select import Selection, everything, head_name, head_of, named
@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     batch_size: int | None
     statistics: Statistics
     memory: Memory
+    precision: Precision
     vectorize: Vectorize
     compile: Compile
 

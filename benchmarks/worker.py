@@ -1,0 +1,107 @@
+"""The process of one library at one row: `python -m benchmarks.worker`, started by `benchmarks.driver`.
+
+Reads one JSON object a line, the first of which says what to be, and answers each with one. Between them it waits in a
+read, which costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .measure import MatrixProduct, Peak, flops, seconds
+from .peers import Unavailable
+from .rows import Row
+
+UNCHANGED = 4  # steps without a new decision after which a library counts as warm
+MOST = 200
+
+
+class Machine:
+    """Answers with the rate of matrix products."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.product = MatrixProduct(job["device"], job["quick"])
+        self.about = {"version": torch.__version__, "threads": torch.get_num_threads()}
+
+    def rate(self) -> dict[str, Any]:
+        return {"flops_per_second": self.product.rate()}
+
+
+class Library:
+    """Answers for one library: every public method is a question."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from .subjects import Job, build
+
+        row = Row(**job.pop("row"))
+        content = torch.load(job.pop("file"), map_location=job["device"], weights_only=True)
+        self.device = job["device"]
+        self.subject = build(Job(row, content=content, **job))
+        self.about = {"version": self.subject.version, "threads": torch.get_num_threads()}
+
+    def check(self) -> dict[str, Any]:
+        """The first step: what it computed, and how long it took."""
+        self.peak = Peak(self.device)
+        found: dict[str, Any] = {}
+        found["seconds"] = seconds(lambda: found.update(self.subject.check() or {}))
+        return found
+
+    def warm(self, least: int) -> dict[str, Any]:
+        """Run until the library has settled; the memory is the peak of this and of the first step."""
+        times: list[float] = []
+        unchanged, choices = 0, self.subject.choices()
+        while len(times) < least or (unchanged < UNCHANGED and choices and len(times) < MOST):
+            times.append(seconds(self.subject.step))
+            before, choices = choices, self.subject.choices()
+            unchanged = unchanged + 1 if choices == before else 0
+        self.subject.reset()
+        found = {"steps": len(times), "seconds": sum(times), "last": times[-1]}
+        return {**found, "choices": choices, "memory": self.peak.bytes()}
+
+    def time(self, steps: int) -> dict[str, Any]:
+        found = {"seconds": seconds(self.subject.step, steps), "memory": self.peak.bytes()}
+        self.subject.reset()
+        return found
+
+    def count(self) -> dict[str, Any]:
+        """The arithmetic of a step."""
+        return {"flops": flops(self.subject.step)}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not come between the answers
+    # Rounding to ten bits would make libraries that agree look as if they did not.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+    def answer(question: Callable[[], dict[str, Any]]) -> None:
+        try:
+            found = question()
+        except Unavailable as error:
+            found = {"unavailable": str(error)}
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        print(json.dumps(found), file=answers, flush=True)
+
+    job = json.loads(sys.stdin.readline())
+    being: Machine | Library | None = None
+
+    def start() -> dict[str, Any]:
+        nonlocal being
+        being = Machine(job) if job.pop("machine") else Library(job)
+        return being.about
+
+    answer(start)
+    while line := sys.stdin.readline():
+        name, arguments = json.loads(line)
+        answer(lambda name=name, arguments=arguments: getattr(being, name)(**arguments))
+
+
+if __name__ == "__main__":
+    main()
