@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -9,12 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import summary
-from .rows import INNERLOOP, OWN, PLAIN, PLAIN_BARE, Row
+from .rows import CHECKOUTS, INNERLOOP, OWN, PLAIN, PLAIN_BARE, Row
 from .tasks import prepare, torchvision_folder
 
 ROOT = Path(__file__).parents[1]
@@ -45,18 +47,18 @@ class Settings:
     checkouts: dict[str, str] = field(default_factory=dict)
 
 
-class Failed(Exception):
+class WorkerError(Exception):
     """A worker could not do what it was asked; the message is its own."""
 
 
-class Missing(Failed):
+class MissingError(WorkerError):
     """The library is not there."""
 
 
 class Worker:
     """A process that answers one question at a time."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
@@ -66,48 +68,85 @@ class Worker:
             cwd=ROOT,
             text=True,
         )
-        try:
-            self.about = self._exchange(job)
-        except Failed:
-            self.close()
-            raise
+
+    def become(self, job: dict[str, Any]) -> None:
+        """Say what to be, without waiting until it is."""
+        self._write(["become", job])
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until it is what it was told to be; what it says of itself."""
+        return self._read()
 
     def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
         """
         Raises:
-            Failed: with the worker's own words.
+            WorkerError: with the worker's own words.
         """
         time.sleep(PAUSE)
-        return self._exchange([question, arguments])
+        self._write([question, arguments])
+        return self._read()
 
-    def _exchange(self, message: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
+    def _write(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # if the process has ended, reading tells
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the process has ended, which reading tells
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
             last = (self.errors.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise Failed(f"the process ended with status {self.process.wait()}: {last}")
+            raise WorkerError(f"the process ended with status {self.process.wait()}: {last}")
         answer: dict[str, Any] = json.loads(line)
         if "unavailable" in answer:
-            raise Missing(answer["unavailable"])
+            raise MissingError(answer["unavailable"])
         if "error" in answer:
-            raise Failed(answer["error"])
+            raise WorkerError(answer["error"])
         return answer
 
     def close(self) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
         self.errors.close()
 
 
-def measure(row: Row, settings: Settings, say: Say) -> dict[str, Any]:
+class Pool:
+    """Where workers come from: new processes, so that nothing of one row is left in the next. Only quick runs, whose
+    times do not count, use them again, since most of their time is importing torch."""
+
+    def __init__(self, again: bool) -> None:
+        self.again = again
+        self.idle: dict[str, Worker] = {}
+
+    def take(self, library: str) -> Worker:
+        return self.idle.pop(library, None) or Worker()
+
+    def give_back(self, library: str, worker: Worker) -> None:
+        if self.again:
+            self.idle[library] = worker
+        else:
+            worker.close()
+
+    def close(self) -> None:
+        for worker in self.idle.values():
+            worker.close()
+
+
+def start_machine(settings: Settings) -> Worker:
+    """The worker that multiplies matrices."""
+    worker = Worker()
+    worker.become({"machine": True, "device": settings.device, "quick": settings.quick})
+    worker.ready()
+    return worker
+
+
+def measure(row: Row, settings: Settings, machine: Worker, pool: Pool, say: Say) -> dict[str, Any]:
     """Everything about one row, as plain values."""
     row = row.small() if settings.quick else row
     about = {"name": row.name, "what": row.what, "note": row.note, "date": time.strftime("%Y-%m-%d")}
@@ -118,90 +157,100 @@ def measure(row: Row, settings: Settings, say: Say) -> dict[str, Any]:
             say(f"{row.name}: skipped, {error}")
             return {**about, "skipped": str(error), "libraries": {}}
         say(f"{row.name}: {prepared.data}")
-        found = _Measurement(row, settings, prepared.file, say).run()
+        found = _Measurement(row, settings, prepared.file, machine, pool, say).run()
     return {**about, "data": prepared.data, "lr": row.lr, "order": row.order, "outer_lr": row.outer_lr, **found}
 
 
 class _Measurement:
     """One row while it is measured: its workers, and what is known of each library."""
 
-    def __init__(self, row: Row, settings: Settings, file: str, say: Say) -> None:
-        self.row, self.settings, self.file, self.say = row, settings, file, say
+    def __init__(self, row: Row, settings: Settings, file: str, machine: Worker, pool: Pool, say: Say) -> None:
+        self.row, self.settings, self.file = row, settings, file
+        self.machine, self.pool, self.say = machine, pool, say
         self.workers: dict[str, Worker] = {}
         self.libraries: dict[str, dict[str, Any]] = {}
         self.times: dict[str, list[float]] = {}
         self.rates: list[float] = []
 
     def run(self) -> dict[str, Any]:
-        machine = Worker({"machine": True, "device": self.settings.device, "quick": self.settings.quick})
         try:
-            for library in self.row.libraries:
-                self._tell(library, self._start)
+            # All have imported what they need before the first runs, for innerloop measures while it warms up.
+            self._each(self._start)
+            self._each(self._ready)
+            self._each(self._warm)
             self._agree()
             for number in range(self.settings.repeats):
-                self.rates.append(machine.ask("rate")["flops_per_second"])
-                names = list(self.workers)
-                for library in names[number % len(names) :] + names[: number % len(names)] if names else []:
-                    self._tell(library, self._time)
+                self.rates.append(self.machine.ask("rate")["flops_per_second"])
+                self._each(self._time, number)
             operations = self._count()
         finally:
-            for worker in (machine, *self.workers.values()):
-                worker.close()
+            for library, worker in self.workers.items():
+                self.pool.give_back(library, worker)
         self._summarise(operations)
-        best = summary.best_peer(self.libraries, OWN)
         return {
             "flops": operations,
             "peak_flops_per_second": max(self.rates),
-            "best_peer": best,
+            "best_peer": summary.best_peer(self.libraries, OWN),
             "libraries": self.libraries,
         }
 
-    def _tell(self, library: str, action: Callable[[str], None]) -> None:
-        """Do something with a library, or note why it cannot be done."""
-        try:
-            action(library)
-        except Failed as error:
-            status = "left out" if isinstance(error, Missing) else "failed"
-            self.libraries[library] = {"status": status, "reason": str(error)}
-            if worker := self.workers.pop(library, None):
-                worker.close()
-            self.say(f"  {library}: {status}: {error}")
+    def _each(self, action: Callable[[str], None], first: int = 0) -> None:
+        """Do something with every library that is still there, or note why it cannot be done."""
+        names = [name for name in self.row.libraries if self.libraries.get(name, {}).get("reason") is None]
+        first %= max(len(names), 1)
+        for library in names[first:] + names[:first]:
+            try:
+                action(library)
+            except WorkerError as error:
+                status = "left out" if isinstance(error, MissingError) else "failed"
+                self._drop(library, status, str(error))
+
+    def _drop(self, library: str, status: str, reason: str) -> None:
+        self.libraries[library] = {**self.libraries.get(library, {}), "status": status, "reason": reason}
+        if worker := self.workers.pop(library, None):
+            worker.close()
+        self.say(f"  {library}: {status}: {reason}")
 
     def _start(self, library: str) -> None:
-        settings = self.settings
-        files = None
-        if self.row.kind == "iteration" and library not in OWN and not settings.quick:
-            try:
-                files = torchvision_folder(settings.data)
-            except FileNotFoundError as error:
-                raise Missing(str(error)) from error
-        job = {"row": asdict(self.row), "library": library, "file": self.file, "device": settings.device}
+        settings, files = self.settings, None
+        if library in CHECKOUTS:
+            if library not in settings.checkouts and importlib.util.find_spec(library) is None:
+                raise MissingError("not installed, and no checkout of it was given")
+            if self.row.kind == "iteration" and not settings.quick:
+                try:
+                    files = torchvision_folder(settings.data)
+                except FileNotFoundError as error:
+                    raise MissingError(str(error)) from error
+        job: dict[str, Any] = {"row": asdict(self.row), "library": library, "file": self.file, "quick": settings.quick}
         job |= {"checkout": settings.checkouts.get(library), "data": settings.data, "files": files}
-        worker = self.workers[library] = Worker({"machine": False, "quick": settings.quick, **job})
-        first = worker.ask("check")
-        warm = worker.ask("warm", least=2)
+        self.workers[library] = self.pool.take(library)
+        self.workers[library].become({"machine": False, "device": settings.device, **job})
+
+    def _ready(self, library: str) -> None:
+        self.libraries[library] = {"status": "measured", **self.workers[library].ready()}
+
+    def _warm(self, library: str) -> None:
+        worker = self.workers[library]
+        first, warm = worker.ask("check"), worker.ask("warm", least=2)
+        seconds, last = first["seconds"] + warm["seconds"], warm["last"]
         self.times[library] = []
-        self.libraries[library] = {
-            "status": "measured",
-            **worker.about,
+        self.libraries[library] |= {
             "loss": first.get("loss"),
             "gradient_norm": first.get("gradient_norm"),
-            "warm_up": {"steps": 1 + warm["steps"], "seconds": first["seconds"] + warm["seconds"]},
+            "warm_up": {"steps": 1 + warm["steps"], "seconds": seconds},
             "choices": warm["choices"],
-            "steps_per_repeat": 1 if settings.quick else max(1, math.ceil(REPEAT / warm["last"])),
+            "steps_per_repeat": 1 if self.settings.quick else max(1, math.ceil(REPEAT / last)),
         }
-        self.say(f"  {library}: warm after {first['seconds'] + warm['seconds']:.1f} s, {1e3 * warm['last']:.1f} ms a step")
+        self.say(f"  {library}: warm after {seconds:.1f} s, {1e3 * last:.1f} ms a step")
 
     def _agree(self) -> None:
         """Note which libraries computed something else than innerloop, and time them no further."""
-        own = self.libraries.get(INNERLOOP, {})
+        own = self.libraries[INNERLOOP]
         for library, found in self.libraries.items():
             if library == INNERLOOP or found["status"] != "measured" or own.get("loss") is None:
                 continue
             if difference := summary.disagreement(found, own, LOSS_TOLERANCE, GRADIENT_TOLERANCE):
-                found.update(status="disagrees", reason=difference)
-                self.workers.pop(library).close()
-                self.say(f"  {library}: disagrees: {difference}")
+                self._drop(library, "disagrees", difference)
 
     def _time(self, library: str) -> None:
         found = self.libraries[library]

@@ -49,7 +49,7 @@ class Learn2LearnIteration(Subject):
     def __init__(self, job: Job) -> None:
         super().__init__(job, networks.ordinary(job.row))
         if job.files is None:
-            raise peers.Unavailable("it reads Omniglot's files, which this run does without")
+            raise peers.UnavailableError("it reads Omniglot's files, which this run does without")
         l2l = peers.learn2learn_data(job.checkout)
         self.version = peers.version("learn2learn", l2l)
         random.seed(0)

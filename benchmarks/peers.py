@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """Why a library cannot take part."""
 
 
@@ -19,16 +19,16 @@ def package_folder(name: str, checkout: str | None) -> Path:
     """The folder of a package's modules.
 
     Raises:
-        Unavailable: it is neither installed nor where it was said to be.
+        UnavailableError: it is neither installed nor where it was said to be.
     """
     if checkout is not None:
         folder = Path(checkout) / name
         if not folder.is_dir():
-            raise Unavailable(f"{checkout} has no folder {name}")
+            raise UnavailableError(f"{checkout} has no folder {name}")
         return folder
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise Unavailable("not installed, and no checkout of it was given")
+        raise UnavailableError("not installed, and no checkout of it was given")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -62,7 +62,7 @@ def learn2learn_data(checkout: str | None) -> Any:
     """learn2learn with what its Omniglot example needs besides MAML: task sets and the data set.
 
     Raises:
-        Unavailable: torchvision is missing, or learn2learn's task sets, which are Cython, were not built.
+        UnavailableError: torchvision is missing, or learn2learn's task sets, which are Cython, were not built.
     """
     l2l = learn2learn(checkout)
     _torchvision()
@@ -74,7 +74,9 @@ def learn2learn_data(checkout: str | None) -> Any:
             vars(l2l.data).update({key: value for key, value in vars(module).items() if not key.startswith("_")})
             setattr(l2l.data, name, module)
     except ImportError as error:
-        raise Unavailable(f"its task sets are not built ({error}); run `python setup.py build_ext --inplace`") from error
+        raise UnavailableError(
+            f"its task sets are not built ({error}); run `python setup.py build_ext --inplace`"
+        ) from error
     l2l.vision.datasets.FullOmniglot = _import("learn2learn.vision.datasets.full_omniglot").FullOmniglot
     l2l.vision.transforms = _import("learn2learn.vision.transforms")
     l2l.vision.benchmarks.omniglot = _import("learn2learn.vision.benchmarks.omniglot_benchmark")
@@ -110,9 +112,9 @@ def version(name: str, package: Any) -> str:
 
 def _torchvision() -> None:
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except ImportError as error:
-        raise Unavailable("its Omniglot is torchvision's, which is not installed") from error
+        raise UnavailableError("its Omniglot is torchvision's, which is not installed") from error
     except RuntimeError:
         # Its compiled operators were built for another torch. The data set and the transforms need none of them; what
         # fails is the module that describes the operators.
@@ -124,4 +126,4 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise Unavailable(f"importing {name} failed: {type(error).__name__}: {error}") from error
+        raise UnavailableError(f"importing {name} failed: {type(error).__name__}: {error}") from error

@@ -12,7 +12,8 @@ INNERLOOP = "innerloop"
 CONSTANT = "innerloop, constant memory"
 PLAIN, PLAIN_BARE = "plain", "plain, no validation"
 OWN = (INNERLOOP, CONSTANT)
-PEERS = (PLAIN, "learn2learn", "higher", "torchopt")
+CHECKOUTS = ("learn2learn", "higher", "torchopt")
+PEERS = (PLAIN, *CHECKOUTS)
 
 
 @dataclass(frozen=True)

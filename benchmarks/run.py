@@ -20,11 +20,10 @@ import torch
 
 from innerloop.train.record import dumps, environment
 
-from .driver import Settings, measure
-from .rows import INNERLOOP, ROWS
+from .driver import Pool, Settings, measure, start_machine
+from .rows import CHECKOUTS, INNERLOOP, ROWS
 
 RESULTS = Path(__file__).parent / "results"
-CHECKOUTS = ("learn2learn", "higher", "torchopt")
 FEWEST = 10
 
 
@@ -80,6 +79,10 @@ def write(path: Path, results: dict[str, Any]) -> None:
     path.write_text(dumps(results, indent=1) + "\n")
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """0 if innerloop ran in every row that was not skipped."""
     made = parser()
@@ -100,10 +103,13 @@ def main(words: Sequence[str] | None = None) -> int:
         "rows": [],
     }
     out = arguments.out or (None if arguments.quick else RESULTS / f"{machine(arguments.device)}.json")
+    worker, pool = start_machine(settings), Pool(again=settings.quick)
     for name in arguments.rows or ROWS:
-        results["rows"].append(measure(ROWS[name], settings, lambda line: print(line, file=sys.stderr, flush=True)))
+        results["rows"].append(measure(ROWS[name], settings, worker, pool, _say))
         if out is not None:
             write(out, results)  # after every row, for a row may take minutes
+    for part in (worker, pool):
+        part.close()
     if out is not None:
         print(out)
     ran = [row["libraries"][INNERLOOP]["status"] == "measured" for row in results["rows"] if row["libraries"]]

@@ -158,7 +158,7 @@ class Plain(OneByOne):
     def validate(self, weights: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """The mean loss on images that come one by one; loss and hits are read off each, to be printed."""
         losses, total, hits = [], 0.0, 0.0
-        for image, label in zip(x.split(1), y.split(1), strict=True):
+        for image, label in zip(torch.split(x, 1), torch.split(y, 1), strict=True):
             output = self.output(weights, image)
             losses.append(self.loss(output, label))
             total += losses[-1].item()
@@ -186,8 +186,8 @@ class Learn2Learn(OneByOne):
 
 
 class Higher(OneByOne):
-    """``higher.innerloop_ctx`` around SGD. First order: adapted without a graph, and the gradient at the adapted weights
-    is given to the first ones."""
+    """``higher.innerloop_ctx`` around SGD. First order: adapted without a graph, and the first weights are given the
+    gradient at the adapted ones."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -218,7 +218,7 @@ class TorchOpt(OneByOne):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         if job.row.order == 1:
-            raise peers.Unavailable("it has no first-order inner step")
+            raise peers.UnavailableError("it has no first-order inner step")
         self.torchopt = peers.torchopt(job.checkout)
         self.version = peers.version("torchopt", self.torchopt)
         self.inner = self.torchopt.MetaSGD(self.model, lr=job.row.lr)
@@ -249,7 +249,6 @@ class Innerloop(Subject):
 
         super().__init__(job, ours(job.row))
         row, self.version = job.row, il.__version__
-        memory = "constant" if job.library == CONSTANT else "graph"
         self.learner = il.maml(
             self.model,
             lr=row.lr,
@@ -257,7 +256,7 @@ class Innerloop(Subject):
             steps=row.steps,
             loss=LOSSES[row.kind],
             batch_size=row.batch_size,
-            memory=memory,
+            memory="constant" if job.library == CONSTANT else "graph",
         )
         # What the trainer tells it at the start of a training of this length.
         self.learner.compiler.steps_to_come = row.training

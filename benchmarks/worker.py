@@ -1,7 +1,7 @@
 """The process of one library at one row: `python -m benchmarks.worker`, started by `benchmarks.driver`.
 
-Reads one JSON object a line, the first of which says what to be, and answers each with one. Between them it waits in a
-read, which costs nothing.
+Reads a question a line, ``[name, arguments]`` in JSON, and answers each with an object. The first, "become", says what
+to be. Between questions it waits in a read, which costs nothing.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .measure import MatrixProduct, Peak, flops, seconds
-from .peers import Unavailable
+from .peers import UnavailableError
 from .rows import Row
 
 UNCHANGED = 4  # steps without a new decision after which a library counts as warm
@@ -74,33 +73,31 @@ class Library:
         return {"flops": flops(self.subject.step)}
 
 
+def become(machine: bool, **job: Any) -> Machine | Library:
+    return Machine(job) if machine else Library(job)
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not come between the answers
     # Rounding to ten bits would make libraries that agree look as if they did not.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-    def answer(question: Callable[[], dict[str, Any]]) -> None:
+    being: Machine | Library | None = None
+    while line := sys.stdin.readline():
+        name, arguments = json.loads(line)
+        found: dict[str, Any]
         try:
-            found = question()
-        except Unavailable as error:
+            if name == "become":
+                being = None  # what it was before is freed first
+                being = become(**arguments)
+                found = being.about
+            else:
+                found = getattr(being, name)(**arguments)
+        except UnavailableError as error:
             found = {"unavailable": str(error)}
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
         print(json.dumps(found), file=answers, flush=True)
-
-    job = json.loads(sys.stdin.readline())
-    being: Machine | Library | None = None
-
-    def start() -> dict[str, Any]:
-        nonlocal being
-        being = Machine(job) if job.pop("machine") else Library(job)
-        return being.about
-
-    answer(start)
-    while line := sys.stdin.readline():
-        name, arguments = json.loads(line)
-        answer(lambda name=name, arguments=arguments: getattr(being, name)(**arguments))
 
 
 if __name__ == "__main__":

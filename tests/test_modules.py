@@ -360,3 +360,38 @@ def test_inputs_and_targets_may_be_pytrees() -> None:
         torch.testing.assert_close(grads, results[0][0])
         torch.testing.assert_close(outcome.output, results[0][1].output)
     assert results[0][1].output["mean"].shape == (3, 3)
+
+
+# -- every path gives the same gradients ------------------------------------------------------------------------------
+
+PATHS: dict[str, dict[str, Any]] = {
+    "all at once": {"vectorize": True},
+    "two at a time": {"vectorize": 2},
+    "constant memory": {"vectorize": True, "memory": "constant"},
+    "constant memory, looped": {"vectorize": False, "memory": "constant"},
+}
+IMAGES: dict[str, Callable[[], nn.Module]] = {
+    "conv4": lambda: il.models.conv4(1, 3, 8, 16),
+    "conv4, strided": lambda: il.models.conv4(1, 3, 8, 16, "stride"),
+    "resnet12": lambda: il.models.resnet12(1, 3, (4, 6, 8, 8)),
+    "usual order": lambda: nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 8, 3, stride=2, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(32, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", [*ZOO, *IMAGES])
+def test_every_path_equals_the_eager_loop_in_float32(name: str, path: str, episodes: Callable[..., il.Task]) -> None:
+    """To 1e-5 of the meta-gradient's norm."""
+    model, batch = (IMAGES[name](), episodes()) if name in IMAGES else (ZOO[name](), tasks())
+    expected = il.maml(model, lr=0.1, steps=2, vectorize=False, compile=False).meta_gradient(batch)[0]
+    try:
+        found = il.maml(model, lr=0.1, steps=2, compile=False, **PATHS[path]).meta_gradient(batch)[0]
+    except ValueError as error:
+        assert "cannot be vectorised" in str(error) and name in {"gru", "one hot", "data-dependent", "control flow"}
+        return
+    total = torch.cat([g.flatten() for g in expected.values()]).norm()
+    worst = max(float((found[key] - grad).norm() / total) for key, grad in expected.items())
+    assert worst < 1e-5, f"{worst:.1e}"

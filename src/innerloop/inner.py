@@ -190,8 +190,9 @@ class Episode:
                 results = recomputed(partial(self._step, step), inputs, self._learned(), self.model.as_now())
             else:
                 results = self._step(step, order, *inputs)
-            params, state, loss, self.buffers = results
-            self.support_losses.append(loss)
+            params, state, loss, buffers = results
+            self.support_losses.append(loss.detach())
+            self.buffers = detach(buffers)
             yield params
 
     def _step(
@@ -205,7 +206,7 @@ class Episode:
 
         grads, loss, buffers = value_and_gradient(inner, params, order)
         updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
-        return {n: param + updates[n] for n, param in params.items()}, state, loss.detach(), detach(buffers)
+        return {n: param + updates[n] for n, param in params.items()}, state, loss, buffers
 
     def _learned(self) -> list[Tensor]:
         """The meta-parameters of a step that are not the model's."""

@@ -11,7 +11,7 @@ Third derivatives fall back on torch's. Values, first and second derivatives agr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -181,28 +181,24 @@ def _torch_conv2d(options: Any) -> Any:
     return function
 
 
-def _differentiably(function: Any, g: Tensor, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Any:
-    """The second derivative by torch's own derivatives, which can be differentiated on."""
+def _differentiably(
+    function: Callable[..., Tensor], g: Tensor, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The derivative of ``function``'s backward pass, by torch's own derivatives, which can be differentiated on."""
     with torch.enable_grad():
-        used = [x for x in inputs if x.requires_grad]
-        first = torch.autograd.grad(function(*inputs), used, g, create_graph=True, materialize_grads=True)
-        pairs = [
-            (d, c)
-            for d, c in zip(first, [c for x, c in zip(inputs, cotangents, strict=True) if x.requires_grad], strict=True)
-            if c is not None
-        ]
-        by = [t for t in (g, *inputs) if t.requires_grad]
+        # New nodes of the graph: ``g`` may depend on the inputs, which is not to be followed here.
+        g, *nodes = (t.view_as(t) for t in (g, *inputs))
+        used = [(x, c) for x, c in zip(nodes, cotangents, strict=True) if x.requires_grad and c is not None]
+        by = [t for t in (g, *nodes) if t.requires_grad]
+        first = torch.autograd.grad(
+            function(*nodes), [x for x, _ in used], g, create_graph=True, materialize_grads=True, allow_unused=True
+        )
         second = iter(
             torch.autograd.grad(
-                [d for d, _ in pairs],
-                by,
-                [c for _, c in pairs],
-                create_graph=True,
-                materialize_grads=True,
-                allow_unused=True,
+                first, by, [c for _, c in used], create_graph=True, materialize_grads=True, allow_unused=True
             )
         )
-    return [next(second) if t.requires_grad else None for t in (g, *inputs)]
+    return [next(second) if t.requires_grad else None for t in (g, *nodes)]
 
 
 # -- pooling ----------------------------------------------------------------------------------------------------------

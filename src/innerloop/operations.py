@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode, wrap_torch_function
 
-from . import kernels, norms
+from . import kernels, normalisation
 
 
 @wrap_torch_function(lambda x, *_, **__: (x,))
@@ -25,7 +25,7 @@ def norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> 
 
 
 def _pooled_norm(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
-    return F.max_pool2d(norms.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
+    return F.max_pool2d(normalisation.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
 
 
 def _norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
@@ -76,11 +76,11 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if not training or input.ndim != 4 or not kernels.supported(input):
-        return norms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    each = norms.values_per_channel(input)
+        return normalisation.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    each = normalisation.values_per_channel(input)
     out, mean, variance = kernels.batch_norm(input, weight, bias, eps)
-    norms.move(running_mean, mean, momentum)
-    norms.move(running_var, variance * each / (each - 1), momentum)
+    normalisation.move(running_mean, mean, momentum)
+    normalisation.move(running_var, variance * each / (each - 1), momentum)
     return out
 
 
@@ -105,15 +105,15 @@ def _refuse(*_: Any, **__: Any) -> Tensor:
     raise NotImplementedError("torch's native norms have no right second derivative under vmap")
 
 
-_ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: norms.weight_norm}
+_ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: normalisation.weight_norm}
 _VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
     **_ALWAYS,
-    F.batch_norm: norms.batch_norm,
-    F.instance_norm: norms.instance_norm,
-    F.layer_norm: norms.layer_norm,
-    torch.layer_norm: norms.layer_norm,
-    torch.batch_norm: _torch_order(norms.batch_norm),
-    torch.instance_norm: _torch_order(norms.instance_norm),
+    F.batch_norm: normalisation.batch_norm,
+    F.instance_norm: normalisation.instance_norm,
+    F.layer_norm: normalisation.layer_norm,
+    torch.layer_norm: normalisation.layer_norm,
+    torch.batch_norm: _torch_order(normalisation.batch_norm),
+    torch.instance_norm: _torch_order(normalisation.instance_norm),
     torch.native_batch_norm: _refuse,  # the engine then loops
     torch.native_layer_norm: _refuse,
     norm_pool: _pooled_norm,

@@ -4,7 +4,7 @@ Where autograd records *through* ``vmap``, as it does here, second derivatives o
 with a scale come out wrong, by factors and without a word (seen with torch 2.5, 2.13 and 2.15): the batching rules of
 their backward seem to take the saved statistics for constants. While tasks run at once, these functions stand in for
 torch's (see `operations`); looped tasks use torch's own. Weight norm's second derivative is wrong everywhere
-(``gradgradcheck`` fails on torch 2.13), so it is always replaced. ``tests/test_norms.py`` fails without this.
+(``gradgradcheck`` fails on torch 2.13), so it is always replaced. ``tests/test_normalisation.py`` fails without this.
 """
 
 from __future__ import annotations

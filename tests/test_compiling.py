@@ -1,0 +1,94 @@
+"""Compiled steps: the same numbers, and compiled only where that pays."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop import compiling
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="TorchInductor needs a C++ compiler"
+)
+
+
+def learner(compile: compiling.Compile = "auto", **options: object) -> il.MetaLearner:
+    torch.manual_seed(0)
+    return il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss, compile=compile, **options)  # type: ignore[arg-type]
+
+
+@needs_compiler
+def test_compiled_equals_eager_at_other_weights_and_tasks(regression: Callable[..., il.Task]) -> None:
+    eager, compiled = learner(False), learner(True, steps=1)
+    compiled.meta_gradient(regression())
+    assert "compiled in" in compiled.choices[0]
+    for _ in range(3):
+        tasks = regression()
+        grads, outcome = compiled.meta_gradient(tasks)
+        expected, reference = eager.meta_gradient(tasks)
+        torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(outcome, reference, rtol=1e-5, atol=1e-6)
+        assert isinstance(outcome, il.Outcome) and not outcome.objective.requires_grad
+        for maml in (eager, compiled):
+            with torch.no_grad():
+                for p, g in zip(maml.model.parameters(), expected.values(), strict=True):
+                    p -= 0.1 * g
+    compiled.meta_gradient(regression(5))
+    assert len(compiled.compiler.reasons) == 2
+
+
+def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(compiling.Recorded, "compile", refuse)
+    maml = learner()
+    for steps, why in ((10, "the steps to come take 0"), (10_000, "compiling their")):
+        maml = learner()
+        maml.compiler.steps_to_come = steps
+        for _ in range(5):
+            maml.meta_gradient(regression())
+        assert [why in choice for choice in maml.choices] == [True]
+
+
+def test_what_draws_random_numbers_stays_eager(regression: Callable[..., il.Task]) -> None:
+    model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    maml = il.maml(model, 0.1, loss=F.mse_loss)
+    maml.compiler.steps_to_come = 10**9
+    for _ in range(4):
+        maml.meta_gradient(regression())
+    assert not maml.choices
+
+
+def test_a_step_that_cannot_be_recorded(regression: Callable[..., il.Task]) -> None:
+    def loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(output, y) * (1.0 if float(output.detach().sum()) > -1e9 else 2.0)
+
+    maml = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=loss, vectorize=False, compile=True)
+    maml.meta_gradient(regression())  # looped steps are never compiled
+    assert not maml.choices
+    with pytest.raises(compiling.UnsuitableError, match="cannot be recorded"):
+        compiling.Recorded(lambda x: x * float(x.sum()), [torch.ones(3)])
+    with pytest.raises(compiling.UnsuitableError, match="draws random numbers"):
+        compiling.Recorded(lambda x: x + torch.randn(3), [torch.ones(3)])
+
+
+@needs_compiler
+def test_a_run_that_goes_on_compiles_at_once(regression: Callable[..., il.Task]) -> None:
+    maml = learner(True)
+    maml.meta_gradient(regression())
+    other = learner()
+    other.settle(maml.settled)
+    other.meta_gradient(regression())
+    assert "compiled in" in other.choices[0]
+
+
+def test_compile_has_three_settings() -> None:
+    with pytest.raises(ValueError, match='compile is "auto", True or False'):
+        learner("always")  # type: ignore[arg-type]

@@ -1,0 +1,183 @@
+"""The engine: sizes are found by measurement, and every path gives the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop import engine, memory
+from innerloop.engine import ONE_BY_ONE, Search
+
+
+def searched(number: int, seconds: Callable[[int], float]) -> tuple[Search, list[int]]:
+    search, tried = Search(number), []
+    while not search.found:
+        tried.append(search.size)
+        search.took(seconds(search.size))
+    return search, tried
+
+
+@pytest.mark.parametrize(
+    ("times", "best"),
+    [
+        ({8: 4.0, 16: 3.0, 32: 2.0, 0: 9.0}, 32),
+        ({8: 4.0, 16: 3.0, 32: 3.5, 0: 9.0}, 16),
+        ({8: 4.0, 16: 5.0, 4: 3.0, 2: 3.5, 0: 9.0}, 4),
+        ({8: 4.0, 16: 5.0, 4: 3.0, 2: 2.0, 1: 1.0, 0: 0.5}, ONE_BY_ONE),
+        ({8: 4.0, 16: 3.99, 4: 5.0, 0: 9.0}, 16),
+    ],
+)
+def test_a_search_finds_the_quickest_size(times: dict[int, float], best: int) -> None:
+    search, tried = searched(32, times.__getitem__)
+    assert search.size == best
+    assert sorted(set(tried)) == sorted(times)
+    assert f"{best} tasks at once" in str(search) or "one by one" in str(search)
+
+
+def test_the_first_of_three_trials_is_for_warming_up() -> None:
+    search = Search(8)
+    for seconds in (9.0, 1.0, 1.5):
+        assert search.size == 8
+        search.took(seconds)
+    assert search.times == {8: 1.0}
+
+
+def test_what_is_quick_is_not_searched() -> None:
+    search, tried = searched(25, lambda size: 0.01)
+    assert (search.size, tried) == (25, [8, 8, 8])
+
+
+@pytest.mark.parametrize("vectorize", [0, -3, "yes", 2.5, None])
+def test_a_number_of_tasks_is_at_least_one(vectorize: object) -> None:
+    with pytest.raises(ValueError, match="vectorize is"):
+        il.maml(nn.Linear(2, 1), vectorize=vectorize)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_some_tasks_at_a_time(size: int, regression: Callable[..., il.Task]) -> None:
+    tasks, model = regression(5), il.models.mlp(2, 8, 1)
+    all_at_once, parts = (il.maml(model, 0.1, loss=F.mse_loss, vectorize=v) for v in (True, size))
+    torch.testing.assert_close(parts.meta_gradient(tasks), all_at_once.meta_gradient(tasks))
+    torch.testing.assert_close(parts(tasks), all_at_once(tasks))
+    torch.testing.assert_close(parts.predict(tasks), all_at_once.predict(tasks))
+
+
+def test_a_learner_searches_while_it_trains(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "QUICK", 0.0)
+    tasks, learner = regression(12), il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss)
+    expected = il.maml(learner.model, 0.1, loss=F.mse_loss, vectorize=False).meta_gradient(tasks)
+    for _ in range(30):
+        torch.testing.assert_close(learner.meta_gradient(tasks), expected)
+    assert len(learner.engine.chosen) == 1
+    (reason,) = learner.choices
+    assert reason.startswith("meta-gradient 12x6x2") and "one at once" in reason and " ms" in reason
+    other = il.maml(learner.model, 0.1, loss=F.mse_loss)
+    other.settle(learner.settled)
+    other.meta_gradient(tasks)
+    assert other.engine.chosen == learner.engine.chosen and not other.choices
+
+
+def test_random_modules_always_run_all_at_once(regression: Callable[..., il.Task]) -> None:
+    model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    learner = il.maml(model, 0.1, loss=F.mse_loss)
+    for _ in range(4):
+        learner.meta_gradient(regression(12))
+    assert learner.engine.random and not learner.engine.chosen
+
+
+def test_freed_memory_is_kept_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.keep_freed_memory.cache_clear()
+    monkeypatch.setenv("INNERLOOP_KEEP_MEMORY", "0")
+    assert not memory.keep_freed_memory()
+    memory.keep_freed_memory.cache_clear()
+
+
+# -- memory="constant" ------------------------------------------------------------------------------------------------
+
+
+def learned_loss() -> nn.Module:
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return F.mse_loss(self.scale * output, y)
+
+    return Loss()
+
+
+RULES: dict[str, Callable[[], il.UpdateRule]] = {
+    "SGD": lambda: il.SGD(0.1),
+    "Meta-SGD": lambda: il.rules.ElementwiseSGD(0.1),
+    "Adam": lambda: il.rules.Adam(0.1),
+    "proximal": lambda: il.rules.Chain(il.rules.Proximal(0.5), il.rules.Momentum(), il.SGD(0.1)),
+}
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("vectorize", [True, False, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_constant_memory_gives_the_same_gradients(
+    rule: str, vectorize: bool | int, regression: Callable[..., il.Task]
+) -> None:
+    tasks, grads = regression(3), []
+    for kept in ("graph", "constant"):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
+        learner = il.MetaLearner(
+            model, RULES[rule](), il.everything - il.named("3.bias"), il.Unrolled(2, [0.2, 0.0, 0.3, 0.5]), F.mse_loss,
+            inner_loss=learned_loss(), steps=4, batch_size=4, memory=kept, vectorize=vectorize
+        )  # fmt: skip
+        grads.append(learner.meta_gradient(tasks))
+    assert any("inner_loss" in name for name in grads[0][0])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_constant_memory_repeats_random_draws(vectorize: bool, regression: Callable[..., il.Task]) -> None:
+    tasks, grads = regression(3), []
+    model = nn.Sequential(nn.Linear(2, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 1))
+    for kept in ("graph", "constant"):
+        torch.manual_seed(1)
+        learner = il.maml(model, 0.1, loss=F.mse_loss, steps=3, memory=kept, vectorize=vectorize)
+        grads.append(learner.meta_gradient(tasks))
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_constant_memory_backward_outside_of_the_learner(regression: Callable[..., il.Task]) -> None:
+    """The second run of a step has the modes of the first, whatever they are when backward is called."""
+    tasks, grads = regression(3), []
+    model = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
+    for kept in ("graph", "constant"):
+        learner = il.maml(model, 0.1, loss=F.mse_loss, steps=2, memory=kept)
+        objective = learner(tasks).objective.mean()
+        model.eval()
+        grads.append(torch.autograd.grad(objective, list(model.parameters())))
+        model.train()
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_memory_has_two_settings() -> None:
+    with pytest.raises(ValueError, match='memory is "graph" or "constant", got \'none\''):
+        il.maml(nn.Linear(2, 1), memory="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='precision is "float32" or "bfloat16"'):
+        il.maml(nn.Linear(2, 1), precision="half")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_bfloat16_is_near_float32_and_keeps_types(vectorize: bool, episodes: Callable[..., il.Task]) -> None:
+    tasks, model = episodes(), il.models.conv4(1, 3, 8, 16)
+    exact, half = (
+        il.maml(model, 0.1, vectorize=vectorize, precision=p).meta_gradient(tasks) for p in ("float32", "bfloat16")
+    )
+    assert half[1].output.dtype == torch.float32 and all(g.dtype == torch.float32 for g in half[0].values())
+    torch.testing.assert_close(half[1].loss, exact[1].loss, rtol=0.1, atol=0.1)
+    assert not torch.equal(half[1].loss, exact[1].loss)
+    whole = [torch.cat([g.flatten() for g in grads.values()]) for grads, _ in (exact, half)]
+    assert F.cosine_similarity(whole[0], whole[1], dim=0) > 0.95
