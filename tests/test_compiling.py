@@ -54,7 +54,7 @@ def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: 
         maml.compiler.steps_to_come = steps
         for _ in range(5):
             maml.meta_gradient(regression())
-        assert [why in choice for choice in maml.choices] == [True]
+        assert [why in reason for reason in maml.compiler.reasons.values()] == [True]
 
 
 def test_what_draws_random_numbers_stays_eager(regression: Callable[..., il.Task]) -> None:
