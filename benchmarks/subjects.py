@@ -33,7 +33,7 @@ class Job(NamedTuple):
         device: "cpu" or "cuda".
         checkout: of the library, if it is not installed.
         data: the folder of the data sets.
-        files: the folder of Omniglot as torchvision reads it.
+        files: the folder that torchvision finds Omniglot in.
         quick: whether this is a tiny run for the tests.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,9 @@ from innerloop.data.files import cache_folder, candidates
 
 from . import networks
 from .rows import Row
+
+
+PARTS = ("images_background", "images_evaluation")
 
 
 class Prepared(NamedTuple):
@@ -87,24 +91,39 @@ def _iteration_data(root: str | None, quick: bool) -> str:
 
 
 def torchvision_folder(root: str | None) -> str:
-    """Omniglot as torchvision expects it, in the cache folder: the official zips, and beside them their contents.
+    """A folder in the cache with Omniglot's files where torchvision looks for them, unpacked once.
 
     Raises:
-        FileNotFoundError: the zips are not there.
+        FileNotFoundError: there are no such files.
     """
-    parts = ("images_background", "images_evaluation")
-    found = (place for place in candidates(root, "omniglot") if all((place / f"{p}.zip").is_file() for p in parts))
-    source = next(found, None)
+    places = candidates(root, "omniglot")
+    source = next((place for place in places if all(_part(place, part) is not None for part in PARTS)), None)
     if source is None:
-        raise FileNotFoundError("torchvision reads Omniglot from the official zips, which are not in the data folder")
+        raise FileNotFoundError(f"no {' and '.join(PARTS)} in {', '.join(map(str, places))}")
     target = cache_folder() / "benchmarks"
-    folder = target / "omniglot-py"
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in parts:
-        link = folder / f"{part}.zip"
-        link.unlink(missing_ok=True)
-        link.symlink_to((source / link.name).resolve())
-        if not (folder / part).is_dir():
-            with zipfile.ZipFile(link) as archive:
-                archive.extractall(folder)
+    for part in PARTS:
+        folder, found = target / "omniglot-py" / part, _part(source, part)
+        assert found is not None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            continue
+        if found.is_dir():
+            folder.symlink_to(found.resolve(), target_is_directory=True)
+        else:
+            _unpack(found, folder)
     return str(target)
+
+
+def _part(place: Path, part: str) -> Path | None:
+    """One of the two halves of Omniglot, as a folder or as a zip."""
+    return next((path for path in (place / part, place / f"{part}.zip") if path.exists()), None)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """All or nothing."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, zipfile.ZipFile(archive) as file:
+        file.extractall(temporary)
+        inner = Path(temporary) / folder.name
+        if not inner.is_dir():
+            raise FileNotFoundError(f"{archive} has no folder {folder.name}, which torchvision needs")
+        inner.rename(folder)

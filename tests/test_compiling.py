@@ -48,6 +48,7 @@ def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: 
         raise AssertionError("compiled")
 
     monkeypatch.setattr(compiling.Recorded, "compile", refuse)
+    monkeypatch.setattr(compiling, "SECONDS_PER_OPERATION", 10.0)
     maml = learner()
     for steps, why in ((10, "the steps to come take 0"), (10_000, "compiling their")):
         maml = learner()
