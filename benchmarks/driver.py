@@ -58,7 +58,8 @@ class MissingError(WorkerError):
 class Worker:
     """A process that answers one question at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float) -> None:
+        self.pause = pause
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
@@ -82,7 +83,7 @@ class Worker:
         Raises:
             WorkerError: with the worker's own words.
         """
-        time.sleep(PAUSE)
+        time.sleep(self.pause)
         self._write([question, arguments])
         return self._read()
 
@@ -125,7 +126,7 @@ class Pool:
         self.idle: dict[str, Worker] = {}
 
     def take(self, library: str) -> Worker:
-        return self.idle.pop(library, None) or Worker()
+        return self.idle.pop(library, None) or Worker(pause=0.0 if self.again else PAUSE)
 
     def give_back(self, library: str, worker: Worker) -> None:
         if self.again:
@@ -140,7 +141,7 @@ class Pool:
 
 def start_machine(settings: Settings) -> Worker:
     """The worker that multiplies matrices."""
-    worker = Worker()
+    worker = Worker(pause=0.0 if settings.quick else PAUSE)
     worker.become({"machine": True, "device": settings.device, "quick": settings.quick})
     worker.ready()
     return worker
@@ -155,7 +156,7 @@ def measure(row: Row, settings: Settings, machine: Worker, pool: Pool, say: Say)
             prepared = prepare(row, Path(folder), settings.data, settings.quick)
         except FileNotFoundError as error:
             say(f"{row.name}: skipped, {error}")
-            return {**about, "skipped": str(error), "libraries": {}}
+            return {**about, "skipped": summary.without_folders(str(error)), "libraries": {}}
         say(f"{row.name}: {prepared.data}")
         found = _Measurement(row, settings, prepared.file, machine, pool, say).run()
     return {**about, "data": prepared.data, "lr": row.lr, "order": row.order, "outer_lr": row.outer_lr, **found}
@@ -206,7 +207,8 @@ class _Measurement:
                 self._drop(library, status, str(error))
 
     def _drop(self, library: str, status: str, reason: str) -> None:
-        self.libraries[library] = {**self.libraries.get(library, {}), "status": status, "reason": reason}
+        known, told = self.libraries.get(library, {}), summary.without_folders(reason)
+        self.libraries[library] = {**known, "status": status, "reason": told}
         if worker := self.workers.pop(library, None):
             worker.close()
         self.say(f"  {library}: {status}: {reason}")

@@ -20,6 +20,8 @@ TASKSETS = 20_000  # task descriptions that learn2learn's example keeps
 class InnerloopIteration(Innerloop):
     """Episodes drawn by index from bytes in memory."""
 
+    purposes = frozenset({"meta-gradient", "predict"})
+
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         import innerloop as il

@@ -109,7 +109,7 @@ def version(name: str, package: Any) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "a checkout"
+        return "checkout"
 
 
 def _torchvision() -> None:

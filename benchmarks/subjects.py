@@ -51,7 +51,7 @@ class Subject(ABC):
     """One library at one row.
 
     Attributes:
-        version: of the library.
+        version: of the library, if it has one.
         parameters: the meta-learned ones, in the order of the weights in the file.
     """
 
@@ -88,8 +88,12 @@ class Subject(ABC):
         norm = math.sqrt(sum(float(p.grad.square().sum()) for p in self.parameters if p.grad is not None))
         return {"loss": loss, "gradient_norm": norm}
 
+    def settled(self) -> bool:
+        """Whether the library has tried out and compiled what it will; warm-up goes on until then."""
+        return True
+
     def choices(self) -> list[str]:
-        """What the library decided while it ran, in words; warm-up goes on while this changes."""
+        """What the library decided while it warmed up, in words."""
         return []
 
 
@@ -128,8 +132,6 @@ class OneByOne(Subject):
 
 class Plain(OneByOne):
     """A loop written by hand in PyTorch."""
-
-    version = torch.__version__
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -242,6 +244,8 @@ class TorchOpt(OneByOne):
 class Innerloop(Subject):
     """`innerloop.maml` and its meta-gradient. Imports innerloop, which no other worker does."""
 
+    purposes = frozenset({"meta-gradient"})
+
     def __init__(self, job: Job) -> None:
         import innerloop as il
 
@@ -258,6 +262,7 @@ class Innerloop(Subject):
             batch_size=row.batch_size,
             memory="constant" if job.library == CONSTANT else "graph",
         )
+        self.learner.to(job.device)
         # What the trainer tells it at the start of a training of this length.
         self.learner.compiler.steps_to_come = row.training
         self.learned = {name: p for name, p in self.learner.named_parameters() if p.requires_grad}
@@ -272,6 +277,17 @@ class Innerloop(Subject):
         for name, parameter in self.learned.items():
             parameter.grad = grads[name]
         return outcome.loss.mean()
+
+    def settled(self) -> bool:
+        engine, compiler = self.learner.engine, self.learner.compiler
+        if not engine.vectorised or engine.random:
+            return True
+        if self.row.training and not compiler.reasons:
+            return False
+        chosen = {reason.split()[0] for reason in engine.reasons}
+        if any(reason.startswith("compiled") for reason in compiler.reasons.values()):
+            chosen.add("meta-gradient")  # which then no longer asks how many tasks to run at once
+        return chosen >= self.purposes
 
     def choices(self) -> list[str]:
         return [*self.learner.engine.reasons, *self.learner.compiler.reasons.values()]

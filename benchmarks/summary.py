@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,11 @@ def disagreement(found: Mapping[str, Any], own: Mapping[str, Any], loss: float, 
         if not difference <= tolerance * abs(own[key]):  # so that NaN disagrees
             words.append(f"{name} {found[key]:.6g}, innerloop's {own[key]:.6g}")
     return "; ".join(words)
+
+
+def without_folders(text: str) -> str:
+    """A message with only the last part of each path in it, since results are passed on."""
+    return re.sub(r"(?<![\w/:.])(?:/[^\s/:;,'\"()]+)+/([^\s/:;,'\"()]+)", r"\1", text)
 
 
 def best_peer(libraries: Mapping[str, Mapping[str, Any]], own: Collection[str]) -> str | None:

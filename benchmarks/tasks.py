@@ -16,7 +16,6 @@ from innerloop.data.files import cache_folder, candidates
 from . import networks
 from .rows import Row
 
-
 PARTS = ("images_background", "images_evaluation")
 
 

@@ -17,8 +17,7 @@ from .measure import MatrixProduct, Peak, flops, seconds
 from .peers import UnavailableError
 from .rows import Row
 
-UNCHANGED = 4  # steps without a new decision after which a library counts as warm
-MOST = 200
+MOST = 200  # steps that a library may take to settle
 
 
 class Machine:
@@ -54,14 +53,12 @@ class Library:
     def warm(self, least: int) -> dict[str, Any]:
         """Run until the library has settled; the memory is the peak of this and of the first step."""
         times: list[float] = []
-        unchanged, choices = 0, self.subject.choices()
-        while len(times) < least or (unchanged < UNCHANGED and choices and len(times) < MOST):
+        while len(times) < least or (len(times) < MOST and not self.subject.settled()):
             times.append(seconds(self.subject.step))
-            before, choices = choices, self.subject.choices()
-            unchanged = unchanged + 1 if choices == before else 0
+        times.append(seconds(self.subject.step))  # the step before may have compiled
         self.subject.reset()
         found = {"steps": len(times), "seconds": sum(times), "last": times[-1]}
-        return {**found, "choices": choices, "memory": self.peak.bytes()}
+        return {**found, "choices": self.subject.choices(), "memory": self.peak.bytes()}
 
     def time(self, steps: int) -> dict[str, Any]:
         found = {"seconds": seconds(self.subject.step, steps), "memory": self.peak.bytes()}

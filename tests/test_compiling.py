@@ -50,12 +50,22 @@ def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: 
     monkeypatch.setattr(compiling.Recorded, "compile", refuse)
     monkeypatch.setattr(compiling, "SECONDS_PER_OPERATION", 10.0)
     maml = learner()
-    for steps, why in ((10, "the steps to come take 0"), (10_000, "compiling their")):
+    for steps, why in ((10, "the steps to come take 0"), (10_000, "compiling them")):
         maml = learner()
         maml.compiler.steps_to_come = steps
         for _ in range(5):
             maml.meta_gradient(regression())
         assert [why in reason for reason in maml.compiler.reasons.values()] == [True]
+
+
+def test_steps_of_arithmetic_stay_eager(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "START", 1e-9)
+    maml = learner()
+    maml.compiler.steps_to_come = 10**9
+    for _ in range(4):
+        maml.meta_gradient(regression())
+    (reason,) = maml.compiler.reasons.values()
+    assert reason.startswith("eager, since starting its")
 
 
 def test_what_draws_random_numbers_stays_eager(regression: Callable[..., il.Task]) -> None:

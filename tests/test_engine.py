@@ -67,7 +67,9 @@ def test_some_tasks_at_a_time(size: int, regression: Callable[..., il.Task]) -> 
     torch.testing.assert_close(parts.predict(tasks), all_at_once.predict(tasks))
 
 
-def test_a_learner_searches_while_it_trains(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learner_searches_while_it_trains(
+    regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "QUICK", 0.0)
     tasks, learner = regression(12), il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss)
     expected = il.maml(learner.model, 0.1, loss=F.mse_loss, vectorize=False).meta_gradient(tasks)

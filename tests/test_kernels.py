@@ -32,7 +32,11 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor
     "convolution": (convolved(1, 1, 1, 1), lambda x, w: F.conv2d(x, w, None, 1, 1), [(2, 3, 5, 4), (4, 3, 3, 3)]),
     "strided": (convolved(2, 0, 1, 1), lambda x, w: F.conv2d(x, w, None, 2), [(2, 2, 6, 5), (3, 2, 2, 3)]),
     "one channel": (convolved(1, 1, 1, 1), lambda x, w: F.conv2d(x, w, None, 1, 1), [(2, 1, 4, 4), (3, 1, 3, 3)]),
-    "dilated groups": (convolved(1, 2, 2, 2), lambda x, w: F.conv2d(x, w, None, 1, 2, 2, 2), [(2, 4, 5, 5), (4, 2, 3, 3)]),
+    "dilated groups": (
+        convolved(1, 2, 2, 2),
+        lambda x, w: F.conv2d(x, w, None, 1, 2, 2, 2),
+        [(2, 4, 5, 5), (4, 2, 3, 3)],
+    ),
     "max-pool": (lambda x: kernels.max_pool2d(x, POOL), lambda x: F.max_pool2d(x, 2), [(2, 3, 4, 5)]),
     "overlapping max-pool": (
         lambda x: kernels.max_pool2d(x, OVERLAPPING),

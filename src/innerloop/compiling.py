@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Compile = Literal["auto"] | bool
 
 SECONDS_PER_OPERATION = 0.04
-"""What compiling was seen to take, for each recorded operation; a guess to decide by before paying."""
+"""What compiling was seen to take, for each operation; a guess to decide by before paying."""
+START = 1e-5
+"""Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
 
 
 class UnsuitableError(Exception):
@@ -46,15 +49,9 @@ class Recorded:
             self.graph = make_fx(flat)(*self.example)
         except Exception as error:
             raise UnsuitableError(f"it cannot be recorded: {str(error).splitlines()[0]}") from error
-        self.operations: int = sum(node.op == "call_function" for node in self.graph.graph.nodes)
         for node in self.graph.graph.nodes:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 raise UnsuitableError(f"{node.target} draws random numbers, which compiled code would draw otherwise")
-
-    @property
-    def expected_seconds(self) -> float:
-        """How long compiling may take, cold."""
-        return SECONDS_PER_OPERATION * float(self.operations)
 
     def compile(self) -> Callable[[Sequence[Tensor]], Any]:
         """The same function, of a list of tensors, compiled."""
@@ -80,8 +77,9 @@ class Compiler:
     """Decides for each set of shapes whether to compile, and keeps what it compiled.
 
     Args:
-        setting: ``True`` compiles at once and raises where that fails; ``"auto"`` only where the steps to come are
-            expected to take longer than compiling by far, and keeps the result only if it is faster; ``False`` never.
+        setting: ``True`` compiles at once and raises where that fails; ``"auto"`` only where starting operations is a
+            good part of a step, and the steps to come are expected to take longer than compiling by far; and it keeps
+            the result only if it is faster. ``False`` never compiles.
 
     Attributes:
         steps_to_come: how many more steps will be asked for, as far as is known; ``None`` if nobody said.
@@ -119,27 +117,24 @@ class Compiler:
         """The compiled step for these shapes, if there is one."""
         return self._compiled.get(key)
 
-    def decide(self, key: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
+    def decide(
+        self, key: Hashable, step: Callable[[], Any], function: Callable[..., Any], tensors: Sequence[Tensor]
+    ) -> None:
         """Compile a step, or note why not.
 
         Args:
             key: what tells its shapes from others.
-            function: the step, of tensors.
+            step: runs it eagerly.
+            function: the same step, of tensors.
             tensors: an example of them.
         """
         self._compiled[key] = None
         eager = min(self._eager.pop(key, [0.0]))
+        choose = self.setting == "auto" and repr(key) not in self.wanted
         try:
-            choose = self.setting == "auto" and repr(key) not in self.wanted
-            to_come = eager * (self.steps_to_come or 0)
-            if choose and to_come < 1:
-                raise UnsuitableError(f"the steps to come take {to_come:.1f} s")
+            if choose:
+                self._require_worth(step, eager)
             recorded = Recorded(function, tensors)
-            if choose and to_come < 3 * recorded.expected_seconds:
-                raise UnsuitableError(
-                    f"the steps to come take about {to_come:.0f} s, compiling their {recorded.operations} operations "
-                    f"about {recorded.expected_seconds:.0f} s"
-                )
             start = time.perf_counter()
             compiled = recorded.compile()
             paid = time.perf_counter() - start
@@ -154,6 +149,33 @@ class Compiler:
         self._compiled[key] = compiled
         self.wanted.add(repr(key))
         self.reasons[key] = f"compiled in {paid:.0f} s: {1e3 * eager:.2f} ms a step became {1e3 * fast:.2f} ms"
+
+    def _require_worth(self, step: Callable[[], Any], eager: float) -> None:
+        """Raise if compiling is not expected to pay."""
+        to_come = eager * (self.steps_to_come or 0)
+        if to_come < 1:
+            raise UnsuitableError(f"the steps to come take {to_come:.1f} s")
+        with _Count() as count:
+            step()
+        cost, starting = SECONDS_PER_OPERATION * count.operations, START * count.operations
+        if starting < 0.3 * eager:
+            raise UnsuitableError(
+                f"starting its {count.operations} operations takes about {1e3 * starting:.0f} of {1e3 * eager:.0f} ms"
+            )
+        if to_come < 3 * cost:
+            raise UnsuitableError(f"the steps to come take about {to_come:.0f} s, compiling them about {cost:.0f} s")
+
+
+class _Count(TorchDispatchMode):
+    """Counts the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
 
 
 def _seconds(call: Callable[[], Any], repeats: int = 5) -> float:

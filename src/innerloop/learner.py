@@ -19,7 +19,19 @@ from torch.utils import _pytree as pytree
 from .compiling import Compile, Compiler
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
-from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, arguments, detach, in_mode, stack
+from .inner import (
+    BATCH_NORMS,
+    Episode,
+    Loss,
+    Memory,
+    Precision,
+    Stateless,
+    Statistics,
+    arguments,
+    detach,
+    in_mode,
+    stack,
+)
 from .objectives import Objective, Unrolled
 from .rules import UpdateRule, require_step
 from .select import Selection, everything
@@ -137,7 +149,8 @@ class MetaLearner(nn.Module):
         result = self._gradients(tasks, iteration)
         self.compiler.ran(key, time.perf_counter() - start)
         if self.compiler.undecided(key) and self.engine.vectorised and not self.engine.random:
-            self.compiler.decide(key, self._recordable(tasks, iteration), self._tensors(tasks))
+            step = partial(self._gradients, tasks, iteration)
+            self.compiler.decide(key, step, self._recordable(tasks, iteration), self._tensors(tasks))
         return result
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome]:

@@ -1,0 +1,137 @@
+"""Make benchmarks/RESULTS.md from the result files: python -m benchmarks.table [--check]
+
+With ``--check`` nothing is written, and the exit status is 1 if the document is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .rows import CONSTANT, INNERLOOP, PLAIN
+
+HERE = Path(__file__).parent
+RATIOS = ["row", "innerloop", "best peer", "best / innerloop", "plain / innerloop", "share of peak", "memory"]
+DETAILS = ["library", "one step", "/ innerloop", "share of peak", "memory", "memory / innerloop", "warm-up", "remark"]
+INTRODUCTION = """# Benchmarks
+
+Made by `python -m benchmarks.table` from the files in `results/`; [README.md](README.md) says how they are measured.
+
+A ratio is the other library's time over innerloop's, above 1 where innerloop is quicker: the median over rounds, and in
+brackets the quartiles. The share of peak is the arithmetic of a plain loop, over the time, over the best rate at which
+the same machine multiplied float32 matrices between the same repeats. Memory is what a step adds to the process at its
+peak, the trials of warm-up included."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+
+
+def duration(seconds: float) -> str:
+    """With a unit that suits."""
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}" if seconds * factor < 100 else f"{seconds * factor:.0f} {unit}"
+    return f"{seconds * 1e6:.0f} µs"
+
+
+def size(number: float) -> str:
+    """Bytes, in MiB or GiB."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+
+
+def ratio(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2g} %" if value < 0.1 else f"{100 * value:.0f} %"
+
+
+def overview(row: dict[str, Any]) -> list[str]:
+    """A row in one line."""
+    name = f"[{row['name']}](#{row['name']})"
+    own = row["libraries"].get(INNERLOOP, {})
+    if own.get("status") != "measured":
+        return [name, row.get("skipped") or f"{own['status']}: {own['reason']}", *[""] * 5]
+    best = row["best_peer"]
+    found = row["libraries"][best] if best else {}
+    return [
+        name,
+        duration(own["seconds"]["median"]),
+        f"{best}, {duration(found['seconds']['median'])}" if best else "none",
+        ratio(found.get("ratio")),
+        ratio(row["libraries"].get(PLAIN, {}).get("ratio")),
+        percent(own.get("of_peak")),
+        size(own["memory"]),
+    ]
+
+
+def detail(name: str, found: dict[str, Any]) -> list[str]:
+    """One library at one row."""
+    label = f"{name} {found['version']}" if found.get("version") and name != CONSTANT else name
+    if found["status"] != "measured":
+        return [label, "", "", "", "", "", "", f"{found['status']}: {found['reason']}"]
+    times, warm = found["seconds"], found["warm_up"]
+    memory = found.get("memory_ratio")
+    return [
+        label,
+        f"{duration(times['median'])} ({duration(times['low'])} to {duration(times['high'])})",
+        ratio(found.get("ratio")),
+        percent(found.get("of_peak")),
+        size(found["memory"]),
+        "" if memory is None else f"{memory:.2f}",
+        f"{duration(warm['seconds'])}, {warm['steps']} steps",
+        "; ".join(found["choices"]),
+    ]
+
+
+def section(row: dict[str, Any]) -> str:
+    """All libraries at one row."""
+    lines = [f"### {row['name']}", f"{row['what'][0].upper()}{row['what'][1:]}. {row['note']}".strip()]
+    if "skipped" in row:
+        return "\n\n".join([*lines, f"Skipped: {row['skipped']}"])
+    order = "second" if row["order"] == 2 else "first"
+    lines.append(f"Data: {row['data']}. Inner rate {row['lr']}, {order} order. Measured on {row['date']}.")
+    lines.append(table(DETAILS, [detail(name, found) for name, found in row["libraries"].items()]))
+    if (constant := row["libraries"].get(CONSTANT, {})).get("ratio") and constant.get("memory_ratio"):
+        saving, price = 1 / constant["memory_ratio"], constant["ratio"]["median"]
+        lines.append(f'`memory="constant"` takes 1 / {saving:.1f} of the memory and {price:.2f} times the time.')
+    return "\n\n".join(lines)
+
+
+def document(results: Sequence[dict[str, Any]]) -> str:
+    """The whole of RESULTS.md."""
+    parts = [INTRODUCTION]
+    for result in results:
+        known = result["environment"]
+        where = known["device"] if known["device"] != "cpu" else f"{known['cpu']}, {result['cores']} cores"
+        about = f"torch {known['torch']}, innerloop {known['innerloop']}, Python {known['python']}, "
+        threads = f"{known['threads']} thread{'s' * (known['threads'] > 1)}"
+        about += f"{threads} a process, {result['repeats']} repeats, {result['date']}."
+        parts += [f"## {where}", about, table(RATIOS, map(overview, result["rows"]))]
+        parts += map(section, result["rows"])
+    if not results:
+        parts.append("Nothing has been measured yet.")
+    if all(result["environment"]["device"] == "cpu" for result in results):
+        parts.append("No CUDA GPU was at hand: `python -m benchmarks.run --device cuda` adds its numbers.")
+    return "\n\n".join(parts) + "\n"
+
+
+def main(words: Sequence[str]) -> int:
+    path = HERE / "RESULTS.md"
+    text = document([json.loads(file.read_text()) for file in sorted((HERE / "results").glob("*.json"))])
+    if "--check" not in words:
+        path.write_text(text)
+    elif not path.is_file() or path.read_text() != text:
+        print(f"stale: {path.name}; run `python -m benchmarks.table`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
