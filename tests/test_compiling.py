@@ -34,7 +34,8 @@ def test_compiled_equals_eager_at_other_weights_and_tasks(regression: Callable[.
         expected, reference = eager.meta_gradient(tasks)
         torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(outcome, reference, rtol=1e-5, atol=1e-6)
-        assert isinstance(outcome, il.Outcome) and not outcome.objective.requires_grad
+        assert isinstance(outcome, il.Outcome)
+        assert not outcome.objective.requires_grad
         for maml in (eager, compiled):
             with torch.no_grad():
                 for p, g in zip(maml.model.parameters(), expected.values(), strict=True):

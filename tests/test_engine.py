@@ -77,11 +77,14 @@ def test_a_learner_searches_while_it_trains(
         torch.testing.assert_close(learner.meta_gradient(tasks), expected)
     assert len(learner.engine.chosen) == 1
     (reason,) = learner.choices
-    assert reason.startswith("meta-gradient 12x6x2") and "one at once" in reason and " ms" in reason
+    assert reason.startswith("meta-gradient 12x6x2")
+    assert "one at once" in reason
+    assert " ms" in reason
     other = il.maml(learner.model, 0.1, loss=F.mse_loss)
     other.settle(learner.settled)
     other.meta_gradient(tasks)
-    assert other.engine.chosen == learner.engine.chosen and not other.choices
+    assert other.engine.chosen == learner.engine.chosen
+    assert not other.choices
 
 
 def test_random_modules_always_run_all_at_once(regression: Callable[..., il.Task]) -> None:
@@ -89,7 +92,8 @@ def test_random_modules_always_run_all_at_once(regression: Callable[..., il.Task
     learner = il.maml(model, 0.1, loss=F.mse_loss)
     for _ in range(4):
         learner.meta_gradient(regression(12))
-    assert learner.engine.random and not learner.engine.chosen
+    assert learner.engine.random
+    assert not learner.engine.chosen
 
 
 def test_freed_memory_is_kept_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +182,8 @@ def test_bfloat16_is_near_float32_and_keeps_types(vectorize: bool, episodes: Cal
     exact, half = (
         il.maml(model, 0.1, vectorize=vectorize, precision=p).meta_gradient(tasks) for p in ("float32", "bfloat16")
     )
-    assert half[1].output.dtype == torch.float32 and all(g.dtype == torch.float32 for g in half[0].values())
+    assert half[1].output.dtype == torch.float32
+    assert all(g.dtype == torch.float32 for g in half[0].values())
     torch.testing.assert_close(half[1].loss, exact[1].loss, rtol=0.1, atol=0.1)
     assert not torch.equal(half[1].loss, exact[1].loss)
     whole = [torch.cat([g.flatten() for g in grads.values()]) for grads, _ in (exact, half)]

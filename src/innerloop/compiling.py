@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +25,51 @@ SECONDS_PER_OPERATION = 0.04
 """What compiling was seen to take, for each operation; a guess to decide by before paying."""
 START = 1e-5
 """Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
+
+
+def shapes(inputs: Any) -> Hashable:
+    """What a step compiled for some inputs is good for."""
+    leaves, structure = pytree.tree_flatten(inputs)
+    return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves), str(structure)
+
+
+def tensors(module: nn.Module, inputs: Any) -> list[Tensor]:
+    """Everything that a step of a module depends on, in the order of `of_tensors`."""
+    return [t.detach() for t in (*module.parameters(), *module.buffers())] + list(pytree.tree_leaves(inputs))
+
+
+def of_tensors(
+    module: nn.Module, step: Callable[[Any], Any], inputs: Any, context: Callable[[], AbstractContextManager[None]]
+) -> Callable[..., Any]:
+    """A module's step as a function of `tensors` alone.
+
+    Args:
+        module: whose parameters and buffers the step reads.
+        step: of inputs.
+        inputs: an example.
+        context: entered around the step.
+    """
+
+    class Step(nn.Module):
+        """What ``functional_call`` can hand other parameters to."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, inputs: Any) -> Any:
+            with context():
+                return step(inputs)
+
+    whole, structure = Step(), pytree.tree_structure(inputs)
+    names = [name for name, _ in (*whole.named_parameters(), *whole.named_buffers())]
+    learned = {name for name, p in whole.named_parameters() if p.requires_grad}
+
+    def function(*values: Tensor) -> Any:
+        own = {n: t.detach().requires_grad_(n in learned) for n, t in zip(names, values, strict=False)}
+        return functional_call(whole, own, (pytree.tree_unflatten(values[len(names) :], structure),))
+
+    return function
 
 
 class UnsuitableError(Exception):
@@ -166,11 +213,11 @@ class Compiler:
             raise UnsuitableError(f"the steps to come take about {to_come:.0f} s, compiling them about {cost:.0f} s")
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

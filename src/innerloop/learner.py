@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .compiling import Compile, Compiler
+from .compiling import Compile, Compiler, of_tensors, shapes, tensors
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
 from .inner import (
@@ -142,15 +142,16 @@ class MetaLearner(nn.Module):
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
         self._check(tasks)
-        key = self._shapes(tasks, iteration)
+        key = shapes(tasks), self.objective.constants(iteration)
         if (compiled := self.compiler.get(key)) is not None:
-            return compiled(self._tensors(tasks))  # type: ignore[no-any-return]
+            return compiled(tensors(self, tasks))  # type: ignore[no-any-return]
         start = time.perf_counter()
-        result = self._gradients(tasks, iteration)
+        step = partial(self._gradients, iteration=iteration)
+        result = step(tasks)
         self.compiler.ran(key, time.perf_counter() - start)
         if self.compiler.undecided(key) and self.engine.vectorised and not self.engine.random:
-            step = partial(self._gradients, tasks, iteration)
-            self.compiler.decide(key, step, self._recordable(tasks, iteration), self._tensors(tasks))
+            function = of_tensors(self, step, tasks, self.engine.recording)
+            self.compiler.decide(key, partial(step, tasks), function, tensors(self, tasks))
         return result
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome]:
@@ -169,31 +170,6 @@ class MetaLearner(nn.Module):
                 outcomes.append(detach(outcome))
         mean = {name: grad / count(tasks) for name, grad in zip(learned, total, strict=True)}
         return mean, Outcome(*pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes))
-
-    def _shapes(self, tasks: Task, iteration: int) -> Any:
-        """What a compiled step is good for."""
-        leaves, structure = pytree.tree_flatten(tasks)
-        constants = self.objective.constants(iteration)
-        return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves), str(structure), constants
-
-    def _tensors(self, tasks: Task) -> list[Tensor]:
-        """Everything that a step depends on, in the order of `_recordable`."""
-        own = [tensor.detach() for tensor in (*self.parameters(), *self.buffers())]
-        return own + list(pytree.tree_leaves(tasks))
-
-    def _recordable(self, tasks: Task, iteration: int) -> Callable[..., Any]:
-        """`_gradients` as a function of `_tensors`."""
-        names = [f"learner.{n}" for n, _ in (*self.named_parameters(), *self.named_buffers())]
-        learned = {f"learner.{n}" for n, p in self.named_parameters() if p.requires_grad}
-        structure = pytree.tree_structure(tasks)
-        step = _Step(self, iteration)
-
-        def function(*tensors: Tensor) -> Any:
-            own = {n: t.detach().requires_grad_(n in learned) for n, t in zip(names, tensors, strict=False)}
-            with self.engine.recording():
-                return functional_call(step, own, (pytree.tree_unflatten(tensors[len(names) :], structure),))
-
-        return function
 
     def _judge(self, task: Task, params: Params, buffers: Params, *, iteration: int) -> tuple[Any, ...]:
         episode = self._episode(task, params, buffers, iteration=iteration)
@@ -347,17 +323,6 @@ class MetaLearner(nn.Module):
                 stacklevel=3,
             )
         self._checked = True
-
-
-class _Step(nn.Module):
-    """A learner whose call is its meta-gradient, which ``functional_call`` can hand other parameters to."""
-
-    def __init__(self, learner: MetaLearner, iteration: int) -> None:
-        super().__init__()
-        self.learner, self.iteration = learner, iteration
-
-    def forward(self, tasks: Task) -> tuple[Params, Outcome]:
-        return self.learner._gradients(tasks, self.iteration)
 
 
 class Adapted:
