@@ -3,6 +3,7 @@
 #   make demo       meta-train on images and on sinusoids (under 4 minutes on 2 cores), with pictures
 #   make test       lint, type check, tests
 #   make test-slow  the tests that take minutes each
+#   make bench      compare with other libraries (20 minutes or more); options in BENCH, see benchmarks/README.md
 #   make help       this text
 
 PYTHON ?= python3
@@ -12,10 +13,10 @@ RUN := $(VENV)/bin
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow lint format table clean help
+.PHONY: demo bench test test-slow lint format table clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +36,10 @@ demo: $(VENV)/demo
 	  --set train.iterations=5000 --set train.validate_every=1000
 	$(RUN)/innerloop train strokes-5w1s-maml --run $(DEMO)/strokes --set train.iterations=300
 	$(RUN)/python examples/pictures.py $(DEMO)/sinusoids $(DEMO)/strokes
+
+bench: $(VENV)/dev
+	$(RUN)/python -m benchmarks.run $(BENCH)
+	$(RUN)/python -m benchmarks.table
 
 test: lint
 	$(RUN)/python -m pytest -n 2 -m "not slow"

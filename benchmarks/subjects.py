@@ -62,7 +62,7 @@ class Subject(ABC):
         networks.give_weights(model, job.content["weights"])
         self.parameters = list(model.parameters())
         self.weights = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=job.row.outer_lr)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=job.row.outer_lr, fused=True)  # for every library
 
     @abstractmethod
     def gradient(self) -> Tensor | float:

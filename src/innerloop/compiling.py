@@ -150,7 +150,7 @@ class Compiler:
             self._eager.setdefault(key, []).append(seconds)
             self.steps_to_come = max(0, (self.steps_to_come or 0) - 1)
 
-    def undecided(self, key: Hashable, steps: int = 3) -> bool:
+    def undecided(self, key: Hashable, steps: int = 10) -> bool:
         """Whether there is something to decide for these shapes, once some steps have run."""
         if key in self._compiled or not self.setting:
             return False

@@ -12,6 +12,7 @@ Third derivatives fall back on torch's. Values, first and second derivatives agr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,9 +113,11 @@ CACHE = 4 * 2**20
 
 
 def _parts(x: Tensor) -> list[slice]:
-    """Some images at a time, as many as fit into `CACHE`."""
-    each = max(1, CACHE // max(1, x[0].numel() * x.element_size()))
-    return [slice(start, start + each) for start in range(0, len(x), each)]
+    """Some images at a time, as many as fit into `CACHE`, but enough for every thread to have some."""
+    each = max(CACHE // max(1, x[0].numel() * x.element_size()), 2 * torch.get_num_threads())
+    number = max(1, round(len(x) / each))
+    bounds = [len(x) * index // number for index in range(number + 1)]
+    return [slice(start, end) for start, end in pairwise(bounds)]
 
 
 # -- convolution ------------------------------------------------------------------------------------------------------
