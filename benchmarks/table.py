@@ -122,14 +122,31 @@ def document(results: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(results: Sequence[dict[str, Any]], text: str) -> str:
+    """README.md with an overview of the first result between its marks."""
+    start, end = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+    before, rest = text.split(start)
+    after = rest.split(end)[1]
+    inside = "Nothing has been measured yet."
+    if results:
+        known = results[0]["environment"]
+        rows = table(RATIOS, map(overview, results[0]["rows"])).replace("](#", "](benchmarks/RESULTS.md#")
+        inside = f"{known['cpu']}, {results[0]['cores']} cores, torch {known['torch']}, {results[0]['date']}:\n\n{rows}"
+    return f"{before}{start}\n{inside}\n{end}{after}"
+
+
 def main(words: Sequence[str]) -> int:
-    path = HERE / "RESULTS.md"
-    text = document([json.loads(file.read_text()) for file in sorted((HERE / "results").glob("*.json"))])
-    if "--check" not in words:
-        path.write_text(text)
-    elif not path.is_file() or path.read_text() != text:
-        print(f"stale: {path.name}; run `python -m benchmarks.table`", file=sys.stderr)
-        return 1
+    results = [json.loads(file.read_text()) for file in sorted((HERE / "results").glob("*.json"))]
+    readme = HERE.parent / "README.md"
+    for path, text in (
+        (HERE / "RESULTS.md", document(results)),
+        (readme, summary(results, readme.read_text())),
+    ):
+        if "--check" not in words:
+            path.write_text(text)
+        elif not path.is_file() or path.read_text() != text:
+            print(f"stale: {path.name}; run `python -m benchmarks.table`", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -25,11 +25,12 @@ def pooled(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def convolved(stride: int, padding: int, dilation: int, groups: int) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, w: kernels.conv2d(x, w, stride, padding, dilation, groups)
+    return lambda x, w, b=None: kernels.conv2d(x, w, b, stride, padding, dilation, groups)
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
     "convolution": (convolved(1, 1, 1, 1), lambda x, w: F.conv2d(x, w, None, 1, 1), [(2, 3, 5, 4), (4, 3, 3, 3)]),
+    "with bias": (convolved(1, 1, 1, 1), lambda x, w, b: F.conv2d(x, w, b, 1, 1), [(2, 2, 4, 4), (3, 2, 3, 3), (3,)]),
     "strided": (convolved(2, 0, 1, 1), lambda x, w: F.conv2d(x, w, None, 2), [(2, 2, 6, 5), (3, 2, 2, 3)]),
     "one channel": (convolved(1, 1, 1, 1), lambda x, w: F.conv2d(x, w, None, 1, 1), [(2, 1, 4, 4), (3, 1, 3, 3)]),
     "dilated groups": (

@@ -33,13 +33,17 @@ def supported(*tensors: Tensor) -> bool:
     return place() != "other" and all(t.device.type == "cpu" and t.is_floating_point() for t in tensors)
 
 
-def conv2d(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
-    """``torch.conv2d`` without bias: ``[N, C, H, W]`` and ``[O, C / groups, kh, kw]`` -> ``[N, O, H', W']``."""
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    """``torch.conv2d``: ``[N, C, H, W]``, ``[O, C / groups, kh, kw]`` and ``[O]`` -> ``[N, O, H', W']``."""
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(dtype), weight.to(dtype)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     options = (list(_pair(stride)), list(_pair(padding)), list(_pair(dilation)), groups)
-    return on_stacks(lambda x, weight: (_Convolution.apply(x, weight, options),), x, weight)[0]
+    if bias is None:
+        return on_stacks(lambda x, weight: (_Convolution.apply(x, weight, None, options),), x, weight)[0]
+    return on_stacks(lambda x, weight, bias: (_Convolution.apply(x, weight, bias, options),), x, weight, bias)[0]
 
 
 def max_pool2d(x: Tensor, window: Window) -> Tensor:
@@ -123,28 +127,29 @@ def _parts(x: Tensor) -> list[slice]:
 # -- convolution ------------------------------------------------------------------------------------------------------
 
 
-def _forward(x: Tensor, weight: Tensor, options: Any, tasks: int) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: Any, tasks: int) -> Tensor:
     stride, padding, dilation, groups = options
-    return aten.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups * tasks)  # type: ignore[no-any-return]
+    bias = None if bias is None else bias.reshape(-1)
+    return aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups * tasks)  # type: ignore[no-any-return]
 
 
 def _backward(g: Tensor, x: Tensor, weight: Tensor, options: Any, tasks: int, mask: Sequence[bool]) -> Any:
     stride, padding, dilation, groups = options
     return aten.convolution_backward(
-        g, x, weight, None, stride, padding, dilation, False, [0, 0], groups * tasks, [*mask, False]
-    )[:2]
+        g, x, weight, [g.shape[1]], stride, padding, dilation, False, [0, 0], groups * tasks, mask
+    )
 
 
 class _Convolution(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, options: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.options, tasks = options, len(x)
-        return _unfold(_forward(_fold(x), _fold_weight(weight), options, tasks), tasks)
+        return _unfold(_forward(_fold(x), _fold_weight(weight), bias, options, tasks), tasks)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:2]), None
+        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:3]), None
 
 
 class _ConvolutionBackward(Function):
@@ -153,33 +158,41 @@ class _ConvolutionBackward(Function):
         ctx.save_for_backward(g, x, weight)
         ctx.set_materialize_grads(False)
         ctx.options, ctx.mask, tasks = options, mask, len(x)
-        dx, dweight = _backward(_fold(g), _fold(x), _fold_weight(weight), options, tasks, mask)
-        return None if dx is None else _unfold(dx, tasks), None if dweight is None else _unfold_weight(dweight, tasks)
+        dx, dweight, dbias = _backward(_fold(g), _fold(x), _fold_weight(weight), options, tasks, mask)
+        return (
+            None if dx is None else _unfold(dx, tasks),
+            None if dweight is None else _unfold_weight(dweight, tasks),
+            None if dbias is None else dbias.view(tasks, -1),
+        )
 
     @staticmethod
-    def backward(ctx: Any, cx: Tensor | None, cweight: Tensor | None) -> Any:
+    def backward(ctx: Any, cx: Tensor | None, cweight: Tensor | None, cbias: Tensor | None) -> Any:
         g, x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_differentiably(_torch_conv2d(ctx.options), g, (x, weight), (cx, cweight)), None, None
+            bias = torch.zeros(g.shape[0], g.shape[2], dtype=g.dtype).requires_grad_()
+            function = _torch_conv2d(ctx.options)
+            return *_differentiably(function, g, (x, weight, bias), (cx, cweight, cbias))[:3], None, None
         tasks, options = len(x), ctx.options
         g_, x_, weight_ = _fold(g), _fold(x), _fold_weight(weight)
         dg = dx = dweight = None
         if cweight is not None:
             cweight_ = _fold_weight(cweight)
-            dg = _forward(x_, cweight_, options, tasks)
+            dg = _forward(x_, cweight_, cbias, options, tasks)
             if ctx.mask[0]:
-                dx = _unfold(_backward(g_, x_, cweight_, options, tasks, [True, False])[0], tasks)
+                dx = _unfold(_backward(g_, x_, cweight_, options, tasks, [True, False, False])[0], tasks)
+        elif cbias is not None:
+            dg = cbias.reshape(1, -1, 1, 1).expand_as(g_)
         if cx is not None:
             cx_ = _fold(cx)
-            other = _forward(cx_, weight_, options, tasks)
-            dg = other if dg is None else dg.add_(other)
-            dweight = _unfold_weight(_backward(g_, cx_, weight_, options, tasks, [False, True])[1], tasks)
+            other = _forward(cx_, weight_, None, options, tasks)
+            dg = other if dg is None else other.add_(dg)
+            dweight = _unfold_weight(_backward(g_, cx_, weight_, options, tasks, [False, True, False])[1], tasks)
         return None if dg is None else _unfold(dg, tasks), dx, dweight, None, None
 
 
 def _torch_conv2d(options: Any) -> Any:
-    def function(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.stack([F.conv2d(a, b, None, *options) for a, b in zip(x, weight, strict=True)])
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.stack([F.conv2d(*one, *options) for one in zip(x, weight, bias, strict=True)])
 
     return function
 
@@ -251,8 +264,8 @@ class _PoolBackward(Function):
 
 
 # -- batch norm, and pooling ------------------------------------------------------------------------------------------
-# With y of M values a channel: mu and v its mean and variance, r = (v + eps)^-1/2, z the pooled y, and
-# out = a z + t with a = scale r and t = bias - a mu.
+# With y of M values a channel, mu and v their mean and variance, and z the pooled y, centred:
+# out = a z + bias, where a = scale r and r = (v + eps)^-1/2.
 
 
 class _NormPool(Function):
@@ -261,20 +274,12 @@ class _NormPool(Function):
         tasks, y, factor = len(x), _fold(x), scale.reshape(-1)
         z, index = (y, None) if window is None else _extremes(y, factor, window)
         mean, variance = _moments(y)
-        shift = torch.zeros_like(mean)
-        if bool((mean * mean > 16 * variance).any()):
-            # The mean of squares loses the variance of values far from zero; and batch norm does not see a shift.
-            shift, pooled = mean, index is not None
-            y = y - _columns(shift)
-            z = z - _columns(shift) if pooled else y
-            mean, variance = _moments(y)
+        z = z - _columns(mean)
         r = torch.rsqrt(variance + eps)
-        a = factor * r
-        out = torch.addcmul(_columns(bias.reshape(-1) - a * mean), z, _columns(a))
+        out = torch.addcmul(_columns(bias.reshape(-1)), z, _columns(factor * r))
         ctx.save_for_backward(x, scale, y, z, index, mean, r)
         ctx.window, ctx.eps = window, eps
-        mean = (mean + shift).view(tasks, -1)
-        variance = variance.view(tasks, -1)
+        mean, variance = mean.view(tasks, -1), variance.view(tasks, -1)
         ctx.mark_non_differentiable(mean, variance)
         return _unfold(out, tasks), mean, variance
 
@@ -291,14 +296,12 @@ class _NormPoolBackward(Function):
         tasks, g_, a = len(x), _fold(g), scale.reshape(-1) * r
         values = y.numel() // y.shape[1]
         rows = _rows(g_)
-        dbias = rows.sum(0)
-        along = (rows * _rows(z)).sum(0)
-        dscale = r * (along - mean * dbias)
-        # dy = unpool(a g) + b y + p, where the last two are what comes by the mean and the variance.
-        b = a * r * dscale * (-1 / values)
-        p = a * dbias * (-1 / values) - b * mean
-        dy = _spread(g_ * _columns(a), index, window, [(y, b)], p)
-        ctx.save_for_backward(g, x, scale, y, z, index, mean, r, along, dbias, dscale)
+        dbias, along = rows.sum(0), (rows * _rows(z)).sum(0)
+        dscale = r * along
+        # dy = unpool(a g) + b (y - mu) + p, where the last two are what comes by the variance and the mean.
+        b, p = a * r * dscale * (-1 / values), a * dbias * (-1 / values)
+        dy = _spread(g_ * _columns(a), index, window, [(y, b)], p - b * mean)
+        ctx.save_for_backward(g, x, scale, y, z, index, mean, r, along, dbias)
         ctx.set_materialize_grads(False)
         ctx.eps, ctx.window = eps, window
         return _unfold(dy, tasks), dscale.view(tasks, -1), dbias.view(tasks, -1)
@@ -306,27 +309,27 @@ class _NormPoolBackward(Function):
     @staticmethod
     def backward(ctx: Any, cx: Tensor | None, cscale: Tensor | None, cbias: Tensor | None) -> Any:
         """The derivative of `forward` in the direction of the cotangents, with ``g`` held: every ``name1``."""
-        g, x, scale, y, z, index, mean, r, along, dbias, dscale = ctx.saved_tensors
+        g, x, scale, y, z, index, mean, r, along, dbias = ctx.saved_tensors
         if torch.is_grad_enabled():
             function, bias = _torch_norm_pool(ctx.eps, ctx.window), torch.zeros_like(scale).requires_grad_()
             return *_differentiably(function, g, (x, scale, bias), (cx, cscale, cbias))[:3], None, None, None
         tasks, g_, factor, values = len(x), _fold(g), scale.reshape(-1), y.numel() // y.shape[1]
-        a = factor * r
-        mean1, r1, z1 = torch.zeros_like(mean), torch.zeros_like(r), None
+        mean1, r1, z1, along1 = torch.zeros_like(mean), torch.zeros_like(r), None, torch.zeros_like(r)
         if cx is not None:
             c = _fold(cx)
-            mean1, product = _joint_moments(y, c)
-            variance1 = (product - mean * mean1) * 2
-            r1 = r**3 * variance1 * -0.5
-            z1 = c if index is None else _pick(c, index)
-        a1 = factor * r1 if cscale is None else factor * r1 + cscale.reshape(-1) * r
-        t1 = -(mean1 * a + mean * a1) if cbias is None else cbias.reshape(-1) - (mean1 * a + mean * a1)
-        out1 = torch.addcmul(_columns(t1), z, _columns(a1))
-        along1 = torch.zeros_like(along)
+            mean1, product = _joint_moments(y, mean, c)
+            r1 = -(r**3) * product
+            z1 = (c if index is None else _pick(c, index)) - _columns(mean1)
+            along1 = (_rows(g_) * _rows(z1)).sum(0)
+        a, a1 = factor * r, factor * r1
+        if cscale is not None:
+            a1 = a1 + cscale.reshape(-1) * r
+        out1 = z * _columns(a1)
+        if cbias is not None:
+            out1.add_(_columns(cbias.reshape(-1)))
         if z1 is not None:
             out1.addcmul_(z1, _columns(a))
-            along1 = (_rows(g_) * _rows(z1)).sum(0)
-        dscale1 = r1 * (along - mean * dbias) + r * (along1 - mean1 * dbias)
+        dscale, dscale1 = r * along, r1 * along + r * along1
         b = a * r * dscale * (-1 / values)
         b1 = ((a1 * r + a * r1) * dscale + a * r * dscale1) * (-1 / values)
         p1 = a1 * dbias * (-1 / values) - b1 * mean - b * mean1
@@ -336,23 +339,24 @@ class _NormPoolBackward(Function):
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, ``[C]``."""
+    """Mean and biased variance, ``[C]``; in two passes, as the mean of squares would lose small variances."""
+    values, parts = y.numel() // y.shape[1], _parts(y)
     total, squares = torch.zeros(2, y.shape[1], dtype=y.dtype)
-    for part in _parts(y):
-        rows = _rows(y[part])
-        total += rows.sum(0)
-        squares += (rows * rows).sum(0)
-    mean = total / (y.numel() // y.shape[1])
-    return mean, squares / (y.numel() // y.shape[1]) - mean * mean
+    for part in parts:
+        total += _rows(y[part]).sum(0)
+    mean = total / values
+    for part in parts:
+        squares += (_rows(y[part]) - mean).square_().sum(0)
+    return mean, squares / values
 
 
-def _joint_moments(y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of ``c`` and of ``y c``, ``[C]``."""
+def _joint_moments(y: Tensor, mean: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of ``c``, and of ``(y - mean) c``, ``[C]``."""
     total, products = torch.zeros(2, y.shape[1], dtype=y.dtype)
     for part in _parts(y):
         rows = _rows(c[part])
         total += rows.sum(0)
-        products += (_rows(y[part]) * rows).sum(0)
+        products += (_rows(y[part]) - mean).mul_(rows).sum(0)
     values = y.numel() // y.shape[1]
     return total / values, products / values
 

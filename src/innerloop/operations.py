@@ -45,8 +45,7 @@ def _conv2d(
 ) -> Tensor:
     if isinstance(padding, str) or input.ndim != 4 or not kernels.supported(input, weight):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    y = kernels.conv2d(input, weight, stride, padding, dilation, groups)
-    return y if bias is None else y + bias.reshape(-1, 1, 1)
+    return kernels.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _max_pool2d(
