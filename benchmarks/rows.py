@@ -132,7 +132,7 @@ ROWS: dict[str, Row] = {
             tasks=8,
             ways=20,
             steps=5,
-            lr=0.1,
+            lr=0.01,
             quick=TINY_IMAGES | {"ways": 6, "steps": 2},
         ),
         Row(
