@@ -176,10 +176,11 @@ class _Measurement:
     def run(self) -> dict[str, Any]:
         try:
             # All have imported what they need before the first runs, for innerloop measures while it warms up.
+            self._each(self._check)
+            self._agree()
             self._each(self._start)
             self._each(self._ready)
             self._each(self._warm)
-            self._agree()
             for number in range(self.settings.repeats):
                 self.rates.append(self.machine.ask("rate")["flops_per_second"])
                 self._each(self._time, number)
@@ -197,7 +198,7 @@ class _Measurement:
 
     def _each(self, action: Callable[[str], None], first: int = 0) -> None:
         """Do something with every library that is still there, or note why it cannot be done."""
-        names = [name for name in self.row.libraries if self.libraries.get(name, {}).get("reason") is None]
+        names = [name for name in self.row.libraries if "reason" not in self.libraries.get(name, {})]
         first %= max(len(names), 1)
         for library in names[first:] + names[:first]:
             try:
@@ -212,6 +213,14 @@ class _Measurement:
         if worker := self.workers.pop(library, None):
             worker.close()
         self.say(f"  {library}: {status}: {reason}")
+
+    def _check(self, library: str) -> None:
+        """What the first step computes, from a process that ends with that: so its memory does not count."""
+        self.libraries[library] = {}
+        self._start(library)
+        self._ready(library)
+        self.libraries[library]["first_step"] = self.workers[library].ask("check")
+        self.pool.give_back(library, self.workers.pop(library))
 
     def _start(self, library: str) -> None:
         settings, files = self.settings, None
@@ -229,17 +238,14 @@ class _Measurement:
         self.workers[library].become({"machine": False, "device": settings.device, **job})
 
     def _ready(self, library: str) -> None:
-        self.libraries[library] = {"status": "measured", **self.workers[library].ready()}
+        self.libraries[library] |= {"status": "measured", **self.workers[library].ready()}
 
     def _warm(self, library: str) -> None:
-        worker = self.workers[library]
-        first, warm = worker.ask("check"), worker.ask("warm", least=2)
-        seconds, last = first["seconds"] + warm["seconds"], warm["last"]
+        warm = self.workers[library].ask("warm", least=3)
+        seconds, last = warm["seconds"], warm["last"]
         self.times[library] = []
         self.libraries[library] |= {
-            "loss": first.get("loss"),
-            "gradient_norm": first.get("gradient_norm"),
-            "warm_up": {"steps": 1 + warm["steps"], "seconds": seconds},
+            "warm_up": {"steps": warm["steps"], "seconds": seconds},
             "choices": warm["choices"],
             "steps_per_repeat": 1 if self.settings.quick else max(1, math.ceil(REPEAT / last)),
         }
@@ -247,12 +253,12 @@ class _Measurement:
 
     def _agree(self) -> None:
         """Note which libraries computed something else than innerloop, and time them no further."""
-        own = self.libraries[INNERLOOP]
+        own = self.libraries[INNERLOOP].get("first_step", {}).get("double")
         for library, found in self.libraries.items():
-            if library == INNERLOOP or found["status"] != "measured" or own.get("loss") is None:
-                continue
-            if difference := summary.disagreement(found, own, LOSS_TOLERANCE, GRADIENT_TOLERANCE):
-                self._drop(library, "disagrees", difference)
+            if own and found["status"] == "measured":
+                words = summary.disagreement(found["first_step"]["double"], own, LOSS_TOLERANCE, GRADIENT_TOLERANCE)
+                if words:
+                    self._drop(library, "disagrees", words)
 
     def _time(self, library: str) -> None:
         found = self.libraries[library]

@@ -71,11 +71,7 @@ ITERATION_NOTE = (
     "validation tasks, takes an outer step on the former, and has loss and accuracy of the latter. learn2learn reads "
     "and shrinks the PNG files as its own example does; innerloop holds them decoded, in bytes."
 )
-MEMORY_NOTE = (
-    "Here the memory is what matters. The peers differentiate one task at a time. The inner rate, on which neither "
-    "time nor memory depends, is small, for at usual ones a rounding that switches a ReLU or a pooling grows over 50 "
-    "steps until losses in single precision can no longer be compared; in double precision they agree."
-)
+MEMORY_NOTE = "Here the memory is what matters. The plain loop differentiates one task at a time."
 
 ROWS: dict[str, Row] = {
     row.name: row
@@ -173,7 +169,7 @@ ROWS: dict[str, Row] = {
             ways=5,
             shots=5,
             steps=50,
-            lr=3e-5,
+            lr=0.01,
             libraries=(INNERLOOP, CONSTANT, PLAIN),
             training=10_000,
             note=MEMORY_NOTE,

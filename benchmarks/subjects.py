@@ -35,6 +35,7 @@ class Job(NamedTuple):
         data: the folder of the data sets.
         files: the folder that torchvision finds Omniglot in.
         quick: whether this is a tiny run for the tests.
+        exact: whether everything is in double precision.
     """
 
     row: Row
@@ -45,6 +46,16 @@ class Job(NamedTuple):
     data: str | None = None
     files: str | None = None
     quick: bool = False
+    exact: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.exact else torch.float32
+
+    def tasks(self) -> list[Tensor]:
+        """Inputs and targets of the support sets, then of the query sets; each with a task axis first."""
+        tensors = (*self.content["support"], *self.content["query"])
+        return [t.to(self.device, self.dtype if t.is_floating_point() else t.dtype) for t in tensors]
 
 
 class Subject(ABC):
@@ -58,7 +69,7 @@ class Subject(ABC):
     version = ""
 
     def __init__(self, job: Job, model: nn.Module) -> None:
-        self.row, self.model, self.device = job.row, model.to(job.device), job.device
+        self.row, self.model, self.device = job.row, model.to(job.device, job.dtype), job.device
         networks.give_weights(model, job.content["weights"])
         self.parameters = list(model.parameters())
         self.weights = [p.detach().clone() for p in self.parameters]
@@ -103,9 +114,9 @@ class OneByOne(Subject):
     def __init__(self, job: Job) -> None:
         super().__init__(job, networks.ordinary(job.row))
         self.loss = LOSSES[job.row.kind]
-        (sx, sy), (qx, qy) = ([part.to(job.device) for part in job.content[name]] for name in ("support", "query"))
-        self.tasks = list(zip(sx, sy, qx, qy, strict=True))
-        self.indices = self._indices(sx.shape[1])
+        parts = job.tasks()
+        self.tasks = list(zip(*parts, strict=True))
+        self.indices = self._indices(parts[0].shape[1])
 
     def _indices(self, examples: int) -> list[Tensor] | None:
         """The examples of each step's mini-batch, in order and cyclically."""
@@ -269,8 +280,8 @@ class Innerloop(Subject):
         if len(self.learned) != len(self.parameters):
             raise ValueError(f"innerloop learns {len(self.learned)} tensors, the peers {len(self.parameters)}")
         if "support" in job.content:
-            parts = (il.Batch(*(t.to(job.device) for t in job.content[name])) for name in ("support", "query"))
-            self.tasks = il.Task(*parts)
+            sx, sy, qx, qy = job.tasks()
+            self.tasks = il.Task(il.Batch(sx, sy), il.Batch(qx, qy))
 
     def gradient(self) -> Tensor:
         grads, outcome = self.learner.meta_gradient(self.tasks)

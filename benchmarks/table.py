@@ -90,6 +90,18 @@ def detail(name: str, found: dict[str, Any]) -> list[str]:
     ]
 
 
+def agreement(libraries: dict[str, Any]) -> list[str]:
+    """How far the losses of the first step are apart."""
+    own, *others = [found.get("first_step", {}) for found in libraries.values()]
+    words = []
+    for precision in ("double", "single"):
+        losses = [other[precision]["loss"] for other in others if other.get(precision)]
+        if losses and own.get(precision):
+            most = max(abs(loss / own[precision]["loss"] - 1) for loss in losses)
+            words.append(f"{most:.1g} in {precision} precision")
+    return [f"The losses of the first step differ from innerloop's by at most {' and '.join(words)}."] if words else []
+
+
 def section(row: dict[str, Any]) -> str:
     """All libraries at one row."""
     lines = [f"### {row['name']}", f"{row['what'][0].upper()}{row['what'][1:]}. {row['note']}".strip()]
@@ -97,6 +109,7 @@ def section(row: dict[str, Any]) -> str:
         return "\n\n".join([*lines, f"Skipped: {row['skipped']}"])
     order = "second" if row["order"] == 2 else "first"
     lines.append(f"Data: {row['data']}. Inner rate {row['lr']}, {order} order. Measured on {row['date']}.")
+    lines += agreement(row["libraries"])
     lines.append(table(DETAILS, [detail(name, found) for name, found in row["libraries"].items()]))
     if (constant := row["libraries"].get(CONSTANT, {})).get("ratio") and constant.get("memory_ratio"):
         saving, price = 1 / constant["memory_ratio"], constant["ratio"]["median"]

@@ -16,6 +16,7 @@ import torch
 from .measure import MatrixProduct, Peak, flops, seconds
 from .peers import UnavailableError
 from .rows import Row
+from .subjects import Job, build
 
 MOST = 200  # steps that a library may take to settle
 
@@ -35,30 +36,28 @@ class Library:
     """Answers for one library: every public method is a question."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        from .subjects import Job, build
-
         row = Row(**job.pop("row"))
         content = torch.load(job.pop("file"), map_location=job["device"], weights_only=True)
         self.device = job["device"]
-        self.subject = build(Job(row, content=content, **job))
+        self.job = Job(row, content=content, **job)
+        self.subject = build(self.job)
         self.about = {"version": self.subject.version, "threads": torch.get_num_threads()}
 
     def check(self) -> dict[str, Any]:
-        """The first step: what it computed, and how long it took."""
-        self.peak = Peak(self.device)
-        found: dict[str, Any] = {}
-        found["seconds"] = seconds(lambda: found.update(self.subject.check() or {}))
-        return found
+        """What the first step computes, in single and in double precision."""
+        subjects = {"single": self.subject, "double": build(self.job._replace(exact=True))}
+        return {precision: subject.check() for precision, subject in subjects.items()}
 
     def warm(self, least: int) -> dict[str, Any]:
-        """Run until the library has settled; the memory is the peak of this and of the first step."""
+        """Run until the library has settled."""
+        self.peak = Peak(self.device)
         times: list[float] = []
         while len(times) < least or (len(times) < MOST and not self.subject.settled()):
             times.append(seconds(self.subject.step))
         times.append(seconds(self.subject.step))  # the step before may have compiled
         self.subject.reset()
         found = {"steps": len(times), "seconds": sum(times), "last": times[-1]}
-        return {**found, "choices": self.subject.choices(), "memory": self.peak.bytes()}
+        return {**found, "choices": self.subject.choices()}
 
     def time(self, steps: int) -> dict[str, Any]:
         found = {"seconds": seconds(self.subject.step, steps), "memory": self.peak.bytes()}

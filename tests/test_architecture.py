@@ -11,9 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("task", "schedules", "select"),
+    ("task", "schedules", "select", "search"),
     ("rules", "normalisation", "losses", "stacks", "memory", "compiling"),
-    ("kernels",),
+    ("kernels", "threads"),
     ("operations",),
     ("inner",),
     ("engine", "objectives", "initial"),

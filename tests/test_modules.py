@@ -367,6 +367,7 @@ def test_inputs_and_targets_may_be_pytrees() -> None:
 PATHS: dict[str, dict[str, Any]] = {
     "all at once": {"vectorize": True},
     "two at a time": {"vectorize": 2},
+    "side by side": {"vectorize": (1, 2)},
     "constant memory": {"vectorize": True, "memory": "constant"},
     "constant memory, looped": {"vectorize": False, "memory": "constant"},
 }

@@ -1,13 +1,14 @@
-"""How a per-task function runs over a meta-batch: vectorised, some tasks at a time, or one by one. All give the same
-numbers to rounding; which is quickest is measured."""
+"""How a per-task function runs over a meta-batch: vectorised, some tasks at a time, in threads side by side, or one by
+one. All give the same numbers to rounding; which is quickest is measured."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -17,16 +18,16 @@ from torch.utils import _pytree as pytree
 from .inner import stack
 from .memory import keep_freed_memory
 from .operations import TaskOperations
+from .search import ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
+from .threads import available, side_by_side
 
-Vectorize = Literal["auto"] | bool | int
+Vectorize = Literal["auto"] | bool | int | tuple[int, int]
 
 PerTask = Callable[[Task, Params, Params], Any]
 """``(one task, its own parameters, its own buffers) -> pytree of tensors``."""
 
-QUICK = 0.05
-"""Seconds. A meta-batch that takes less runs all at once, unmeasured: so small runs repeat to the bit."""
-ONE_BY_ONE = 0
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -35,18 +36,23 @@ class Engine:
     Args:
         model: the module, for its name in messages.
         vectorize: ``True`` runs all tasks at once under ``torch.vmap``, ``False`` one by one, a number that many at a
-            time. ``"auto"`` tries these on successive meta-batches and stays with the quickest; a module that cannot
-            be vectorised runs one by one, which is said once.
+            time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
+            successive meta-batches and stays with the quickest; a module that cannot be vectorised runs one by one,
+            which is said once.
+
+    Attributes:
+        random: whether the model draws random numbers.
+        separable: whether copies of the model can run in threads of their own.
+        chosen: the plan for each purpose and shape of tasks, where that is settled.
     """
 
     def __init__(self, model: nn.Module, vectorize: Vectorize = "auto") -> None:
-        number = isinstance(vectorize, int) and not isinstance(vectorize, bool)
-        if (number and vectorize < 1) or not (number or vectorize in ("auto", True, False)):  # type: ignore[operator]
-            raise ValueError(f'vectorize is "auto", True, False or a number of tasks from 1, got {vectorize!r}')
         self.model, self.vectorize = model, vectorize
-        self.random = False
-        self.chosen: dict[str, int] = {}
+        self.random, self.separable = False, True
+        self.chosen: dict[str, Plan] = {}
+        self.given = _given(vectorize)
         self._searches: dict[str, Search] = {}
+        self._notes: list[str] = []
         self._fallback = self._recording = False
 
     @property
@@ -57,7 +63,7 @@ class Engine:
     @property
     def reasons(self) -> list[str]:
         """What was measured and chosen, in words."""
-        return [f"{name}: {search}" for name, search in self._searches.items() if search.found]
+        return [*(f"{name}: {search}" for name, search in self._searches.items() if search.found), *self._notes]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -70,13 +76,18 @@ class Engine:
 
     def map(self, function: PerTask, tasks: Task, params: Params, buffers: Params, purpose: str) -> Any:
         """The function's results for every task, stacked along a leading task axis."""
-        return _concatenate([result for result, _ in self.chunks(function, tasks, params, buffers, purpose)])
+        return _concatenate(list(self.chunks(function, tasks, params, buffers, purpose, lambda result: result)))
 
     def chunks(
-        self, function: PerTask, tasks: Task, params: Params, buffers: Params, purpose: str
-    ) -> Iterator[tuple[Any, int]]:
-        """Stacked results for some tasks at a time, with the number of tasks; so that whoever differentiates each
-        chunk needs the memory of one. What is done between chunks counts as time of the meta-batch.
+        self,
+        function: PerTask,
+        tasks: Task,
+        params: Params,
+        buffers: Params,
+        purpose: str,
+        finish: Callable[[Any], Result],
+    ) -> Iterator[Result]:
+        """What becomes of the results of some tasks at a time, in order.
 
         Args:
             function: of one task.
@@ -84,36 +95,35 @@ class Engine:
             params: the parameters that each task gets its own copies of.
             buffers: likewise.
             purpose: what the results are for, in a word: choices are made for each purpose and shape of tasks.
+            finish: what is done with the stacked results of a chunk before the next one is begun; so what is needed
+                to differentiate them is held for one chunk (a thread) at a time.
         """
-        number, done = count(tasks), 0
+        keep_freed_memory()
+        number, done, start = count(tasks), 0, time.perf_counter()
         name = f"{purpose} {_describe(tasks)}"
-        size, start = self._size(name, number), time.perf_counter()
-        while done < number and size != ONE_BY_ONE and self.vectorised:
-            part = select(tasks, slice(done, done + size)) if size < number else tasks
+        plan = self._plan(name, number, params)
+
+        def work(part: Task) -> Result:
+            return finish(self._vectorised(function, part, params, buffers))
+
+        while plan.size and done < number:
+            parts = [select(tasks, slice(i, i + plan.size)) for i in range(done, number, plan.size)]
             random_state = torch.get_rng_state()
             try:
-                result = self._vectorised(function, part, params, buffers)
-            except torch.OutOfMemoryError:
-                if size == 1 or self.vectorize != "auto":
-                    raise
-                size = self.chosen[name] = size // 2
-                continue
+                side = plan.threads > 1
+                results = side_by_side(work, parts, plan.threads, self.model) if side else map(work, parts)
+                for part, result in zip(parts, results, strict=True):
+                    yield result
+                    done += count(part)
+                    random_state = torch.get_rng_state()
             except Exception as error:
-                if self.vectorize != "auto":
-                    raise ValueError(
-                        _explain(error, self.model, f"and vectorize={self.vectorize} forbids to run tasks one by one")
-                    ) from error
                 torch.set_rng_state(random_state)
-                self._fall_back(function, tasks, params, buffers, error)
-                torch.set_rng_state(random_state)
-            else:
-                yield result, count(part)
-                done += count(part)
+                plan = self._retreat(name, plan, error, partial(self._alone, function, tasks, params, buffers))
         for index in range(done, number):
             with TaskOperations(vectorised=False):
-                result = function(select(tasks, index), params, buffers)
-            yield stack([result]), 1
-        self._note(name, size, start)
+                result = stack([function(select(tasks, index), params, buffers)])
+            yield finish(result)
+        self._note(name, plan, time.perf_counter() - start)
 
     def _vectorised(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
         number = count(tasks)
@@ -122,94 +132,80 @@ class Engine:
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
-    def _size(self, name: str, number: int) -> int:
-        """How many tasks to run at once, or `ONE_BY_ONE`."""
-        keep_freed_memory()
-        if self._recording or self.vectorize is True or (self.vectorize == "auto" and self.random):
-            return number
+    def _plan(self, name: str, number: int, params: Params) -> Plan:
+        if self._recording or (self.vectorize == "auto" and self.random and not self._fallback):
+            return Plan(number)
         if not self.vectorised:
-            return ONE_BY_ONE
-        if self.vectorize != "auto":
-            return min(int(self.vectorize), number)
-        if name in self.chosen:
-            return self.chosen[name]
-        if name not in self._searches:
-            self._searches[name] = Search(number)
-        return self._searches[name].size
+            return Plan(ONE_BY_ONE)
+        if self.given is not None:
+            return Plan(min(self.given.size or number, number), self._threads(params, self.given.threads))
+        if (plan := self.chosen.get(name)) is None:
+            if name not in self._searches:
+                self._searches[name] = Search(number, self._threads(params))
+            plan = self._searches[name].plan
+        return plan._replace(threads=self._threads(params, plan.threads))
 
-    def _note(self, name: str, size: int, start: float) -> None:
+    def _threads(self, params: Params, most: int | None = None) -> int:
+        """How many threads may work side by side, up to a number."""
+        if self.random or not self.separable or most == 1 or any(p.device.type != "cpu" for p in params.values()):
+            return 1
+        return available() if most is None else min(most, available())
+
+    def _note(self, name: str, plan: Plan, seconds: float) -> None:
         """Tell the search what a meta-batch took, if there is one for such batches."""
         search = self._searches.get(name)
-        if search is None or name in self.chosen or not self.vectorised or size != search.size:
+        if search is None or name in self.chosen or not self.vectorised or plan != search.plan:
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        search.took(time.perf_counter() - start)
+        search.took(seconds)
         if search.found:
-            self.chosen[name] = search.size
+            self.chosen[name] = search.plan
 
-    def _fall_back(self, function: PerTask, tasks: Task, params: Params, buffers: Params, error: Exception) -> None:
-        """Loop from now on, if every task runs alone; a mistake of the caller's raises here, in its own words."""
-        self._fallback = True
+    def _retreat(self, name: str, plan: Plan, error: Exception, alone: Callable[[], None]) -> Plan:
+        """The plan to go on by after an error; one that is not for what the plan was raises here."""
+        if plan.threads > 1:
+            self.separable = False
+            self._notes.append(f"{name}: no threads, for there {_first_line(error)}")
+            if name in self._searches:
+                self._searches[name].stop()
+            self.chosen[name] = plan._replace(threads=1)
+            return self.chosen[name]
+        if isinstance(error, torch.OutOfMemoryError):
+            if plan.size == 1 or self.vectorize != "auto":
+                raise error
+            self.chosen[name] = Plan(plan.size // 2)
+            self._notes.append(f"{name}: {self.chosen[name]}, for there was no memory for {plan}")
+            return self.chosen[name]
+        if self.vectorize != "auto":
+            remedy = f"and vectorize={self.vectorize} forbids to run tasks one by one"
+            raise ValueError(_explain(error, self.model, remedy)) from error
         try:
-            with torch.no_grad():
-                for index in range(count(tasks)):
-                    function(select(tasks, index), params, buffers)
-        except Exception as plain:
-            self._fallback = False
+            alone()
+        except Exception as plain:  # a mistake of the caller's, in its own words
             raise plain from None
+        self._fallback = True
         warnings.warn(_explain(error, self.model, "so tasks run one by one"), stacklevel=5)
+        return Plan(ONE_BY_ONE)
+
+    def _alone(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> None:
+        """Every task by itself."""
+        with torch.no_grad(), torch.random.fork_rng([]):
+            for index in range(count(tasks)):
+                function(select(tasks, index), params, buffers)
 
 
-class Search:
-    """The quickest number of tasks at once, by trial on successive meta-batches; none is run for the trial alone.
-
-    Every size is tried on three meta-batches, of which the first warms up. From 8 the number is doubled, or else
-    halved, as long as that helps; one by one is tried last.
-
-    Attributes:
-        size: to use for the next meta-batch.
-        found: whether that is settled.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.times: dict[int, float] = {}
-        self.found = False
-        self._trials: list[float] = []
-        self._steps = self._search(number)
-        self.size = next(self._steps)
-
-    def took(self, seconds: float) -> None:
-        """Note what a meta-batch took at the present size."""
-        self._trials.append(seconds)
-        if len(self._trials) < 3:
-            return
-        self.times[self.size], self._trials = min(self._trials[1:]), []
-        try:
-            self.size = next(self._steps)
-        except StopIteration as stop:
-            self.size, self.found = stop.value, True
-
-    def _search(self, number: int) -> Generator[int, None, int]:
-        start = best = min(8, number)
-        yield start
-        if self.times[start] < QUICK:
-            return number
-        for factor in (2.0, 0.5):
-            while (size := int(min(best * factor, number))) >= 1 and size not in self.times:
-                yield size
-                if self.times[size] > 0.97 * self.times[best]:
-                    break
-                best = size
-            if best != start:
-                break
-        yield ONE_BY_ONE
-        return min(self.times, key=lambda size: self.times[size])
-
-    def __str__(self) -> str:
-        tried = ", ".join(f"{size or 'one'} at once {1e3 * t:.1f} ms" for size, t in self.times.items())
-        choice = "one by one" if self.size == ONE_BY_ONE else f"{self.size} tasks at once"
-        return f"{choice} ({tried})"
+def _given(vectorize: Vectorize) -> Plan | None:
+    """The plan that an option demands; size 0 stands for all tasks. ``None`` leaves it to be found, or loops."""
+    if vectorize == "auto" or vectorize is False:
+        return None
+    pair = vectorize if isinstance(vectorize, tuple) else (vectorize, 1)
+    if vectorize is not True and not (len(pair) == 2 and all(type(n) is int and n >= 1 for n in pair)):
+        raise ValueError(
+            'vectorize is "auto", True, False, a number of tasks from 1, or a pair of that and a number of threads, '
+            f"got {vectorize!r}"
+        )
+    return Plan(0 if vectorize is True else int(pair[0]), pair[1])
 
 
 def copies(tensors: Params, number: int) -> Params:
@@ -237,4 +233,8 @@ def _explain(error: Exception, model: nn.Module, remedy: str) -> str:
         if isinstance(owner, nn.Module) and id(owner) in names:
             where = f"{type(owner).__name__} ({names[id(owner)]})"
         trace = trace.tb_next
-    return f"{where} cannot be vectorised over tasks, {remedy}. Torch said: {str(error).splitlines()[0]}"
+    return f"{where} cannot be vectorised over tasks, {remedy}. Torch said: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

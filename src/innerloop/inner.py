@@ -6,7 +6,7 @@ Training objectives, evaluation, adaptation to one's own data and reinforcement 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from .rules import UpdateRule
 from .stacks import recomputed, value_and_gradient
 from .task import Batch, Params, Task, size
+from .threads import mine
 
 Loss = Callable[[Any, Any], Tensor]
 """``(output, y) -> scalar``, averaged over examples. An ``nn.Module`` brings its parameters to be meta-learned."""
@@ -66,7 +67,7 @@ class Stateless:
         args, kwargs = arguments(x)
         # Flash and memory-efficient attention have no second derivative; the math kernel has.
         with sdpa_kernel(SDPBackend.MATH), self._autocast(tensors):
-            output = functional_call(self.model, tensors, args, kwargs, tie_weights=False)
+            output = functional_call(mine(self.model), tensors, args, kwargs, tie_weights=False)
         if self.precision != "float32":
             output = pytree.tree_map_only(Tensor, lambda t: t.float() if t.is_floating_point() else t, output)
         return output, buffers
@@ -78,22 +79,26 @@ class Stateless:
 
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
         """A context with the modes that the module and torch's operations have now."""
-        modes = [(module, module.training) for module in self.model.modules()]
+        modes = [module.training for module in mine(self.model).modules()]
         operations = torch.overrides._get_current_function_mode()
 
         @contextmanager
         def context() -> Iterator[None]:
-            before = [module.training for module, _ in modes]
-            for module, mode in modes:
-                module.training = mode
+            modules = list(mine(self.model).modules())
+            before = [module.training for module in modules]
+            _set_modes(modules, modes)
             try:
                 with operations or nullcontext():
                     yield
             finally:
-                for (module, _), mode in zip(modes, before, strict=True):
-                    module.training = mode
+                _set_modes(modules, before)
 
         return context
+
+
+def _set_modes(modules: Iterable[nn.Module], modes: Iterable[bool]) -> None:
+    for module, mode in zip(modules, modes, strict=True):
+        module.training = mode
 
 
 @contextmanager
@@ -105,8 +110,9 @@ def in_mode(model: nn.Module, statistics: Statistics, training: bool = True) -> 
         statistics: of batch norm.
         training: false turns off dropout and the like, as ``eval()`` does; true leaves them as they are.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
+    modules = list(model.modules())
+    before = [module.training for module in modules]
+    for module in modules:
         if isinstance(module, BATCH_NORMS):
             module.training = statistics == "batch"
         # cuDNN differentiates recurrent networks in training mode only; without dropout the modes do not differ.
@@ -115,8 +121,7 @@ def in_mode(model: nn.Module, statistics: Statistics, training: bool = True) -> 
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        _set_modes(modules, before)
 
 
 def detach(tensors: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -34,9 +34,11 @@ from .inner import (
 )
 from .objectives import Objective, Unrolled
 from .rules import UpdateRule, require_step
+from .search import Plan
 from .select import Selection, everything
 from .stacks import place
 from .task import Batch, Params, Task, count, select, size
+from .threads import independent
 
 
 class Outcome(NamedTuple):
@@ -138,7 +140,7 @@ class MetaLearner(nn.Module):
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
         """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
 
-        Takes the gradient of each chunk of tasks as it comes, so looping over tasks needs the memory of one.
+        Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
         self._check(tasks)
@@ -159,15 +161,17 @@ class MetaLearner(nn.Module):
         if not learned:
             raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
         total, outcomes = [torch.zeros_like(p) for p in learned.values()], []
+
+        def differentiate(result: tuple[Any, ...]) -> tuple[Sequence[Tensor], Outcome]:
+            outcome, by = Outcome(*result), list(learned.values())
+            grads = torch.autograd.grad(outcome.objective.sum(), by, allow_unused=True, materialize_grads=True)
+            return grads, detach(outcome)
+
         with in_mode(self.model, self.statistics):
             judge = partial(self._judge, iteration=iteration)
-            for result, _ in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient"):
-                outcome = Outcome(*result)
-                grads = torch.autograd.grad(
-                    outcome.objective.sum(), list(learned.values()), allow_unused=True, materialize_grads=True
-                )
+            for grads, outcome in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient", differentiate):
                 total = [a + b for a, b in zip(total, grads, strict=True)]
-                outcomes.append(detach(outcome))
+                outcomes.append(outcome)
         mean = {name: grad / count(tasks) for name, grad in zip(learned, total, strict=True)}
         return mean, Outcome(*pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes))
 
@@ -245,11 +249,12 @@ class MetaLearner(nn.Module):
     @property
     def settled(self) -> dict[str, Any]:
         """The choices that `settle` makes a learner keep, so that a run that goes on repeats to the bit."""
-        return {"tasks_at_once": dict(self.engine.chosen), "compiled": sorted(self.compiler.wanted)}
+        plans = {name: list(plan) for name, plan in self.engine.chosen.items()}
+        return {"plans": plans, "compiled": sorted(self.compiler.wanted)}
 
     def settle(self, settled: dict[str, Any]) -> None:
         """Make choices that were made before."""
-        self.engine.chosen.update(settled["tasks_at_once"])
+        self.engine.chosen.update({name: Plan(*plan) for name, plan in settled["plans"].items()})
         self.compiler.wanted.update(settled["compiled"])
 
     def extra_repr(self) -> str:
@@ -312,6 +317,7 @@ class MetaLearner(nn.Module):
             loss = episode.support_loss(start, 0)
             # Random draws depend on how many tasks run at once, so that is then not a matter of speed.
             self.engine.random = not torch.equal(random_state, torch.get_rng_state())
+            self.engine.separable = self._separable(episode)
             grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True) if loss.requires_grad else ()
         unused = [name for name, grad in zip_longest(start, grads) if grad is None]
         if len(unused) == len(start):
@@ -323,6 +329,11 @@ class MetaLearner(nn.Module):
                 stacklevel=3,
             )
         self._checked = True
+
+    def _separable(self, episode: Episode) -> bool:
+        """Whether copies of the model can run in threads of their own."""
+        params = {name: p.detach().requires_grad_() for name, p in self.model.named_parameters()}
+        return independent(self.model, lambda: self._stateless(params, episode.buffers, episode.support().x))
 
 
 class Adapted:

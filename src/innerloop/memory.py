@@ -7,7 +7,7 @@ import os
 import sys
 from functools import cache
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc, malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc, malloc.h
 
 
 @cache
@@ -15,10 +15,12 @@ def keep_freed_memory() -> bool:
     """Have the C library keep freed memory for the next allocation; whether it does.
 
     By default glibc maps every large tensor anew and unmaps it afterwards, and the kernel zeroes each of its pages on
-    first use: a third of the time of a convolutional meta-step. The process then stays as large as it ever was. Set
+    first use: a third of the time of a convolutional meta-step. The process then stays as large as it ever was.
+    Threads that start later share this memory, for of that of their own they would give large pieces back. Set
     ``INNERLOOP_KEEP_MEMORY=0`` to leave the C library alone, as other C libraries are.
     """
     if os.environ.get("INNERLOOP_KEEP_MEMORY", "1") == "0" or not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
+    return mallopt is not None and all(mallopt(*setting) for setting in settings)

@@ -1,0 +1,100 @@
+"""Finding the quickest way to run a meta-batch, by trial on successive ones; none is run for the trial alone."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import NamedTuple
+
+QUICK = 0.05
+"""Seconds. A meta-batch that takes less runs all at once, unmeasured: so small runs repeat to the bit."""
+ONE_BY_ONE = 0
+HELPS = 0.97
+"""What a larger or smaller number has to bring the time to, for more of the kind to be tried."""
+
+
+class Plan(NamedTuple):
+    """How a meta-batch runs.
+
+    Attributes:
+        size: how many tasks at once, or `ONE_BY_ONE`.
+        threads: that do so side by side.
+    """
+
+    size: int
+    threads: int = 1
+
+    def __str__(self) -> str:
+        at_once = f"{self.size} at once" if self.size else "one by one"
+        return at_once if self.threads == 1 else f"{at_once} in each of {self.threads} threads"
+
+
+class Search:
+    """The quickest plan.
+
+    Every plan is tried on three meta-batches, of which the first warms up. From 8 at once the number is doubled, or
+    else halved, as long as that helps; then one by one is tried, and then the best number in more and more threads.
+
+    Args:
+        number: of tasks in a meta-batch.
+        threads: the most that may be used.
+
+    Attributes:
+        plan: for the next meta-batch.
+        found: whether that is settled.
+    """
+
+    def __init__(self, number: int, threads: int = 1) -> None:
+        self.times: dict[Plan, float] = {}
+        self.found = False
+        self._trials: list[float] = []
+        self._steps = self._search(number, threads)
+        self.plan = next(self._steps)
+
+    def took(self, seconds: float) -> None:
+        """Note what a meta-batch took by the present plan."""
+        self._trials.append(seconds)
+        if len(self._trials) < 3:
+            return
+        self.times[self.plan], self._trials = min(self._trials[1:]), []
+        try:
+            self.plan = next(self._steps)
+        except StopIteration as stop:
+            self.plan, self.found = stop.value, True
+
+    def stop(self) -> None:
+        """Settle on the best plan so far, since the present one does not work."""
+        self.plan, self.found = self._best(), True
+
+    def _search(self, number: int, threads: int) -> Generator[Plan, None, Plan]:
+        start = Plan(min(8, number))
+        yield start
+        if self.times[start] < QUICK:
+            return Plan(number)
+        best = yield from self._climb(start, 2, number)
+        if best == start:
+            yield from self._climb(start, 0.5, number)
+        yield Plan(ONE_BY_ONE)
+        best, number_of = self._best(), 2
+        while best.size and best.threads * 2 == number_of <= min(threads, number):
+            most = -(-number // number_of)
+            start = Plan(min(best.size, most), number_of)
+            yield start
+            yield from self._climb(start, 2, most)
+            best, number_of = self._best(), 2 * number_of
+        return best
+
+    def _climb(self, best: Plan, factor: float, most: int) -> Generator[Plan, None, Plan]:
+        """Change the number of tasks at once as long as that helps; the best."""
+        while (size := int(min(best.size * factor, most))) >= 1 and size != best.size:
+            plan = best._replace(size=size)
+            yield plan
+            if self.times[plan] > HELPS * self.times[best]:
+                break
+            best = plan
+        return best
+
+    def _best(self) -> Plan:
+        return min(self.times, key=lambda plan: self.times[plan])
+
+    def __str__(self) -> str:
+        return f"{self.plan} ({', '.join(f'{plan} {1e3 * t:.1f} ms' for plan, t in self.times.items())})"

@@ -1,0 +1,143 @@
+"""Threads that work on tasks of their own, side by side, each with its share of torch's threads.
+
+Torch spreads one operation over all cores, and where operations are short the cores wait for each other and for Python.
+Threads with tasks of their own wait for neither. Each works on a copy of the module, for putting a task's parameters
+into a module is not seen by one thread alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import cache
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from .stacks import place
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_here = threading.local()
+
+
+def available() -> int:
+    """How many threads may work side by side: as many as torch uses, unless what is set for this thread alone (modes,
+    transforms) would not hold in others."""
+    modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    special = modes or place() != "plain" or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
+    return 1 if special or not _own_numbers() else torch.get_num_threads()
+
+
+def side_by_side(
+    work: Callable[[Item], Result], items: Sequence[Item], threads: int, model: nn.Module
+) -> Iterator[Result]:
+    """The results of all items, in order.
+
+    Args:
+        work: runs in the threads, where `mine` gives it a copy of the model.
+        items: what to work on.
+        threads: how many; every one gets an equal share of torch's threads.
+        model: the module.
+    """
+    copies: SimpleQueue[nn.Module] = SimpleQueue()
+    for _ in range(threads):
+        copies.put(replica(model))
+    grad = torch.is_grad_enabled()
+
+    def run(item: Item) -> Result:
+        stand_in = copies.get()
+        try:
+            with torch.set_grad_enabled(grad), standing_in(model, stand_in):
+                return work(item)
+        finally:
+            copies.put(stand_in)
+
+    pool = _pool(threads, max(1, torch.get_num_threads() // threads))
+    # The kernels of attention are switched for all threads at once, so no thread may be the first or last to do it.
+    with sdpa_kernel(SDPBackend.MATH):
+        futures = [pool.submit(run, item) for item in items]
+        try:
+            while futures:
+                yield futures.pop(0).result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+
+def replica(model: nn.Module) -> nn.Module:
+    """A copy with the same parameters and buffers."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+@contextmanager
+def standing_in(model: nn.Module, stand_in: nn.Module) -> Iterator[None]:
+    """In this thread, `mine` gives the stand-in for the model."""
+    _here.models = {id(model): stand_in}
+    try:
+        yield
+    finally:
+        del _here.models
+
+
+def mine(model: nn.Module) -> nn.Module:
+    """What this thread works with in place of a module."""
+    found: nn.Module = getattr(_here, "models", {}).get(id(model), model)
+    return found
+
+
+def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
+    """Whether copies of a module do without the original.
+
+    A function that a module keeps, or a hook, may hold on to the original: that could not be given a task's parameters.
+
+    Args:
+        model: the module.
+        call: computes something with what `mine` gives, on parameters other than the module's.
+    """
+    try:
+        with standing_in(model, replica(model)), torch.enable_grad():
+            outputs = [t for t in pytree.tree_leaves(call()) if isinstance(t, torch.Tensor) and t.requires_grad]
+        learned = [p for p in model.parameters() if p.requires_grad]
+        reached = torch.autograd.grad([t.sum() for t in outputs], learned, allow_unused=True) if outputs else ()
+    except Exception:  # whatever it is that cannot be copied, or run twice
+        return False
+    return all(grad is None for grad in reached)
+
+
+@cache
+def _own_numbers() -> bool:
+    """Whether every thread has its own number of torch threads."""
+    return "parallel backend: OpenMP" in torch.__config__.parallel_info()
+
+
+@cache
+def _pool(threads: int, share: int) -> ThreadPoolExecutor:
+    every, started = torch.get_num_threads(), threading.Barrier(threads + 1)
+
+    def start() -> None:
+        torch.set_num_threads(share)
+        torch.get_num_threads()  # the first time in a thread, this takes over what was set last anywhere
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "innerloop", initializer=start)
+    for _ in range(threads):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(every)  # the number of threads to come, which those that started have changed
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not come along
