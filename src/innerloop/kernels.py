@@ -12,7 +12,6 @@ Third derivatives fall back on torch's. Values, first and second derivatives agr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -73,14 +72,19 @@ def batch_norm(
 def _fold(stack: Tensor) -> Tensor:
     """``[T, N, C, H, W] -> [N, T * C, H, W]``, channels last in memory; a view of what `_unfold` gave."""
     tasks, n, channels, height, width = stack.shape
-    return _channels_last(stack.permute(1, 3, 4, 0, 2), (n, tasks * channels, height, width))
+    shape = (n, tasks * channels, height, width)
+    if stack.stride() == _unfolded_strides(shape, channels):
+        return stack.as_strided(shape, _channels_last_strides(shape))
+    return _channels_last(stack.permute(1, 3, 4, 0, 2), shape)
 
 
 def _unfold(x: Tensor, tasks: int) -> Tensor:
     """``[N, T * C, H, W] -> [T, N, C, H, W]``."""
     n, channels, height, width = x.shape
-    flat = x.permute(0, 2, 3, 1).contiguous()
-    return flat.view(n, height, width, tasks, channels // tasks).permute(3, 0, 4, 1, 2)
+    if x.stride() != _channels_last_strides(x.shape):
+        x = _channels_last(x.permute(0, 2, 3, 1), x.shape)
+    channels //= tasks
+    return x.as_strided((tasks, n, channels, height, width), _unfolded_strides(x.shape, channels))
 
 
 def _fold_weight(stack: Tensor) -> Tensor:
@@ -89,39 +93,42 @@ def _fold_weight(stack: Tensor) -> Tensor:
     return _channels_last(stack.permute(0, 1, 3, 4, 2), (tasks * out, channels, *kernel))
 
 
+def _unfold_weight(weight: Tensor, tasks: int) -> Tensor:
+    return weight.view(tasks, -1, *weight.shape[1:])
+
+
 def _channels_last(values: Tensor, shape: Sequence[int]) -> Tensor:
     """Values in the order of memory, as images. The strides say channels last even where there is one channel: by
     them torch chooses the layout it works in."""
+    return values.contiguous().as_strided(shape, _channels_last_strides(shape))
+
+
+def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
     _, channels, height, width = shape
-    strides = (channels * height * width, 1, channels * width, channels)
-    return values.contiguous().as_strided(shape, strides)
+    return channels * height * width, 1, channels * width, channels
 
 
-def _unfold_weight(weight: Tensor, tasks: int) -> Tensor:
-    out, channels, *kernel = weight.shape
-    return weight.permute(0, 2, 3, 1).contiguous().view(tasks, out // tasks, *kernel, channels).permute(0, 1, 4, 2, 3)
+def _unfolded_strides(shape: Sequence[int], each: int) -> tuple[int, ...]:
+    """Of ``[T, N, C, H, W]`` with C = ``each``, in the memory of folded images of a shape."""
+    _, channels, height, width = shape
+    return each, channels * height * width, 1, channels * width, channels
 
 
-def _rows(x: Tensor) -> Tensor:
-    """``[N, C, H, W] -> [N * H * W, C]``, a view where channels are last in memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _columns(vector: Tensor) -> Tensor:
-    """``[C] -> [1, C, 1, 1]``."""
-    return vector.view(1, -1, 1, 1)
+def _column(vector: Tensor) -> Tensor:
+    """``[T, C]`` or ``[T * C] -> [1, T * C, 1, 1]``."""
+    return vector.reshape(1, -1, 1, 1)
 
 
 CACHE = 4 * 2**20
 """Bytes of one tensor that a pass works on before the next pass does."""
+PIXELS = 4096
+"""Values of a channel that torch's sums may add up one after the other: of more of them, digits would be lost."""
 
 
-def _parts(x: Tensor) -> list[slice]:
-    """Some images at a time, as many as fit into `CACHE`, but enough for every thread to have some."""
-    each = max(CACHE // max(1, x[0].numel() * x.element_size()), 2 * torch.get_num_threads())
-    number = max(1, round(len(x) / each))
-    bounds = [len(x) * index // number for index in range(number + 1)]
-    return [slice(start, end) for start, end in pairwise(bounds)]
+def _parts(x: Tensor, pixels: float) -> tuple[Tensor, ...]:
+    """Images, split into parts of about so many pixels."""
+    number = max(1, round(x.numel() / x.shape[1] / pixels))
+    return x.split(-(-len(x) // number))  # type: ignore[no-any-return]
 
 
 # -- convolution ------------------------------------------------------------------------------------------------------
@@ -220,11 +227,6 @@ def _differentiably(
 # -- pooling ----------------------------------------------------------------------------------------------------------
 
 
-def _unpool(z: Tensor, like: Tensor, window: Window, index: Tensor) -> Tensor:
-    """What `_pick` is the transpose of: each value where its maximum was, zero elsewhere."""
-    return aten.max_pool2d_with_indices_backward(z, like, *window, index)  # type: ignore[no-any-return]
-
-
 def _pick(x: Tensor, index: Tensor) -> Tensor:
     """The values of ``x`` where the maxima were."""
     n, channels, height, width = index.shape
@@ -252,15 +254,11 @@ class _PoolBackward(Function):
     def forward(ctx: Any, g: Tensor, index: Tensor, window: Window, shape: torch.Size) -> Tensor:
         ctx.save_for_backward(index)
         like = torch.empty(shape, dtype=g.dtype, memory_format=torch.channels_last)
-        return _unfold(_unpool(_fold(g), like, window, index), len(g))
+        return _unfold(aten.max_pool2d_with_indices_backward(_fold(g), like, *window, index), len(g))
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
-        index = ctx.saved_tensors[0]
-        tasks, n, channels, height, width = c.shape
-        flat = c.permute(1, 0, 2, 3, 4).reshape(n, tasks * channels, height, width)
-        picked = _pick(flat, index)
-        return picked.unflatten(1, (tasks, channels)).transpose(0, 1), None, None, None
+        return _unfold(_pick(_fold(c), ctx.saved_tensors[0]), len(c)), None, None, None
 
 
 # -- batch norm, and pooling ------------------------------------------------------------------------------------------
@@ -274,9 +272,9 @@ class _NormPool(Function):
         tasks, y, factor = len(x), _fold(x), scale.reshape(-1)
         z, index = (y, None) if window is None else _extremes(y, factor, window)
         mean, variance = _moments(y)
-        z = z - _columns(mean)
         r = torch.rsqrt(variance + eps)
-        out = torch.addcmul(_columns(bias.reshape(-1)), z, _columns(factor * r))
+        z = z - _column(mean)
+        out = torch.addcmul(_column(bias), z, _column(factor * r))
         ctx.save_for_backward(x, scale, y, z, index, mean, r)
         ctx.window, ctx.eps = window, eps
         mean, variance = mean.view(tasks, -1), variance.view(tasks, -1)
@@ -293,14 +291,12 @@ class _NormPoolBackward(Function):
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, scale: Tensor, kept: Any, eps: float, window: Window | None) -> Any:
         y, z, index, mean, r = kept
-        tasks, g_, a = len(x), _fold(g), scale.reshape(-1) * r
-        values = y.numel() // y.shape[1]
-        rows = _rows(g_)
-        dbias, along = rows.sum(0), (rows * _rows(z)).sum(0)
+        tasks, g_, a, each = len(x), _fold(g), scale.reshape(-1) * r, -y.shape[1] / y.numel()
+        dbias, along = _sums(g_, z, torch.zeros_like(mean))
         dscale = r * along
         # dy = unpool(a g) + b (y - mu) + p, where the last two are what comes by the variance and the mean.
-        b, p = a * r * dscale * (-1 / values), a * dbias * (-1 / values)
-        dy = _spread(g_ * _columns(a), index, window, [(y, b)], p - b * mean)
+        b, p = a * r * dscale * each, a * dbias * each
+        dy = _spread(g_ * _column(a), index, window, [(y, b)], torch.addcmul(p, b, mean, value=-1))
         ctx.save_for_backward(g, x, scale, y, z, index, mean, r, along, dbias)
         ctx.set_materialize_grads(False)
         ctx.eps, ctx.window = eps, window
@@ -313,59 +309,55 @@ class _NormPoolBackward(Function):
         if torch.is_grad_enabled():
             function, bias = _torch_norm_pool(ctx.eps, ctx.window), torch.zeros_like(scale).requires_grad_()
             return *_differentiably(function, g, (x, scale, bias), (cx, cscale, cbias))[:3], None, None, None
-        tasks, g_, factor, values = len(x), _fold(g), scale.reshape(-1), y.numel() // y.shape[1]
-        mean1, r1, z1, along1 = torch.zeros_like(mean), torch.zeros_like(r), None, torch.zeros_like(r)
+        tasks, g_, factor, each = len(x), _fold(g), scale.reshape(-1), -y.shape[1] / y.numel()
+        a, c, z1 = factor * r, None, None
+        mean1 = r1 = along1 = torch.zeros_like(r)
         if cx is not None:
             c = _fold(cx)
-            mean1, product = _joint_moments(y, mean, c)
-            r1 = -(r**3) * product
-            z1 = (c if index is None else _pick(c, index)) - _columns(mean1)
-            along1 = (_rows(g_) * _rows(z1)).sum(0)
-        a, a1 = factor * r, factor * r1
-        if cscale is not None:
-            a1 = a1 + cscale.reshape(-1) * r
-        out1 = z * _columns(a1)
-        if cbias is not None:
-            out1.add_(_columns(cbias.reshape(-1)))
+            total, products = _sums(c, y, mean)
+            mean1, r1 = total * -each, r**3 * products * each
+            z1 = (c if index is None else _pick(c, index)) - _column(mean1)
+            along1 = _sums(g_, z1, along1)[1]
+        a1 = factor * r1 if cscale is None else torch.addcmul(factor * r1, cscale.reshape(-1), r)
+        out1 = z * _column(a1) if cbias is None else torch.addcmul(_column(cbias), z, _column(a1))
         if z1 is not None:
-            out1.addcmul_(z1, _columns(a))
+            out1.addcmul_(z1, _column(a))
         dscale, dscale1 = r * along, r1 * along + r * along1
-        b = a * r * dscale * (-1 / values)
-        b1 = ((a1 * r + a * r1) * dscale + a * r * dscale1) * (-1 / values)
-        p1 = a1 * dbias * (-1 / values) - b1 * mean - b * mean1
-        terms = [(y, b1)] if cx is None else [(y, b1), (c, b)]
-        dy1 = _spread(g_ * _columns(a1), index, ctx.window, terms, p1)
+        b = a * r * dscale * each
+        b1 = ((a1 * r + a * r1) * dscale + a * r * dscale1) * each
+        terms = [(y, b1)] if c is None else [(y, b1), (c, b)]
+        dy1 = _spread(g_ * _column(a1), index, ctx.window, terms, a1 * dbias * each - b1 * mean - b * mean1)
         return _unfold(out1, tasks), _unfold(dy1, tasks), dscale1.view(tasks, -1), None, None, None
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, ``[C]``; in two passes, as the mean of squares would lose small variances."""
-    values, parts = y.numel() // y.shape[1], _parts(y)
-    total, squares = torch.zeros(2, y.shape[1], dtype=y.dtype)
-    for part in parts:
-        total += _rows(y[part]).sum(0)
-    mean = total / values
-    for part in parts:
-        squares += (_rows(y[part]) - mean).square_().sum(0)
-    return mean, squares / values
+    """Mean and biased variance, ``[C]``."""
+    parts = _parts(y, PIXELS)
+    found = [aten.batch_norm_update_stats(part, None, None, 0.0) for part in parts]
+    if len(parts) == 1:
+        return found[0]  # type: ignore[no-any-return]
+    share = torch.tensor([[len(part) / len(y)] for part in parts], dtype=y.dtype)
+    means, variances = (torch.stack(values) for values in zip(*found, strict=True))
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + (means - mean).square())).sum(0)
 
 
-def _joint_moments(y: Tensor, mean: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of ``c``, and of ``(y - mean) c``, ``[C]``."""
-    total, products = torch.zeros(2, y.shape[1], dtype=y.dtype)
-    for part in _parts(y):
-        rows = _rows(c[part])
-        total += rows.sum(0)
-        products += (_rows(y[part]) - mean).mul_(rows).sum(0)
-    values = y.numel() // y.shape[1]
-    return total / values, products / values
+def _sums(g: Tensor, y: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of ``g`` and of ``g (y - mean)``, ``[C]``: in torch, the gradients of batch norm's bias and scale."""
+    one, want = torch.ones_like(mean), [False, True, True]
+    found = [
+        aten.native_batch_norm_backward(*part, one, None, None, mean, one, True, 0.0, want)[1:]
+        for part in zip(_parts(g, PIXELS), _parts(y, PIXELS), strict=True)
+    ]
+    products, total = found[0] if len(found) == 1 else (torch.stack(v).sum(0) for v in zip(*found, strict=True))
+    return total, products
 
 
 def _extremes(y: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     """Maxima, or minima where the scale is negative, and where they were."""
     if not bool((scale < 0).any()):
         return aten.max_pool2d_with_indices(y, *window)  # type: ignore[no-any-return]
-    sign = _columns(torch.where(scale < 0, -1.0, 1.0).to(y.dtype))
+    sign = _column(torch.where(scale < 0, -1.0, 1.0).to(y.dtype))
     z, index = aten.max_pool2d_with_indices(y * sign, *window)
     return z * sign, index
 
@@ -374,15 +366,17 @@ def _spread(
     g: Tensor, index: Tensor | None, window: Window | None, terms: Sequence[tuple[Tensor, Tensor]], constant: Tensor
 ) -> Tensor:
     """``unpool(g) + sum(factor * x for x, factor in terms) + constant``, part by part, which stays in cache."""
-    like = terms[0][0]
-    out = g if index is None else torch.empty_like(like)
-    for part in _parts(like):
-        here = out[part]
+    (like, _), *_ = terms
+    pixels = CACHE / (like.shape[1] * like.element_size())
+    out, done = g if index is None else torch.empty_like(like), 0
+    columns = [_column(factor) for _, factor in terms]
+    for here, *xs in zip(*(_parts(x, pixels) for x in (out, *(x for x, _ in terms))), strict=True):
         if index is not None and window is not None:
-            aten.max_pool2d_with_indices_backward.grad_input(g[part], like[part], *window, index[part], grad_input=here)
-        for x, factor in terms:
-            here.addcmul_(x[part], _columns(factor))
-        here.add_(_columns(constant))
+            part = slice(done, done := done + len(here))
+            aten.max_pool2d_with_indices_backward.grad_input(g[part], xs[0], *window, index[part], grad_input=here)
+        for x, column in zip(xs, columns, strict=True):
+            here.addcmul_(x, column)
+        here.add_(_column(constant))
     return out
 
 

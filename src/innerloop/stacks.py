@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.func import grad_and_value, vmap
@@ -20,52 +21,39 @@ from torch.utils import _pytree as pytree
 
 from .task import Params
 
+functorch: Any = torch._C._functorch
+
 Place = Literal["plain", "vmap", "other"]
 
 
 def place() -> Place:
     """Where this code runs: under no function transform, under one ``vmap``, or under others."""
-    level = torch._C._functorch.maybe_current_level()
+    level = functorch.maybe_current_level()
     if level is None:
         return "plain"
-    kind = torch._C._functorch.peek_interpreter_stack().key()
-    return "vmap" if level == 1 and kind == torch._C._functorch.TransformType.Vmap else "other"
+    kind = functorch.peek_interpreter_stack().key()
+    return "vmap" if level == 1 and kind == functorch.TransformType.Vmap else "other"
 
 
-class _OutsideVmap(Function):
-    """Calls ``function(number of tasks, task axis of each tensor, *tensors)`` with the stacked tensors."""
-
-    @staticmethod
-    def forward(function: Callable[..., Any], *tensors: Tensor) -> Any:
-        raise AssertionError("called under vmap only, with something to stack")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing to keep: autograd records what the function does."""
-
-    @staticmethod
-    def vmap(info: Any, axes: Sequence[int | None], function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """What ``vmap`` calls instead of `forward`."""
-        return function(info.batch_size, axes[1:], *tensors)
-
-
-def on_stacks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+def on_stacks(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> tuple[Tensor, ...]:
     """``function`` of the tensors of all tasks, each with a leading task axis ``[T, ...]``, and back to one task's.
 
     Not under ``vmap``, T is 1.
     """
+    if place() != "vmap":
+        return tuple(result[0] for result in function(*(tensor[None] for tensor in tensors)))
+    interpreter: Any = retrieve_current_functorch_interpreter()
+    level, number = interpreter.level(), interpreter.batch_size()
+    unwrapped = [functorch._unwrap_batched(tensor, level) for tensor in tensors]
+    with interpreter.lower():
+        results = function(*(_stack(tensor, axis, number) for tensor, axis in unwrapped))
+    return tuple(functorch._add_batch_dim(result, 0, level) for result in results)
 
-    def stacked(number: int, axes: Sequence[int | None], *values: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        stacks = [
-            value.expand(number, *value.shape) if axis is None else value.movedim(axis, 0)
-            for value, axis in zip(values, axes, strict=True)
-        ]
-        results = function(*stacks)
-        return results, (0,) * len(results)
 
-    if place() == "vmap":
-        return _OutsideVmap.apply(stacked, *tensors)  # type: ignore[no-any-return]
-    return tuple(result[0] for result in function(*(tensor[None] for tensor in tensors)))
+def _stack(tensor: Tensor, axis: int | None, number: int) -> Tensor:
+    if axis is None:
+        return tensor.expand(number, *tensor.shape)
+    return tensor if axis == 0 else tensor.movedim(axis, 0)  # the same one, since gradients by it may be wanted
 
 
 def value_and_gradient(
@@ -99,20 +87,14 @@ def _differentiable(params: Params, order: int) -> Params:
 
     if place() == "plain":
         return dict(zip(params, leaves(*params.values()), strict=True))
-    found = _OutsideVmap.apply(lambda _, axes, *values: (tuple(leaves(*values)), tuple(axes)), *params.values())
-    return dict(zip(params, found, strict=True))
+    return dict(zip(params, on_stacks(leaves, *params.values()), strict=True))
 
 
 def _gradient(loss: Tensor, by: list[Tensor], graph: bool) -> Sequence[Tensor]:
-    def gradient(losses: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def gradient(losses: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(losses.sum(), values, create_graph=graph, allow_unused=True, materialize_grads=True)
 
-    if place() == "plain":
-        return gradient(loss, by)
-    found: Sequence[Tensor] = _OutsideVmap.apply(
-        lambda _, axes, losses, *values: (gradient(losses, values), tuple(axes[1:])), loss, *by
-    )
-    return found
+    return gradient(loss, *by) if place() == "plain" else on_stacks(gradient, loss, *by)
 
 
 # -- constant memory --------------------------------------------------------------------------------------------------
@@ -143,15 +125,14 @@ def recomputed(
         found, results = pytree.tree_flatten(function(order, *pytree.tree_unflatten(filled, structure)))
         return tuple(found)
 
-    def stacked(_: int, axes: Sequence[int | None], *values: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def stacked(*values: Tensor) -> tuple[Tensor, ...]:
         def run(order: int, *stacks: Tensor) -> tuple[Tensor, ...]:
-            return vmap(lambda *one: flat(order, *one), tuple(axes), randomness="different")(*stacks)
+            return vmap(lambda *one: flat(order, *one), randomness="different")(*stacks)
 
-        found = _Recomputed.apply(run, context, len(values), *values, *learned)
-        return found, (0,) * len(found)
+        return _Recomputed.apply(run, context, len(values), *values, *learned)  # type: ignore[no-any-return]
 
     if place() == "vmap":
-        found = _OutsideVmap.apply(stacked, *tensors)
+        found = on_stacks(stacked, *tensors)
     else:
         found = _Recomputed.apply(flat, context, len(tensors), *tensors, *learned)
     return pytree.tree_unflatten(list(found), results)
