@@ -73,33 +73,24 @@ ITERATION_NOTE = (
 )
 MEMORY_NOTE = "Here the memory is what matters. The plain loop differentiates one task at a time."
 
+SINUSOID = Row(
+    "sinusoid-1",
+    "multi-layer perceptron 1-40-40-1, 25 sinusoids, 10 and 10 points, 1 step",
+    "sinusoid",
+    tasks=25,
+    shots=10,
+    queries=10,
+    steps=1,
+    lr=0.01,
+    training=70_000,
+    quick={"tasks": 3},
+)
+
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
-        Row(
-            "sinusoid-1",
-            "multi-layer perceptron 1-40-40-1, 25 sinusoids, 10 and 10 points, 1 step",
-            "sinusoid",
-            tasks=25,
-            shots=10,
-            queries=10,
-            steps=1,
-            lr=0.01,
-            training=70_000,
-            quick={"tasks": 3},
-        ),
-        Row(
-            "sinusoid-5",
-            "multi-layer perceptron 1-40-40-1, 25 sinusoids, 10 and 10 points, 5 steps",
-            "sinusoid",
-            tasks=25,
-            shots=10,
-            queries=10,
-            steps=5,
-            lr=0.01,
-            training=70_000,
-            quick={"tasks": 3},
-        ),
+        SINUSOID,
+        replace(SINUSOID, name="sinusoid-5", what=SINUSOID.what.replace("1 step", "5 steps"), steps=5),
         Row(
             "conv4-5w1s-q1",
             "Conv-4, 64 filters, 32 tasks of 5 ways and 1 shot, 1 query a class, 1 step",

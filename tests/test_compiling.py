@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop import compiling
+from innerloop import compiling, search
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="TorchInductor needs a C++ compiler"
@@ -67,6 +67,40 @@ def test_steps_of_arithmetic_stay_eager(regression: Callable[..., il.Task], monk
         maml.meta_gradient(regression())
     (reason,) = maml.compiler.reasons.values()
     assert reason.startswith("eager, since starting its")
+
+
+def test_huge_steps_stay_eager(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "MOST_OPERATIONS", 10)
+    maml = learner()
+    maml.compiler.steps_to_come = 10**9
+    for _ in range(11):
+        maml.meta_gradient(regression())
+    (reason,) = maml.compiler.reasons.values()
+    assert "more than 10" in reason
+
+
+def test_constant_memory_is_not_compiled(regression: Callable[..., il.Task]) -> None:
+    with pytest.raises(ValueError, match="compile=True keeps"):
+        il.maml(nn.Linear(2, 1), memory="constant", compile=True)
+    maml = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss, memory="constant")
+    maml.compiler.steps_to_come = 10**9
+    for _ in range(12):
+        maml.meta_gradient(regression())
+    assert not maml.compiler.reasons
+
+
+@needs_compiler
+def test_what_is_compiled_waits_until_the_plan_is_settled(
+    regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "QUICK", 0.0)
+    maml = learner()
+    maml.compiler.steps_to_come = 10**9
+    tasks = regression(12)
+    for _ in range(60):
+        maml.meta_gradient(tasks)
+        assert maml.engine.chosen or not maml.compiler.reasons
+    assert maml.compiler.reasons
 
 
 def test_what_draws_random_numbers_stays_eager(regression: Callable[..., il.Task]) -> None:

@@ -23,6 +23,8 @@ Compile = Literal["auto"] | bool
 
 SECONDS_PER_OPERATION = 0.04
 """What compiling was seen to take, for each operation; a guess to decide by before paying."""
+MOST_OPERATIONS = 10_000
+"""More are not compiled: it would take longer than anyone expects."""
 START = 1e-5
 """Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
 
@@ -93,7 +95,7 @@ class Recorded:
             return leaves
 
         try:
-            self.graph = make_fx(flat)(*self.example)
+            self.graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*self.example)
         except Exception as error:
             raise UnsuitableError(f"it cannot be recorded: {str(error).splitlines()[0]}") from error
         for node in self.graph.graph.nodes:
@@ -150,14 +152,15 @@ class Compiler:
             self._eager.setdefault(key, []).append(seconds)
             self.steps_to_come = max(0, (self.steps_to_come or 0) - 1)
 
-    def undecided(self, key: Hashable, steps: int = 10) -> bool:
-        """Whether there is something to decide for these shapes, once some steps have run."""
+    def undecided(self, key: Hashable, settled: bool = True, steps: int = 10) -> bool:
+        """Whether there is something to decide for these shapes: by measurement, once some steps have run and it is
+        settled how they do."""
         if key in self._compiled or not self.setting:
             return False
         return (
             self.setting is True
             or repr(key) in self.wanted
-            or bool(self.steps_to_come and len(self._eager.get(key, ())) >= steps)
+            or bool(settled and self.steps_to_come and len(self._eager.get(key, ())) >= steps)
         )
 
     def get(self, key: Hashable) -> Callable[[Sequence[Tensor]], Any] | None:
@@ -205,6 +208,8 @@ class Compiler:
         with _Count() as count:
             step()
         cost, starting = SECONDS_PER_OPERATION * count.operations, START * count.operations
+        if count.operations > MOST_OPERATIONS:
+            raise UnsuitableError(f"it has {count.operations} operations, more than {MOST_OPERATIONS}")
         if starting < 0.3 * eager:
             raise UnsuitableError(
                 f"starting its {count.operations} operations takes about {1e3 * starting:.0f} of {1e3 * eager:.0f} ms"

@@ -65,6 +65,10 @@ class Engine:
         """What was measured and chosen, in words."""
         return [*(f"{name}: {search}" for name, search in self._searches.items() if search.found), *self._notes]
 
+    def settled(self, tasks: Task, purpose: str) -> bool:
+        """Whether the plan for such meta-batches stays as it is."""
+        return self.given is not None or f"{purpose} {_describe(tasks)}" in self.chosen
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """All at once and by torch's own operations, for code that records them."""

@@ -69,7 +69,8 @@ class Stateless:
         with sdpa_kernel(SDPBackend.MATH), self._autocast(tensors):
             output = functional_call(mine(self.model), tensors, args, kwargs, tie_weights=False)
         if self.precision != "float32":
-            output = pytree.tree_map_only(Tensor, lambda t: t.float() if t.is_floating_point() else t, output)
+            low = getattr(torch, self.precision)
+            output = pytree.tree_map_only(Tensor, lambda t: t.float() if t.dtype == low else t, output)
         return output, buffers
 
     def _autocast(self, tensors: Params) -> AbstractContextManager[Any]:

@@ -77,7 +77,8 @@ class MetaLearner(nn.Module):
         memory: ``"graph"`` keeps what the backward pass needs of every inner step; ``"constant"`` recomputes it, one
             step at a time, which takes about a third longer and a small part of the memory. The gradients are the same.
         precision: ``"float32"``, or ``"bfloat16"`` for matrix products and convolutions.
-        vectorize: ``"auto"``, ``True``, ``False`` or a number of tasks; see `innerloop.engine.Engine`.
+        vectorize: ``"auto"``, ``True``, ``False``, a number of tasks, or of tasks and threads; see
+            `innerloop.engine.Engine`.
         compile: ``"auto"``, ``True`` or ``False``: whether `meta_gradient` runs compiled; see
             `innerloop.compiling.Compiler`.
         citation: of the algorithm, where it is more than its parts.
@@ -111,6 +112,8 @@ class MetaLearner(nn.Module):
             raise ValueError(f'memory is "graph" or "constant", got {memory!r}')
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f'precision is "float32" or "bfloat16", got {precision!r}')
+        if memory == "constant" and compile is True:
+            raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective = objective or Unrolled()
@@ -118,7 +121,7 @@ class MetaLearner(nn.Module):
         self.statistics, self.memory, self.citation = statistics, memory, citation
         self.selection = adapt.description
         self.adapted = adapt.names(model)
-        self.engine, self.compiler = Engine(model, vectorize), Compiler(compile)
+        self.engine, self.compiler = Engine(model, vectorize), Compiler(compile if memory == "graph" else False)
         self._stateless = Stateless(model, precision)
         self._checked = False
         parameters = dict(model.named_parameters())
@@ -151,7 +154,8 @@ class MetaLearner(nn.Module):
         step = partial(self._gradients, iteration=iteration)
         result = step(tasks)
         self.compiler.ran(key, time.perf_counter() - start)
-        if self.compiler.undecided(key) and self.engine.vectorised and not self.engine.random:
+        undecided = self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient"))
+        if undecided and self.engine.vectorised and not self.engine.random:
             function = of_tensors(self, step, tasks, self.engine.recording)
             self.compiler.decide(key, partial(step, tasks), function, tensors(self, tasks))
         return result
@@ -254,8 +258,8 @@ class MetaLearner(nn.Module):
 
     def settle(self, settled: dict[str, Any]) -> None:
         """Make choices that were made before."""
-        self.engine.chosen.update({name: Plan(*plan) for name, plan in settled["plans"].items()})
-        self.compiler.wanted.update(settled["compiled"])
+        self.engine.chosen.update({name: Plan(*plan) for name, plan in settled.get("plans", {}).items()})
+        self.compiler.wanted.update(settled.get("compiled", ()))
 
     def extra_repr(self) -> str:
         return f"adapt={self.selection}, objective={type(self.objective).__name__}, steps={self.steps}"

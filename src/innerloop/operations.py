@@ -10,28 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
-from torch.overrides import TorchFunctionMode, wrap_torch_function
+from torch.overrides import TorchFunctionMode
 
 from . import kernels, normalisation
 
 
-@wrap_torch_function(lambda x, *_, **__: (x,))
 def norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
     """Batch norm by the batch's own statistics, then ``size x size`` max-pooling: ``[N, C, H, W] -> [N, C, H', W']``.
 
     One operation, since pooling first and normalising then gives the same and does so on fewer elements.
     """
+    mode = torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+    if isinstance(mode, TaskOperations) and mode.kernels and kernels.supported(x, scale):
+        return kernels.batch_norm(x, scale, bias, eps, ([size, size], [size, size], [0, 0], [1, 1], False))[0]
     return F.max_pool2d(F.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
-
-
-def _pooled_norm(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
-    return F.max_pool2d(normalisation.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
-
-
-def _norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
-    if not kernels.supported(x, scale):
-        return _pooled_norm(x, scale, bias, eps, size)
-    return kernels.batch_norm(x, scale, bias, eps, ([size, size], [size, size], [0, 0], [1, 1], False))[0]
 
 
 def _conv2d(
@@ -83,6 +75,12 @@ def _batch_norm(
     return out
 
 
+def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    if _pair(output_size) == (1, 1):  # torch's own changes strides in place, one task after the other
+        return input.mean((-2, -1), keepdim=True)
+    return F.adaptive_avg_pool2d(input, output_size)
+
+
 def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same for ``torch.batch_norm`` and ``torch.instance_norm``, whose arguments come in another order."""
 
@@ -107,6 +105,7 @@ def _refuse(*_: Any, **__: Any) -> Tensor:
 _ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: normalisation.weight_norm}
 _VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
     **_ALWAYS,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.batch_norm: normalisation.batch_norm,
     F.instance_norm: normalisation.instance_norm,
     F.layer_norm: normalisation.layer_norm,
@@ -115,7 +114,6 @@ _VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.instance_norm: _torch_order(normalisation.instance_norm),
     torch.native_batch_norm: _refuse,  # the engine then loops
     torch.native_layer_norm: _refuse,
-    norm_pool: _pooled_norm,
 }
 _KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {
     **_VECTORISED,
@@ -123,7 +121,6 @@ _KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.batch_norm: _torch_order(_batch_norm),
     F.conv2d: _conv2d,
     F.max_pool2d: _max_pool2d,
-    norm_pool: _norm_pool,
 }
 
 
@@ -137,7 +134,8 @@ class TaskOperations(TorchFunctionMode):
 
     def __init__(self, vectorised: bool, kernels: bool = True) -> None:
         super().__init__()
-        self._replaced = (_KERNELS if kernels else _VECTORISED) if vectorised else _ALWAYS
+        self.kernels = vectorised and kernels
+        self._replaced = _KERNELS if self.kernels else _VECTORISED if vectorised else _ALWAYS
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

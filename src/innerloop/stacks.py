@@ -79,7 +79,6 @@ def value_and_gradient(
 
 def _differentiable(params: Params, order: int) -> Params:
     """The same parameters to differentiate by: fresh leaves of the graph for order 1."""
-
     connected = order == 2 and torch.is_grad_enabled()
 
     def leaves(*values: Tensor) -> list[Tensor]:

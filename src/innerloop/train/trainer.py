@@ -293,7 +293,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
-        self.learner.settle(state["settled"])
+        self.learner.settle(state.get("settled", {}))
         self.generator.set_state(state["tasks"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
