@@ -293,7 +293,7 @@ class Innerloop(Subject):
         engine, compiler = self.learner.engine, self.learner.compiler
         if not engine.vectorised or engine.random:
             return True
-        if self.row.training and not compiler.reasons:
+        if compiler.setting and self.row.training and not compiler.reasons:
             return False
         chosen = {reason.split()[0] for reason in engine.reasons}
         if any(reason.startswith("compiled") for reason in compiler.reasons.values()):

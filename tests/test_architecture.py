@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     ("task", "schedules", "select", "search"),
-    ("rules", "normalisation", "losses", "stacks", "memory", "compiling"),
+    ("rules", "normalisation", "losses", "stacks", "memory", "compiling", "layout"),
     ("kernels", "threads"),
     ("operations",),
     ("inner",),

@@ -114,7 +114,7 @@ class Engine:
             parts = [select(tasks, slice(i, i + plan.size)) for i in range(done, number, plan.size)]
             random_state = torch.get_rng_state()
             try:
-                side = plan.threads > 1
+                side = plan.threads > 1 and len(parts) > 1
                 results = side_by_side(work, parts, plan.threads, self.model) if side else map(work, parts)
                 for part, result in zip(parts, results, strict=True):
                     yield result
@@ -167,10 +167,10 @@ class Engine:
             self.chosen[name] = search.plan
 
     def _retreat(self, name: str, plan: Plan, error: Exception, alone: Callable[[], None]) -> Plan:
-        """The plan to go on by after an error; one that is not for what the plan was raises here."""
+        """The plan to go on by after an error; one that no other plan would help against is raised."""
         if plan.threads > 1:
             self.separable = False
-            self._notes.append(f"{name}: no threads, for there {_first_line(error)}")
+            self._notes.append(f"{name}: no threads, for in them: {_first_line(error)}")
             if name in self._searches:
                 self._searches[name].stop()
             self.chosen[name] = plan._replace(threads=1)

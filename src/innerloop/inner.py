@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from .kernels import unread_gradients
 from .rules import UpdateRule
 from .stacks import recomputed, value_and_gradient
 from .task import Batch, Params, Task, size
@@ -191,33 +191,33 @@ class Episode:
             raise ValueError(f"order is 1 or 2, got {order!r} at iteration {self.iteration}")
         params, state = self.start, self.rule.init(self.start if order == 2 else detach(self.start))
         for step in range(self.steps):
-            inputs = (params, state, self.support(step), self.fixed, self.buffers)
+            inputs = (params, self.support(step), self.fixed, self.buffers)
             if order == 2 and self.memory == "constant" and torch.is_grad_enabled():
-                results = recomputed(partial(self._step, step), inputs, self._learned(), self.model.as_now())
+                results = recomputed(self._gradient, inputs, self._learned(), self.model.as_now(), unread_gradients)
             else:
-                results = self._step(step, order, *inputs)
-            params, state, loss, buffers = results
+                results = self._gradient(order, *inputs)
+            grads, loss, buffers = results
             self.support_losses.append(loss.detach())
             self.buffers = detach(buffers)
+            updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
+            params = {name: param + updates[name] for name, param in params.items()}
             yield params
 
-    def _step(
-        self, step: int, order: int, params: Params, state: Any, batch: Batch, fixed: Params, buffers: Params
-    ) -> tuple[Params, Any, Tensor, Params]:
-        """One step: parameters and the rule's state after it, the loss before it, and the buffers."""
+    def _gradient(
+        self, order: int, params: Params, batch: Batch, fixed: Params, buffers: Params
+    ) -> tuple[Params, Tensor, Params]:
+        """The gradient of the inner loss, the loss, and the buffers after it."""
 
         def inner(at: Params) -> tuple[Tensor, Params]:
             output, after = self.model({**fixed, **at}, buffers, batch.x)
             return _scalar(self.inner_loss(output, batch.y)), after
 
-        grads, loss, buffers = value_and_gradient(inner, params, order)
-        updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
-        return {n: param + updates[n] for n, param in params.items()}, state, loss, buffers
+        return value_and_gradient(inner, params, order)
 
     def _learned(self) -> list[Tensor]:
-        """The meta-parameters of a step that are not the model's."""
-        modules = [self.rule, *([self.inner_loss] if isinstance(self.inner_loss, nn.Module) else [])]
-        return [p for module in modules for p in module.parameters() if p.requires_grad]
+        """The meta-parameters of a gradient that are not the model's."""
+        parameters = self.inner_loss.parameters() if isinstance(self.inner_loss, nn.Module) else ()
+        return [p for p in parameters if p.requires_grad]
 
     def last(self, order: int = 2) -> Params:
         """The adapted parameters after all K steps (the start itself for K = 0)."""

@@ -11,7 +11,9 @@ Third derivatives fall back on torch's. Values, first and second derivatives agr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,11 +22,17 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from .layout import column, fold, fold_weight, pieces, unfold, unfold_weight
 from .stacks import on_stacks, place
 
 aten: Any = torch.ops.aten
 Window = tuple[list[int], list[int], list[int], list[int], bool]
 """Kernel size, stride, padding, dilation and rounding mode of a pooling."""
+
+CACHE = 4 * 2**20
+"""Bytes of one tensor that a pass works on before the next pass does."""
+PIXELS = 4096
+"""Values of a channel that torch's sums may add up one after the other: of more of them, digits would be lost."""
 
 
 def supported(*tensors: Tensor) -> bool:
@@ -66,71 +74,6 @@ def batch_norm(
     return found[0], found[1], found[2]
 
 
-# -- layout -----------------------------------------------------------------------------------------------------------
-
-
-def _fold(stack: Tensor) -> Tensor:
-    """``[T, N, C, H, W] -> [N, T * C, H, W]``, channels last in memory; a view of what `_unfold` gave."""
-    tasks, n, channels, height, width = stack.shape
-    shape = (n, tasks * channels, height, width)
-    if stack.stride() == _unfolded_strides(shape, channels):
-        return stack.as_strided(shape, _channels_last_strides(shape))
-    return _channels_last(stack.permute(1, 3, 4, 0, 2), shape)
-
-
-def _unfold(x: Tensor, tasks: int) -> Tensor:
-    """``[N, T * C, H, W] -> [T, N, C, H, W]``."""
-    n, channels, height, width = x.shape
-    if x.stride() != _channels_last_strides(x.shape):
-        x = _channels_last(x.permute(0, 2, 3, 1), x.shape)
-    channels //= tasks
-    return x.as_strided((tasks, n, channels, height, width), _unfolded_strides(x.shape, channels))
-
-
-def _fold_weight(stack: Tensor) -> Tensor:
-    """``[T, O, C, kh, kw] -> [T * O, C, kh, kw]``, channels last in memory."""
-    tasks, out, channels, *kernel = stack.shape
-    return _channels_last(stack.permute(0, 1, 3, 4, 2), (tasks * out, channels, *kernel))
-
-
-def _unfold_weight(weight: Tensor, tasks: int) -> Tensor:
-    return weight.view(tasks, -1, *weight.shape[1:])
-
-
-def _channels_last(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """Values in the order of memory, as images. The strides say channels last even where there is one channel: by
-    them torch chooses the layout it works in."""
-    return values.contiguous().as_strided(shape, _channels_last_strides(shape))
-
-
-def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    _, channels, height, width = shape
-    return channels * height * width, 1, channels * width, channels
-
-
-def _unfolded_strides(shape: Sequence[int], each: int) -> tuple[int, ...]:
-    """Of ``[T, N, C, H, W]`` with C = ``each``, in the memory of folded images of a shape."""
-    _, channels, height, width = shape
-    return each, channels * height * width, 1, channels * width, channels
-
-
-def _column(vector: Tensor) -> Tensor:
-    """``[T, C]`` or ``[T * C] -> [1, T * C, 1, 1]``."""
-    return vector.reshape(1, -1, 1, 1)
-
-
-CACHE = 4 * 2**20
-"""Bytes of one tensor that a pass works on before the next pass does."""
-PIXELS = 4096
-"""Values of a channel that torch's sums may add up one after the other: of more of them, digits would be lost."""
-
-
-def _parts(x: Tensor, pixels: float) -> tuple[Tensor, ...]:
-    """Images, split into parts of about so many pixels."""
-    number = max(1, round(x.numel() / x.shape[1] / pixels))
-    return x.split(-(-len(x) // number))  # type: ignore[no-any-return]
-
-
 # -- convolution ------------------------------------------------------------------------------------------------------
 
 
@@ -147,28 +90,47 @@ def _backward(g: Tensor, x: Tensor, weight: Tensor, options: Any, tasks: int, ma
     )
 
 
+_unread = ContextVar("unread gradients", default=False)
+
+
+@contextmanager
+def unread_gradients() -> Iterator[None]:
+    """Gradients by weights that nothing else is computed of are not computed, only connected: for code that is about to
+    differentiate them and does not read them. That is one pass of a convolution in six."""
+    token = _unread.set(True)
+    try:
+        yield
+    finally:
+        _unread.reset(token)
+
+
 class _Convolution(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.last = weight.is_leaf
         ctx.options, tasks = options, len(x)
-        return _unfold(_forward(_fold(x), _fold_weight(weight), bias, options, tasks), tasks)
+        return unfold(_forward(fold(x), fold_weight(weight), bias, options, tasks), tasks)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:3]), None
+        unread, mask = ctx.last and _unread.get(), ctx.needs_input_grad[:3]
+        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, mask, unread), None
 
 
 class _ConvolutionBackward(Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, options: Any, mask: Sequence[bool]) -> Any:
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, options: Any, mask: Sequence[bool], unread: bool
+    ) -> Any:
         ctx.save_for_backward(g, x, weight)
         ctx.set_materialize_grads(False)
         ctx.options, ctx.mask, tasks = options, mask, len(x)
-        dx, dweight, dbias = _backward(_fold(g), _fold(x), _fold_weight(weight), options, tasks, mask)
+        wanted = [mask[0], mask[1] and not unread, mask[2]]
+        dx, dweight, dbias = _backward(fold(g), fold(x), fold_weight(weight), options, tasks, wanted)
         return (
-            None if dx is None else _unfold(dx, tasks),
-            None if dweight is None else _unfold_weight(dweight, tasks),
+            None if dx is None else unfold(dx, tasks),
+            unfold_weight(dweight, tasks) if wanted[1] else torch.zeros_like(weight) if mask[1] else None,
             None if dbias is None else dbias.view(tasks, -1),
         )
 
@@ -178,23 +140,23 @@ class _ConvolutionBackward(Function):
         if torch.is_grad_enabled():
             bias = torch.zeros(g.shape[0], g.shape[2], dtype=g.dtype).requires_grad_()
             function = _torch_conv2d(ctx.options)
-            return *_differentiably(function, g, (x, weight, bias), (cx, cweight, cbias))[:3], None, None
+            return *_differentiably(function, g, (x, weight, bias), (cx, cweight, cbias))[:3], None, None, None
         tasks, options = len(x), ctx.options
-        g_, x_, weight_ = _fold(g), _fold(x), _fold_weight(weight)
+        g_, x_, weight_ = fold(g), fold(x), fold_weight(weight)
         dg = dx = dweight = None
         if cweight is not None:
-            cweight_ = _fold_weight(cweight)
+            cweight_ = fold_weight(cweight)
             dg = _forward(x_, cweight_, cbias, options, tasks)
             if ctx.mask[0]:
-                dx = _unfold(_backward(g_, x_, cweight_, options, tasks, [True, False, False])[0], tasks)
+                dx = unfold(_backward(g_, x_, cweight_, options, tasks, [True, False, False])[0], tasks)
         elif cbias is not None:
             dg = cbias.reshape(1, -1, 1, 1).expand_as(g_)
         if cx is not None:
-            cx_ = _fold(cx)
+            cx_ = fold(cx)
             other = _forward(cx_, weight_, None, options, tasks)
             dg = other if dg is None else other.add_(dg)
-            dweight = _unfold_weight(_backward(g_, cx_, weight_, options, tasks, [False, True, False])[1], tasks)
-        return None if dg is None else _unfold(dg, tasks), dx, dweight, None, None
+            dweight = unfold_weight(_backward(g_, cx_, weight_, options, tasks, [False, True, False])[1], tasks)
+        return None if dg is None else unfold(dg, tasks), dx, dweight, None, None, None
 
 
 def _torch_conv2d(options: Any) -> Any:
@@ -238,11 +200,11 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
 class _Pool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
-        flat = _fold(x)
+        flat = fold(x)
         z, index = aten.max_pool2d_with_indices(flat, *window)
         ctx.window, ctx.shape = window, flat.shape
         ctx.save_for_backward(index)
-        return _unfold(z, len(x))
+        return unfold(z, len(x))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -254,11 +216,11 @@ class _PoolBackward(Function):
     def forward(ctx: Any, g: Tensor, index: Tensor, window: Window, shape: torch.Size) -> Tensor:
         ctx.save_for_backward(index)
         like = torch.empty(shape, dtype=g.dtype, memory_format=torch.channels_last)
-        return _unfold(aten.max_pool2d_with_indices_backward(_fold(g), like, *window, index), len(g))
+        return unfold(aten.max_pool2d_with_indices_backward(fold(g), like, *window, index), len(g))
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
-        return _unfold(_pick(_fold(c), ctx.saved_tensors[0]), len(c)), None, None, None
+        return unfold(_pick(fold(c), ctx.saved_tensors[0]), len(c)), None, None, None
 
 
 # -- batch norm, and pooling ------------------------------------------------------------------------------------------
@@ -269,17 +231,17 @@ class _PoolBackward(Function):
 class _NormPool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, eps: float, window: Window | None) -> Any:
-        tasks, y, factor = len(x), _fold(x), scale.reshape(-1)
+        tasks, y, factor = len(x), fold(x), scale.reshape(-1)
         z, index = (y, None) if window is None else _extremes(y, factor, window)
         mean, variance = _moments(y)
         r = torch.rsqrt(variance + eps)
-        z = z - _column(mean)
-        out = torch.addcmul(_column(bias), z, _column(factor * r))
+        z = z - column(mean)
+        out = torch.addcmul(column(bias), z, column(factor * r))
         ctx.save_for_backward(x, scale, y, z, index, mean, r)
         ctx.window, ctx.eps = window, eps
         mean, variance = mean.view(tasks, -1), variance.view(tasks, -1)
         ctx.mark_non_differentiable(mean, variance)
-        return _unfold(out, tasks), mean, variance
+        return unfold(out, tasks), mean, variance
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> Any:
@@ -291,16 +253,16 @@ class _NormPoolBackward(Function):
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, scale: Tensor, kept: Any, eps: float, window: Window | None) -> Any:
         y, z, index, mean, r = kept
-        tasks, g_, a, each = len(x), _fold(g), scale.reshape(-1) * r, -y.shape[1] / y.numel()
+        tasks, g_, a, each = len(x), fold(g), scale.reshape(-1) * r, -y.shape[1] / y.numel()
         dbias, along = _sums(g_, z, torch.zeros_like(mean))
         dscale = r * along
         # dy = unpool(a g) + b (y - mu) + p, where the last two are what comes by the variance and the mean.
         b, p = a * r * dscale * each, a * dbias * each
-        dy = _spread(g_ * _column(a), index, window, [(y, b)], torch.addcmul(p, b, mean, value=-1))
+        dy = _spread(g_ * column(a), index, window, [(y, b)], torch.addcmul(p, b, mean, value=-1))
         ctx.save_for_backward(g, x, scale, y, z, index, mean, r, along, dbias)
         ctx.set_materialize_grads(False)
         ctx.eps, ctx.window = eps, window
-        return _unfold(dy, tasks), dscale.view(tasks, -1), dbias.view(tasks, -1)
+        return unfold(dy, tasks), dscale.view(tasks, -1), dbias.view(tasks, -1)
 
     @staticmethod
     def backward(ctx: Any, cx: Tensor | None, cscale: Tensor | None, cbias: Tensor | None) -> Any:
@@ -309,30 +271,30 @@ class _NormPoolBackward(Function):
         if torch.is_grad_enabled():
             function, bias = _torch_norm_pool(ctx.eps, ctx.window), torch.zeros_like(scale).requires_grad_()
             return *_differentiably(function, g, (x, scale, bias), (cx, cscale, cbias))[:3], None, None, None
-        tasks, g_, factor, each = len(x), _fold(g), scale.reshape(-1), -y.shape[1] / y.numel()
+        tasks, g_, factor, each = len(x), fold(g), scale.reshape(-1), -y.shape[1] / y.numel()
         a, c, z1 = factor * r, None, None
         mean1 = r1 = along1 = torch.zeros_like(r)
         if cx is not None:
-            c = _fold(cx)
+            c = fold(cx)
             total, products = _sums(c, y, mean)
             mean1, r1 = total * -each, r**3 * products * each
-            z1 = (c if index is None else _pick(c, index)) - _column(mean1)
+            z1 = (c if index is None else _pick(c, index)) - column(mean1)
             along1 = _sums(g_, z1, along1)[1]
         a1 = factor * r1 if cscale is None else torch.addcmul(factor * r1, cscale.reshape(-1), r)
-        out1 = z * _column(a1) if cbias is None else torch.addcmul(_column(cbias), z, _column(a1))
+        out1 = z * column(a1) if cbias is None else torch.addcmul(column(cbias), z, column(a1))
         if z1 is not None:
-            out1.addcmul_(z1, _column(a))
+            out1.addcmul_(z1, column(a))
         dscale, dscale1 = r * along, r1 * along + r * along1
         b = a * r * dscale * each
         b1 = ((a1 * r + a * r1) * dscale + a * r * dscale1) * each
         terms = [(y, b1)] if c is None else [(y, b1), (c, b)]
-        dy1 = _spread(g_ * _column(a1), index, ctx.window, terms, a1 * dbias * each - b1 * mean - b * mean1)
-        return _unfold(out1, tasks), _unfold(dy1, tasks), dscale1.view(tasks, -1), None, None, None
+        dy1 = _spread(g_ * column(a1), index, ctx.window, terms, a1 * dbias * each - b1 * mean - b * mean1)
+        return unfold(out1, tasks), unfold(dy1, tasks), dscale1.view(tasks, -1), None, None, None
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, ``[C]``."""
-    parts = _parts(y, PIXELS)
+    parts = pieces(y, PIXELS)
     found = [aten.batch_norm_update_stats(part, None, None, 0.0) for part in parts]
     if len(parts) == 1:
         return found[0]  # type: ignore[no-any-return]
@@ -347,7 +309,7 @@ def _sums(g: Tensor, y: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     one, want = torch.ones_like(mean), [False, True, True]
     found = [
         aten.native_batch_norm_backward(*part, one, None, None, mean, one, True, 0.0, want)[1:]
-        for part in zip(_parts(g, PIXELS), _parts(y, PIXELS), strict=True)
+        for part in zip(pieces(g, PIXELS), pieces(y, PIXELS), strict=True)
     ]
     products, total = found[0] if len(found) == 1 else (torch.stack(v).sum(0) for v in zip(*found, strict=True))
     return total, products
@@ -357,7 +319,7 @@ def _extremes(y: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]
     """Maxima, or minima where the scale is negative, and where they were."""
     if not bool((scale < 0).any()):
         return aten.max_pool2d_with_indices(y, *window)  # type: ignore[no-any-return]
-    sign = _column(torch.where(scale < 0, -1.0, 1.0).to(y.dtype))
+    sign = column(torch.where(scale < 0, -1.0, 1.0).to(y.dtype))
     z, index = aten.max_pool2d_with_indices(y * sign, *window)
     return z * sign, index
 
@@ -369,14 +331,14 @@ def _spread(
     (like, _), *_ = terms
     pixels = CACHE / (like.shape[1] * like.element_size())
     out, done = g if index is None else torch.empty_like(like), 0
-    columns = [_column(factor) for _, factor in terms]
-    for here, *xs in zip(*(_parts(x, pixels) for x in (out, *(x for x, _ in terms))), strict=True):
+    factors = [column(factor) for _, factor in terms]
+    for here, *xs in zip(*(pieces(x, pixels) for x in (out, *(x for x, _ in terms))), strict=True):
         if index is not None and window is not None:
             part = slice(done, done := done + len(here))
             aten.max_pool2d_with_indices_backward.grad_input(g[part], xs[0], *window, index[part], grad_input=here)
-        for x, column in zip(xs, columns, strict=True):
-            here.addcmul_(x, column)
-        here.add_(_column(constant))
+        for x, factor in zip(xs, factors, strict=True):
+            here.addcmul_(x, factor)
+        here.add_(column(constant))
     return out
 
 

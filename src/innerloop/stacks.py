@@ -8,7 +8,7 @@ are independent, so one plain backward pass of their sum gives every task's own 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -104,6 +104,7 @@ def recomputed(
     inputs: Any,
     learned: Sequence[Tensor],
     context: Callable[[], AbstractContextManager[None]],
+    unread: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Any:
     """``function(2, *inputs)``, of which only the inputs are kept: the backward pass runs it again.
 
@@ -112,6 +113,7 @@ def recomputed(
         inputs: a tuple, a pytree with all tensors that the function depends on, but for the learned ones.
         learned: parameters that the function finds by itself.
         context: entered around each run.
+        unread: entered around the second, whose results are only differentiated: nobody reads their values.
     """
     leaves, structure = pytree.tree_flatten(inputs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -128,19 +130,21 @@ def recomputed(
         def run(order: int, *stacks: Tensor) -> tuple[Tensor, ...]:
             return vmap(lambda *one: flat(order, *one), randomness="different")(*stacks)
 
-        return _Recomputed.apply(run, context, len(values), *values, *learned)  # type: ignore[no-any-return]
+        return _Recomputed.apply(run, context, unread, len(values), *values, *learned)  # type: ignore[no-any-return]
 
     if place() == "vmap":
         found = on_stacks(stacked, *tensors)
     else:
-        found = _Recomputed.apply(flat, context, len(tensors), *tensors, *learned)
+        found = _Recomputed.apply(flat, context, unread, len(tensors), *tensors, *learned)
     return pytree.tree_unflatten(list(found), results)
 
 
 class _Recomputed(Function):
     @staticmethod
-    def forward(ctx: Any, run: Callable[..., Any], context: Any, number: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.run, ctx.context, ctx.number = run, context, number
+    def forward(
+        ctx: Any, run: Callable[..., Any], context: Any, unread: Any, number: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.run, ctx.context, ctx.unread, ctx.number = run, context, unread, number
         ctx.random = torch.get_rng_state()
         ctx.save_for_backward(*tensors)
         with context():  # torch leaves function modes outside
@@ -151,12 +155,12 @@ class _Recomputed(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[4:]
         inputs = [t.detach().requires_grad_(need) for t, need in zip(tensors[: ctx.number], needed, strict=False)]
-        with torch.random.fork_rng([]), torch.enable_grad(), ctx.context():
+        with torch.random.fork_rng([]), torch.enable_grad(), ctx.context(), ctx.unread():
             torch.set_rng_state(ctx.random)
             results = ctx.run(2, *inputs)
         by = [t for t, need in zip([*inputs, *tensors[ctx.number :]], needed, strict=True) if need]
         pairs = [(r, c) for r, c in zip(results, cotangents, strict=True) if r.requires_grad and c is not None]
         grads = iter(torch.autograd.grad([r for r, _ in pairs], by, [c for _, c in pairs], allow_unused=True))
-        return None, None, None, *(next(grads) if need else None for need in needed)
+        return None, None, None, None, *(next(grads) if need else None for need in needed)

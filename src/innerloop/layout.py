@@ -1,0 +1,63 @@
+"""How stacks of images lie in memory for the kernels: the task axis beside the channels, channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def fold(stack: Tensor) -> Tensor:
+    """``[T, N, C, H, W] -> [N, T * C, H, W]``, channels last in memory; a view of what `unfold` gave."""
+    tasks, n, channels, height, width = stack.shape
+    shape = (n, tasks * channels, height, width)
+    if stack.stride() == _unfolded_strides(shape, channels):
+        return stack.as_strided(shape, _channels_last_strides(shape))
+    return _channels_last(stack.permute(1, 3, 4, 0, 2), shape)
+
+
+def unfold(x: Tensor, tasks: int) -> Tensor:
+    """``[N, T * C, H, W] -> [T, N, C, H, W]``."""
+    n, channels, height, width = x.shape
+    if x.stride() != _channels_last_strides(x.shape):
+        x = _channels_last(x.permute(0, 2, 3, 1), x.shape)
+    channels //= tasks
+    return x.as_strided((tasks, n, channels, height, width), _unfolded_strides(x.shape, channels))
+
+
+def fold_weight(stack: Tensor) -> Tensor:
+    """``[T, O, C, kh, kw] -> [T * O, C, kh, kw]``, channels last in memory."""
+    tasks, out, channels, *kernel = stack.shape
+    return _channels_last(stack.permute(0, 1, 3, 4, 2), (tasks * out, channels, *kernel))
+
+
+def unfold_weight(weight: Tensor, tasks: int) -> Tensor:
+    return weight.view(tasks, -1, *weight.shape[1:])
+
+
+def _channels_last(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Values in the order of memory, as images. The strides say channels last even where there is one channel: by
+    them torch chooses the layout it works in."""
+    return values.contiguous().as_strided(shape, _channels_last_strides(shape))
+
+
+def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    _, channels, height, width = shape
+    return channels * height * width, 1, channels * width, channels
+
+
+def _unfolded_strides(shape: Sequence[int], each: int) -> tuple[int, ...]:
+    """Of ``[T, N, C, H, W]`` with C = ``each``, in the memory of folded images of a shape."""
+    _, channels, height, width = shape
+    return each, channels * height * width, 1, channels * width, channels
+
+
+def column(vector: Tensor) -> Tensor:
+    """``[T, C]`` or ``[T * C] -> [1, T * C, 1, 1]``."""
+    return vector.reshape(1, -1, 1, 1)
+
+
+def pieces(x: Tensor, pixels: float) -> tuple[Tensor, ...]:
+    """Images, in pieces of about so many pixels."""
+    number = max(1, round(x.numel() / x.shape[1] / pixels))
+    return x.split(-(-len(x) // number))  # type: ignore[no-any-return, no-untyped-call]
