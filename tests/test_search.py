@@ -61,12 +61,15 @@ def test_one_by_one_takes_no_threads() -> None:
     assert all(plan.threads == 1 for plan in tried)
 
 
-def test_what_does_not_work_ends_the_search() -> None:
-    search = Search(8, threads=2)
-    while search.plan.threads == 1:
+def test_one_by_one_need_not_be_tried() -> None:
+    search = Search(8, loop=False)
+    while not search.found:
+        assert search.plan.size
         search.took(1.0 + search.plan.size)
-        if search.found:
-            break
+    assert search.plan == Plan(1)
+
+
+def test_what_does_not_work_ends_the_search() -> None:
     search = Search(8, threads=2)
     while search.plan.threads == 1:
         search.took(9.0 - search.plan.size)

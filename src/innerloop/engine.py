@@ -16,7 +16,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from .inner import stack
-from .memory import keep_freed_memory
+from .memory import give_back_freed_memory, keep_freed_memory
 from .operations import TaskOperations
 from .search import ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
@@ -39,6 +39,7 @@ class Engine:
             time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
             successive meta-batches and stays with the quickest; a module that cannot be vectorised runs one by one,
             which is said once.
+        loop: whether to try one by one with modules that can be vectorised.
 
     Attributes:
         random: whether the model draws random numbers.
@@ -46,8 +47,8 @@ class Engine:
         chosen: the plan for each purpose and shape of tasks, where that is settled.
     """
 
-    def __init__(self, model: nn.Module, vectorize: Vectorize = "auto") -> None:
-        self.model, self.vectorize = model, vectorize
+    def __init__(self, model: nn.Module, vectorize: Vectorize = "auto", loop: bool = True) -> None:
+        self.model, self.vectorize, self.loop = model, vectorize, loop
         self.random, self.separable = False, True
         self.chosen: dict[str, Plan] = {}
         self.given = _given(vectorize)
@@ -145,7 +146,7 @@ class Engine:
             return Plan(min(self.given.size or number, number), self._threads(params, self.given.threads))
         if (plan := self.chosen.get(name)) is None:
             if name not in self._searches:
-                self._searches[name] = Search(number, self._threads(params))
+                self._searches[name] = Search(number, self._threads(params), self.loop)
             plan = self._searches[name].plan
         return plan._replace(threads=self._threads(params, plan.threads))
 
@@ -163,6 +164,8 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         search.took(seconds)
+        if search.plan != plan:
+            give_back_freed_memory()
         if search.found:
             self.chosen[name] = search.plan
 

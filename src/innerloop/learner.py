@@ -121,7 +121,9 @@ class MetaLearner(nn.Module):
         self.statistics, self.memory, self.citation = statistics, memory, citation
         self.selection = adapt.description
         self.adapted = adapt.names(model)
-        self.engine, self.compiler = Engine(model, vectorize), Compiler(compile if memory == "graph" else False)
+        # One by one, torch's own operations keep several times what the kernels do.
+        self.engine = Engine(model, vectorize, loop=memory == "graph")
+        self.compiler = Compiler(compile if memory == "graph" else False)
         self._stateless = Stateless(model, precision)
         self._checked = False
         parameters = dict(model.named_parameters())

@@ -24,3 +24,9 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
     return mallopt is not None and all(mallopt(*setting) for setting in settings)
+
+
+def give_back_freed_memory() -> None:
+    """What was freed goes back to the system once, since what comes next may not fit where it was."""
+    if keep_freed_memory():
+        ctypes.CDLL(None).malloc_trim(0)

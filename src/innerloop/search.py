@@ -37,17 +37,18 @@ class Search:
     Args:
         number: of tasks in a meta-batch.
         threads: the most that may be used.
+        loop: whether one by one is tried.
 
     Attributes:
         plan: for the next meta-batch.
         found: whether that is settled.
     """
 
-    def __init__(self, number: int, threads: int = 1) -> None:
+    def __init__(self, number: int, threads: int = 1, loop: bool = True) -> None:
         self.times: dict[Plan, float] = {}
         self.found = False
         self._trials: list[float] = []
-        self._steps = self._search(number, threads)
+        self._steps = self._search(number, threads, loop)
         self.plan = next(self._steps)
 
     def took(self, seconds: float) -> None:
@@ -65,7 +66,7 @@ class Search:
         """Settle on the best plan so far, since the present one does not work."""
         self.plan, self.found = self._best(), True
 
-    def _search(self, number: int, threads: int) -> Generator[Plan, None, Plan]:
+    def _search(self, number: int, threads: int, loop: bool) -> Generator[Plan, None, Plan]:
         start = Plan(min(8, number))
         yield start
         if self.times[start] < QUICK:
@@ -73,7 +74,8 @@ class Search:
         best = yield from self._climb(start, 2, number)
         if best == start:
             yield from self._climb(start, 0.5, number)
-        yield Plan(ONE_BY_ONE)
+        if loop:
+            yield Plan(ONE_BY_ONE)
         best, number_of = self._best(), 2
         while best.size and best.threads * 2 == number_of <= min(threads, number):
             most = -(-number // number_of)
