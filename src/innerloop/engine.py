@@ -39,7 +39,8 @@ class Engine:
             time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
             successive meta-batches and stays with the quickest; a module that cannot be vectorised runs one by one,
             which is said once.
-        loop: whether to try one by one with modules that can be vectorised.
+        lean: whether memory counts more than time: then neither one by one is tried, where torch's own operations keep
+            several times what the kernels do, nor threads, each of which keeps memory of its own.
 
     Attributes:
         random: whether the model draws random numbers.
@@ -47,8 +48,8 @@ class Engine:
         chosen: the plan for each purpose and shape of tasks, where that is settled.
     """
 
-    def __init__(self, model: nn.Module, vectorize: Vectorize = "auto", loop: bool = True) -> None:
-        self.model, self.vectorize, self.loop = model, vectorize, loop
+    def __init__(self, model: nn.Module, vectorize: Vectorize = "auto", lean: bool = False) -> None:
+        self.model, self.vectorize, self.lean = model, vectorize, lean
         self.random, self.separable = False, True
         self.chosen: dict[str, Plan] = {}
         self.given = _given(vectorize)
@@ -146,7 +147,7 @@ class Engine:
             return Plan(min(self.given.size or number, number), self._threads(params, self.given.threads))
         if (plan := self.chosen.get(name)) is None:
             if name not in self._searches:
-                self._searches[name] = Search(number, self._threads(params), self.loop)
+                self._searches[name] = Search(number, 1 if self.lean else self._threads(params), not self.lean)
             plan = self._searches[name].plan
         return plan._replace(threads=self._threads(params, plan.threads))
 

@@ -121,8 +121,7 @@ class MetaLearner(nn.Module):
         self.statistics, self.memory, self.citation = statistics, memory, citation
         self.selection = adapt.description
         self.adapted = adapt.names(model)
-        # One by one, torch's own operations keep several times what the kernels do.
-        self.engine = Engine(model, vectorize, loop=memory == "graph")
+        self.engine = Engine(model, vectorize, lean=memory == "constant")
         self.compiler = Compiler(compile if memory == "graph" else False)
         self._stateless = Stateless(model, precision)
         self._checked = False
