@@ -111,9 +111,10 @@ def section(row: dict[str, Any]) -> str:
     lines.append(f"Data: {row['data']}. Inner rate {row['lr']}, {order} order. Measured on {row['date']}.")
     lines += agreement(row["libraries"])
     lines.append(table(DETAILS, [detail(name, found) for name, found in row["libraries"].items()]))
-    if (constant := row["libraries"].get(CONSTANT, {})).get("ratio") and constant.get("memory_ratio"):
-        saving, price = 1 / constant["memory_ratio"], constant["ratio"]["median"]
-        lines.append(f'`memory="constant"` takes 1 / {saving:.1f} of the memory and {price:.2f} times the time.')
+    if (constant := row["libraries"].get(CONSTANT, {})).get("ratio"):
+        price, share = constant["ratio"]["median"], constant.get("memory_ratio")
+        saving = "" if share is None else f" and {share:.3f} of the memory"
+        lines.append(f'`memory="constant"` takes {price:.2f} times the time{saving}.')
     return "\n\n".join(lines)
 
 
