@@ -59,7 +59,7 @@ def test_the_document_has_every_row_and_says_that_there_was_no_gpu(results: dict
     for name in ROWS:
         assert f"\n### {name}\n" in text
     assert "No CUDA GPU was at hand" in text
-    assert "takes" in text.split("### memory-50")[1]
+    assert '`memory="constant"` takes' in text.split("### memory-50")[1]
     assert "Nothing has been measured yet" in table.document([])
 
 
