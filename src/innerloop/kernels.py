@@ -96,7 +96,8 @@ _unread = ContextVar("unread gradients", default=False)
 @contextmanager
 def unread_gradients() -> Iterator[None]:
     """Gradients by weights that nothing else is computed of are not computed, only connected: for code that is about to
-    differentiate them and does not read them. That is one pass of a convolution in six."""
+    differentiate them and does not read them. Such code under ``vmap`` is the library's own: a module's plain gradients
+    cannot be vectorised, and looped tasks do not run on these kernels."""
     token = _unread.set(True)
     try:
         yield
