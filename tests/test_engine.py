@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -58,11 +59,37 @@ def test_random_modules_always_run_all_at_once(regression: Callable[..., il.Task
     assert not learner.engine.chosen
 
 
-def test_freed_memory_is_kept_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory.keep_freed_memory.cache_clear()
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """The C library as a process finds it; afterwards as the other tests do."""
+    for each in (memory._c_library, memory.keep_freed_memory):
+        each.cache_clear()
+    yield
+    for each in (memory._c_library, memory.keep_freed_memory):
+        each.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_c_library_is_left_alone_where_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INNERLOOP_KEEP_MEMORY", "0")
     assert not memory.keep_freed_memory()
-    memory.keep_freed_memory.cache_clear()
+    memory.give_back_freed_memory()  # does nothing
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_every_learner_has_its_own_way_with_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lean learner between two others: each of them tells the C library anew, but not at every meta-batch."""
+    told: list[tuple[int, int]] = []
+
+    class Library:
+        mallopt = staticmethod(lambda what, value: told.append((what, value)) or 1)
+
+    monkeypatch.setattr(memory, "_c_library", Library)
+    for lean in (False, False, True, True, False):
+        assert memory.keep_freed_memory(lean)
+    mapped = [value for what, value in told if what == memory.M_MMAP_MAX]
+    assert mapped == [0, memory.MMAP_MAX, 0]
 
 
 # -- memory="constant" ------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class Engine:
             finish: what is done with the stacked results of a chunk before the next one is begun; so what is needed
                 to differentiate them is held for one chunk (a thread) at a time.
         """
-        keep_freed_memory()
+        keep_freed_memory(self.lean)
         number, done, start = count(tasks), 0, time.perf_counter()
         name = f"{purpose} {_describe(tasks)}"
         plan = self._plan(name, number, params)

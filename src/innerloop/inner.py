@@ -81,7 +81,8 @@ class Stateless:
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
         """A context with the modes that the module and torch's operations have now."""
         modes = [module.training for module in mine(self.model).modules()]
-        operations = torch.overrides._get_current_function_mode()
+        current = torch.overrides._get_current_function_mode
+        operations = current()
 
         @contextmanager
         def context() -> Iterator[None]:
@@ -89,7 +90,7 @@ class Stateless:
             before = [module.training for module in modules]
             _set_modes(modules, modes)
             try:
-                with operations or nullcontext():
+                with nullcontext() if operations in (None, current()) else operations:
                     yield
             finally:
                 _set_modes(modules, before)

@@ -7,8 +7,8 @@ are independent, so one plain backward pass of their sum gives every task's own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .task import Params
 
@@ -117,12 +118,13 @@ def recomputed(
     """
     leaves, structure = pytree.tree_flatten(inputs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]  # what is kept keeps no tensor alive
     results: Any = None
 
     def flat(order: int, *values: Tensor) -> tuple[Tensor, ...]:
         nonlocal results
         rest = iter(values)
-        filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        filled = [next(rest) if other is None else other[0] for other in others]
         found, results = pytree.tree_flatten(function(order, *pytree.tree_unflatten(filled, structure)))
         return tuple(found)
 
@@ -139,16 +141,42 @@ def recomputed(
     return pytree.tree_unflatten(list(found), results)
 
 
+RandomState = tuple[Tensor, list[int], list[Tensor]]
+"""The generator's state on the CPU; the accelerators concerned, and theirs."""
+
+
+def _random_state(tensors: Sequence[Tensor]) -> RandomState:
+    return torch.get_rng_state(), *get_device_states(*tensors)
+
+
+def _same(state: RandomState, other: RandomState) -> bool:
+    return all(map(torch.equal, (state[0], *state[2]), (other[0], *other[2])))
+
+
+@contextmanager
+def _random_numbers_from(state: RandomState | None) -> Iterator[None]:
+    """The random numbers that were drawn from this state on, once more; ``None`` stands for none at all."""
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng(state[1]):
+        torch.set_rng_state(state[0])
+        set_device_states(*state[1:])
+        yield
+
+
 class _Recomputed(Function):
     @staticmethod
     def forward(
         ctx: Any, run: Callable[..., Any], context: Any, unread: Any, number: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.run, ctx.context, ctx.unread, ctx.number = run, context, unread, number
-        ctx.random = torch.get_rng_state()
         ctx.save_for_backward(*tensors)
+        before = _random_state(tensors)
         with context():  # torch leaves function modes outside
             results = tuple(run(1, *tensors[:number]))
+        # Without need, nothing is kept: among the freed memory of a step, the smallest thing keeps the next step out.
+        ctx.random = None if _same(before, _random_state(tensors)) else before
         ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point()))
         return results
 
@@ -157,8 +185,7 @@ class _Recomputed(Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[4:]
         inputs = [t.detach().requires_grad_(need) for t, need in zip(tensors[: ctx.number], needed, strict=False)]
-        with torch.random.fork_rng([]), torch.enable_grad(), ctx.context(), ctx.unread():
-            torch.set_rng_state(ctx.random)
+        with _random_numbers_from(ctx.random), torch.enable_grad(), ctx.context(), ctx.unread():
             results = ctx.run(2, *inputs)
         by = [t for t, need in zip([*inputs, *tensors[ctx.number :]], needed, strict=True) if need]
         pairs = [(r, c) for r, c in zip(results, cotangents, strict=True) if r.requires_grad and c is not None]
