@@ -130,7 +130,8 @@ class SGD(UpdateRule):
         self.lr = nn.Parameter(torch.tensor(float(lr)), requires_grad=learned)
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        return {name: -self.lr * grad for name, grad in grads.items()}, state
+        rate = -self.lr  # once: autograd keeps it for every product
+        return {name: rate * grad for name, grad in grads.items()}, state
 
 
 class PerStepSGD(UpdateRule):
@@ -193,7 +194,8 @@ class Adam(UpdateRule):
         second = {n: b2 * second[n] + (1 - b2) * g.square() for n, g in grads.items()}
         c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
         scale = {n: (v / c2 + self.eps**2).sqrt() for n, v in second.items()}
-        return {n: -self.lr * (m / c1) / scale[n] for n, m in first.items()}, (first, second)
+        rate = -self.lr / c1
+        return {n: rate * m / scale[n] for n, m in first.items()}, (first, second)
 
 
 class Momentum(GradientTransform):
