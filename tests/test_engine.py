@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import innerloop as il
-from innerloop import memory, search
+from innerloop import engine, memory, search
 
 
 @pytest.mark.parametrize("vectorize", [0, -3, "yes", 2.5, None, (2, 0), (2, 2, 2), (True, 2)])
@@ -78,18 +79,31 @@ def test_the_c_library_is_left_alone_where_told(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_every_learner_has_its_own_way_with_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lean learner between two others: each of them tells the C library anew, but not at every meta-batch."""
+def test_the_c_library_is_told_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may grow, then not, then may again: the C library is told of each change, but not at every meta-batch."""
     told: list[tuple[int, int]] = []
 
     class Library:
         mallopt = staticmethod(lambda what, value: told.append((what, value)) or 1)
 
     monkeypatch.setattr(memory, "_c_library", Library)
-    for lean in (False, False, True, True, False):
-        assert memory.keep_freed_memory(lean)
+    for grow in (True, True, False, False, True):
+        assert memory.keep_freed_memory(grow)
     mapped = [value for what, value in told if what == memory.M_MMAP_MAX]
     assert mapped == [0, memory.MMAP_MAX, 0]
+
+
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+def test_memory_grows_at_first_and_then_only_where_it_does_not_count(
+    memory: Any, regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(engine, "keep_freed_memory", lambda grow: told.append(grow))
+    learner = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss, vectorize=True, memory=memory)
+    for _ in range(3):
+        learner.meta_gradient(regression(4))
+    learner.predict(regression(4))
+    assert told == ([True, True, True, True] if memory == "graph" else [True, False, False, True])
 
 
 # -- memory="constant" ------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class Engine:
         self.chosen: dict[str, Plan] = {}
         self.given = _given(vectorize)
         self._searches: dict[str, Search] = {}
+        self._grown: set[str] = set()
         self._notes: list[str] = []
         self._fallback = self._recording = False
 
@@ -104,9 +105,9 @@ class Engine:
             finish: what is done with the stacked results of a chunk before the next one is begun; so what is needed
                 to differentiate them is held for one chunk (a thread) at a time.
         """
-        keep_freed_memory(self.lean)
         number, done, start = count(tasks), 0, time.perf_counter()
         name = f"{purpose} {_describe(tasks)}"
+        keep_freed_memory(grow=name not in self._grown)
         plan = self._plan(name, number, params)
 
         def work(part: Task) -> Result:
@@ -159,6 +160,8 @@ class Engine:
 
     def _note(self, name: str, plan: Plan, seconds: float) -> None:
         """Tell the search what a meta-batch took, if there is one for such batches."""
+        if self.lean:  # what is kept from step to step takes bits of what was freed, so that memory would grow for ever
+            self._grown.add(name)
         search = self._searches.get(name)
         if search is None or name in self.chosen or not self.vectorised or plan != search.plan:
             return
@@ -167,6 +170,7 @@ class Engine:
         search.took(seconds)
         if search.plan != plan:
             give_back_freed_memory()
+            self._grown.discard(name)
         if search.found:
             self.chosen[name] = search.plan
 

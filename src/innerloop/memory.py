@@ -10,11 +10,11 @@ from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # glibc, malloc.h
 MMAP_MAX = 65536  # glibc's default
-LEAN = 4 * 2**20
+MAPPED = 4 * 2**20
 
 
 @lru_cache(maxsize=1)  # again for a learner that wants it otherwise than the one before
-def keep_freed_memory(lean: bool = False) -> bool:
+def keep_freed_memory(grow: bool = True) -> bool:
     """Have the C library keep freed memory for the next allocation; whether it does.
 
     By default glibc maps every large tensor anew and unmaps it afterwards, and the kernel zeroes each of its pages on
@@ -23,13 +23,13 @@ def keep_freed_memory(lean: bool = False) -> bool:
     ``INNERLOOP_KEEP_MEMORY=0`` to leave the C library alone, as other C libraries are.
 
     Args:
-        lean: let tensors of more than 4 MiB that fit nowhere have memory of their own, which goes back with them.
+        grow: for tensors that fit nowhere; otherwise those of more than 4 MiB get memory that goes back with them.
     """
     library = _c_library()
     if library is None:
         return False
-    size = ((M_MMAP_THRESHOLD, LEAN), (M_MMAP_MAX, MMAP_MAX)) if lean else ((M_MMAP_MAX, 0),)
-    return all(library.mallopt(*s) for s in (*size, (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)))
+    mapping = ((M_MMAP_MAX, 0),) if grow else ((M_MMAP_THRESHOLD, MAPPED), (M_MMAP_MAX, MMAP_MAX))
+    return all(library.mallopt(*s) for s in (*mapping, (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)))
 
 
 def give_back_freed_memory() -> None:
