@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from . import summary
-from .rows import CHECKOUTS, INNERLOOP, OWN, PLAIN, PLAIN_BARE, Row
+from .rows import CHECKOUTS, INNERLOOP, OWN, PLAIN, PLAIN_BARE, PROFILED, Row
 from .tasks import prepare, torchvision_folder
 
 ROOT = Path(__file__).parents[1]
 MACHINE = "matrix product"
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3  # relative
 PAUSE = 0.05  # seconds before a turn, for the threads of the last one to go to sleep
-REPEAT = 0.25  # seconds that a repeat should take at least; quick steps are taken several at a time
+REPEAT = 1.0  # seconds that a repeat should take at least: in training, steps follow one another
 
 Say = Callable[[str], None]
 
@@ -185,6 +185,7 @@ class _Measurement:
                 self.rates.append(self.machine.ask("rate")["flops_per_second"])
                 self._each(self._time, number)
             operations = self._count()
+            self._each(self._profile)
         finally:
             for library, worker in self.workers.items():
                 self.pool.give_back(library, worker)
@@ -273,6 +274,11 @@ class _Measurement:
             return None
         flops: int = self.workers[library].ask("count")["flops"]
         return flops
+
+    def _profile(self, library: str) -> None:
+        """What is compiled cannot be looked into, and of whole iterations the data loading would be most."""
+        if library in PROFILED and self.row.kind in ("images", "pairs") and self.settings.device == "cpu":
+            self.libraries[library]["profile"] = self.workers[library].ask("profile")
 
     def _summarise(self, operations: int | None) -> None:
         own = self.libraries[INNERLOOP]

@@ -13,6 +13,7 @@ CONSTANT = "innerloop, constant memory"
 PLAIN, PLAIN_BARE = "plain", "plain, no validation"
 OWN = (INNERLOOP, CONSTANT)
 CHECKOUTS = ("learn2learn", "higher", "torchopt")
+PROFILED = (*OWN, PLAIN, PLAIN_BARE)
 PEERS = (PLAIN, *CHECKOUTS)
 
 

@@ -16,6 +16,7 @@ from .rows import CONSTANT, INNERLOOP, PLAIN
 HERE = Path(__file__).parent
 RATIOS = ["row", "innerloop", "best peer", "best / innerloop", "plain / innerloop", "share of peak", "memory"]
 DETAILS = ["library", "one step", "/ innerloop", "share of peak", "memory", "memory / innerloop", "warm-up", "remark"]
+PROFILE = ["library", "on one core", "products", "pooling", "statistics", "other operations", "between", "all cores"]
 INTRODUCTION = """# Benchmarks
 
 Made by `python -m benchmarks.table` from the files in `results/`; [README.md](README.md) says how they are measured.
@@ -23,7 +24,12 @@ Made by `python -m benchmarks.table` from the files in `results/`; [README.md](R
 A ratio is the other library's time over innerloop's, above 1 where innerloop is quicker: the median over rounds, and in
 brackets the quartiles. The share of peak is the arithmetic of a plain loop, over the time, over the best rate at which
 the same machine multiplied float32 matrices between the same repeats. Memory is what a step adds to the process at its
-peak, the trials of warm-up included."""
+peak, the trials of warm-up included.
+
+A profile says where the time goes when a step runs on one core, where nothing overlaps: in matrix products and
+convolutions (and at what rate, if all of the row's arithmetic is in them), in pooling, in sums and statistics, in other
+operations, and between operations, that is in Python, autograd and the starting of them. The last column is the time
+on all cores, over the time on one divided by their number: above 1 is what sharing them costs."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -102,8 +108,17 @@ def agreement(libraries: dict[str, Any]) -> list[str]:
     return [f"The losses of the first step differ from innerloop's by at most {' and '.join(words)}."] if words else []
 
 
-def section(row: dict[str, Any]) -> str:
-    """All libraries at one row."""
+def profile(name: str, row: dict[str, Any], cores: int) -> list[str]:
+    """Where one library's time goes."""
+    found, median = row["libraries"][name]["profile"], row["libraries"][name]["seconds"]["median"]
+    whole = found["core"]
+    rate = f", {row['flops'] / found['products'] / 1e9:.0f} GFLOP/s"
+    shares = [percent(found[kind] / whole) for kind in ("products", "pooling", "statistics", "others", "between")]
+    return [name, duration(whole), shares[0] + rate, *shares[1:], f"{median / (whole / cores):.2f}"]
+
+
+def section(row: dict[str, Any], cores: int) -> str:
+    """All libraries at one row, measured on a machine of so many cores."""
     lines = [f"### {row['name']}", f"{row['what'][0].upper()}{row['what'][1:]}. {row['note']}".strip()]
     if "skipped" in row:
         return "\n\n".join([*lines, f"Skipped: {row['skipped']}"])
@@ -111,6 +126,8 @@ def section(row: dict[str, Any]) -> str:
     lines.append(f"Data: {row['data']}. Inner rate {row['lr']}, {order} order. Measured on {row['date']}.")
     lines += agreement(row["libraries"])
     lines.append(table(DETAILS, [detail(name, found) for name, found in row["libraries"].items()]))
+    if profiled := [name for name, found in row["libraries"].items() if "profile" in found]:
+        lines.append(table(PROFILE, [profile(name, row, cores) for name in profiled]))
     if (constant := row["libraries"].get(CONSTANT, {})).get("ratio"):
         price, share = constant["ratio"]["median"], constant.get("memory_ratio")
         saving = "" if share is None else f" and {share:.3f} of the memory"
@@ -128,7 +145,7 @@ def document(results: Sequence[dict[str, Any]]) -> str:
         threads = f"{known['threads']} thread{'s' * (known['threads'] > 1)}"
         about += f"{threads} a process, {result['repeats']} repeats, {result['date']}."
         parts += [f"## {where}", about, table(RATIOS, map(overview, result["rows"]))]
-        parts += map(section, result["rows"])
+        parts += [section(row, result["cores"]) for row in result["rows"]]
     if not results:
         parts.append("Nothing has been measured yet.")
     if all(result["environment"]["device"] == "cpu" for result in results):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .measure import MatrixProduct, Peak, flops, seconds
+from .measure import MatrixProduct, Peak, flops, profile, seconds
 from .peers import UnavailableError
 from .rows import Row
 from .subjects import Job, build
@@ -75,6 +75,10 @@ class Library:
     def count(self) -> dict[str, Any]:
         """The arithmetic of a step."""
         return {"flops": flops(self.subject.step)}
+
+    def profile(self) -> dict[str, Any]:
+        """Where the time of a step goes."""
+        return {**profile(self.subject.step)}
 
 
 def become(machine: bool, **job: Any) -> Machine | Library:

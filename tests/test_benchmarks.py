@@ -63,6 +63,17 @@ def test_the_document_has_every_row_and_says_that_there_was_no_gpu(results: dict
     assert "Nothing has been measured yet" in table.document([])
 
 
+def test_profiles_say_where_the_time_goes(results: dict[str, Any]) -> None:
+    found = {row["name"]: row["libraries"][INNERLOOP].get("profile") for row in results["rows"]}
+    assert [name for name, profile in found.items() if profile] == [
+        name for name, row in ROWS.items() if row.kind in ("images", "pairs")
+    ]
+    profile = found["conv4-5w1s-q1"]
+    assert all(profile[kind] > 0 for kind in ("products", "pooling", "statistics", "others"))
+    assert sum(profile.values()) == pytest.approx(2 * profile["core"])
+    assert "| products |" in table.document([results]).split("### conv4-5w1s-q1")[1].split("###")[0]
+
+
 def test_rows_that_are_not_measured_again_are_kept(results: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     first, second = ({**results, "rows": results["rows"][part]} for part in (slice(1), slice(1, 3)))
