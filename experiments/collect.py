@@ -1,38 +1,76 @@
 """Keep the result of a finished run: python experiments/collect.py RUN [NAME]
 
 Evaluates the run's best validated weights on 600 or more test tasks, as its recipe says and, where batch norm makes a
-difference, the other way too, and writes ``experiments/results/NAME.json`` with command, recipe, seed, time and
-hardware. ``--picture`` also draws unseen tasks, into ``experiments/NAME.png`` (not for data whose images may not be
-passed on). Then `make table`.
+difference, the other way too, likewise the ensemble of its best weights if it kept several on purpose, and writes
+``experiments/results/NAME.json`` with command, recipe, seed, time, hardware and the curves of training. ``--picture``
+also draws unseen tasks, into ``experiments/NAME.png`` (not for data whose images may not be passed on). Then `make
+table`.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import innerloop as il
 
 RESULTS = Path(__file__).parent / "results"
+ENSEMBLE = 5
+POINTS = 200
 
 
-def collect(run: Path) -> dict[str, object]:
-    learner, sources, config = il.load_run(run)
+def collect(run: Path, data: str | None = None) -> dict[str, Any]:
+    together, sources, config = il.load_ensemble(run, _members(run), data)
+    learner = together.learners[0]
     trained = json.loads((run / "results.json").read_text())
     options = il.config.arguments(config, "evaluate")
     modes = (True, False) if learner.depends_on_query_set else (options.get("transductive", True),)
-    tests = [il.evaluate(learner, sources.test, **{**options, "transductive": mode}) for mode in modes]
+    tests = [il.evaluate(learner, sources.test, **{**options, "transductive": mode}).as_dict() for mode in modes]
+    if len(together.learners) > 1:
+        for mode in modes:
+            found = il.evaluate(together, sources.test, **{**options, "transductive": mode})
+            tests.append({"ensemble": len(together.learners), **found.as_dict()})
     return {
         "command": trained["command"],
         "description": config["description"],
         "seed": trained["seed"],
         "iterations": trained["iterations"],
         "seconds": trained["seconds"],
-        "tests": [test.as_dict() for test in tests],
+        "tests": tests,
         "depends_on_query_set": learner.depends_on_query_set,
         "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
         "environment": trained["environment"],
         "config": config,
+        "curves": curves(run),
     }
+
+
+def _members(run: Path) -> int:
+    """Of the ensemble: as many as the recipe asks to be kept for one and the run came to, else one."""
+    config = il.config.load_recipe(run / "config.toml")
+    kept = len(json.loads((run / "results.json").read_text())["validation"])
+    return min(ENSEMBLE, kept) if config["train"].get("keep_best", 0) >= ENSEMBLE else 1
+
+
+def curves(run: Path) -> dict[str, list[list[float]]]:
+    """Of training: ``[iteration, loss]``, means of what was logged over at most 200 stretches; of validation:
+    ``[iteration, mean, ci95]``."""
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [(e["iteration"], e["loss"]) for e in entries if e["kind"] == "train"]
+    each = -(-len(losses) // POINTS) or 1
+    parts = [losses[i : i + each] for i in range(0, len(losses), each)]
+    return {
+        "train": [[part[-1][0], round(sum(loss for _, loss in part) / len(part), 5)] for part in parts],
+        "validation": [[e["iteration"], e["mean"], e["ci95"]] for e in entries if e["kind"] == "validation"],
+    }
+
+
+def keep(run: Path, path: Path, data: str | None = None) -> dict[str, Any]:
+    """Write the result file of a run."""
+    found = collect(run, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 if __name__ == "__main__":
@@ -43,7 +81,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     name = arguments.name or arguments.run.name
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(collect(arguments.run), indent=1) + "\n")
+    keep(arguments.run, path)
     print(path)
     if arguments.picture:
         learner, sources, config = il.load_run(arguments.run)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import innerloop as il
 from innerloop import cli, config
 from innerloop.__main__ import main
 from innerloop.train.record import TIME_FIELDS
@@ -68,6 +69,27 @@ def test_evaluate_json(trained):
     assert len(found["steps"]) == 4
     assert found["mean"] == found["steps"][-1]
     assert "inductive" in text
+
+
+def test_an_ensemble_is_printed_beside_the_best(trained, tmp_path, capsys):
+    words = [*TINY, "--set", "train.validate_every=5", "--set", "train.keep_best=3"]
+    run = tmp_path / "run"
+    assert call(capsys, "train", "sinusoid-maml", *words, "--run", run, "--quiet")[0] == 0
+    code, out, err = call(capsys, "evaluate", run, "--ensemble", 3, "--json")
+    assert code == 0
+    assert "test: mse" in err
+    assert "test, ensemble of 3: mse" in err
+    found = json.loads(out)
+    alone = json.loads(call(capsys, "evaluate", run, "--json")[1])
+    assert {key: found[key] for key in alone} == alone
+    assert found["ensemble"]["size"] == 3
+    assert found["ensemble"]["mean"] != alone["mean"]
+    learners, sources, _ = config.load_ensemble(run, 3)
+    options = config.arguments(config.load_recipe(run / "config.toml"), "evaluate")
+    assert il.evaluate(learners, sources.test, **options).mean == found["ensemble"]["mean"]
+    code, _, err = call(capsys, "evaluate", run, "--ensemble", 4)
+    assert code == 1
+    assert "train.keep_best = 4" in err
 
 
 def test_evaluate_repeats_the_test_of_training(trained, capsys):

@@ -143,11 +143,17 @@ def test_torch_runs_what_the_kernels_do_not() -> None:
 
 def test_norm_pool_is_batch_norm_and_pooling() -> None:
     x, scale, bias = inputs([(4, 3, 6, 6), (3,), (3,)])
-    plain = norm_pool(x, scale, bias, 1e-5, 2)
-    torch.testing.assert_close(plain, F.max_pool2d(F.batch_norm(x, None, None, scale, bias, True), 2))
-    for quick in (True, False):
-        with TaskOperations(vectorised=True, kernels=quick):
-            torch.testing.assert_close(norm_pool(x, scale, bias, 1e-5, 2), plain)
+    for tracks, training in ((False, True), (False, False), (True, True), (True, False)):
+        norm, other = (nn.BatchNorm2d(3, track_running_stats=tracks).train(training) for _ in range(2))
+        for layer in (norm, other):
+            layer.weight, layer.bias = nn.Parameter(scale.detach()), nn.Parameter(bias.detach())
+        for quick in (True, False):
+            plain = F.max_pool2d(other(x), 2)
+            torch.testing.assert_close(norm_pool(x, norm, 2), plain)
+            other(x)
+            with TaskOperations(vectorised=True, kernels=quick):
+                torch.testing.assert_close(norm_pool(x, norm, 2), plain)
+        torch.testing.assert_close(norm.state_dict(), other.state_dict())
 
 
 def test_a_loss_that_is_itself_a_gradient(episodes: Callable[..., il.Task]) -> None:

@@ -158,7 +158,10 @@ def small_learner(preset: str, vectorize: bool | str = "auto") -> il.MetaLearner
     model: nn.Module = nn.Sequential(nn.Linear(inputs, 5), nn.Tanh(), nn.Linear(5, 3))
     if preset == "cavia":
         model = il.models.WithContext(model, 2)
+    if preset == "maml-plus-plus":
+        model = nn.Sequential(nn.Linear(inputs, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
     options = {"vectorize": vectorize} | ({} if preset == "prototypical" else {"lr": 0.1, "steps": 2})
+    options |= {"first_order": 0} if preset == "maml-plus-plus" else {}
     return il.presets.PRESETS[preset](model, **options)
 
 

@@ -13,9 +13,10 @@ import importlib
 from typing import Any
 
 from . import losses, models, presets, rules, schedules
+from .adapted import Adapted
 from .initial import Initialisation, Prototypes
 from .inner import Episode
-from .learner import Adapted, MetaLearner, Outcome
+from .learner import MetaLearner, Outcome
 from .objectives import Implicit, Judgement, Objective, Reptile, Unrolled
 from .presets import (
     anil,
@@ -24,6 +25,7 @@ from .presets import (
     fomaml,
     imaml,
     maml,
+    maml_plus_plus,
     meta_curvature,
     meta_sgd,
     protomaml,
@@ -49,12 +51,14 @@ from .task import Batch, Params, Task, TaskSource
 __version__ = "0.1.0"
 
 _LATER = {
+    "Ensemble": "train.ensemble",
     "Evaluation": "train.evaluate",
     "FewShot": "data",
     "Sinusoid": "data",
     "Strokes": "data",
     "Trainer": "train.trainer",
     "evaluate": "train.evaluate",
+    "load_ensemble": "config",
     "load_run": "config",
 }
 
@@ -75,6 +79,7 @@ __all__ = [
     "Chain",
     "Clip",
     "ElementwiseSGD",
+    "Ensemble",
     "Episode",
     "Evaluation",
     "FewShot",
@@ -112,9 +117,11 @@ __all__ = [
     "head",
     "head_of",
     "imaml",
+    "load_ensemble",
     "load_run",
     "losses",
     "maml",
+    "maml_plus_plus",
     "meta_curvature",
     "meta_sgd",
     "models",

@@ -213,6 +213,10 @@ def evaluate_(
             show_default="the recipe's",
         ),
     ] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(min=2, help="Also the mean output of that many best validated weights.", show_default=False),
+    ] = None,
     data: DataOption = None,
     device: DeviceOption = "cpu",
     seed: Annotated[int | None, typer.Option(help="Of the tasks.", show_default="the recipe's")] = None,
@@ -221,13 +225,19 @@ def evaluate_(
     """Evaluate the best validated weights of a run.
 
     The JSON has `metric` (`accuracy`, in per cent, or `mse`), `mean` and `ci95` over `num_tasks` tasks, `steps` (the
-    mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`.
+    mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`, and with an ensemble
+    `ensemble`: its `size` and what it came to, likewise.
     """
-    learner, sources, settings = config.load_run(run, data, device)
+    together, sources, settings = config.load_ensemble(run, ensemble or 1, data, device)
     given = {"num_tasks": tasks, "steps": steps, "transductive": transductive, "seed": seed}
     options = config.arguments(settings, "evaluate") | {k: v for k, v in given.items() if v is not None}
     source: TaskSource = getattr(sources, split.value)
-    found: Evaluation = evaluate(learner, source, **options)
+    found: Evaluation = evaluate(together.learners[0], source, **options)
     print(f"{split.value}: {found}", file=sys.stderr if as_json else sys.stdout)
+    told = {**found.as_dict(), "split": split.value, "seed": options["seed"], "run": str(run)}
+    if ensemble:
+        found = evaluate(together, source, **options)
+        print(f"{split.value}, ensemble of {ensemble}: {found}", file=sys.stderr if as_json else sys.stdout)
+        told["ensemble"] = {"size": ensemble, **found.as_dict()}
     if as_json:
-        print(dumps({**found.as_dict(), "split": split.value, "seed": options["seed"], "run": str(run)}))
+        print(dumps(told))

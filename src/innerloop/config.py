@@ -24,7 +24,7 @@ from .models import MODELS
 from .presets import PRESETS
 from .schedules import SCHEDULES
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
-from .train import Trainer, evaluate
+from .train import Ensemble, Trainer, evaluate
 from .train.checkpoint import Checkpoints
 
 Config = dict[str, Any]
@@ -311,6 +311,22 @@ def load_run(
     except RuntimeError as error:
         raise ValueError(f"the weights in {run} are not those of its config.toml: {error}") from error
     return learner, sources, config
+
+
+def load_ensemble(
+    run: str | Path, number: int, root: str | Path | None = None, device: str = "cpu"
+) -> tuple[Ensemble, Sources, Config]:
+    """As `load_run`, with the learners of a number of the best validated weights together.
+
+    Raises:
+        ValueError: the run does not keep as many; and what `load_run` raises.
+    """
+    best, sources, config = load_run(run, root, device)
+    learners = [best]
+    for kept in Checkpoints(Path(run)).best_weights(number)[1:] if number > 1 else ():
+        learners.append(build_learner(config, device))
+        learners[-1].load_state_dict(kept["learner"])
+    return Ensemble(learners), sources, config
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -19,15 +19,16 @@ from torch.utils import _pytree as pytree
 
 from .kernels import unread_gradients
 from .rules import UpdateRule
-from .stacks import recomputed, value_and_gradient
+from .stacks import place, recomputed, value_and_gradient
 from .task import Batch, Params, Task, size
 from .threads import mine
 
 Loss = Callable[[Any, Any], Tensor]
 """``(output, y) -> scalar``, averaged over examples. An ``nn.Module`` brings its parameters to be meta-learned."""
 
-Statistics = Literal["batch", "running"]
-"""What batch norm normalises with: the statistics of the examples at hand, or the stored running ones."""
+Statistics = Literal["batch", "running", "shared"]
+"""What batch norm normalises with: the statistics of the examples at hand, or the stored running ones; where every
+inner step has its own of these, all steps may share one set."""
 
 Memory = Literal["graph", "constant"]
 """What is kept of an inner step for the backward pass: its graph, or only the parameters that it started from."""
@@ -142,6 +143,8 @@ class Episode:
         steps: the number K of inner steps.
         iteration: the outer iteration, for schedules.
         batch_size: support examples per inner step, taken in order and cyclically; ``None`` takes them all.
+        slots: parameters that every step has its own of, ``[K, ...]``; those of the present step are in ``fixed``.
+        buffer_slots: likewise buffers.
         support_losses: filled by `path`: the inner loss at the parameters before each step.
     """
 
@@ -157,7 +160,13 @@ class Episode:
     iteration: int = 0
     batch_size: int | None = None
     memory: Memory = "graph"
+    slots: Params = field(default_factory=dict)
+    buffer_slots: Params = field(default_factory=dict)
     support_losses: list[Tensor] = field(default_factory=list)
+    _left: list[Params] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._turn_to(0)
 
     def output(self, params: Params, x: Any) -> Any:
         """The model's output on ``x`` with adapted parameters ``params``."""
@@ -178,7 +187,9 @@ class Episode:
 
     def query_loss(self, params: Params) -> tuple[Tensor, Any]:
         """The outer loss on the query set, a scalar, and the output it was computed from."""
-        output = self.output(params, self.task.query.x)
+        output, after = self.model({**self.fixed, **params}, self.buffers, self.task.query.x)
+        if self.buffer_slots and place() != "other":  # the tensors of a transform must not outlive it
+            self.buffers = {**self.buffers, **{name: after[name].detach() for name in self.buffer_slots}}
         return _scalar(self.loss(output, self.task.query.y)), output
 
     def path(self, order: int = 2) -> Iterator[Params]:
@@ -192,6 +203,9 @@ class Episode:
             raise ValueError(f"order is 1 or 2, got {order!r} at iteration {self.iteration}")
         params, state = self.start, self.rule.init(self.start if order == 2 else detach(self.start))
         for step in range(self.steps):
+            if step:
+                self._left.append(self._own_buffers())
+                self._turn_to(step)
             inputs = (params, self.support(step), self.fixed, self.buffers)
             if order == 2 and self.memory == "constant" and torch.is_grad_enabled():
                 results = recomputed(self._gradient, inputs, self._learned(), self.model.as_now(), unread_gradients)
@@ -203,6 +217,19 @@ class Episode:
             updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
             params = {name: param + updates[name] for name, param in params.items()}
             yield params
+
+    def left(self) -> Params:
+        """What every step so far left in the buffers that each has its own of, ``[K, ...]``."""
+        return stack([*self._left, self._own_buffers()])  # type: ignore[no-any-return]
+
+    def _own_buffers(self) -> Params:
+        return {name: self.buffers[name] for name in self.buffer_slots}
+
+    def _turn_to(self, step: int) -> None:
+        """Put the parameters and buffers that a step has of its own in place."""
+        if self.slots:
+            self.fixed = {**self.fixed, **_slot(self.slots, step)}
+            self.buffers = {**self.buffers, **_slot(self.buffer_slots, step)}
 
     def _gradient(
         self, order: int, params: Params, batch: Batch, fixed: Params, buffers: Params
@@ -226,6 +253,11 @@ class Episode:
         for params in self.path(order):  # noqa: B007 - only the end of the path is wanted
             pass
         return params
+
+
+def _slot(tensors: Params, step: int) -> Params:
+    """What a step has of its own; those past the last have what the last has."""
+    return {name: tensor[min(step, len(tensor) - 1)] for name, tensor in tensors.items()}
 
 
 def _scalar(loss: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import time
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from .adapted import Adapted
 from .compiling import Compile, Compiler, of_tensors, shapes, tensors
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
@@ -27,7 +28,6 @@ from .inner import (
     Precision,
     Stateless,
     Statistics,
-    arguments,
     detach,
     in_mode,
     stack,
@@ -36,6 +36,7 @@ from .objectives import Objective, Unrolled
 from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
+from .slots import Slots
 from .stacks import place
 from .task import Batch, Params, Task, count, select, size
 from .threads import independent
@@ -73,7 +74,11 @@ class MetaLearner(nn.Module):
         batch_size: support examples per inner step, in order and cyclically; ``None`` takes the whole support set.
         statistics: batch norm by the statistics of the examples at hand (``"batch"``, as the papers do: predictions on
             a query set then depend on the whole set) or by the stored ones (``"running"``, for models that bring them:
-            meta-training does not change them), in ``train()`` and ``eval()`` alike.
+            meta-training does not change them), in ``train()`` and ``eval()`` alike. With ``per_step``, meta-training
+            goes by those at hand and moves the stored ones of each step, which ``"running"`` then predicts by;
+            ``"shared"`` predicts by one set for all steps.
+        per_step: parameters of batch norms that every inner step has its own of, and with them the running statistics
+            of these layers; see `innerloop.slots.Slots`.
         memory: ``"graph"`` keeps what the backward pass needs of every inner step; ``"constant"`` recomputes it, one
             step at a time, which takes about a third longer and a small part of the memory. The gradients are the same.
         precision: ``"float32"``, or ``"bfloat16"`` for matrix products and convolutions.
@@ -97,6 +102,7 @@ class MetaLearner(nn.Module):
         steps: int = 1,
         batch_size: int | None = None,
         statistics: Statistics = "batch",
+        per_step: Selection | None = None,
         memory: Memory = "graph",
         precision: Precision = "float32",
         vectorize: Vectorize = "auto",
@@ -106,12 +112,11 @@ class MetaLearner(nn.Module):
         super().__init__()
         if not isinstance(steps, int) or steps < 0 or (batch_size is not None and batch_size < 1):
             raise ValueError(f"steps must be at least 0 and batch_size at least 1, got {steps} and {batch_size}")
-        if statistics not in ("batch", "running"):
-            raise ValueError(f'statistics is "batch" or "running", got {statistics!r}')
-        if memory not in ("graph", "constant"):
-            raise ValueError(f'memory is "graph" or "constant", got {memory!r}')
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f'precision is "float32" or "bfloat16", got {precision!r}')
+        for name, given, kinds in (
+            ("statistics", statistics, Statistics), ("memory", memory, Memory), ("precision", precision, Precision)
+        ):  # fmt: skip
+            if given not in (known := get_args(kinds)):
+                raise ValueError(f"{name} is {' or '.join(map(json.dumps, known))}, got {given!r}")
         if memory == "constant" and compile is True:
             raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
@@ -123,6 +128,11 @@ class MetaLearner(nn.Module):
         self.adapted = adapt.names(model)
         self.engine = Engine(model, vectorize, lean=memory == "constant")
         self.compiler = Compiler(compile if memory == "graph" else False)
+        self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
+        if self.slots is None and statistics == "shared":
+            raise ValueError('statistics="shared" is for a learner with per_step=; without it there is "running"')
+        if self.slots is not None and statistics != "batch":
+            self.slots.require_statistics()
         self._stateless = Stateless(model, precision)
         self._checked = False
         parameters = dict(model.named_parameters())
@@ -138,8 +148,11 @@ class MetaLearner(nn.Module):
             iteration: the outer iteration, for schedules.
         """
         self._check(tasks)
-        with in_mode(self.model, self.statistics):
-            return Outcome(*self.engine.map(partial(self._judge, iteration=iteration), tasks, *self._own(), "forward"))
+        with in_mode(self.model, self._training_statistics):
+            judge = partial(self._judge, iteration=iteration)
+            outcome, left = self.engine.map(judge, tasks, *self._own(), "forward")
+        self._renew(_average(left))
+        return Outcome(*outcome)
 
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
         """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
@@ -150,45 +163,60 @@ class MetaLearner(nn.Module):
         self._check(tasks)
         key = shapes(tasks), self.objective.constants(iteration)
         if (compiled := self.compiler.get(key)) is not None:
-            return compiled(tensors(self, tasks))  # type: ignore[no-any-return]
+            grads, outcome, left = compiled(tensors(self, tasks))
+            self._renew(left)
+            return grads, outcome
         start = time.perf_counter()
         step = partial(self._gradients, iteration=iteration)
-        result = step(tasks)
+        grads, outcome, left = step(tasks)
         self.compiler.ran(key, time.perf_counter() - start)
         undecided = self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient"))
         if undecided and self.engine.vectorised and not self.engine.random:
             function = of_tensors(self, step, tasks, self.engine.recording)
             self.compiler.decide(key, partial(step, tasks), function, tensors(self, tasks))
-        return result
+        self._renew(left)
+        return grads, outcome
 
-    def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome]:
+    def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Params]:
+        """The meta-gradient, the outcome, and what became of each step's own buffers."""
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not learned:
             raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
         total, outcomes = [torch.zeros_like(p) for p in learned.values()], []
 
-        def differentiate(result: tuple[Any, ...]) -> tuple[Sequence[Tensor], Outcome]:
-            outcome, by = Outcome(*result), list(learned.values())
-            grads = torch.autograd.grad(outcome.objective.sum(), by, allow_unused=True, materialize_grads=True)
-            return grads, detach(outcome)
+        def differentiate(result: tuple[Outcome, Params]) -> tuple[Sequence[Tensor], tuple[Outcome, Params]]:
+            objective, by = result[0].objective.sum(), list(learned.values())
+            return torch.autograd.grad(objective, by, allow_unused=True, materialize_grads=True), detach(result)
 
-        with in_mode(self.model, self.statistics):
+        with in_mode(self.model, self._training_statistics):
             judge = partial(self._judge, iteration=iteration)
             for grads, outcome in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient", differentiate):
                 total = [a + b for a, b in zip(total, grads, strict=True)]
                 outcomes.append(outcome)
         mean = {name: grad / count(tasks) for name, grad in zip(learned, total, strict=True)}
-        return mean, Outcome(*pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes))
+        outcome, left = pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes)
+        return mean, Outcome(*outcome), _average(left)
 
-    def _judge(self, task: Task, params: Params, buffers: Params, *, iteration: int) -> tuple[Any, ...]:
+    def _judge(self, task: Task, params: Params, buffers: Params, *, iteration: int) -> tuple[Outcome, Params]:
+        """The outcome, and what each step left in the buffers that it has of its own."""
         episode = self._episode(task, params, buffers, iteration=iteration)
         judgement = self.objective(episode)
-        return Outcome(
+        outcome = Outcome(
             judgement.objective,
             judgement.loss.detach(),
             detach(judgement.output),
             torch.stack(episode.support_losses) if episode.steps else judgement.loss.new_zeros(0),
         )
+        return outcome, episode.left()
+
+    @property
+    def _training_statistics(self) -> Statistics:
+        """Running statistics of steps are gathered by batch norms that go by those at hand."""
+        return self.statistics if self.slots is None else "batch"
+
+    def _renew(self, left: Params) -> None:
+        if self.slots is not None and self.training:
+            self.slots.renew(left)
 
     # -- using what was learned ---------------------------------------------------------------------------------------
 
@@ -213,7 +241,7 @@ class MetaLearner(nn.Module):
             return stack([output(episode.start), *(output(params) for params in episode.path(order=1))])
 
         with in_mode(self.model, self.statistics, training=False):
-            return self.engine.map(outputs, tasks, *self._own(), "predict")
+            return self.engine.map(outputs, tasks, *self._own(self.statistics == "shared"), "predict")
 
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
         """Adapt to one task, with dropout turned off.
@@ -224,12 +252,13 @@ class MetaLearner(nn.Module):
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
         with torch.no_grad(), in_mode(self.model, self.statistics, training=False):
-            episode = self._episode(Task(support, support), *self._own(), steps)
+            episode = self._episode(Task(support, support), *self._own(self.statistics == "shared"), steps)
             params = episode.last(order=1)
             losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.
         episode.fixed, episode.start = ({n: p.detach().clone() for n, p in t.items()} for t in (episode.fixed, params))
-        return Adapted(self, episode, losses, transductive)
+        output = partial(self._output, episode, episode.start, transductive=transductive)
+        return Adapted(self.model, self.statistics, episode, losses, output)
 
     @property
     def depends_on_query_set(self) -> bool:
@@ -239,7 +268,8 @@ class MetaLearner(nn.Module):
     @property
     def citations(self) -> tuple[str, ...]:
         """The papers behind the parts in use."""
-        parts: Iterable[Any] = (self, *self.rule.modules(), self.objective, self.initial, *self.model.modules())
+        modules = (*self.rule.modules(), *self.model.modules())
+        parts: Iterable[Any] = (self, self.slots, self.objective, self.initial, *modules)
         return tuple(dict.fromkeys(c for part in parts if isinstance(c := getattr(part, "citation", ""), str) and c))
 
     def references(self) -> None:
@@ -267,16 +297,19 @@ class MetaLearner(nn.Module):
 
     # -- one task -----------------------------------------------------------------------------------------------------
 
-    def _own(self) -> tuple[Params, Params]:
-        """The model's parameters and buffers, which every task gets its own copies of."""
-        return dict(self.model.named_parameters()), dict(self.model.named_buffers())
+    def _own(self, shared: bool = False) -> tuple[Params, Params]:
+        """The model's parameters and buffers, which every task gets its own copies of; of some, slots of all steps."""
+        params: Params = dict(self.model.named_parameters())
+        buffers: Params = dict(self.model.named_buffers())
+        return (params, buffers) if self.slots is None else self.slots.put(params, buffers, shared)
 
     def _episode(
         self, task: Task, params: Params, buffers: Params, steps: int | None = None, iteration: int = 0
     ) -> Episode:
         if steps is not None and steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
-        fixed = dict(params)
+        fixed, buffers = dict(params), dict(buffers)
+        slots, buffer_slots = (self.slots.parameters_of, self.slots.buffers_of) if self.slots else ((), ())
         episode = Episode(
             model=self._stateless,
             rule=self.rule,
@@ -284,6 +317,8 @@ class MetaLearner(nn.Module):
             inner_loss=self.inner_loss,
             task=task,
             start={name: fixed.pop(name) for name in self.adapted},
+            slots={name: fixed.pop(name) for name in slots},
+            buffer_slots={name: buffers.pop(name) for name in buffer_slots},
             fixed=fixed,
             buffers=buffers,
             steps=self.steps if steps is None else steps,
@@ -341,54 +376,6 @@ class MetaLearner(nn.Module):
         return independent(self.model, lambda: self._stateless(params, episode.buffers, episode.support().x))
 
 
-class Adapted:
-    """A model adapted to one task: call it on inputs.
-
-    Attributes:
-        parameters: all parameters of the model, by name, the adapted ones in place.
-        losses: ``[K + 1]``; support loss before each step and after the last.
-    """
-
-    def __init__(self, learner: MetaLearner, episode: Episode, losses: Tensor, transductive: bool) -> None:
-        self._learner, self._episode, self._transductive = learner, episode, transductive
-        self.losses = losses
-        self.parameters: Params = {**episode.fixed, **episode.start}
-
-    @torch.no_grad()
-    def __call__(self, x: Any) -> Any:
-        """The outputs on inputs ``x``: ``[N, ...]``."""
-        with in_mode(self._learner.model, self._learner.statistics, training=False):
-            return self._learner._output(self._episode, self._episode.start, x, self._transductive)
-
-    def module(self) -> nn.Module:
-        """A plain copy of the model with the adapted parameters, in ``eval()`` mode.
-
-        Its other buffers are the task's own. Batch norm that keeps running statistics has those of the support set, if
-        the learner normalises by batch statistics: in ``eval()`` mode predictions are then inductive.
-        """
-        module = copy.deepcopy(self._learner.model)
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(self.parameters[name])
-            for name, buffer in module.named_buffers():
-                buffer.copy_(self._episode.buffers[name])
-        module.eval()
-        if self._learner.statistics == "batch":
-            gather_statistics(module, self._episode.task.support.x)
-        return module
-
-
-@torch.no_grad()
-def gather_statistics(module: nn.Module, x: Any) -> None:
-    """Give the batch-norm layers that keep running statistics those of the inputs ``x``."""
-    layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average: of one batch, its own statistics
-        layer.training = True
-    if layers:
-        args, kwargs = arguments(x)
-        module(*args, **kwargs)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum, layer.training = momentum, False
+def _average(left: Params) -> Params:
+    """Over tasks; of whole numbers, which count batches, any task's."""
+    return {name: t.mean(0) if t.is_floating_point() else t[0] for name, t in left.items()}

@@ -32,14 +32,14 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, batch norm on batch statistics, ReLU; halved by max-pooling or by the convolution's stride."""
+    """3x3 convolution, batch norm, ReLU; halved by max-pooling or by the convolution's stride."""
 
-    def __init__(self, inputs: int, outputs: int, pooling: Pooling = "max") -> None:
+    def __init__(self, inputs: int, outputs: int, pooling: Pooling = "max", running: bool = False) -> None:
         super().__init__()
         # Batch norm removes any bias that the convolution adds, so it has none.
         self.conv = nn.Conv2d(inputs, outputs, 3, stride=1 if pooling == "max" else 2, padding=1, bias=False)
         nn.init.xavier_uniform_(self.conv.weight)
-        self.norm = nn.BatchNorm2d(outputs, track_running_stats=False)
+        self.norm = nn.BatchNorm2d(outputs, track_running_stats=running)
         self.pooling = pooling
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class ConvBlock(nn.Module):
         y = self.conv(x)
         if self.pooling == "stride":
             return torch.relu(self.norm(y))
-        return torch.relu(norm_pool(y, self.norm.weight, self.norm.bias, self.norm.eps, 2))
+        return torch.relu(norm_pool(y, self.norm, 2))
 
 
 class Conv4(nn.Module):
@@ -60,17 +60,24 @@ class Conv4(nn.Module):
         width: filters: 64 in most papers' Omniglot networks, 32 for mini-ImageNet.
         image_size: height and width of the images.
         pooling: ``"max"`` pools and flattens, ``"stride"`` strides and averages over space (Finn et al. 2017).
+        running: whether batch norm keeps running statistics, which a learner with ``statistics="running"`` needs.
     """
 
     def __init__(
-        self, channels: int = 1, ways: int = 5, width: int = 64, image_size: int = 28, pooling: Pooling = "max"
+        self,
+        channels: int = 1,
+        ways: int = 5,
+        width: int = 64,
+        image_size: int = 28,
+        pooling: Pooling = "max",
+        running: bool = False,
     ) -> None:
         super().__init__()
         if pooling not in ("max", "stride"):
             raise ValueError(f'pooling is "max" or "stride", got {pooling!r}')
         if image_size < 16 and pooling == "max":
             raise ValueError(f"four poolings need images of at least 16 x 16, got {image_size}")
-        blocks = [ConvBlock(channels if index == 0 else width, width, pooling) for index in range(4)]
+        blocks = [ConvBlock(channels if index == 0 else width, width, pooling, running) for index in range(4)]
         last = nn.Flatten() if pooling == "max" else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.body = nn.Sequential(*blocks, last)
         self.head = nn.Linear(width * (image_size // 16) ** 2 if pooling == "max" else width, ways)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
@@ -15,15 +15,22 @@ from torch.overrides import TorchFunctionMode
 from . import kernels, normalisation
 
 
-def norm_pool(x: Tensor, scale: Tensor, bias: Tensor, eps: float, size: int) -> Tensor:
-    """Batch norm by the batch's own statistics, then ``size x size`` max-pooling: ``[N, C, H, W] -> [N, C, H', W']``.
+def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
+    """Batch norm, then ``size x size`` max-pooling: ``[N, C, H, W] -> [N, C, H', W']``.
 
-    One operation, since pooling first and normalising then gives the same and does so on fewer elements.
+    One operation where the batch's own statistics are used, since pooling first and normalising then gives the same and
+    does so on fewer elements.
     """
-    mode = torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
-    if isinstance(mode, TaskOperations) and mode.kernels and kernels.supported(x, scale):
-        return kernels.batch_norm(x, scale, bias, eps, ([size, size], [size, size], [0, 0], [1, 1], False))[0]
-    return F.max_pool2d(F.batch_norm(x, None, None, scale, bias, True, 0.0, eps), size)
+    mode, momentum = torch.overrides._get_current_function_mode(), norm.momentum  # type: ignore[no-untyped-call]
+    own = norm.training or norm.running_mean is None
+    if own and momentum is not None and isinstance(mode, TaskOperations) and mode.kernels and kernels.supported(x):
+        window: kernels.Window = ([size, size], [size, size], [0, 0], [1, 1], False)
+        out, mean, variance = kernels.batch_norm(x, norm.weight, norm.bias, norm.eps, window)
+        _move_statistics(x, norm.running_mean, norm.running_var, mean, variance, momentum)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        return out
+    return F.max_pool2d(norm(x), size)
 
 
 def _conv2d(
@@ -68,11 +75,23 @@ def _batch_norm(
 ) -> Tensor:
     if not training or input.ndim != 4 or not kernels.supported(input):
         return normalisation.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    each = normalisation.values_per_channel(input)
     out, mean, variance = kernels.batch_norm(input, weight, bias, eps)
+    _move_statistics(input, running_mean, running_var, mean, variance, momentum)
+    return out
+
+
+def _move_statistics(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+) -> None:
+    """As batch norm moves its running statistics, in place; the variance given is the biased one."""
+    each = normalisation.values_per_channel(input)
     normalisation.move(running_mean, mean, momentum)
     normalisation.move(running_var, variance * each / (each - 1), momentum)
-    return out
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:

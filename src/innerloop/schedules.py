@@ -41,6 +41,31 @@ def switch(before: T, after: T, at: int) -> Callable[[int], T]:
     return lambda iteration: before if iteration < at else after
 
 
+def multi_step(steps: int, iterations: int, stages: int = 10) -> Callable[[int], tuple[float, ...]]:
+    """The weights of a multi-step loss: equal at iteration 0, the last step alone from ``iterations`` on (Antoniou et
+    al. 2019, section 4). They sum to 1.
+
+    Args:
+        steps: the number K of weights.
+        iterations: until all weight is on the last step.
+        stages: the weights stay as they are for a part of the iterations; the authors' code changes them every epoch.
+            A step is compiled anew for each stage.
+
+    >>> weights = multi_step(steps=2, iterations=100, stages=2)
+    >>> weights(0), weights(50), weights(100)
+    ((0.5, 0.5), (0.25, 0.75), (0.0, 1.0))
+    """
+    if steps < 1 or iterations < 0 or stages < 1:
+        raise ValueError(f"steps and stages are at least 1 and iterations 0, got {steps}, {stages} and {iterations}")
+
+    def weights(iteration: int) -> tuple[float, ...]:
+        done = 1.0 if iteration >= iterations else iteration * stages // iterations / stages
+        others = (1 - done) / steps
+        return (*[others] * (steps - 1), 1 - others * (steps - 1))
+
+    return weights
+
+
 SCHEDULES: dict[str, Callable[..., Callable[[int], float]]] = {
     "constant": constant,
     "linear": linear,

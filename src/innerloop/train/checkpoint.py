@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -154,12 +155,29 @@ class Checkpoints:
     def weights(self) -> dict[str, Any]:
         """The best weights that can be read, ``{"iteration", "learner", ...}``; without validations the newest."""
         newest = self.newest()
+        return next(self._readable(), newest)
+
+    def best_weights(self, number: int) -> list[dict[str, Any]]:
+        """That many of the best weights, best first.
+
+        Raises:
+            ValueError: there are fewer that can be read.
+        """
+        self.newest()
+        found = list(islice(self._readable(), number))
+        if len(found) < number:
+            raise ValueError(
+                f"{self.directory} has the weights of {len(found)} validations, not of {number}: ask for fewer, or "
+                f"train with train.keep_best = {number} and validate that often"
+            )
+        return found
+
+    def _readable(self) -> Iterator[dict[str, Any]]:
         for entry in self.best:
             try:
-                return load(self.directory / BEST.format(entry["iteration"]))
+                yield load(self.directory / BEST.format(entry["iteration"]))
             except (ValueError, FileNotFoundError) as error:
-                warnings.warn(f"{error}; taking the next best", stacklevel=3)
-        return newest
+                warnings.warn(f"{error}; taking the next best", stacklevel=4)
 
 
 def holds_run(run: Path) -> bool:

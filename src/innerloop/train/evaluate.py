@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..learner import MetaLearner
 from ..task import Task, TaskSource, select, to
+from .ensemble import Ensemble
 
 Metric = Callable[[Any, Any], Tensor]
 """``(output, y) -> scalar`` on the query set of one task, like a loss; lower is better unless it is `accuracy`."""
@@ -103,7 +104,7 @@ class Evaluation:
 
 
 def evaluate(
-    learner: MetaLearner,
+    learner: MetaLearner | Ensemble,
     source: TaskSource,
     num_tasks: int = 600,
     steps: int | None = None,
@@ -118,7 +119,7 @@ def evaluate(
     were before. Memory does not grow with the number of tasks.
 
     Args:
-        learner: what to evaluate; tasks are moved to its device.
+        learner: what to evaluate, or several together; tasks are moved to its device.
         source: where the tasks come from.
         num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
@@ -167,7 +168,7 @@ def _score(metric: Metric, output: Any, y: Any) -> Tensor:
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def _usual_metric(learner: MetaLearner, y: Any) -> str:
+def _usual_metric(learner: MetaLearner | Ensemble, y: Any) -> str:
     if not isinstance(y, Tensor):
         raise ValueError(
             f"targets of type {type(y).__name__} have no usual metric: pass metric=, a function like a loss"

@@ -1,0 +1,110 @@
+"""Parameters and statistics of norm layers that every inner step has its own of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from .inner import BATCH_NORMS
+from .rules import PerParameter
+from .select import Selection
+from .task import Params
+
+
+class Slots(nn.Module):
+    """A slot for each inner step in place of some of the model's parameters, and of the running statistics of the
+    layers that these belong to (BNWB and BNRS; Antoniou et al. 2019, section 4).
+
+    The slots of a parameter are meta-learned in its place and start as copies of it. Step k of the inner loop, and what
+    is asked of the parameters after it, use slot k; steps past the last use the last.
+
+    Args:
+        model: the module.
+        selection: which of its parameters.
+        steps: the number of slots.
+        adapted: the names of the parameters that the inner loop moves.
+
+    Attributes:
+        parameters_of: the names of the parameters that there are slots of.
+        buffers_of: likewise the buffers.
+
+    Raises:
+        ValueError: a parameter would be adapted by the inner loop, and have slots.
+    """
+
+    citation = "Antoniou, Edwards, Storkey. How to train your MAML. ICLR 2019. arXiv:1810.09502"
+
+    def __init__(self, model: nn.Module, selection: Selection, steps: int, adapted: Collection[str]) -> None:
+        super().__init__()
+        self.parameters_of = selection.names(model)
+        if both := [name for name in self.parameters_of if name in adapted]:
+            raise ValueError(
+                f"{', '.join(both)}: the inner loop adapts these, so there cannot be one of each for every step; leave "
+                "them out of adapt=, e.g. adapt=il.everything - il.norms"
+            )
+        owners = {name.rpartition(".")[0] for name in self.parameters_of}
+        kept = {n: m for n, m in model.named_modules() if n in owners and isinstance(m, BATCH_NORMS)}
+        buffers = dict(model.named_buffers())
+        self.buffers_of = tuple(n for n in buffers if n.rpartition(".")[0] in kept)
+        parameters, slots = dict(model.named_parameters()), max(steps, 1)
+        self.learned = PerParameter({n: _repeat(parameters[n].detach(), slots) for n in self.parameters_of})
+        for name in self.buffers_of:
+            self.register_buffer(name.replace(".", "/"), _repeat(buffers[name], slots))
+
+    def require_statistics(self) -> None:
+        """Refuse to go by running statistics that there are none of.
+
+        Raises:
+            ValueError: no layer keeps any.
+        """
+        if not self.buffers_of:
+            raise ValueError(
+                "predictions by running statistics need batch norms of per_step= that keep some: make the model with "
+                "track_running_stats=True (il.models.conv4(running=True))"
+            )
+
+    def put(self, params: Params, buffers: Params, shared: bool = False) -> tuple[Params, Params]:
+        """A model's parameters and buffers with the slots, ``[K, ...]`` each, in place of the single ones.
+
+        Args:
+            params: the model's.
+            buffers: likewise.
+            shared: whether all steps share one set of running statistics: those of the values that all of them saw.
+        """
+        stored = {name: self.get_buffer(name.replace(".", "/")) for name in self.buffers_of}
+        return (
+            {**params, **{name: self.learned[name] for name in self.parameters_of}},
+            {**buffers, **(_shared(stored) if shared else stored)},
+        )
+
+    @torch.no_grad()
+    def renew(self, seen: Params) -> None:
+        """Keep what became of the buffers in some tasks, on average.
+
+        Args:
+            seen: the mean of every buffer over the tasks, ``[K, ...]``.
+        """
+        for name, tensor in seen.items():
+            self.get_buffer(name.replace(".", "/")).copy_(tensor)
+
+    def extra_repr(self) -> str:
+        return ", ".join((*self.parameters_of, *self.buffers_of))
+
+
+def _repeat(tensor: Tensor, slots: int) -> Tensor:
+    return tensor.expand(slots, *tensor.shape).clone()
+
+
+def _shared(stored: Params) -> Params:
+    """Every step's statistics replaced by those of all steps' values together."""
+    shared = dict(stored)
+    for name, variance in stored.items():
+        prefix, _, leaf = name.rpartition(".")
+        if leaf == "running_var":
+            mean = stored[f"{prefix}.running_mean"]
+            together = mean.mean(0), variance.mean(0) + mean.var(0, correction=0)
+            for statistic, value in zip(("running_mean", "running_var"), together, strict=True):
+                shared[f"{prefix}.{statistic}"] = value.expand_as(mean)
+    return shared

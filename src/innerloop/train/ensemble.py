@@ -1,0 +1,44 @@
+"""Several learners that answer together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..inner import Loss
+from ..learner import MetaLearner
+from ..task import Task
+
+
+class Ensemble:
+    """Learners of one kind whose outputs are averaged: each adapts to a task by itself.
+
+    The published accuracies of MAML++ are those of an ensemble of the five best validated weights of a run, whose
+    logits are averaged (in the authors' code; their paper does not say so).
+
+    Args:
+        learners: at least one.
+    """
+
+    def __init__(self, learners: Sequence[MetaLearner]) -> None:
+        if not learners:
+            raise ValueError("an ensemble needs at least one learner")
+        self.learners = tuple(learners)
+
+    @property
+    def loss(self) -> Loss:
+        """The outer loss, which all have."""
+        return self.learners[0].loss
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of all learners."""
+        for learner in self.learners:
+            yield from learner.parameters()
+
+    def predict(self, tasks: Task, steps: int | None = None, transductive: bool = True) -> Any:
+        """The mean of the learners' outputs; see `MetaLearner.predict`."""
+        outputs = [learner.predict(tasks, steps, transductive) for learner in self.learners]
+        return pytree.tree_map(lambda *each: sum(each) / len(each), *outputs)
