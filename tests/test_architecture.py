@@ -16,7 +16,7 @@ FLOORS = [
     ("kernels", "threads"),
     ("operations",),
     ("inner",),
-    ("engine", "objectives", "initial"),
+    ("engine", "objectives", "initial", "adapted"),
     ("learner",),
     ("models", "presets", "testing"),
     ("data",),

@@ -13,9 +13,10 @@ import importlib
 from typing import Any
 
 from . import losses, models, presets, rules, schedules
+from .adapted import Adapted
 from .initial import Initialisation, Prototypes
 from .inner import Episode
-from .learner import Adapted, MetaLearner, Outcome
+from .learner import MetaLearner, Outcome
 from .objectives import Implicit, Judgement, Objective, Reptile, Unrolled
 from .presets import (
     anil,

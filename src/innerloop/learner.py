@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -16,7 +15,8 @@ from torch.func import vmap
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .compiling import Compile, Compiler, of_tensors, shapes, tensors
+from .adapted import Adapted
+from .compiling import Compile, Compiler, of_tensors, signature, tensors
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
 from .inner import (
@@ -27,7 +27,6 @@ from .inner import (
     Precision,
     Stateless,
     Statistics,
-    arguments,
     detach,
     in_mode,
     stack,
@@ -147,19 +146,26 @@ class MetaLearner(nn.Module):
         Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
-        self._check(tasks)
-        key = shapes(tasks), self.objective.constants(iteration)
-        if (compiled := self.compiler.get(key)) is not None:
-            return compiled(tensors(self, tasks))  # type: ignore[no-any-return]
-        start = time.perf_counter()
-        step = partial(self._gradients, iteration=iteration)
-        result = step(tasks)
-        self.compiler.ran(key, time.perf_counter() - start)
-        undecided = self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient"))
-        if undecided and self.engine.vectorised and not self.engine.random:
-            function = of_tensors(self, step, tasks, self.engine.recording)
-            self.compiler.decide(key, partial(step, tasks), function, tensors(self, tasks))
-        return result
+        with torch.enable_grad():
+            self._check(tasks)
+            values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
+            key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
+            self._perhaps_compile(key, step, tasks, values)
+            if (compiled := self.compiler.get(key)) is not None:
+                return compiled(values)  # type: ignore[no-any-return]
+            start = time.perf_counter()
+            result = step(tasks)
+            self.compiler.ran(key, time.perf_counter() - start)
+            return result
+
+    def _perhaps_compile(self, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: list[Tensor]) -> None:
+        if not self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient")):
+            return
+        if not self.engine.vectorised or self.engine.random:
+            self.compiler.refuse("tasks run one by one" if not self.engine.vectorised else "it draws random numbers")
+            return
+        function = of_tensors(self, step, tasks, self.engine.recording)
+        self.compiler.decide(key, partial(step, tasks), function, values)
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome]:
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -229,7 +235,8 @@ class MetaLearner(nn.Module):
             losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.
         episode.fixed, episode.start = ({n: p.detach().clone() for n, p in t.items()} for t in (episode.fixed, params))
-        return Adapted(self, episode, losses, transductive)
+        output = partial(self._output, episode, episode.start, transductive=transductive)
+        return Adapted(self.model, self.statistics, episode, losses, output)
 
     @property
     def depends_on_query_set(self) -> bool:
@@ -292,7 +299,9 @@ class MetaLearner(nn.Module):
             memory=self.memory,
         )
         if self.initial is not None:
-            episode.start = self.initial(episode)
+            # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is
+            # not to run through it.
+            episode.start = {name: start.view_as(start) for name, start in self.initial(episode).items()}
         return episode
 
     def _output(self, episode: Episode, params: Params, x: Any, transductive: bool) -> Any:
@@ -339,56 +348,3 @@ class MetaLearner(nn.Module):
         """Whether copies of the model can run in threads of their own."""
         params = {name: p.detach().requires_grad_() for name, p in self.model.named_parameters()}
         return independent(self.model, lambda: self._stateless(params, episode.buffers, episode.support().x))
-
-
-class Adapted:
-    """A model adapted to one task: call it on inputs.
-
-    Attributes:
-        parameters: all parameters of the model, by name, the adapted ones in place.
-        losses: ``[K + 1]``; support loss before each step and after the last.
-    """
-
-    def __init__(self, learner: MetaLearner, episode: Episode, losses: Tensor, transductive: bool) -> None:
-        self._learner, self._episode, self._transductive = learner, episode, transductive
-        self.losses = losses
-        self.parameters: Params = {**episode.fixed, **episode.start}
-
-    @torch.no_grad()
-    def __call__(self, x: Any) -> Any:
-        """The outputs on inputs ``x``: ``[N, ...]``."""
-        with in_mode(self._learner.model, self._learner.statistics, training=False):
-            return self._learner._output(self._episode, self._episode.start, x, self._transductive)
-
-    def module(self) -> nn.Module:
-        """A plain copy of the model with the adapted parameters, in ``eval()`` mode.
-
-        Its other buffers are the task's own. Batch norm that keeps running statistics has those of the support set, if
-        the learner normalises by batch statistics: in ``eval()`` mode predictions are then inductive.
-        """
-        module = copy.deepcopy(self._learner.model)
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(self.parameters[name])
-            for name, buffer in module.named_buffers():
-                buffer.copy_(self._episode.buffers[name])
-        module.eval()
-        if self._learner.statistics == "batch":
-            gather_statistics(module, self._episode.task.support.x)
-        return module
-
-
-@torch.no_grad()
-def gather_statistics(module: nn.Module, x: Any) -> None:
-    """Give the batch-norm layers that keep running statistics those of the inputs ``x``."""
-    layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average: of one batch, its own statistics
-        layer.training = True
-    if layers:
-        args, kwargs = arguments(x)
-        module(*args, **kwargs)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum, layer.training = momentum, False

@@ -1,0 +1,68 @@
+"""A model that was adapted to one task."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .inner import BATCH_NORMS, Episode, Statistics, arguments, in_mode
+from .task import Params
+
+
+class Adapted:
+    """A model adapted to one task: call it on inputs.
+
+    Attributes:
+        parameters: all parameters of the model, by name, the adapted ones in place.
+        losses: ``[K + 1]``; support loss before each step and after the last.
+    """
+
+    def __init__(
+        self, model: nn.Module, statistics: Statistics, episode: Episode, losses: Tensor, output: Callable[[Any], Any]
+    ) -> None:
+        self._model, self._statistics, self._episode, self._output = model, statistics, episode, output
+        self.losses = losses
+        self.parameters: Params = {**episode.fixed, **episode.start}
+
+    @torch.no_grad()
+    def __call__(self, x: Any) -> Any:
+        """The outputs on inputs ``x``: ``[N, ...]``."""
+        with in_mode(self._model, self._statistics, training=False):
+            return self._output(x)
+
+    def module(self) -> nn.Module:
+        """A plain copy of the model with the adapted parameters, in ``eval()`` mode.
+
+        Its other buffers are the task's own. Batch norm that keeps running statistics has those of the support set, if
+        the learner normalises by batch statistics: in ``eval()`` mode predictions are then inductive.
+        """
+        module = copy.deepcopy(self._model)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(self.parameters[name])
+            for name, buffer in module.named_buffers():
+                buffer.copy_(self._episode.buffers[name])
+        module.eval()
+        if self._statistics == "batch":
+            gather_statistics(module, self._episode.task.support.x)
+        return module
+
+
+@torch.no_grad()
+def gather_statistics(module: nn.Module, x: Any) -> None:
+    """Give the batch-norm layers that keep running statistics those of the inputs ``x``."""
+    layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average: of one batch, its own statistics
+        layer.training = True
+    if layers:
+        args, kwargs = arguments(x)
+        module(*args, **kwargs)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum, layer.training = momentum, False
