@@ -51,7 +51,7 @@ def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: 
     monkeypatch.setattr(compiling.Recorded, "compile", refuse)
     monkeypatch.setattr(compiling, "SECONDS_PER_OPERATION", 10.0)
     maml = learner()
-    for steps, why in ((20, "the steps to come take 0"), (10_000, "compiling them")):
+    for steps, why in ((20, "the steps to come take 0"), (10_000, "less than three times")):
         maml = learner()
         maml.compiler.steps_to_come = steps
         for _ in range(11):
@@ -116,7 +116,7 @@ def test_a_step_that_cannot_be_recorded(regression: Callable[..., il.Task]) -> N
     def loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(output, y) * (1.0 if float(output.detach().sum()) > -1e9 else 2.0)
 
-    maml = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=loss, vectorize=False, compile=True)
+    maml = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=loss, vectorize=False)
     maml.meta_gradient(regression())  # looped steps are never compiled
     assert not maml.choices
     with pytest.raises(compiling.UnsuitableError, match="cannot be recorded"):
@@ -136,5 +136,49 @@ def test_a_run_that_goes_on_compiles_at_once(regression: Callable[..., il.Task])
 
 
 def test_compile_has_three_settings() -> None:
-    with pytest.raises(ValueError, match='compile is "auto", True or False'):
-        learner("always")  # type: ignore[arg-type]
+    for other in ("always", 1):
+        with pytest.raises(ValueError, match='compile is "auto", True or False'):
+            learner(other)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_compiled_is_refused_if_it_has_to_be(regression: Callable[..., il.Task]) -> None:
+    with pytest.raises(ValueError, match="tasks run one by one"):
+        learner(True, vectorize=False).meta_gradient(regression())
+    model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    with pytest.raises(ValueError, match="it draws random numbers"):
+        il.maml(model, 0.1, loss=F.mse_loss, compile=True).meta_gradient(regression())
+
+
+@needs_compiler
+def test_a_change_of_mode_steps_or_learned_parameters_compiles_anew(regression: Callable[..., il.Task]) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (1 if self.training else 2)
+
+    tasks, model = regression(), Doubled(2, 1)
+    compiled, eager = (il.maml(model, 0.1, loss=F.mse_loss, compile=c) for c in (True, False))
+    changes = (
+        lambda maml: maml.train(),
+        lambda maml: maml.eval(),
+        lambda maml: setattr(maml, "steps", 2),
+        lambda maml: maml.model.bias.requires_grad_(False),
+    )
+    for number, change in enumerate(changes):
+        for maml in (compiled, eager):
+            change(maml)
+        (grads, outcome), (expected, reference) = (maml.meta_gradient(tasks) for maml in (compiled, eager))
+        torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(outcome, reference, rtol=1e-5, atol=1e-6)
+        assert len(compiled.compiler.reasons) == number + 1
+
+
+@needs_compiler
+def test_a_compiled_run_that_goes_on_repeats_to_the_bit(regression: Callable[..., il.Task]) -> None:
+    tasks = [regression() for _ in range(3)]
+    undisturbed, first, second = (learner(True) for _ in range(3))
+    expected = [undisturbed.meta_gradient(task)[0] for task in tasks]
+    first.meta_gradient(tasks[0])
+    second.settle(first.settled)
+    for task, grads in zip(tasks[1:], expected[1:], strict=True):
+        found = second.meta_gradient(task)[0]
+        assert all(torch.equal(found[name], grad) for name, grad in grads.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -159,6 +159,21 @@ def test_constant_memory_repeats_random_draws(vectorize: bool, regression: Calla
     torch.testing.assert_close(grads[1], grads[0])
 
 
+def test_constant_memory_finds_what_a_loss_uses(regression: Callable[..., il.Task]) -> None:
+    """A function, not a module, that takes a parameter of the model's."""
+    tasks, grads = regression(3), []
+    model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1))
+    model.register_parameter("scale", nn.Parameter(torch.tensor(0.5)))
+
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output * model.scale, y)
+
+    for kept in ("graph", "constant"):
+        learner = il.MetaLearner(model, il.SGD(0.1), il.everything - il.named("scale"), loss=loss, steps=2, memory=kept)
+        grads.append(learner.meta_gradient(tasks)[0])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
 def test_constant_memory_backward_outside_of_the_learner(regression: Callable[..., il.Task]) -> None:
     """The second run of a step has the modes of the first, whatever they are when backward is called."""
     tasks, grads = regression(3), []
@@ -177,6 +192,11 @@ def test_memory_has_two_settings() -> None:
         il.maml(nn.Linear(2, 1), memory="none")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='precision is "float32" or "bfloat16"'):
         il.maml(nn.Linear(2, 1), precision="half")  # type: ignore[arg-type]
+
+
+def test_bfloat16_is_for_float32(regression: Callable[..., il.Task]) -> None:
+    with pytest.raises(ValueError, match="is for float32 models; weight is float64"):
+        il.maml(nn.Linear(2, 1).double(), loss=F.mse_loss, precision="bfloat16").meta_gradient(regression(2))
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

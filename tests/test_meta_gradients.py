@@ -248,3 +248,37 @@ def test_a_schedule_of_impossible_orders_is_refused() -> None:
     learner = il.MetaLearner(nn.Linear(4, 3), il.SGD(0.5), objective=il.Unrolled(order=lambda iteration: iteration))
     with pytest.raises(ValueError, match="order is 1 or 2, got 3 at iteration 3"):
         learner.meta_gradient(classification(), 3)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("preset", sorted(il.presets.PRESETS))
+def test_training_and_predicting_walk_the_same_path(preset: str, vectorize: bool) -> None:
+    learner, tasks = small_learner(preset, vectorize), classification(3)
+    _, outcome = learner.meta_gradient(tasks)
+    torch.testing.assert_close(outcome.output, learner.predict(tasks)[:, -1])
+
+
+def test_the_gradient_of_a_body_does_not_run_through_a_head_made_from_it() -> None:
+    """ProtoMAML against a hand-written inner step."""
+    learner, tasks = small_learner("protomaml"), classification(1)
+    (x, y), (xq, yq) = (tuple(t[0] for t in batch) for batch in tasks)
+    own = {n: p.detach().clone().requires_grad_() for n, p in learner.model.named_parameters()}
+    body = {n: p for n, p in own.items() if n.startswith("0.")}
+
+    def features(body: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.tanh(F.linear(x, body["0.weight"], body["0.bias"]))
+
+    centres = torch.stack([features(body, x)[y == k].mean(0) for k in range(3)])
+    head = [2 * centres, -centres.square().sum(1)]
+    for _ in range(learner.steps):
+        body, head = {n: p.view_as(p) for n, p in body.items()}, [p.view_as(p) for p in head]
+        loss = F.cross_entropy(F.linear(features(body, x), *head), y)
+        grads = torch.autograd.grad(loss, [*body.values(), *head], create_graph=True)
+        body = {n: p - 0.1 * g for (n, p), g in zip(body.items(), grads, strict=False)}
+        head = [p - 0.1 * g for p, g in zip(head, grads[2:], strict=True)]
+    loss = F.cross_entropy(F.linear(features(body, xq), *head), yq)
+    expected = torch.autograd.grad(loss, [own["0.weight"], own["0.bias"]])
+    grads, outcome = learner.meta_gradient(tasks)
+    torch.testing.assert_close(outcome.loss[0], loss.detach())
+    for name, grad in zip(("0.weight", "0.bias"), expected, strict=True):
+        torch.testing.assert_close(grads[f"model.{name}"], grad)

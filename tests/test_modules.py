@@ -397,3 +397,69 @@ def test_every_path_equals_the_eager_loop_in_float32(name: str, path: str, episo
     total = torch.cat([g.flatten() for g in expected.values()]).norm()
     worst = max(float((found[key] - grad).norm() / total) for key, grad in expected.items())
     assert worst < 1e-5, f"{worst:.1e}"
+
+
+class Silenced(nn.Module):
+    """Its first layer gets no gradient, by a hook."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.first, self.last, self.of = nn.Linear(4, 8), nn.Sequential(nn.Identity(), nn.Linear(8, 3)), of
+        if of == "module":
+            self.last[0].register_full_backward_hook(lambda module, before, after: (0 * before[0],))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        if self.of == "tensor":
+            hidden.register_hook(lambda grad: 0 * grad)
+        return self.last(hidden)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("of", ["module", "tensor"])
+def test_backward_hooks_run_for_they_are_not_vectorised(of: str) -> None:
+    y = torch.arange(3).repeat(2).expand(2, -1)
+    batch = il.Batch(torch.randn(2, 6, 4), y)
+    learner = il.maml(Silenced(of), 0.1)
+    with pytest.warns(UserWarning, match="hooks of .*s do not run where tasks run at once"):
+        grads, _ = learner.meta_gradient(il.Task(batch, batch))
+    assert not grads["model.first.weight"].any()
+    assert grads["model.last.1.weight"].any()
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_buffers_may_be_set_anew(vectorize: bool) -> None:
+    class Count(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return x * self.weight + self.calls
+
+    batch = il.Batch(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))
+    model = Count()
+    learner = il.maml(model, 0.0, loss=F.mse_loss, steps=3, vectorize=vectorize)
+    assert learner.predict(il.Task(batch, batch))[0, :, 0, 0].tolist() == [1, 2, 3, 4]
+    assert model.calls == 0
+
+
+@pytest.mark.parametrize("vectorize", [True, (1, 2)])
+def test_a_mistake_is_the_callers_whatever_is_demanded_and_changes_nothing(vectorize: Any) -> None:
+    y = torch.arange(3).expand(2, -1)
+    good = il.Batch(torch.randn(2, 3, 4), y)
+    learner = il.maml(nn.Linear(4, 3), 0.1, vectorize=vectorize)
+    before = learner.meta_gradient(il.Task(good, good))[0]
+    with pytest.raises(IndexError, match="out of bounds"):
+        learner.meta_gradient(il.Task(good, il.Batch(good.x, y + 5)))
+    assert learner.engine.vectorised
+    assert learner.engine.separable
+    with torch.no_grad():  # a meta-gradient needs no permission
+        after = learner.meta_gradient(il.Task(good, good))[0]
+    assert all(torch.equal(before[name], grad) for name, grad in after.items())
+
+
+def test_frozen_parameters_are_named_where_nothing_is_left() -> None:
+    with pytest.raises(ValueError, match=r"weight \(frozen\), bias \(frozen\)"):
+        il.maml(nn.Linear(2, 1).requires_grad_(False))

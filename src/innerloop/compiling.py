@@ -31,10 +31,21 @@ START = 1e-5
 """Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
 
 
-def shapes(inputs: Any) -> Hashable:
-    """What a step compiled for some inputs is good for."""
-    leaves, structure = pytree.tree_flatten(inputs)
-    return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves), str(structure)
+def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hashable:
+    """What a compiled step is good for, as far as it can be seen: not what else a module's code depends on, such as
+    attributes.
+
+    Args:
+        module: whose modes, and parameters that are learned, matter.
+        inputs: of the step.
+        values: `tensors` of both.
+    """
+    return (
+        str(pytree.tree_structure(inputs)),
+        tuple((value.shape, value.dtype, value.device) for value in values),
+        tuple(parameter.requires_grad for parameter in module.parameters()),
+        tuple(part.training for part in module.modules()),
+    )
 
 
 def tensors(module: nn.Module, inputs: Any) -> list[Tensor]:
@@ -139,7 +150,7 @@ class Compiler:
     """
 
     def __init__(self, setting: Compile = "auto") -> None:
-        if setting not in ("auto", True, False):
+        if setting != "auto" and not isinstance(setting, bool):
             raise ValueError(f'compile is "auto", True or False, got {setting!r}')
         self.setting = setting
         self.steps_to_come: int | None = None
@@ -164,6 +175,15 @@ class Compiler:
             or repr(key) in self.wanted
             or bool(settled and self.steps_to_come and len(self._eager.get(key, ())) >= steps)
         )
+
+    def refuse(self, why: str) -> None:
+        """Say that a step cannot be compiled, if it has to be.
+
+        Raises:
+            ValueError: the setting is ``True``.
+        """
+        if self.setting is True:
+            raise ValueError(f"compile=True, but the step cannot be compiled: {why}; give compile=False")
 
     def get(self, key: Hashable) -> Callable[[Sequence[Tensor]], Any] | None:
         """The compiled step for these shapes, if there is one."""
@@ -217,7 +237,9 @@ class Compiler:
                 f"starting its {count.operations} operations takes about {1e3 * starting:.0f} of {1e3 * eager:.0f} ms"
             )
         if to_come < 3 * cost:
-            raise UnsuitableError(f"the steps to come take about {to_come:.0f} s, compiling them about {cost:.0f} s")
+            raise UnsuitableError(
+                f"the steps to come take about {to_come:.0f} s, less than three times what compiling would ({cost:.0f})"
+            )
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -134,6 +134,8 @@ class Engine:
 
     def _vectorised(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
         number = count(tasks)
+        if any(module._backward_hooks or module._backward_pre_hooks for module in self.model.modules()):
+            raise NotImplementedError("backward hooks of modules do not run where tasks run at once")
         with TaskOperations(vectorised=True, kernels=not self._recording):
             return vmap(function, randomness="different")(tasks, copies(params, number), copies(buffers, number))
 
@@ -176,6 +178,11 @@ class Engine:
 
     def _retreat(self, name: str, plan: Plan, error: Exception, alone: Callable[[], None]) -> Plan:
         """The plan to go on by after an error; one that no other plan would help against is raised."""
+        if not isinstance(error, torch.OutOfMemoryError):
+            try:
+                alone()
+            except Exception as plain:  # a mistake of the caller's, in its own words
+                raise plain from None
         if plan.threads > 1:
             self.separable = False
             self._notes.append(f"{name}: no threads, for in them: {_first_line(error)}")
@@ -192,17 +199,13 @@ class Engine:
         if self.vectorize != "auto":
             remedy = f"and vectorize={self.vectorize} forbids to run tasks one by one"
             raise ValueError(_explain(error, self.model, remedy)) from error
-        try:
-            alone()
-        except Exception as plain:  # a mistake of the caller's, in its own words
-            raise plain from None
         self._fallback = True
         warnings.warn(_explain(error, self.model, "so tasks run one by one"), stacklevel=5)
         return Plan(ONE_BY_ONE)
 
     def _alone(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> None:
         """Every task by itself."""
-        with torch.no_grad(), torch.random.fork_rng([]):
+        with torch.random.fork_rng([]):
             for index in range(count(tasks)):
                 function(select(tasks, index), params, buffers)
 

@@ -69,6 +69,8 @@ class Stateless:
         # Flash and memory-efficient attention have no second derivative; the math kernel has.
         with sdpa_kernel(SDPBackend.MATH), self._autocast(tensors):
             output = functional_call(mine(self.model), tensors, args, kwargs, tie_weights=False)
+        # Torch puts what the module's slots hold afterwards into the dictionary: buffers may have been set anew.
+        buffers.update({name: tensors[slot] for slot, name in self._slots.items() if name in buffers})
         if self.precision != "float32":
             low = getattr(torch, self.precision)
             output = pytree.tree_map_only(Tensor, lambda t: t.float() if t.dtype == low else t, output)
@@ -77,6 +79,8 @@ class Stateless:
     def _autocast(self, tensors: Params) -> AbstractContextManager[Any]:
         if self.precision == "float32":
             return nullcontext()
+        if double := [name for name, tensor in tensors.items() if tensor.dtype == torch.float64]:
+            raise ValueError(f"precision={self.precision!r} is for float32 models; {double[0]} is float64")
         return torch.autocast(next(iter(tensors.values())).device.type, getattr(torch, self.precision))
 
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
@@ -243,9 +247,10 @@ class Episode:
         return value_and_gradient(inner, params, order)
 
     def _learned(self) -> list[Tensor]:
-        """The meta-parameters of a gradient that are not the model's."""
+        """The meta-parameters that a gradient may find by itself: those of a loss module, and the model's own where a
+        loss is a function that uses them."""
         parameters = self.inner_loss.parameters() if isinstance(self.inner_loss, nn.Module) else ()
-        return [p for p in parameters if p.requires_grad]
+        return [p for p in (*self.model.model.parameters(), *parameters) if p.requires_grad]
 
     def last(self, order: int = 2) -> Params:
         """The adapted parameters after all K steps (the start itself for K = 0)."""

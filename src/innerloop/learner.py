@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple, get_args
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .adapted import Adapted
-from .compiling import Compile, Compiler, of_tensors, shapes, tensors
+from .compiling import Compile, Compiler, of_tensors, signature, tensors
 from .engine import Engine, Vectorize, copies
 from .initial import Initialisation
 from .inner import (
@@ -160,22 +160,28 @@ class MetaLearner(nn.Module):
         Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
-        self._check(tasks)
-        key = shapes(tasks), self.objective.constants(iteration)
-        if (compiled := self.compiler.get(key)) is not None:
-            grads, outcome, left = compiled(tensors(self, tasks))
+        with torch.enable_grad():
+            self._check(tasks)
+            values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
+            key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
+            self._perhaps_compile(key, step, tasks, values)
+            if (compiled := self.compiler.get(key)) is not None:
+                grads, outcome, left = compiled(values)
+            else:
+                start = time.perf_counter()
+                grads, outcome, left = step(tasks)
+                self.compiler.ran(key, time.perf_counter() - start)
             self._renew(left)
             return grads, outcome
-        start = time.perf_counter()
-        step = partial(self._gradients, iteration=iteration)
-        grads, outcome, left = step(tasks)
-        self.compiler.ran(key, time.perf_counter() - start)
-        undecided = self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient"))
-        if undecided and self.engine.vectorised and not self.engine.random:
-            function = of_tensors(self, step, tasks, self.engine.recording)
-            self.compiler.decide(key, partial(step, tasks), function, tensors(self, tasks))
-        self._renew(left)
-        return grads, outcome
+
+    def _perhaps_compile(self, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: list[Tensor]) -> None:
+        if not self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient")):
+            return
+        if not self.engine.vectorised or self.engine.random:
+            self.compiler.refuse("tasks run one by one" if not self.engine.vectorised else "it draws random numbers")
+            return
+        function = of_tensors(self, step, tasks, self.engine.recording)
+        self.compiler.decide(key, partial(step, tasks), function, values)
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Params]:
         """The meta-gradient, the outcome, and what became of each step's own buffers."""
@@ -327,7 +333,9 @@ class MetaLearner(nn.Module):
             memory=self.memory,
         )
         if self.initial is not None:
-            episode.start = self.initial(episode)
+            # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is
+            # not to run through it.
+            episode.start = {name: start.view_as(start) for name, start in self.initial(episode).items()}
         return episode
 
     def _output(self, episode: Episode, params: Params, x: Any, transductive: bool) -> Any:

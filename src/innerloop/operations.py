@@ -121,6 +121,10 @@ def _refuse(*_: Any, **__: Any) -> Tensor:
     raise NotImplementedError("torch's native norms have no right second derivative under vmap")
 
 
+def _refuse_hook(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError("hooks of tensors do not run where tasks run at once")
+
+
 _ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: normalisation.weight_norm}
 _VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
     **_ALWAYS,
@@ -132,6 +136,7 @@ _VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.batch_norm: _torch_order(normalisation.batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
     torch.native_batch_norm: _refuse,  # the engine then loops
+    torch.Tensor.register_hook: _refuse_hook,
     torch.native_layer_norm: _refuse,
 }
 _KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {

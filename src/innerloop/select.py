@@ -86,7 +86,7 @@ def _some(description: str, chosen: Callable[[str], bool]) -> Selection:
 
 
 def _nothing(description: str, model: nn.Module) -> str:
-    available = ", ".join(name for name, _ in model.named_parameters()) or "none"
+    available = ", ".join(n if p.requires_grad else f"{n} (frozen)" for n, p in model.named_parameters()) or "none"
     return (
         f"the selection {description} matches no parameter of {type(model).__name__}; its parameters are: {available}"
     )
