@@ -182,3 +182,15 @@ def test_a_compiled_run_that_goes_on_repeats_to_the_bit(regression: Callable[...
     for task, grads in zip(tasks[1:], expected[1:], strict=True):
         found = second.meta_gradient(task)[0]
         assert all(torch.equal(found[name], grad) for name, grad in grads.items())
+
+
+def test_what_cannot_be_recorded_still_runs_at_once(regression: Callable[..., il.Task]) -> None:
+    def loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if torch._C._len_torch_dispatch_stack():
+            raise RuntimeError("not while recording")
+        return F.mse_loss(output, y)
+
+    maml = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=loss, compile=True)
+    with pytest.raises(ValueError, match="cannot be recorded: not while recording"):
+        maml.meta_gradient(regression())
+    assert maml.engine.vectorised

@@ -124,6 +124,8 @@ class Engine:
                     done += count(part)
                     random_state = torch.get_rng_state()
             except Exception as error:
+                if self._recording:  # which says nothing of how tasks run
+                    raise
                 torch.set_rng_state(random_state)
                 plan = self._retreat(name, plan, error, partial(self._alone, function, tasks, params, buffers))
         for index in range(done, number):
