@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("task", "schedules", "select", "search"),
+    ("task", "schedules", "supported", "search"),
+    ("select",),
     ("rules", "normalisation", "losses", "stacks", "memory", "compiling", "layout"),
     ("kernels", "threads"),
     ("operations",),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .inner import BATCH_NORMS, Episode, Statistics, arguments, in_mode
+from .supported import joint
 from .task import Params
 
 
@@ -39,7 +40,15 @@ class Adapted:
 
         Its other buffers are the task's own. Batch norm that keeps running statistics has those of the support set, if
         the learner normalises by batch statistics: in ``eval()`` mode predictions are then inductive.
+
+        Raises:
+            ValueError: the model judges inputs by the support set.
         """
+        if joint(self._model):
+            raise ValueError(
+                "a plain module cannot be made of one with a SupportNorm2d, which needs the support set beside every "
+                "input: call what was adapted itself"
+            )
         module = copy.deepcopy(self._model)
         with torch.no_grad():
             for name, parameter in module.named_parameters():

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from .kernels import unread_gradients
 from .rules import UpdateRule
 from .stacks import place, recomputed, value_and_gradient
+from .supported import support_first
 from .task import Batch, Params, Task, size
 from .threads import mine
 
@@ -147,6 +148,7 @@ class Episode:
         steps: the number K of inner steps.
         iteration: the outer iteration, for schedules.
         batch_size: support examples per inner step, taken in order and cyclically; ``None`` takes them all.
+        joint: whether the model judges other examples by the support set, which then has to be handed to it with them.
         slots: parameters that every step has its own of, ``[K, ...]``; those of the present step are in ``fixed``.
         buffer_slots: likewise buffers.
         support_losses: filled by `path`: the inner loss at the parameters before each step.
@@ -164,6 +166,7 @@ class Episode:
     iteration: int = 0
     batch_size: int | None = None
     memory: Memory = "graph"
+    joint: bool = False
     slots: Params = field(default_factory=dict)
     buffer_slots: Params = field(default_factory=dict)
     support_losses: list[Tensor] = field(default_factory=list)
@@ -175,6 +178,20 @@ class Episode:
     def output(self, params: Params, x: Any) -> Any:
         """The model's output on ``x`` with adapted parameters ``params``."""
         return self.model({**self.fixed, **params}, self.buffers, x)[0]
+
+    def answer(self, params: Params, x: Any) -> tuple[Any, Params]:
+        """The model's output on other examples than the support set's, and the buffers after it."""
+        if self.joint:
+            return self.beside_support(params, x, self.buffers)
+        return self.model({**self.fixed, **params}, self.buffers, x)
+
+    def beside_support(self, params: Params, x: Any, buffers: Params) -> tuple[Any, Params]:
+        """The same, the model being handed the support set and ``x`` in one batch."""
+        support = self.task.support.x
+        together = pytree.tree_map(lambda *parts: torch.cat(parts), support, x)
+        with support_first(size(support)):
+            output, after = self.model({**self.fixed, **params}, buffers, together)
+        return pytree.tree_map(lambda out: out[size(support) :], output), after
 
     def support(self, step: int | None = None) -> Batch:
         """The support examples of a step: all of them, or the step's mini-batch."""
@@ -191,7 +208,7 @@ class Episode:
 
     def query_loss(self, params: Params) -> tuple[Tensor, Any]:
         """The outer loss on the query set, a scalar, and the output it was computed from."""
-        output, after = self.model({**self.fixed, **params}, self.buffers, self.task.query.x)
+        output, after = self.answer(params, self.task.query.x)
         if self.buffer_slots and place() != "other":  # the tensors of a transform must not outlive it
             self.buffers = {**self.buffers, **{name: after[name].detach() for name in self.buffer_slots}}
         return _scalar(self.loss(output, self.task.query.y)), output

@@ -38,6 +38,7 @@ from .search import Plan
 from .select import Selection, everything
 from .slots import Slots
 from .stacks import place
+from .supported import joint
 from .task import Batch, Params, Task, count, select, size
 from .threads import independent
 
@@ -134,7 +135,7 @@ class MetaLearner(nn.Module):
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics()
         self._stateless = Stateless(model, precision)
-        self._checked = False
+        self._checked, self._joint = False, joint(model)
         parameters = dict(model.named_parameters())
         rule.bind({name: parameters[name].detach() for name in self.adapted}, steps)
 
@@ -331,6 +332,7 @@ class MetaLearner(nn.Module):
             iteration=iteration,
             batch_size=self.batch_size,
             memory=self.memory,
+            joint=self._joint,
         )
         if self.initial is not None:
             # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is
@@ -339,14 +341,12 @@ class MetaLearner(nn.Module):
         return episode
 
     def _output(self, episode: Episode, params: Params, x: Any, transductive: bool) -> Any:
-        support = episode.task.support.x
         if transductive or not self.depends_on_query_set:
-            return episode.output(params, x)
+            return episode.answer(params, x)[0]
 
         def alone(example: Any, buffers: Params) -> Any:
-            together = pytree.tree_map(lambda s, q: torch.cat([s, q[None]]), support, example)
-            output, _ = episode.model({**episode.fixed, **params}, buffers, together)
-            return pytree.tree_map(lambda out: out[-1], output)
+            output, _ = episode.beside_support(params, pytree.tree_map(lambda q: q[None], example), buffers)
+            return pytree.tree_map(lambda out: out[0], output)
 
         if place() == "vmap":  # under which the engine runs modules that can be vectorised
             return vmap(alone, randomness="different")(x, copies(episode.buffers, size(x)))

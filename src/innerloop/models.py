@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .operations import norm_pool
+from .supported import SupportNorm2d
 
 Pooling = Literal["max", "stride"]
+Norm = Literal["batch", "support"]
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -32,14 +35,18 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, batch norm, ReLU; halved by max-pooling or by the convolution's stride."""
+    """3x3 convolution, norm, ReLU; halved by max-pooling or by the convolution's stride."""
 
-    def __init__(self, inputs: int, outputs: int, pooling: Pooling = "max", running: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, pooling: Pooling = "max", running: bool = False, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
         # Batch norm removes any bias that the convolution adds, so it has none.
         self.conv = nn.Conv2d(inputs, outputs, 3, stride=1 if pooling == "max" else 2, padding=1, bias=False)
         nn.init.xavier_uniform_(self.conv.weight)
-        self.norm = nn.BatchNorm2d(outputs, track_running_stats=running)
+        self.norm: nn.BatchNorm2d | SupportNorm2d = (
+            nn.BatchNorm2d(outputs, track_running_stats=running) if norm == "batch" else SupportNorm2d(outputs)
+        )
         self.pooling = pooling
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,6 +55,8 @@ class ConvBlock(nn.Module):
         y = self.conv(x)
         if self.pooling == "stride":
             return torch.relu(self.norm(y))
+        if isinstance(self.norm, SupportNorm2d):
+            return torch.relu(F.max_pool2d(self.norm(y), 2))
         return torch.relu(norm_pool(y, self.norm, 2))
 
 
@@ -61,6 +70,7 @@ class Conv4(nn.Module):
         image_size: height and width of the images.
         pooling: ``"max"`` pools and flattens, ``"stride"`` strides and averages over space (Finn et al. 2017).
         running: whether batch norm keeps running statistics, which a learner with ``statistics="running"`` needs.
+        norm: ``"batch"``, or ``"support"`` for `innerloop.supported.SupportNorm2d`, by what the support set tells.
     """
 
     def __init__(
@@ -71,13 +81,16 @@ class Conv4(nn.Module):
         image_size: int = 28,
         pooling: Pooling = "max",
         running: bool = False,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         if pooling not in ("max", "stride"):
             raise ValueError(f'pooling is "max" or "stride", got {pooling!r}')
+        if norm not in ("batch", "support") or (running and norm != "batch"):
+            raise ValueError(f'norm is "batch" or "support", and only "batch" keeps running statistics, got {norm!r}')
         if image_size < 16 and pooling == "max":
             raise ValueError(f"four poolings need images of at least 16 x 16, got {image_size}")
-        blocks = [ConvBlock(channels if index == 0 else width, width, pooling, running) for index in range(4)]
+        blocks = [ConvBlock(channels if index == 0 else width, width, pooling, running, norm) for index in range(4)]
         last = nn.Flatten() if pooling == "max" else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.body = nn.Sequential(*blocks, last)
         self.head = nn.Linear(width * (image_size // 16) ** 2 if pooling == "max" else width, ways)

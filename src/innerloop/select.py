@@ -18,6 +18,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .supported import SupportNorm2d
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -111,7 +113,7 @@ def _types(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[str]:
     return {f"{prefix}.{n}" if prefix else n for prefix, module in modules for n, _ in module.named_parameters()}
 
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, SupportNorm2d)
 
 everything = Selection("everything", lambda model: {n for n, p in model.named_parameters() if p.requires_grad})
 """Every parameter that is not frozen (MAML)."""
