@@ -1,7 +1,7 @@
-"""Keep the result of a finished run: python experiments/collect.py RUN [NAME]
+"""Keep the result of a finished run: python experiments/collect.py RUN [NAME] [--data DIR] [--device DEVICE]
 
 Evaluates the run's best validated weights on 600 or more test tasks, as its recipe says and, where batch norm makes a
-difference, the other way too, likewise the ensemble of its best weights if it kept several on purpose, and writes
+difference, the other way too; if it kept several weights on purpose, also their ensemble, as the recipe says. Writes
 ``experiments/results/NAME.json`` with command, recipe, seed, time, hardware and the curves of training. ``--picture``
 also draws unseen tasks, into ``experiments/NAME.png`` (not for data whose images may not be passed on). Then `make
 table`.
@@ -19,17 +19,16 @@ ENSEMBLE = 5
 POINTS = 200
 
 
-def collect(run: Path, data: str | None = None) -> dict[str, Any]:
-    together, sources, config = il.load_ensemble(run, _members(run), data)
+def collect(run: Path, data: str | None = None, device: str = "cpu") -> dict[str, Any]:
+    together, sources, config = il.load_ensemble(run, _members(run), data, device)
     learner = together.learners[0]
     trained = json.loads((run / "results.json").read_text())
     options = il.config.arguments(config, "evaluate")
     modes = (True, False) if learner.depends_on_query_set else (options.get("transductive", True),)
     tests = [il.evaluate(learner, sources.test, **{**options, "transductive": mode}).as_dict() for mode in modes]
     if len(together.learners) > 1:
-        for mode in modes:
-            found = il.evaluate(together, sources.test, **{**options, "transductive": mode})
-            tests.append({"ensemble": len(together.learners), **found.as_dict()})
+        found = il.evaluate(together, sources.test, **options)
+        tests.append({"ensemble": len(together.learners), **found.as_dict()})
     return {
         "command": trained["command"],
         "description": config["description"],
@@ -65,25 +64,26 @@ def curves(run: Path) -> dict[str, list[list[float]]]:
     }
 
 
-def keep(run: Path, path: Path, data: str | None = None) -> dict[str, Any]:
+def keep(run: Path, path: Path, data: str | None = None, device: str = "cpu") -> None:
     """Write the result file of a run."""
-    found = collect(run, data)
+    found = collect(run, data, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
-    return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("name", nargs="?", help="of the result file; that of the run directory if not given")
+    parser.add_argument("--data", help="where the data are; else $INNERLOOP_DATA and the cache")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--picture", action="store_true", help="draw unseen tasks, too")
     arguments = parser.parse_args()
     name = arguments.name or arguments.run.name
     path = RESULTS / f"{name}.json"
-    keep(arguments.run, path)
+    keep(arguments.run, path, arguments.data, arguments.device)
     print(path)
     if arguments.picture:
-        learner, sources, config = il.load_run(arguments.run)
+        learner, sources, config = il.load_run(arguments.run, arguments.data)
         figure = il.report.showcase(learner, sources.test, config["evaluate"].get("steps"))
         figure.savefig(path.parents[1] / f"{name}.png")

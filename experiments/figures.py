@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import table
@@ -10,25 +11,37 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
+SIDE_BY_SIDE = 3
+"""As many recipes have a panel of their own for their losses."""
 
 
 def draw(family: str) -> Path:
-    """A line for every recipe, thin ones for its single seeds."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for index, (recipe, results) in enumerate(table.members(family).items()):
-        for axis, kind in zip(axes, ("train", "validation"), strict=True):
-            curves = [result["curves"][kind] for result in results]
-            for number, curve in enumerate(curves):
-                points = list(zip(*curve, strict=True))
-                label = recipe if number == 0 else None
-                axis.plot(points[0], points[1], color=f"C{index}", alpha=0.8, linewidth=1, label=label)
-    axes[0].set(xlabel="iteration", ylabel="training loss after adaptation")
-    axes[1].set(xlabel="iteration", ylabel="validation accuracy, %")
-    axes[1].legend(fontsize="small")
+    """Losses, of few recipes side by side, and validations: a line for every seed of a recipe."""
+    found = table.members(family)
+    alone = len(found) <= SIDE_BY_SIDE
+    panels = len(found) if alone else 1
+    figure, axes = plt.subplots(1, panels + 1, figsize=(5 * (panels + 1), 4), layout="constrained", squeeze=False)
+    losses, validation = axes[0, :-1], axes[0, -1]
+    for index, (recipe, results) in enumerate(found.items()):
+        panel = losses[index] if alone else losses[0]
+        lines(panel, recipe, results, "train", index)
+        lines(validation, recipe, results, "validation", index)
+        panel.sharey(losses[0])
+        panel.set(xlabel="iteration", ylabel="training loss after adaptation", title=recipe if alone else "")
+    validation.set(xlabel="iteration", ylabel="validation accuracy, %")
+    validation.legend(fontsize="small")
     path = HERE / f"{family}.png"
     figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
+
+
+def lines(axis: Any, recipe: str, results: list[dict[str, Any]], kind: str, colour: int) -> None:
+    """A curve of every seed, under one label; seeds are shades."""
+    for number, result in enumerate(results):
+        points = list(zip(*result["curves"][kind], strict=True))
+        label = recipe if number == 0 else None
+        axis.plot(points[0], points[1], color=f"C{colour}", alpha=1 - 0.3 * number, linewidth=1, label=label)
 
 
 if __name__ == "__main__":

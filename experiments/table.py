@@ -15,10 +15,15 @@ from innerloop import config
 
 HERE = Path(__file__).parent
 HEADER = ["experiment", "result on unseen tasks", "steps", "before", "after 1", "protocol", "training", "command"]
-FAMILY = ["recipe", "seeds", "transductive", "inductive", "ensemble", "reaches", "minutes a run"]
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 FAMILY_MARKS = re.compile(r"(<!-- family (\S+) -->\n).*?(<!-- /family -->)", re.DOTALL)
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+MEASURED = re.compile(
+    r"(?<=^# )(Hardware and time not yet measured; expected: not yet measured|"
+    r"[^;\n]*: [\d.]+ minutes a run; accuracy [^,]*, \w+ductive)",
+    re.MULTILINE,
+)
+"""What the first comment of a recipe says of time and score."""
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t for a 95 % interval of the mean of so many values."""
 
 
@@ -39,10 +44,15 @@ def members(family: str) -> dict[str, list[dict[str, Any]]]:
     """The results of a family that there are, by recipe, each in the order of seeds."""
     found = {}
     for recipe in families()[family]["seeds"]:
-        paths = (HERE / "results" / family).glob(f"{recipe}-seed*.json")
+        paths = (HERE / "results" / family).glob(f"{stem(recipe)}-seed*.json")
         if results := sorted(map(read, paths), key=lambda result: result["seed"]):
             found[recipe] = results
     return found
+
+
+def stem(recipe: str) -> str:
+    """Of a recipe that may be a file."""
+    return Path(recipe).name.removesuffix(".toml")
 
 
 def rows(name: str, result: dict[str, Any]) -> list[list[str]]:
@@ -96,43 +106,87 @@ def mean(tests: list[dict[str, Any]]) -> str:
     return f"**{statistics.fmean(values):.2f}** ± {half:.2f}"
 
 
-def reached(result: dict[str, Any], score: float) -> int | None:
+def evaluations(every: list[dict[str, Any]], transductive: bool, ensemble: bool = False) -> list[dict[str, Any]]:
+    """Of results, those of one kind."""
+    kind = (transductive, ensemble)
+    return [t for result in every for t in result["tests"] if (t["transductive"], "ensemble" in t) == kind]
+
+
+def minutes(every: list[dict[str, Any]]) -> str:
+    return f"{statistics.fmean(result['seconds'] for result in every) / 60:.1f}"
+
+
+def final(every: list[dict[str, Any]]) -> float:
+    """The accuracy that validation ended at, on average over seeds."""
+    return statistics.fmean(result["curves"]["validation"][-1][1] for result in every)
+
+
+def reached(result: dict[str, Any], score: float) -> str:
     """The first iteration at which a validation was at least as good."""
-    return next((at for at, found, _ in result["curves"]["validation"] if found >= score), None)
+    found = next((at for at, found, _ in result["curves"]["validation"] if found >= score), None)
+    return "never" if found is None else f"{found:,}"
 
 
 def family(name: str) -> str:
-    """A row a recipe. The first is what the others are compared with."""
-    lines, found = [FAMILY], members(name)
-    if not found:
-        return "Not run.\n"
-    base = next(iter(found.values()))
-    final = statistics.fmean(result["curves"]["validation"][-1][1] for result in base)
-    tests: set[int] = set()
-    for recipe, every in found.items():
-        kinds: dict[str, list[dict[str, Any]]] = {"transductive": [], "inductive": [], "ensemble": []}
-        for result in every:
-            for test in result["tests"]:
-                mode = "transductive" if test["transductive"] else "inductive"
-                kind = mode if "ensemble" not in test else "ensemble" if test["transductive"] else ""
-                kinds.setdefault(kind, []).append(test)
-                tests.add(test["num_tasks"])
+    """A row a recipe. Where no numbers are published, the first is what the others are compared with."""
+    about, found = families()[name], members(name)
+    published = about.get("published", {})
+    last = "published" if published else "reaches"
+    lines = [["recipe", "seeds", "transductive", "inductive", "ensemble", last, "minutes a run"]]
+    base = next(iter(found.values()), None)
+    for recipe in about["seeds"]:
+        every = found.get(recipe)
+        if every is None:
+            lines.append([f"`{recipe}`", "", "not run", "", "", published.get(recipe, ""), ""])
+            continue
         seeds = ", ".join(str(result["seed"]) for result in every)
-        ats = [reached(result, final) for result in every]
-        first = ", ".join("never" if at is None else f"{at:,}" for at in ats)
-        minutes = statistics.fmean(result["seconds"] for result in every) / 60
-        scores = [mean(kinds[kind]) for kind in ("transductive", "inductive", "ensemble")]
-        lines.append([f"`{recipe}`", seeds, *scores, first, f"{minutes:.1f}"])
-    iterations, command = base[0]["iterations"], f"`python experiments/run.py {name}`"
-    number = " or ".join(map(str, sorted(tests)))
-    machines = _list({machine(result) for every in found.values() for result in every})
+        scores = [mean(evaluations(every, *kind)) for kind in ((True,), (False,), (True, True))]
+        beside = published[recipe] if published else ", ".join(reached(result, final(base)) for result in every)
+        lines.append([f"`{recipe}`", seeds, *scores, beside, minutes(every)])
+    return f"{markdown(lines)}\n\n{note(name, found, bool(published))}"
+
+
+def note(name: str, found: dict[str, list[dict[str, Any]]], published: bool) -> str:
+    """What the numbers of a family are."""
+    command = f"`python experiments/run.py {name}`"
+    if not found:
+        return f"To be made by {command}.\n"
+    every = [result for results in found.values() for result in results]
+    number = _list({str(test["num_tasks"]) for result in every for test in result["tests"]})
+    threads = _list({str(result["environment"]["threads"]) for result in every})
+    text = f"Accuracy in % on {number} unseen tasks"
+    if not published:
+        base = next(iter(found))
+        text += f", after {found[base][0]['iterations']:,} iterations"
+        ending = (
+            "*Reaches*: the iteration, for each seed, at which validation first was at the level where that of "
+            f"`{base}` ended ({final(found[base]):.2f} % on average). "
+        )
     return (
-        f"{markdown(lines)}\n\nAccuracy in % on {number} unseen tasks, after {iterations:,} iterations: the mean over "
-        "seeds and its 95 % interval (Student's t); of one seed, the interval over tasks. The ensemble of the five "
-        "best validated weights is transductive. *Reaches*: the iteration, for each seed, at which validation first "
-        f"was at the level where that of `{next(iter(found))}` ended ({final:.2f} % on average). Made by {command}. "
-        f"Machine: {machines}.\n"
+        f"{text}: the mean over seeds and its 95 % interval (Student's t); of one seed, the interval over tasks. "
+        f"*Ensemble*: of the five best validated weights, transductive. {'' if published else ending}"
+        f"Minutes of training on {threads} core{'s' * (threads != '1')}. Made by {command}. "
+        f"Machine: {_list(set(map(machine, every)))}.\n"
     )
+
+
+def measured(every: list[dict[str, Any]]) -> str:
+    """Time and score, as the first comment of the recipe has them."""
+    environment, test = every[0]["environment"], every[0]["tests"][0]
+    cores = f"{environment['threads']} CPU core{'s' * (environment['threads'] != 1)}"
+    on = cores if environment["device"] == "cpu" else environment["device"]
+    kind = evaluations(every, test["transductive"])
+    score = mean(kind).replace("*", "").replace("±", "+-")
+    seeds = f"{len(kind)} seeds" if len(kind) > 1 else "one seed"
+    mode = "transductive" if test["transductive"] else "inductive"
+    return f"{on}: {minutes(every)} minutes a run; accuracy {score} % in {seeds}, {mode}"
+
+
+def comments() -> dict[Path, str]:
+    """The recipes of families that have results, each as it should be."""
+    paths = config.recipes()
+    found = {r: every for name in families() for r, every in members(name).items() if r in paths}
+    return {paths[r]: MEASURED.sub(measured(every), paths[r].read_text(), count=1) for r, every in found.items()}
 
 
 def filled(text: str) -> str:
@@ -141,20 +195,22 @@ def filled(text: str) -> str:
     return FAMILY_MARKS.sub(lambda match: match[1] + "\n" + family(match[2]) + "\n" + match[3], text)
 
 
-def documents() -> list[Path]:
-    return [HERE.parent / "README.md", HERE / "README.md"]
+def documents() -> dict[Path, str]:
+    """Whatever has numbers in it, as it should be."""
+    pages = (HERE.parent / "README.md", HERE / "README.md")
+    return {**{path: filled(path.read_text()) for path in pages}, **comments()}
 
 
 def write() -> None:
-    for path in documents():
-        path.write_text(filled(path.read_text()))
+    for path, text in documents().items():
+        path.write_text(text)
 
 
 def main() -> int:
     if "--write" in sys.argv:
         write()
         return 0
-    stale = [path.name for path in documents() if filled(path.read_text()) != path.read_text()]
+    stale = [path.name for path, text in documents().items() if text != path.read_text()]
     if stale:
         print(f"stale: {', '.join(stale)}; run `make table`", file=sys.stderr)
     return len(stale)

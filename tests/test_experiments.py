@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from innerloop import config
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,7 +36,7 @@ def test_a_stale_number_is_found(tmp_path: Path) -> None:
 
 
 def test_results_tell_their_command_protocol_and_machine() -> None:
-    for path in (ROOT / "experiments" / "results").glob("*.json"):
+    for path in (ROOT / "experiments" / "results").rglob("*.json"):
         result = json.loads(path.read_text())
         assert result["command"].startswith("innerloop train ")
         assert {"seed", "iterations", "seconds", "environment", "config"} <= set(result)
@@ -40,3 +44,96 @@ def test_results_tell_their_command_protocol_and_machine() -> None:
             assert test["num_tasks"] >= 600
             assert len(test["steps"]) == len(test["steps_ci95"])
             assert isinstance(test["transductive"], bool)
+
+
+def test_results_of_families_are_of_the_recipes_as_they_are() -> None:
+    for path in (ROOT / "experiments" / "results").glob("*/*.json"):
+        result = json.loads(path.read_text())
+        recipe = path.stem.removesuffix(f"-seed{result['seed']}")
+        changed = config.differences(result["config"], config.load_recipe(recipe, (), result["seed"]))
+        assert not changed, f"{path.name} is of another {', '.join(changed)}"
+
+
+# -- run.py -----------------------------------------------------------------------------------------------------------
+
+TINY = """
+description = "tiny"
+extends = "strokes-5w1s-maml"
+[model]
+width = 4
+[train]
+iterations = 4
+tasks = 2
+val_tasks = 2
+validate_every = 2
+log_every = 1
+[evaluate]
+num_tasks = 3
+"""
+FAMILY = """
+[tiny]
+title = "Two tiny recipes"
+[tiny.seeds]
+"plain.toml" = [1]
+"wide.toml" = [0]
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree with a family of two tiny recipes, which no result is there of."""
+    (tmp_path / "experiments" / "results").mkdir(parents=True)
+    for script in (ROOT / "experiments").glob("*.py"):
+        shutil.copy(script, tmp_path / "experiments")
+    (tmp_path / "experiments" / "families.toml").write_text(FAMILY)
+    for folder in (tmp_path, tmp_path / "experiments"):
+        (folder / "README.md").write_text("<!-- family tiny -->\n<!-- /family -->\n")
+    (tmp_path / "plain.toml").write_text(TINY)
+    (tmp_path / "wide.toml").write_text(TINY.replace("width = 4", "width = 8"))
+    return tmp_path
+
+
+def family(tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "experiments/run.py", "tiny", *options]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=280)
+
+
+def test_a_family_is_run_gone_on_with_and_told(tree: Path) -> None:
+    assert "not run" in subprocess.run(
+        [sys.executable, "-c", "import table; print(table.family('tiny'))"],
+        cwd=tree / "experiments", capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found = family(tree, "--jobs", "2")
+    assert found.returncode == 0, found.stderr
+    results = sorted(path.stem for path in (tree / "experiments" / "results" / "tiny").iterdir())
+    assert results == ["plain-seed1", "wide-seed0"]
+    assert (tree / "experiments" / "tiny.png").stat().st_size > 1000
+    result = json.loads((tree / "experiments" / "results" / "tiny" / "plain-seed1.json").read_text())
+    assert [at for at, *_ in result["curves"]["validation"]] == [2, 4]
+    assert [at for at, _ in result["curves"]["train"]] == [1, 2, 3, 4]
+    assert [test["transductive"] for test in result["tests"]] == [True, False]
+    table = (tree / "README.md").read_text()
+    assert "| `plain.toml` | 1 |" in table
+    assert "| `wide.toml` | 0 |" in table
+    assert "not run" not in table
+
+    assert family(tree).stdout == ""  # all is there
+    (tree / "experiments" / "results" / "tiny" / "wide-seed0.json").unlink()
+    again = family(tree)
+    assert again.returncode == 0, again.stderr
+    assert "wide-seed0" in again.stdout
+    assert "plain" not in again.stdout
+    (tree / "wide.toml").write_text(TINY.replace("width = 4", "width = 6"))
+    other = family(tree)
+    assert other.returncode == 1
+    assert "its result is of another model.width" in other.stdout
+    assert "was started with another model.width" in other.stderr  # the run itself is never written over
+
+
+def test_what_fails_is_named_and_the_rest_is_run(tree: Path) -> None:
+    (tree / "wide.toml").write_text(TINY.replace("strokes-5w1s-maml", "omniglot-5w1s-quick"))
+    found = family(tree, "--jobs", "2", "--data", str(tree))
+    assert found.returncode == 1
+    assert "wide-seed0: failed with exit code 1" in found.stderr
+    assert "no " in (tree / "runs" / "wide-seed0.log").read_text()
+    assert (tree / "experiments" / "results" / "tiny" / "plain-seed1.json").is_file()

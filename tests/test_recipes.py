@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch.utils import _pytree as pytree
 
+import innerloop as il
 from innerloop import cli, config
+from innerloop.train.checkpoint import Checkpoints
 
+ROOT = Path(__file__).parents[1]
+FULL_LENGTH = config.parse((ROOT / "experiments" / "families.toml").read_text())["full-length"]["seeds"]
 SMALL = {"iterations": 2, "tasks": 2, "val_tasks": 2, "validate_every": 2}
 
 
@@ -33,7 +40,7 @@ def test_the_first_comment_has_command_hardware_and_score(recipe: str) -> None:
 
 
 def test_a_measured_score_is_that_of_the_result_file() -> None:
-    for path in (Path(__file__).parents[1] / "experiments" / "results").glob("*.json"):
+    for path in (ROOT / "experiments" / "results").glob("*.json"):
         result = json.loads(path.read_text())
         if path.stem in config.recipes():
             test = result["tests"][0]
@@ -72,3 +79,63 @@ def test_strokes_are_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     test = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
     assert test["mean"] - test["ci95"] > 80
     assert test["steps"][0] < 25
+
+
+class GoneError(Exception):
+    """The machine went away."""
+
+
+class Until:
+    """A task source that ends the training at its n-th draw."""
+
+    def __init__(self, source: il.TaskSource, draws: int) -> None:
+        self.source, self.draws = source, draws
+
+    def sample(self, n: int, generator: torch.Generator) -> il.Task:
+        self.draws -= 1
+        if self.draws < 0:
+            raise GoneError
+        return self.source.sample(n, generator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", FULL_LENGTH)
+def test_full_length_recipes_resume_exactly(
+    recipe: str, tmp_path: Path, omniglot_root: Path, mini_imagenet_root: Path
+) -> None:
+    """At full size, killed after some iterations and gone on with: the state is that of an undisturbed run."""
+    changes = ["checkpoint_every=2", "validate_every=2", "val_tasks=2", "log_every=1"]
+    settings = config.load_recipe(recipe, [f"train.{change}" for change in changes] + ["learner.vectorize=2"])
+    assert settings["train"]["iterations"] >= 50_000
+
+    def train(run: Path, draws: int) -> None:
+        learner, sources = config.build(settings, omniglot_root)
+        options = config.arguments(settings, "train")
+        trainer = il.Trainer(learner, Until(sources.train, draws), sources.val, run, progress=False, **options)
+        with pytest.raises(GoneError):
+            trainer.fit(resume=True)
+
+    train(tmp_path / "whole", 4)
+    train(tmp_path / "killed", 3)  # the third iteration is lost
+    train(tmp_path / "killed", 2)
+    states: list[dict[str, Any]] = [Checkpoints(tmp_path / name).newest() for name in ("whole", "killed")]
+    assert [state["iteration"] for state in states] == [4, 4]
+    for part in ("learner", "optimizer", "tasks", "random", "best", "config"):
+        first, second = (pytree.tree_flatten(state[part]) for state in states)
+        assert first[1] == second[1]
+        for one, other in zip(first[0], second[0], strict=True):
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, part
+
+
+@pytest.mark.slow
+def test_mini_imagenet_is_learned_from(tmp_path: Path, mini_imagenet_root: Path) -> None:
+    """200 iterations of the full-size network on real images: the query loss falls, from that of a guess."""
+    words = ["--set", "train.iterations=200", "--set", "evaluate.num_tasks=100", "--set", "train.log_every=1"]
+    words += ["--set", "train.val_tasks=20", "--data", str(mini_imagenet_root), "--run", str(tmp_path / "run")]
+    assert cli.run(["train", "mini-imagenet-5w1s-maml++", *words, "--quiet"]) == 0
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = torch.tensor([line["loss"] for line in lines if line["kind"] == "train"])
+    assert len(losses) == 200
+    assert losses[-50:].mean() < losses[:50].mean() - 0.05
+    test = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
+    assert test["mean"] - test["ci95"] > 25

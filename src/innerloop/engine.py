@@ -70,7 +70,8 @@ class Engine:
 
     def settled(self, tasks: Task, purpose: str) -> bool:
         """Whether the plan for such meta-batches stays as it is."""
-        return self.given is not None or f"{purpose} {_describe(tasks)}" in self.chosen
+        fixed = self.given is not None or not self.vectorised or self.random
+        return fixed or f"{purpose} {_describe(tasks)}" in self.chosen
 
     @contextmanager
     def recording(self) -> Iterator[None]:

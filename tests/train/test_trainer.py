@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 
@@ -337,3 +338,22 @@ def test_plain_lines_of_progress(tmp_path, capsys):
     assert "tasks/s" in err
     assert "validation: mse" in err
     assert "transductive" in err
+
+
+@pytest.mark.parametrize("vectorize", ["auto", True, False, 2])
+def test_the_time_to_come_is_told_once_it_is_known(vectorize, capsys, monkeypatch):
+    monkeypatch.setattr("innerloop.train.progress.WORTH", 0.0)
+    learner = il.maml(il.models.mlp(1, 8, 1), lr=0.01, loss=F.mse_loss, vectorize=vectorize, compile=False)
+    Trainer(learner, il.Sinusoid(5), iterations=60, tasks=4).fit()
+    told = [line for line in capsys.readouterr().err.splitlines() if "s an iteration" in line]
+    assert len(told) == 1
+    each, left, hours, minutes, seconds = re.match(
+        r"([\d.e-]+) s an iteration: the (\d+) to come take (\d+):(\d+):(\d+), validations apart$", told[0]
+    ).groups()
+    assert 30 < int(left) <= 50  # after ten iterations by the plan that is kept to, which may take some to find
+    assert 3600 * int(hours) + 60 * int(minutes) + int(seconds) == round(float(each) * int(left))
+
+
+def test_the_time_of_a_short_run_is_not_told(capsys):
+    Trainer(il.maml(il.models.mlp(1, 8, 1), loss=F.mse_loss), il.Sinusoid(5), iterations=30, tasks=4).fit()
+    assert "s an iteration" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from types import TracebackType
@@ -13,6 +14,8 @@ from .evaluate import Evaluation
 
 REFRESH, LINE = 0.25, 30.0
 """Seconds between updates of the bar, and between lines of text."""
+TIMED, WORTH = 10, 60.0
+"""Iterations that an estimate goes by, and the seconds that are worth one."""
 
 
 class Progress:
@@ -29,6 +32,7 @@ class Progress:
         self._shown = self._first = 0.0
         self._begun: int | None = None
         self._score = ""
+        self._times: list[float] = []
 
     def __enter__(self) -> Progress:
         self._first = self._shown = time.monotonic()
@@ -59,6 +63,16 @@ class Progress:
             return
         left = (now - self._first) / (iteration - self._begun) * (self.iterations - iteration)
         self._line(f"iteration {iteration}/{self.iterations}  {rate:,.0f} tasks/s  {_clock(left)} left  loss {mean}")
+
+    def timed(self, iteration: int, seconds: float) -> None:
+        """An iteration took this long, by the plan that is kept to. After the first few, tell how long the rest takes:
+        who plans a long run wants to know before it has run for long."""
+        if len(self._times) == TIMED:
+            return
+        self._times.append(seconds)
+        each, left = statistics.median(self._times), self.iterations - iteration
+        if len(self._times) == TIMED and left * each > WORTH:
+            self.note(f"{each:.3g} s an iteration: the {left:,} to come take {_clock(left * each)}, validations apart")
 
     def validated(self, iteration: int, found: Evaluation) -> None:
         """A validation was made."""

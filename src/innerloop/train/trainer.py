@@ -176,6 +176,8 @@ class Trainer:
             for choice in self.learner.choices[told:]:
                 progress.note(choice)
                 told += 1
+            if self.learner.engine.settled(tasks, "meta-gradient"):
+                progress.timed(self.iteration, seconds)
             if self.val is not None and self._due(self.validate_every):
                 self._validate(progress)
             if self.checkpoints and self._due(self.checkpoint_every):
