@@ -41,7 +41,7 @@ def lines(axis: Any, recipe: str, results: list[dict[str, Any]], kind: str, colo
     for number, result in enumerate(results):
         points = list(zip(*result["curves"][kind], strict=True))
         label = recipe if number == 0 else None
-        axis.plot(points[0], points[1], color=f"C{colour}", alpha=1 - 0.3 * number, linewidth=1, label=label)
+        axis.plot(points[0], points[1], color=f"C{colour}", alpha=max(1 - 0.3 * number, 0.2), linewidth=1, label=label)
 
 
 if __name__ == "__main__":

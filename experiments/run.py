@@ -2,7 +2,8 @@
 
 What has a result file is left alone, an interrupted run is gone on with, and everything else is trained in
 ``runs/RECIPE-seedN``; each result goes to ``results/FAMILY/RECIPE-seedN.json``, and the tables and figures are made
-anew after every run. A result of another version of its recipe is made again. ``families.toml`` has the families.
+anew after every run. A result of another version of its recipe is made again; a run of another version is in the way,
+and never written over. ``families.toml`` has the families.
 
 ``--jobs`` runs several side by side, each on its share of the cores and with its progress in ``runs/RECIPE-seedN.log``:
 two processes of one core each get more done than one of two after the other, whose times are then those of one core.
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import collect
 import figures
@@ -62,16 +63,26 @@ def finished(job: Job) -> bool:
     """Whether there is a result of the recipe as it is now."""
     if not job.result.is_file():
         return False
-    before: dict[str, Any] = table.read(job.result)["config"]
-    changed = config.differences(before, config.load_recipe(job.recipe, (), job.seed))
-    if changed:
+    if changed := differences(job, config.resolve(table.read(job.result)["config"])):
         print(f"{job.name}: its result is of another {', '.join(changed)}, and made again", flush=True)
     return not changed
 
 
+def differences(job: Job, before: config.Config) -> list[str]:
+    """From the recipe as it is now."""
+    return config.differences(before, config.load_recipe(job.recipe, (), job.seed))
+
+
+def in_the_way(job: Job, runs: Path) -> str:
+    """What is wrong with a run directory that cannot be gone on with, if anything."""
+    saved = runs / job.name / "config.toml"
+    changed = differences(job, config.load_recipe(saved)) if saved.is_file() else []
+    return f"{saved.parent} is of another {', '.join(changed)}: move it away, or give other --runs" if changed else ""
+
+
 def do(job: Job, runs: Path, options: Sequence[str], jobs: int) -> int:
     """Train and keep the result; the exit code of the first command that failed, else 0."""
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if jobs > 1 else None
     with ExitStack() as stack:
         log = stack.enter_context((runs / f"{job.name}.log").open("a")) if jobs > 1 else None
@@ -85,10 +96,14 @@ def do(job: Job, runs: Path, options: Sequence[str], jobs: int) -> int:
 
 def run(family: str, seeds: Sequence[int] | None, runs: Path, options: Sequence[str], jobs: int) -> int:
     """The exit code of the first job that failed, else 0; the others are still run."""
+    todo = [job for job in wanted(family, seeds) if not finished(job)]
+    if problems := [problem for job in todo if (problem := in_the_way(job, runs))]:
+        print("\n".join(problems), file=sys.stderr)
+        return 1
     runs.mkdir(parents=True, exist_ok=True)
     failed = 0
     with ThreadPoolExecutor(jobs) as pool:
-        begun = {pool.submit(do, job, runs, options, jobs): job for job in wanted(family, seeds) if not finished(job)}
+        begun = {pool.submit(do, job, runs, options, jobs): job for job in todo}
         try:
             for future in as_completed(begun):
                 if code := future.result():

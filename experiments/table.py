@@ -23,8 +23,8 @@ MEASURED = re.compile(
     re.MULTILINE,
 )
 """What the first comment of a recipe says of time and score."""
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t for a 95 % interval of the mean of so many values."""
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306}
+"""Student's t for a 95 % interval of the mean of so many values; of more, that of ten."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -102,14 +102,19 @@ def mean(tests: list[dict[str, Any]]) -> str:
     values = [test["mean"] for test in tests]
     if len(values) == 1:
         return f"{values[0]:.2f} ± {tests[0]['ci95']:.2f}"
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    half = T95.get(len(values), 2.262) * statistics.stdev(values) / math.sqrt(len(values))
     return f"**{statistics.fmean(values):.2f}** ± {half:.2f}"
 
 
 def evaluations(every: list[dict[str, Any]], transductive: bool, ensemble: bool = False) -> list[dict[str, Any]]:
-    """Of results, those of one kind."""
-    kind = (transductive, ensemble)
-    return [t for result in every for t in result["tests"] if (t["transductive"], "ensemble" in t) == kind]
+    """Of results, those of one kind. What does not depend on the query set is of both kinds."""
+    return [
+        test
+        for result in every
+        for test in result["tests"]
+        if ("ensemble" in test) == ensemble
+        and (test["transductive"] == transductive or not result["depends_on_query_set"])
+    ]
 
 
 def minutes(every: list[dict[str, Any]]) -> str:
@@ -141,7 +146,7 @@ def family(name: str) -> str:
             continue
         seeds = ", ".join(str(result["seed"]) for result in every)
         scores = [mean(evaluations(every, *kind)) for kind in ((True,), (False,), (True, True))]
-        beside = published[recipe] if published else ", ".join(reached(result, final(base)) for result in every)
+        beside = published.get(recipe, "") if published else "; ".join(reached(r, final(base)) for r in every)
         lines.append([f"`{recipe}`", seeds, *scores, beside, minutes(every)])
     return f"{markdown(lines)}\n\n{note(name, found, bool(published))}"
 
@@ -159,13 +164,13 @@ def note(name: str, found: dict[str, list[dict[str, Any]]], published: bool) -> 
         base = next(iter(found))
         text += f", after {found[base][0]['iterations']:,} iterations"
         ending = (
-            "*Reaches*: the iteration, for each seed, at which validation first was at the level where that of "
-            f"`{base}` ended ({final(found[base]):.2f} % on average). "
+            "*Reaches*: the iteration, for each seed, of the first validation (100 tasks, the same every time) at the "
+            f"level where those of `{base}` ended ({final(found[base]):.2f} % on average). "
         )
     return (
         f"{text}: the mean over seeds and its 95 % interval (Student's t); of one seed, the interval over tasks. "
         f"*Ensemble*: of the five best validated weights, transductive. {'' if published else ending}"
-        f"Minutes of training on {threads} core{'s' * (threads != '1')}. Made by {command}. "
+        f"Minutes of training, validations apart, on {threads} core{'s' * (threads != '1')}. Made by {command}. "
         f"Machine: {_list(set(map(machine, every)))}.\n"
     )
 
@@ -184,9 +189,16 @@ def measured(every: list[dict[str, Any]]) -> str:
 
 def comments() -> dict[Path, str]:
     """The recipes of families that have results, each as it should be."""
-    paths = config.recipes()
-    found = {r: every for name in families() for r, every in members(name).items() if r in paths}
-    return {paths[r]: MEASURED.sub(measured(every), paths[r].read_text(), count=1) for r, every in found.items()}
+    paths = {path.stem: path for path in (HERE.parent / "src" / "innerloop" / "recipes").glob("*.toml")}
+    found = {stem(r): every for name in families() for r, every in members(name).items() if stem(r) in paths}
+    texts = {}
+    for recipe, every in found.items():
+        texts[paths[recipe]], places = MEASURED.subn(measured(every), paths[recipe].read_text(), count=1)
+        if not places:
+            raise ValueError(
+                f"the first comment of {recipe} has no place for time and score, such as: {measured(every)}"
+            )
+    return texts
 
 
 def filled(text: str) -> str:

@@ -48,7 +48,7 @@ def test_a_run_directory_holds_everything(trained):
     run = cwd / "runs" / "sinusoid-maml-seed0"
     assert "iteration 20/20" in done.stderr
     assert "test: mse " in done.stdout
-    assert "transductive]" in done.stdout
+    assert "inductive]" in done.stdout  # an mlp has no norms
     assert {path.name for path in run.iterdir()} == {"checkpoints", "config.toml", "metrics.jsonl", "results.json"}
     results = json.loads((run / "results.json").read_text())
     assert results["command"].startswith("innerloop train sinusoid-maml --set train.iterations=20 ")
@@ -90,6 +90,47 @@ def test_an_ensemble_is_printed_beside_the_best(trained, tmp_path, capsys):
     code, _, err = call(capsys, "evaluate", run, "--ensemble", 4)
     assert code == 1
     assert "train.keep_best = 4" in err
+
+
+PER_STEP = """
+description = "norms of each step's own"
+extends = "strokes-5w1s-maml"
+[model]
+width = 4
+running = true
+[learner]
+preset = "maml-plus-plus"
+steps = 2
+multi_step = 0
+first_order = 0
+[train]
+iterations = 8
+tasks = 4
+val_tasks = 2
+[evaluate]
+num_tasks = 20
+steps = 2
+"""
+
+
+def test_a_run_is_evaluated_by_other_statistics(tmp_path, capsys):
+    (tmp_path / "own.toml").write_text(PER_STEP)
+    run = tmp_path / "run"
+    assert call(capsys, "train", tmp_path / "own.toml", "--run", run, "--quiet")[0] == 0
+    found = {}
+    for statistics in ("batch", "running", "shared"):
+        code, out, err = call(capsys, "evaluate", run, "--json", "--set", f"learner.statistics={statistics}")
+        assert code == 0, err
+        found[statistics] = json.loads(out)
+    assert found["running"]["overrides"] == ["learner.statistics=running"]
+    assert len({tuple(each["steps"]) for each in found.values()}) == 3
+    plain = json.loads(call(capsys, "evaluate", run, "--json")[1])
+    assert "overrides" not in plain
+    assert plain["steps"] == found["batch"]["steps"]
+    code, _, err = call(capsys, "evaluate", run, "--set", "model.width=5")
+    assert code == 1
+    assert "do not fit model.width=5" in err
+    assert call(capsys, "evaluate", run, "--set", "learner.statistics=stored")[0] == 1
 
 
 def test_evaluate_repeats_the_test_of_training(trained, capsys):

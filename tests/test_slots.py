@@ -191,26 +191,66 @@ def test_the_kind_of_statistics_changes_predictions() -> None:
 
 
 def test_running_statistics_are_those_of_the_step() -> None:
-    """Against a network in ``eval()`` that is given each step's slots by hand."""
+    """Against a network in ``eval()`` that is given each step's slots by hand, past the last the last one's."""
     learner, tasks = trained(statistics="running"), episodes(1, seed=99)
     assert learner.slots is not None
     x, y, xq, _ = (t[0] for t in (*tasks.support, *tasks.query))
     stored, model = learner.slots.put({}, {}), network().eval()
     fast = {n: p.detach().requires_grad_() for n, p in learner.model.named_parameters() if n in learner.adapted}
     outputs = []
-    for step in range(STEPS):
+    for step in [*range(STEPS), STEPS - 1, STEPS - 1]:
         own = {n: t[step].detach() for part in stored for n, t in part.items()}
-        if not step:
+        if not outputs:
             outputs.append(functional_call(model, {**fast, **own}, (xq,)))
         loss = F.cross_entropy(functional_call(model, {**fast, **own}, (x,)), y)
         grads = torch.autograd.grad(loss, list(fast.values()))
         rates = learner.rule.lr
         fast = {n: p - rates[n][step] * g for (n, p), g in zip(fast.items(), grads, strict=True)}
         outputs.append(functional_call(model, {**fast, **own}, (xq,)))
-    torch.testing.assert_close(learner.predict(tasks)[0], torch.stack(outputs), rtol=1e-3, atol=1e-4)
-    adapted = learner.adapt(il.Batch(x, y))
-    torch.testing.assert_close(adapted(xq), outputs[-1], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(adapted.module()(xq), outputs[-1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(learner.predict(tasks, STEPS + 2)[0], torch.stack(outputs), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(learner.predict(tasks)[0], torch.stack(outputs)[: STEPS + 1], rtol=1e-3, atol=1e-4)
+    for steps in (0, STEPS, STEPS + 2):
+        adapted = learner.adapt(il.Batch(x, y), steps)
+        torch.testing.assert_close(adapted(xq), outputs[steps], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(adapted.module()(xq), outputs[steps], rtol=1e-3, atol=1e-4)
+
+
+def test_what_was_adapted_stays_when_training_goes_on() -> None:
+    learner, tasks = trained(statistics="running"), episodes(1, seed=99)
+    adapted = [learner.adapt(il.Batch(tasks.support.x[0], tasks.support.y[0]), steps) for steps in (0, STEPS)]
+    before = [each(tasks.query.x[0]) for each in adapted]
+    learner.meta_gradient(episodes())
+    for each, output in zip(adapted, before, strict=True):
+        assert torch.equal(each(tasks.query.x[0]), output)
+
+
+def test_without_inner_steps_there_is_one_slot() -> None:
+    learner = plus_plus(steps=0, learned_rates=False)
+    assert learner.slots is not None
+    assert {len(tensor) for tensor in learner.slots.state_dict().values()} == {1}
+    grads, outcome = learner.meta_gradient(episodes())
+    assert outcome.steps.shape == (4, 0)
+    assert all(grads[f"slots.{name}"].any() for name, _ in learner.slots.named_parameters())
+
+
+def test_slots_of_frozen_parameters_stay_frozen() -> None:
+    model = network()
+    frozen = {"body.0.norm.weight", "body.0.norm.bias"}
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    learner = il.maml_plus_plus(model, steps=STEPS)
+    assert learner.slots is not None
+    still = {name for name in learner.slots.parameters_of if not learner.slots.learned[name].requires_grad}
+    assert still == frozen
+    assert not any("body/0/norm" in name for name in learner.meta_gradient(episodes())[0])
+
+
+def test_statistics_that_are_not_finite_are_not_kept() -> None:
+    learner, tasks = plus_plus(), episodes()
+    tasks.support.x[0, 0] = torch.inf
+    learner.meta_gradient(tasks)
+    assert learner.slots is not None
+    assert all(torch.isfinite(tensor).all() for tensor in learner.slots.state_dict().values())
 
 
 def test_shared_statistics_are_those_of_all_values_together() -> None:

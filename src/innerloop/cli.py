@@ -217,6 +217,15 @@ def evaluate_(
         int | None,
         typer.Option(min=2, help="Also the mean output of that many best validated weights.", show_default=False),
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a value of the run's recipe, e.g. learner.statistics=running.",
+            show_default=False,
+        ),
+    ] = None,
     data: DataOption = None,
     device: DeviceOption = "cpu",
     seed: Annotated[int | None, typer.Option(help="Of the tasks.", show_default="the recipe's")] = None,
@@ -226,15 +235,17 @@ def evaluate_(
 
     The JSON has `metric` (`accuracy`, in per cent, or `mse`), `mean` and `ci95` over `num_tasks` tasks, `steps` (the
     mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`, and with an ensemble
-    `ensemble`: its `size` and what it came to, likewise.
+    `ensemble`: its `size` and what it came to, likewise; with `--set`, `overrides`.
     """
-    together, sources, settings = config.load_ensemble(run, ensemble or 1, data, device)
+    together, sources, settings = config.load_ensemble(run, ensemble or 1, data, device, overrides or ())
     given = {"num_tasks": tasks, "steps": steps, "transductive": transductive, "seed": seed}
     options = config.arguments(settings, "evaluate") | {k: v for k, v in given.items() if v is not None}
     source: TaskSource = getattr(sources, split.value)
     found: Evaluation = evaluate(together.learners[0], source, **options)
     print(f"{split.value}: {found}", file=sys.stderr if as_json else sys.stdout)
     told = {**found.as_dict(), "split": split.value, "seed": options["seed"], "run": str(run)}
+    if overrides:
+        told["overrides"] = overrides
     if ensemble:
         found = evaluate(together, source, **options)
         print(f"{split.value}, ensemble of {ensemble}: {found}", file=sys.stderr if as_json else sys.stdout)

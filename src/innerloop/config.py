@@ -12,7 +12,7 @@ import importlib
 import importlib.resources
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -288,13 +288,15 @@ def find_device(name: str) -> torch.device:
 
 
 def load_run(
-    run: str | Path, root: str | Path | None = None, device: str = "cpu"
+    run: str | Path, root: str | Path | None = None, device: str = "cpu", overrides: Sequence[str] = ()
 ) -> tuple[MetaLearner, Sources, Config]:
     """What a run directory holds: the learner with the best validated weights, the sources and the resolved recipe.
 
     Args:
         run: the run directory.
         root, device: as in `build`.
+        overrides: of the recipe, as in `load_recipe`, that leave the weights what they are, such as
+            ``"learner.statistics=running"``.
 
     Raises:
         FileNotFoundError: it is not the directory of a run that was trained by a recipe.
@@ -303,25 +305,26 @@ def load_run(
     path = Path(run) / "config.toml"
     if not path.is_file():
         raise FileNotFoundError(f"{run} is not a run directory: it has no config.toml")
-    config = load_recipe(path)
+    config = load_recipe(path, overrides)
     weights = Checkpoints(Path(run)).weights()["learner"]
     learner, sources = build(config, root, device)
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {run} are not those of its config.toml: {error}") from error
+        what = f"do not fit {', '.join(overrides)}" if overrides else "are not those of its config.toml"
+        raise ValueError(f"the weights in {run} {what}: {error}") from error
     return learner, sources, config
 
 
 def load_ensemble(
-    run: str | Path, number: int, root: str | Path | None = None, device: str = "cpu"
+    run: str | Path, number: int, root: str | Path | None = None, device: str = "cpu", overrides: Sequence[str] = ()
 ) -> tuple[Ensemble, Sources, Config]:
     """As `load_run`, with the learners of a number of the best validated weights together.
 
     Raises:
         ValueError: the run does not keep as many; and what `load_run` raises.
     """
-    best, sources, config = load_run(run, root, device)
+    best, sources, config = load_run(run, root, device, overrides)
     learners = [best]
     for kept in Checkpoints(Path(run)).best_weights(number)[1:] if number > 1 else ():
         learners.append(build_learner(config, device))

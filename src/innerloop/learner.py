@@ -12,13 +12,12 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .adapted import Adapted
 from .compiling import Compile, Compiler, of_tensors, signature, tensors
-from .engine import Engine, Vectorize, copies
+from .engine import Engine, Vectorize
 from .initial import Initialisation
 from .inner import (
     BATCH_NORMS,
@@ -37,7 +36,6 @@ from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
 from .slots import Slots
-from .stacks import place
 from .supported import joint
 from .task import Batch, Params, Task, count, select, size
 from .threads import independent
@@ -78,8 +76,8 @@ class MetaLearner(nn.Module):
             meta-training does not change them), in ``train()`` and ``eval()`` alike. With ``per_step``, meta-training
             goes by those at hand and moves the stored ones of each step, which ``"running"`` then predicts by;
             ``"shared"`` predicts by one set for all steps.
-        per_step: parameters of batch norms that every inner step has its own of, and with them the running statistics
-            of these layers; see `innerloop.slots.Slots`.
+        per_step: parameters, such as those of norms, that every inner step has its own of, and with them the running
+            statistics of batch norms among their layers; see `innerloop.slots.Slots`.
         memory: ``"graph"`` keeps what the backward pass needs of every inner step; ``"constant"`` recomputes it, one
             step at a time, which takes about a third longer and a small part of the memory. The gradients are the same.
         precision: ``"float32"``, or ``"bfloat16"`` for matrix products and convolutions.
@@ -263,7 +261,9 @@ class MetaLearner(nn.Module):
             params = episode.last(order=1)
             losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.
-        episode.fixed, episode.start = ({n: p.detach().clone() for n, p in t.items()} for t in (episode.fixed, params))
+        episode.fixed, episode.start, episode.buffers = (
+            {n: p.detach().clone() for n, p in tensors.items()} for tensors in (episode.fixed, params, episode.buffers)
+        )
         output = partial(self._output, episode, episode.start, transductive=transductive)
         return Adapted(self.model, self.statistics, episode, losses, output)
 
@@ -348,8 +348,8 @@ class MetaLearner(nn.Module):
             output, _ = episode.beside_support(params, pytree.tree_map(lambda q: q[None], example), buffers)
             return pytree.tree_map(lambda out: out[0], output)
 
-        if place() == "vmap":  # under which the engine runs modules that can be vectorised
-            return vmap(alone, randomness="different")(x, copies(episode.buffers, size(x)))
+        # One query after the other: the tasks of a meta-batch still run at once, by kernels that know stacks of tasks,
+        # but would not know stacks of queries within them.
         return stack([alone(select(x, index), episode.buffers) for index in range(size(x))])
 
     def _check(self, tasks: Task) -> None:

@@ -121,7 +121,7 @@ def maml_plus_plus(
         multi_step: iterations until the query losses after all steps, which count alike at first, have given way to
             that after the last (MSL); 0 counts that alone from the start.
         first_order: iterations that take the updates as constants, before second order begins (DA); 0 for none, as in
-            the authors' configurations. Their paper takes half of the training.
+            the authors' configurations.
         learned_rates: a rate for every parameter tensor and step (LSLR).
         per_step_norms: norm scales, shifts and running statistics of every step's own, which then do not adapt (BNWB,
             BNRS); where the model has norm layers.

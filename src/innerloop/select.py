@@ -125,4 +125,4 @@ body = Selection("body", (everything - head).match)
 """Every parameter that is neither frozen nor in the head (BOIL)."""
 
 norms = Selection("norms", lambda model: _types(model, _NORMS))
-"""The scales and shifts of normalisation layers."""
+"""The parameters of normalisation layers: scales and shifts, and what a `SupportNorm2d` infers by."""

@@ -17,8 +17,8 @@ class Slots(nn.Module):
     """A slot for each inner step in place of some of the model's parameters, and of the running statistics of the
     layers that these belong to (BNWB and BNRS; Antoniou et al. 2019, section 4).
 
-    The slots of a parameter are meta-learned in its place and start as copies of it. Step k of the inner loop, and what
-    is asked of the parameters after it, use slot k; steps past the last use the last.
+    The slots of a parameter are meta-learned in its place, unless it is frozen, and start as copies of it. Step k of
+    the inner loop, and what is asked of the parameters after it, use slot k; steps past the last use the last.
 
     Args:
         model: the module.
@@ -50,6 +50,8 @@ class Slots(nn.Module):
         self.buffers_of = tuple(n for n in buffers if n.rpartition(".")[0] in kept)
         parameters, slots = dict(model.named_parameters()), max(steps, 1)
         self.learned = PerParameter({n: _repeat(parameters[n].detach(), slots) for n in self.parameters_of})
+        for name in self.parameters_of:
+            self.learned[name].requires_grad_(parameters[name].requires_grad)
         for name in self.buffers_of:
             self.register_buffer(name.replace(".", "/"), _repeat(buffers[name], slots))
 
@@ -81,13 +83,14 @@ class Slots(nn.Module):
 
     @torch.no_grad()
     def renew(self, seen: Params) -> None:
-        """Keep what became of the buffers in some tasks, on average.
+        """Keep what became of the buffers in some tasks, on average, where it is finite.
 
         Args:
             seen: the mean of every buffer over the tasks, ``[K, ...]``.
         """
         for name, tensor in seen.items():
-            self.get_buffer(name.replace(".", "/")).copy_(tensor)
+            stored = self.get_buffer(name.replace(".", "/"))
+            stored.copy_(torch.where(torch.isfinite(tensor), tensor, stored))
 
     def extra_repr(self) -> str:
         return ", ".join((*self.parameters_of, *self.buffers_of))

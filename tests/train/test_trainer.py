@@ -337,7 +337,7 @@ def test_plain_lines_of_progress(tmp_path, capsys):
     assert "iteration 30/30" in err
     assert "tasks/s" in err
     assert "validation: mse" in err
-    assert "transductive" in err
+    assert "inductive" in err
 
 
 @pytest.mark.parametrize("vectorize", ["auto", True, False, 2])

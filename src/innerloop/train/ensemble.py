@@ -16,8 +16,8 @@ from ..task import Task
 class Ensemble:
     """Learners of one kind whose outputs are averaged: each adapts to a task by itself.
 
-    The published accuracies of MAML++ are those of an ensemble of the five best validated weights of a run, whose
-    logits are averaged (in the authors' code; their paper does not say so).
+    The published accuracies of MAML++ are those of an ensemble of the best validated weights of a run, whose logits are
+    averaged: five in the authors' code, three at first.
 
     Args:
         learners: at least one.
@@ -32,6 +32,11 @@ class Ensemble:
     def loss(self) -> Loss:
         """The outer loss, which all have."""
         return self.learners[0].loss
+
+    @property
+    def depends_on_query_set(self) -> bool:
+        """Whether a prediction depends on the other query examples; see `MetaLearner.depends_on_query_set`."""
+        return self.learners[0].depends_on_query_set
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those of all learners."""

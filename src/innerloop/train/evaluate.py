@@ -42,7 +42,8 @@ class Evaluation:
         num_tasks: N.
         steps: the mean after 0, 1, ..., K inner steps.
         steps_ci95: the half width for each of them.
-        transductive: whether batch norm saw the whole query set; see `MetaLearner.predict`.
+        transductive: whether a prediction depended on the other query examples: batch norm saw the whole query set
+            (see `MetaLearner.predict`), and went by its statistics.
         scores: ``[N, K + 1]``; of every task after every number of steps, float64 on the CPU.
     """
 
@@ -150,7 +151,7 @@ def evaluate(
             scores.append(_score(measure, learner.predict(tasks, steps, transductive), tasks.query.y))
     assert metric is not None
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-    return Evaluation.of(torch.cat(scores), name, transductive)
+    return Evaluation.of(torch.cat(scores), name, transductive and learner.depends_on_query_set)
 
 
 def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:

@@ -235,9 +235,11 @@ class Trainer:
             if all(bool(torch.isfinite(grad).all()) for grad in grads.values()):
                 return  # it was only the norm, or a sum, that overflowed
             what, alone = "the gradient", []
+            self.learner.training = False  # itself alone, not its modules: statistics stay as they are
             for index in range(len(finite)):
                 grads, _ = self.learner.meta_gradient(select(tasks, slice(index, index + 1)), self.iteration)
                 alone.append(all(bool(torch.isfinite(grad).all()) for grad in grads.values()))
+            self.learner.training = True
             finite = torch.tensor(alone, device=finite.device)
         indices = (~finite).nonzero().flatten().tolist() or list(range(len(finite)))
         names = f"task{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
