@@ -179,7 +179,7 @@ def measured(every: list[dict[str, Any]]) -> str:
     """Time and score, as the first comment of the recipe has them."""
     environment, test = every[0]["environment"], every[0]["tests"][0]
     cores = f"{environment['threads']} CPU core{'s' * (environment['threads'] != 1)}"
-    on = cores if environment["device"] == "cpu" else environment["device"]
+    on = cores if environment["device"] == "cpu" else f"a GPU, {environment['device']}"
     kind = evaluations(every, test["transductive"])
     score = mean(kind).replace("*", "").replace("±", "+-")
     seeds = f"{len(kind)} seeds" if len(kind) > 1 else "one seed"

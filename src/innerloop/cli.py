@@ -18,10 +18,11 @@ from rich.text import Text
 
 from . import __version__, config
 from .data import TASKS
+from .learner import MetaLearner
 from .models import MODELS
 from .presets import PRESETS
 from .task import TaskSource
-from .train import Evaluation, Interrupted, NonFiniteError, Trainer, evaluate
+from .train import Ensemble, Interrupted, NonFiniteError, Trainer, evaluate
 from .train.checkpoint import holds_run, writing
 from .train.record import dumps, environment, write_results
 
@@ -40,6 +41,12 @@ app = typer.Typer(
 DataOption = Annotated[
     Path | None,
     typer.Option("--data", help="Where the data are; else $INNERLOOP_DATA and the cache.", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a value of the recipe, e.g. learner.lr=0.1.", show_default=False
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")]
@@ -121,10 +128,7 @@ def _first_lines(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="The name of a recipe (see `list`), or the path of a TOML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. learner.lr=0.1.", show_default=False),
-    ] = None,
+    overrides: SetOption = None,
     run: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/RECIPE-seedN")] = None,
     data: DataOption = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch data that are not there.")] = False,
@@ -217,15 +221,7 @@ def evaluate_(
         int | None,
         typer.Option(min=2, help="Also the mean output of that many best validated weights.", show_default=False),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a value of the run's recipe, e.g. learner.statistics=running.",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: SetOption = None,
     data: DataOption = None,
     device: DeviceOption = "cpu",
     seed: Annotated[int | None, typer.Option(help="Of the tasks.", show_default="the recipe's")] = None,
@@ -241,14 +237,17 @@ def evaluate_(
     given = {"num_tasks": tasks, "steps": steps, "transductive": transductive, "seed": seed}
     options = config.arguments(settings, "evaluate") | {k: v for k, v in given.items() if v is not None}
     source: TaskSource = getattr(sources, split.value)
-    found: Evaluation = evaluate(together.learners[0], source, **options)
-    print(f"{split.value}: {found}", file=sys.stderr if as_json else sys.stdout)
-    told = {**found.as_dict(), "split": split.value, "seed": options["seed"], "run": str(run)}
-    if overrides:
-        told["overrides"] = overrides
+
+    def judged(title: str, learner: MetaLearner | Ensemble) -> dict[str, Any]:
+        found = evaluate(learner, source, **options)
+        print(f"{title}: {found}", file=sys.stderr if as_json else sys.stdout)
+        return found.as_dict()
+
+    told = judged(split.value, together.learners[0])
+    told |= {"split": split.value, "seed": options["seed"], "run": str(run)}
+    told |= {"overrides": overrides} if overrides else {}
     if ensemble:
-        found = evaluate(together, source, **options)
-        print(f"{split.value}, ensemble of {ensemble}: {found}", file=sys.stderr if as_json else sys.stdout)
-        told["ensemble"] = {"size": ensemble, **found.as_dict()}
+        title = f"{split.value}, ensemble of {ensemble}"
+        told["ensemble"] = {"size": ensemble, **judged(title, together)}
     if as_json:
         print(dumps(told))
