@@ -1,7 +1,7 @@
 """Keep the result of a finished run: python experiments/collect.py RUN [NAME] [--data DIR] [--device DEVICE]
 
-Evaluates the run's best validated weights on 600 or more test tasks, as its recipe says and, where batch norm makes a
-difference, the other way too; if it kept several weights on purpose, also their ensemble, as the recipe says. Writes
+Takes the run's test of its best validated weights (600 tasks or more) and, where batch norm makes a difference,
+evaluates them the other way too; if it kept several weights on purpose, also their ensemble, as the recipe says. Writes
 ``experiments/results/NAME.json`` with command, recipe, seed, time, hardware and the curves of training. ``--picture``
 also draws unseen tasks, into ``experiments/NAME.png`` (not for data whose images may not be passed on). Then `make
 table`.
@@ -24,8 +24,10 @@ def collect(run: Path, data: str | None = None, device: str = "cpu") -> dict[str
     learner = together.learners[0]
     trained = json.loads((run / "results.json").read_text())
     options = il.config.arguments(config, "evaluate")
-    modes = (True, False) if learner.depends_on_query_set else (options.get("transductive", True),)
-    tests = [il.evaluate(learner, sources.test, **{**options, "transductive": mode}).as_dict() for mode in modes]
+    tests = [trained["test"]]  # which `innerloop train` made, of these weights
+    if learner.depends_on_query_set:
+        other = {**options, "transductive": not options.get("transductive", True)}
+        tests.append(il.evaluate(learner, sources.test, **other).as_dict())
     if len(together.learners) > 1:
         found = il.evaluate(together, sources.test, **options)
         tests.append({"ensemble": len(together.learners), **found.as_dict()})
