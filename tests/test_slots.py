@@ -202,7 +202,10 @@ def test_running_statistics_are_those_of_the_step() -> None:
         own = {n: t[step].detach() for part in stored for n, t in part.items()}
         if not outputs:
             outputs.append(functional_call(model, {**fast, **own}, (xq,)))
-        loss = F.cross_entropy(functional_call(model, {**fast, **own}, (x,)), y)
+        # Steps go by the statistics of the support set, as in training, and leave the stored ones alone.
+        copies = {n: t.clone() for n, t in own.items()}
+        loss = F.cross_entropy(functional_call(model.train(), {**fast, **copies}, (x,)), y)
+        model.eval()
         grads = torch.autograd.grad(loss, list(fast.values()))
         rates = learner.rule.lr
         fast = {n: p - rates[n][step] * g for (n, p), g in zip(fast.items(), grads, strict=True)}

@@ -151,6 +151,7 @@ class Episode:
         joint: whether the model judges other examples by the support set, which then has to be handed to it with them.
         slots: parameters that every step has its own of, ``[K, ...]``; those of the present step are in ``fixed``.
         buffer_slots: likewise buffers.
+        stored: whether steps leave these buffers as they are stored, to predict by; else they move along the path.
         support_losses: filled by `path`: the inner loss at the parameters before each step.
     """
 
@@ -169,6 +170,7 @@ class Episode:
     joint: bool = False
     slots: Params = field(default_factory=dict)
     buffer_slots: Params = field(default_factory=dict)
+    stored: bool = False
     support_losses: list[Tensor] = field(default_factory=list)
     _left: list[Params] = field(default_factory=list)
 
@@ -234,7 +236,7 @@ class Episode:
                 results = self._gradient(order, *inputs)
             grads, loss, buffers = results
             self.support_losses.append(loss.detach())
-            self.buffers = detach(buffers)
+            self.buffers = detach(buffers) | (_slot(self.buffer_slots, step) if self.stored else {})
             updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
             params = {name: param + updates[name] for name, param in params.items()}
             yield params

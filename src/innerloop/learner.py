@@ -38,7 +38,7 @@ from .select import Selection, everything
 from .slots import Slots
 from .supported import joint
 from .task import Batch, Params, Task, count, select, size
-from .threads import independent
+from .threads import independent, mine
 
 
 class Outcome(NamedTuple):
@@ -73,9 +73,9 @@ class MetaLearner(nn.Module):
         batch_size: support examples per inner step, in order and cyclically; ``None`` takes the whole support set.
         statistics: batch norm by the statistics of the examples at hand (``"batch"``, as the papers do: predictions on
             a query set then depend on the whole set) or by the stored ones (``"running"``, for models that bring them:
-            meta-training does not change them), in ``train()`` and ``eval()`` alike. With ``per_step``, meta-training
-            goes by those at hand and moves the stored ones of each step, which ``"running"`` then predicts by;
-            ``"shared"`` predicts by one set for all steps.
+            meta-training does not change them), in ``train()`` and ``eval()`` alike. With ``per_step``, inner steps
+            always go by those at hand; meta-training moves the stored ones of each step, by which ``"running"`` judges
+            query examples in predictions, and ``"shared"`` by one set for all steps.
         per_step: parameters, such as those of norms, that every inner step has its own of, and with them the running
             statistics of batch norms among their layers; see `innerloop.slots.Slots`.
         memory: ``"graph"`` keeps what the backward pass needs of every inner step; ``"constant"`` recomputes it, one
@@ -131,7 +131,7 @@ class MetaLearner(nn.Module):
         if self.slots is None and statistics == "shared":
             raise ValueError('statistics="shared" is for a learner with per_step=; without it there is "running"')
         if self.slots is not None and statistics != "batch":
-            self.slots.require_statistics()
+            self.slots.require_statistics(model)
         self._stateless = Stateless(model, precision)
         self._checked, self._joint = False, joint(model)
         parameters = dict(model.named_parameters())
@@ -216,7 +216,7 @@ class MetaLearner(nn.Module):
 
     @property
     def _training_statistics(self) -> Statistics:
-        """Running statistics of steps are gathered by batch norms that go by those at hand."""
+        """Of meta-training and of inner steps: those at hand, where steps have statistics of their own to gather."""
         return self.statistics if self.slots is None else "batch"
 
     def _renew(self, left: Params) -> None:
@@ -240,12 +240,12 @@ class MetaLearner(nn.Module):
         """
 
         def outputs(task: Task, params: Params, buffers: Params) -> Any:
-            episode = self._episode(task, params, buffers, steps)
+            episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
             # Outputs are taken along the way, since buffers move with the parameters.
             output = partial(self._output, episode, x=task.query.x, transductive=transductive)
             return stack([output(episode.start), *(output(params) for params in episode.path(order=1))])
 
-        with in_mode(self.model, self.statistics, training=False):
+        with in_mode(self.model, self._training_statistics, training=False):
             return self.engine.map(outputs, tasks, *self._own(self.statistics == "shared"), "predict")
 
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
@@ -256,8 +256,9 @@ class MetaLearner(nn.Module):
             steps: inner steps; ``None`` takes as many as in training.
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
-        with torch.no_grad(), in_mode(self.model, self.statistics, training=False):
-            episode = self._episode(Task(support, support), *self._own(self.statistics == "shared"), steps)
+        with torch.no_grad(), in_mode(self.model, self._training_statistics, training=False):
+            own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
+            episode = self._episode(Task(support, support), *own, steps, stored=stored)
             params = episode.last(order=1)
             losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.
@@ -270,7 +271,8 @@ class MetaLearner(nn.Module):
     @property
     def depends_on_query_set(self) -> bool:
         """Whether a prediction depends on the other query examples unless told otherwise (batch statistics)."""
-        return self.statistics == "batch" and any(isinstance(m, BATCH_NORMS) for m in self.model.modules())
+        norms = [module for module in self.model.modules() if isinstance(module, BATCH_NORMS)]
+        return any(self.statistics == "batch" or norm.running_mean is None for norm in norms)
 
     @property
     def citations(self) -> tuple[str, ...]:
@@ -311,7 +313,13 @@ class MetaLearner(nn.Module):
         return (params, buffers) if self.slots is None else self.slots.put(params, buffers, shared)
 
     def _episode(
-        self, task: Task, params: Params, buffers: Params, steps: int | None = None, iteration: int = 0
+        self,
+        task: Task,
+        params: Params,
+        buffers: Params,
+        steps: int | None = None,
+        iteration: int = 0,
+        stored: bool = False,
     ) -> Episode:
         if steps is not None and steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
@@ -331,6 +339,7 @@ class MetaLearner(nn.Module):
             steps=self.steps if steps is None else steps,
             iteration=iteration,
             batch_size=self.batch_size,
+            stored=stored,
             memory=self.memory,
             joint=self._joint,
         )
@@ -342,7 +351,8 @@ class MetaLearner(nn.Module):
 
     def _output(self, episode: Episode, params: Params, x: Any, transductive: bool) -> Any:
         if transductive or not self.depends_on_query_set:
-            return episode.answer(params, x)[0]
+            with in_mode(mine(self.model), self.statistics, training=False):
+                return episode.answer(params, x)[0]
 
         def alone(example: Any, buffers: Params) -> Any:
             output, _ = episode.beside_support(params, pytree.tree_map(lambda q: q[None], example), buffers)

@@ -55,12 +55,19 @@ class Slots(nn.Module):
         for name in self.buffers_of:
             self.register_buffer(name.replace(".", "/"), _repeat(buffers[name], slots))
 
-    def require_statistics(self) -> None:
-        """Refuse to go by running statistics that there are none of.
+    def require_statistics(self, model: nn.Module) -> None:
+        """Refuse to go by running statistics that there are none of, or that nothing gathers.
 
         Raises:
-            ValueError: no layer keeps any.
+            ValueError: no layer keeps any, or one that does has no slots.
         """
+        layers = {name.rpartition(".")[0] for name in self.buffers_of}
+        others = [n for n, m in model.named_modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
+        if left_out := [name for name in others if name not in layers]:
+            raise ValueError(
+                f"{', '.join(left_out)}: nothing gathers the running statistics of these batch norms, whose parameters "
+                "are not in per_step=; name them there, or make the layers with track_running_stats=False"
+            )
         if not self.buffers_of:
             raise ValueError(
                 "predictions by running statistics need batch norms of per_step= that keep some: make the model with "
