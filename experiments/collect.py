@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import innerloop as il
+from innerloop.train.checkpoint import writing
 
 RESULTS = Path(__file__).parent / "results"
 ENSEMBLE = 5
@@ -70,7 +71,8 @@ def keep(run: Path, path: Path, data: str | None = None, device: str = "cpu") ->
     """Write the result file of a run."""
     found = collect(run, data, device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    with writing(path) as file:
+        file.write((json.dumps(found, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 What has a result file is left alone, an interrupted run is gone on with, and everything else is trained in
 ``runs/RECIPE-seedN``; each result goes to ``results/FAMILY/RECIPE-seedN.json``, and the tables and figures are made
 anew after every run. A result of another version of its recipe is made again; a run of another version is in the way,
-and never written over. ``families.toml`` has the families.
+and never written over. ``families.toml`` has the families; a table of one is put between ``<!-- family NAME -->`` and
+``<!-- /family -->`` in the README's.
 
 ``--jobs`` runs several side by side, each on its share of the cores and with its progress in ``runs/RECIPE-seedN.log``:
 two processes of one core each get more done than one of two after the other, whose times are then those of one core.
@@ -64,7 +65,7 @@ def finished(job: Job) -> bool:
     if not job.result.is_file():
         return False
     if changed := differences(job, config.resolve(table.read(job.result)["config"])):
-        print(f"{job.name}: its result is of another {', '.join(changed)}, and made again", flush=True)
+        print(f"{job.name}: its result is of another {', '.join(changed)}", flush=True)
     return not changed
 
 
@@ -129,4 +130,7 @@ if __name__ == "__main__":
     if given.jobs < 1:
         parser.error(f"--jobs is at least 1, got {given.jobs}")
     options = [word for key in ("data", "device") if getattr(given, key) for word in (f"--{key}", getattr(given, key))]
-    sys.exit(run(given.family, given.seeds, given.runs, options, given.jobs))
+    try:
+        sys.exit(run(given.family, given.seeds, given.runs, options, given.jobs))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it stopped")

@@ -162,10 +162,11 @@ def note(name: str, found: dict[str, list[dict[str, Any]]], published: bool) -> 
     text = f"Accuracy in % on {number} unseen tasks"
     if not published:
         base = next(iter(found))
-        text += f", after {found[base][0]['iterations']:,} iterations"
+        train = found[base][0]["config"]["train"]
+        text += f", after {train['iterations']:,} iterations"
         ending = (
-            "*Reaches*: the iteration, for each seed, of the first validation (100 tasks, the same every time) at the "
-            f"level where those of `{base}` ended ({final(found[base]):.2f} % on average). "
+            f"*Reaches*: the iteration, for each seed, of the first validation ({train['val_tasks']} tasks, the same "
+            f"every time) at the level where those of `{base}` ended ({final(found[base]):.2f} % on average). "
         )
     return (
         f"{text}: the mean over seeds and its 95 % interval (Student's t); of one seed, the interval over tasks. "

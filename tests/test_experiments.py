@@ -138,7 +138,7 @@ def test_a_family_is_run_gone_on_with_and_told(tree: Path) -> None:
     (tree / RECIPES / "wide.toml").write_text(TINY.replace("width = 4", "width = 6"))
     other = family(tree)
     assert other.returncode == 1
-    assert "its result is of another model.width" in other.stdout
+    assert other.stdout == "wide-seed0: its result is of another model.width\n"
     assert "wide-seed0 is of another model.width: move it away" in other.stderr
 
 

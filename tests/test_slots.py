@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -123,6 +125,8 @@ def test_step_weights_are_equal_first_sum_to_one_and_end_on_the_last(steps: int,
 def test_step_weights_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="steps and stages are at least 1"):
         il.schedules.multi_step(0, 10)
+    with pytest.raises(ValueError, match="first_order and multi_step are iterations from 0, got -5 and 0"):
+        plus_plus(first_order=-5)
 
 
 def test_once_annealed_the_multi_step_loss_is_the_last_steps() -> None:
@@ -228,7 +232,7 @@ def test_what_was_adapted_stays_when_training_goes_on() -> None:
 
 
 def test_without_inner_steps_there_is_one_slot() -> None:
-    learner = plus_plus(steps=0, learned_rates=False)
+    learner = plus_plus(steps=0, multi_step=10, learned_rates=False)
     assert learner.slots is not None
     assert {len(tensor) for tensor in learner.slots.state_dict().values()} == {1}
     grads, outcome = learner.meta_gradient(episodes())
@@ -246,6 +250,47 @@ def test_slots_of_frozen_parameters_stay_frozen() -> None:
     still = {name for name in learner.slots.parameters_of if not learner.slots.learned[name].requires_grad}
     assert still == frozen
     assert not any("body/0/norm" in name for name in learner.meta_gradient(episodes())[0])
+
+
+def test_a_choice_of_ones_own_takes_the_place_of_the_norms() -> None:
+    own = il.norms | il.head
+    learner = il.maml_plus_plus(network(), per_step=own)
+    assert learner.slots is not None
+    assert set(learner.slots.parameters_of) == set(own.names(learner.model))
+    assert not set(learner.adapted) & set(learner.slots.parameters_of)
+    usual = il.maml_plus_plus(network(), per_step=None)
+    assert usual.slots is not None
+    assert set(usual.slots.parameters_of) == set(il.norms.names(usual.model))
+
+
+def test_statistics_that_nothing_gathers_are_refused() -> None:
+    options = {"loss": F.cross_entropy, "per_step": il.named("body.0.norm.*"), "steps": 2}
+    adapt = il.everything - il.norms
+    learner = il.MetaLearner(network(), il.SGD(), adapt, **options)
+    assert learner.depends_on_query_set
+    with pytest.raises(ValueError, match=r"body\.1\.norm, body\.2\.norm, body\.3\.norm: nothing gathers"):
+        il.MetaLearner(network(), il.SGD(), adapt, statistics="running", **options)
+
+
+def test_norms_without_statistics_depend_on_the_query_set() -> None:
+    """Whatever the setting, they can only go by the examples at hand."""
+    learner, tasks = il.maml(network(running=False), statistics="running"), episodes()
+    assert learner.depends_on_query_set
+    transductive, inductive = (learner.predict(tasks, transductive=mode) for mode in (True, False))
+    assert not torch.allclose(transductive, inductive, rtol=1e-2)
+
+
+@pytest.mark.parametrize("make", [plus_plus, lambda: il.maml(network(), vectorize="auto")])
+def test_a_learner_in_use_can_be_copied(make: Callable[[], il.MetaLearner]) -> None:
+    learner, tasks = make(), episodes()
+    learner.meta_gradient(tasks)
+    twin = copy.deepcopy(learner)
+    assert torch.equal(twin.predict(tasks), learner.predict(tasks))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+    twin.meta_gradient(tasks)
+    assert not torch.allclose(twin.predict(tasks), learner.predict(tasks))
 
 
 def test_statistics_that_are_not_finite_are_not_kept() -> None:

@@ -165,6 +165,10 @@ class Compiler:
             self._eager.setdefault(key, []).append(seconds)
             self.steps_to_come = max(0, (self.steps_to_come or 0) - 1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of a learner: a compiled step is of the original's parameters."""
+        return {**self.__dict__, "_compiled": {}}
+
     def undecided(self, key: Hashable, settled: bool = True, steps: int = 10) -> bool:
         """Whether there is something to decide for these shapes: by measurement, once some steps have run and it is
         settled how they do."""

@@ -58,6 +58,10 @@ class Engine:
         self._notes: list[str] = []
         self._fallback = self._recording = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of a learner, which measure anew what is not settled."""
+        return {**self.__dict__, "_searches": {}}
+
     @property
     def vectorised(self) -> bool:
         """Whether tasks run at once, as far as is known."""

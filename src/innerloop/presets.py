@@ -125,17 +125,18 @@ def maml_plus_plus(
         learned_rates: a rate for every parameter tensor and step (LSLR).
         per_step_norms: norm scales, shifts and running statistics of every step's own, which then do not adapt (BNWB,
             BNRS); where the model has norm layers.
-        options: as in `MetaLearner`; 5 steps if not given.
+        options: as in `MetaLearner`; 5 steps if not given. ``per_step`` takes the place of the norms.
     """
     citation = "Antoniou, Edwards, Storkey. How to train your MAML. ICLR 2019. arXiv:1810.09502"
+    if first_order < 0 or multi_step < 0:
+        raise ValueError(f"first_order and multi_step are iterations from 0, got {first_order} and {multi_step}")
     steps = options.setdefault("steps", 5)
     rule = rules.PerStepSGD(lr) if learned_rates else rules.SGD(lr)
-    weights = schedules.multi_step(steps, multi_step) if multi_step else None
+    weights = schedules.multi_step(steps, multi_step) if multi_step and steps else None
     objective = Unrolled(schedules.switch(1, 2, at=first_order) if first_order else 2, weights)
-    own = norms if per_step_norms and norms.match(model) else None
+    own = options.pop("per_step", None) or (norms if per_step_norms and norms.match(model) else None)
     adapt = everything - own if own else everything
-    options.setdefault("per_step", own)
-    return MetaLearner(model, rule, adapt, objective, citation=citation, **options)
+    return MetaLearner(model, rule, adapt, objective, per_step=own, citation=citation, **options)
 
 
 def protomaml(

@@ -42,7 +42,7 @@ class Slots(nn.Module):
         if both := [name for name in self.parameters_of if name in adapted]:
             raise ValueError(
                 f"{', '.join(both)}: the inner loop adapts these, so there cannot be one of each for every step; leave "
-                "them out of adapt=, e.g. adapt=il.everything - il.norms"
+                "them out of per_step=, or out of what adapts, e.g. MetaLearner(..., adapt=il.everything - il.norms)"
             )
         owners = {name.rpartition(".")[0] for name in self.parameters_of}
         kept = {n: m for n, m in model.named_modules() if n in owners and isinstance(m, BATCH_NORMS)}
