@@ -134,9 +134,10 @@ def maml_plus_plus(
     rule = rules.PerStepSGD(lr) if learned_rates else rules.SGD(lr)
     weights = schedules.multi_step(steps, multi_step) if multi_step and steps else None
     objective = Unrolled(schedules.switch(1, 2, at=first_order) if first_order else 2, weights)
-    own = options.pop("per_step", None) or (norms if per_step_norms and norms.match(model) else None)
+    own = options.get("per_step") or (norms if per_step_norms and norms.match(model) else None)
+    options["per_step"] = own
     adapt = everything - own if own else everything
-    return MetaLearner(model, rule, adapt, objective, per_step=own, citation=citation, **options)
+    return MetaLearner(model, rule, adapt, objective, citation=citation, **options)
 
 
 def protomaml(
