@@ -56,7 +56,7 @@ class Job(NamedTuple):
 def wanted(family: str, seeds: Sequence[int] | None) -> list[Job]:
     """The first seed of every recipe first."""
     each = {recipe: seeds or own for recipe, own in table.families()[family]["seeds"].items()}
-    most = max(map(len, each.values()))
+    most = max(map(len, each.values()), default=0)
     return [Job(family, r, own[i]) for i in range(most) for r, own in each.items() if i < len(own)]
 
 
@@ -97,6 +97,11 @@ def do(job: Job, runs: Path, options: Sequence[str], jobs: int) -> int:
 
 def run(family: str, seeds: Sequence[int] | None, runs: Path, options: Sequence[str], jobs: int) -> int:
     """The exit code of the first job that failed, else 0; the others are still run."""
+    try:
+        table.documents()
+    except ValueError as problem:  # is better known now than after the first run
+        print(problem, file=sys.stderr)
+        return 1
     todo = [job for job in wanted(family, seeds) if not finished(job)]
     if problems := [problem for job in todo if (problem := in_the_way(job, runs))]:
         print("\n".join(problems), file=sys.stderr)

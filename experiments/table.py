@@ -134,6 +134,8 @@ def reached(result: dict[str, Any], score: float) -> str:
 
 def family(name: str) -> str:
     """A row a recipe. Where no numbers are published, the first is what the others are compared with."""
+    if name not in families():
+        raise ValueError(f"a table of the family {name} is asked for, but families.toml has {', '.join(families())}")
     about, found = families()[name], members(name)
     published = about.get("published", {})
     last = "published" if published else "reaches"

@@ -130,6 +130,14 @@ def test_a_run_is_evaluated_by_other_statistics(tmp_path, capsys):
     code, _, err = call(capsys, "evaluate", run, "--set", "model.width=5")
     assert code == 1
     assert "do not fit model.width=5" in err
+    code, _, err = call(capsys, "evaluate", run, "--set", "learner.steps=3")
+    assert code == 1
+    assert "do not fit learner.steps=3: size mismatch" in err
+    assert len(err.splitlines()) == 1
+    for override in ("seed=3", "train.iterations=9"):
+        code, _, err = call(capsys, "evaluate", run, "--set", override)
+        assert code == 1
+        assert f"{override.split('=')[0]} is of the training" in err
     assert call(capsys, "evaluate", run, "--set", "learner.statistics=stored")[0] == 1
 
 

@@ -142,6 +142,14 @@ def test_a_family_is_run_gone_on_with_and_told(tree: Path) -> None:
     assert "wide-seed0 is of another model.width: move it away" in other.stderr
 
 
+def test_a_document_that_asks_for_another_family_is_told_before_any_run(tree: Path) -> None:
+    (tree / "README.md").write_text("<!-- family huge -->\n<!-- /family -->\n")
+    found = family(tree)
+    assert found.returncode == 1
+    assert found.stderr == "a table of the family huge is asked for, but families.toml has tiny\n"
+    assert not (tree / "runs").exists()
+
+
 def test_what_fails_is_named_and_the_rest_is_run(tree: Path) -> None:
     (tree / RECIPES / "wide.toml").write_text(TINY.replace("strokes-5w1s-maml", "omniglot-5w1s-quick"))
     found = family(tree, "--jobs", "2", "--data", str(tree))

@@ -50,6 +50,14 @@ def test_predict_adapt_and_outcome_agree(regression: Callable[..., il.Task]) -> 
     torch.testing.assert_close(maml.predict(tasks, steps=5)[:, :4], predictions)
 
 
+def test_to_adapt_takes_the_support_set_alone(regression: Callable[..., il.Task]) -> None:
+    task = il.task.select(regression(1), 0)
+    with pytest.raises(TypeError, match=r"got a Task: give its support set, task\.support"):
+        learner().adapt(task)
+    with pytest.raises(TypeError, match=r"got a tuple: give Batch\(x, y\)"):
+        learner().adapt(tuple(task.support))
+
+
 def test_an_adapted_module_is_plain_and_its_own(regression: Callable[..., il.Task]) -> None:
     maml, tasks = learner(), regression(1)
     module = maml.adapt(il.task.select(tasks.support, 0)).module()

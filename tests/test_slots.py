@@ -348,6 +348,10 @@ def test_what_does_not_fit_is_refused() -> None:
         il.maml(network(), statistics="shared")
     with pytest.raises(ValueError, match="statistics is"):
         il.maml(network(), statistics="stored")
+    with pytest.raises(ValueError, match="got 0 and True"):
+        plus_plus(multi_step=True)
+    with pytest.raises(ValueError, match="got 'no'"):
+        plus_plus(learned_rates="no")
 
 
 # -- annealed order ---------------------------------------------------------------------------------------------------

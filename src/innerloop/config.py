@@ -296,23 +296,29 @@ def load_run(
         run: the run directory.
         root, device: as in `build`.
         overrides: of the recipe, as in `load_recipe`, that leave the weights what they are, such as
-            ``"learner.statistics=running"``.
+            ``"learner.statistics=running"``; not of its training, which is over.
 
     Raises:
         FileNotFoundError: it is not the directory of a run that was trained by a recipe.
-        ValueError: its files are damaged or do not fit each other.
+        ValueError: its files are damaged or do not fit each other, or an override would change nothing.
     """
     path = Path(run) / "config.toml"
     if not path.is_file():
         raise FileNotFoundError(f"{run} is not a run directory: it has no config.toml")
     config = load_recipe(path, overrides)
+    for changed in differences(load_recipe(path), config):
+        if changed == "seed" or changed.startswith("train."):
+            hint = "; the tasks' is evaluate.seed" if changed == "seed" else ""
+            raise ValueError(f"{changed} is of the training, which is over: it changes nothing now{hint}")
     weights = Checkpoints(Path(run)).weights()["learner"]
     learner, sources = build(config, root, device)
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:
         what = f"do not fit {', '.join(overrides)}" if overrides else "are not those of its config.toml"
-        raise ValueError(f"the weights in {run} {what}: {error}") from error
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise ValueError(f"the weights in {run} {what}: {reasons[0]}{more}") from error
     return learner, sources, config
 
 

@@ -37,7 +37,7 @@ from .search import Plan
 from .select import Selection, everything
 from .slots import Slots
 from .supported import joint
-from .task import Batch, Params, Task, count, select, size
+from .task import Batch, Params, Task, count, require_batch, select, size
 from .threads import independent, mine
 
 
@@ -258,7 +258,7 @@ class MetaLearner(nn.Module):
         """
         with torch.no_grad(), in_mode(self.model, self._training_statistics, training=False):
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
-            episode = self._episode(Task(support, support), *own, steps, stored=stored)
+            episode = self._episode(Task(require_batch(support), support), *own, steps, stored=stored)
             params = episode.last(order=1)
             losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.

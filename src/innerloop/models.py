@@ -86,8 +86,10 @@ class Conv4(nn.Module):
         super().__init__()
         if pooling not in ("max", "stride"):
             raise ValueError(f'pooling is "max" or "stride", got {pooling!r}')
-        if norm not in ("batch", "support") or (running and norm != "batch"):
-            raise ValueError(f'norm is "batch" or "support", and only "batch" keeps running statistics, got {norm!r}')
+        if norm not in ("batch", "support"):
+            raise ValueError(f'norm is "batch" or "support", got {norm!r}')
+        if running and norm != "batch":
+            raise ValueError(f'running=True is for norm="batch", which keeps statistics, got norm={norm!r}')
         if image_size < 16 and pooling == "max":
             raise ValueError(f"four poolings need images of at least 16 x 16, got {image_size}")
         blocks = [ConvBlock(channels if index == 0 else width, width, pooling, running, norm) for index in range(4)]

@@ -128,8 +128,12 @@ def maml_plus_plus(
         options: as in `MetaLearner`; 5 steps if not given. ``per_step`` takes the place of the norms.
     """
     citation = "Antoniou, Edwards, Storkey. How to train your MAML. ICLR 2019. arXiv:1810.09502"
-    if first_order < 0 or multi_step < 0:
-        raise ValueError(f"first_order and multi_step are iterations from 0, got {first_order} and {multi_step}")
+    if any(type(number) is not int or number < 0 for number in (first_order, multi_step)):
+        raise ValueError(f"first_order and multi_step are iterations from 0, got {first_order!r} and {multi_step!r}")
+    if any(type(choice) is not bool for choice in (learned_rates, per_step_norms)):
+        raise ValueError(
+            f"learned_rates and per_step_norms are True or False, got {learned_rates!r} and {per_step_norms!r}"
+        )
     steps = options.setdefault("steps", 5)
     rule = rules.PerStepSGD(lr) if learned_rates else rules.SGD(lr)
     weights = schedules.multi_step(steps, multi_step) if multi_step and steps else None

@@ -66,6 +66,18 @@ def count(tasks: Task) -> int:
     return sizes.pop()
 
 
+def require_batch(support: Any) -> Batch:
+    """The support set, which it is an error to give together with the query set.
+
+    Raises:
+        TypeError: it is not a `Batch`.
+    """
+    if not isinstance(support, Batch):
+        hint = "give its support set, task.support" if isinstance(support, Task) else "give Batch(x, y)"
+        raise TypeError(f"to adapt takes the support set of one task, a Batch, got a {type(support).__name__}: {hint}")
+    return support
+
+
 def select(tasks: Any, index: int | slice) -> Any:
     """One task (an int) or some of them (a slice) of a meta-batch."""
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tasks)
