@@ -12,7 +12,7 @@ import pytest
 import innerloop as il
 from innerloop import cli, config
 from innerloop.__main__ import main
-from innerloop.train.record import TIME_FIELDS
+from innerloop.train.record import MACHINE_FIELDS
 
 TINY = ["--set", "train.iterations=20", "--set", "train.tasks=3", "--set", "train.val_tasks=3", "--set",
         "evaluate.num_tasks=5", "--set", "train.log_every=5", "--set", "model.sizes=[1, 8, 1]"]  # fmt: skip
@@ -181,7 +181,7 @@ def test_resuming_under_another_recipe_names_the_keys(trained, capsys):
 
 def records(run):
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: v for key, v in json.loads(line).items() if key not in TIME_FIELDS} for line in lines]
+    return [{key: v for key, v in json.loads(line).items() if key not in MACHINE_FIELDS} for line in lines]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

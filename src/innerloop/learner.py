@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -35,7 +35,7 @@ from .objectives import Objective, Unrolled
 from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
-from .slots import Slots
+from .slots import Slots, average
 from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, size
 from .threads import independent, mine
@@ -150,7 +150,7 @@ class MetaLearner(nn.Module):
         with in_mode(self.model, self._training_statistics):
             judge = partial(self._judge, iteration=iteration)
             outcome, left = self.engine.map(judge, tasks, *self._own(), "forward")
-        self._renew(_average(left))
+        self._renew(average(left))
         return Outcome(*outcome)
 
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
@@ -200,7 +200,7 @@ class MetaLearner(nn.Module):
                 outcomes.append(outcome)
         mean = {name: grad / count(tasks) for name, grad in zip(learned, total, strict=True)}
         outcome, left = pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes)
-        return mean, Outcome(*outcome), _average(left)
+        return mean, Outcome(*outcome), average(left)
 
     def _judge(self, task: Task, params: Params, buffers: Params, *, iteration: int) -> tuple[Outcome, Params]:
         """The outcome, and what each step left in the buffers that it has of its own."""
@@ -226,7 +226,9 @@ class MetaLearner(nn.Module):
     # -- using what was learned ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, tasks: Task, steps: int | None = None, transductive: bool = True) -> Any:
+    def predict(
+        self, tasks: Task, steps: int | None = None, transductive: bool = True, at: Collection[int] | None = None
+    ) -> Any:
         """The model's output on the query sets after 0, 1, ..., K inner steps: ``[T, K + 1, Q, ...]``.
 
         Keeps no graph, and turns dropout off.
@@ -237,13 +239,15 @@ class MetaLearner(nn.Module):
             transductive: batch norm normalises the query set by its own statistics. If false, each query example is
                 normalised together with the support set alone, so that it is judged as if it came by itself (Nichol
                 et al. 2018, section 6.1). Without batch-norm layers on batch statistics both are the same.
+            at: after which numbers of steps alone, for a result of ``[T, len(at), Q, ...]``, in rising order.
         """
 
         def outputs(task: Task, params: Params, buffers: Params) -> Any:
             episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
             # Outputs are taken along the way, since buffers move with the parameters.
             output = partial(self._output, episode, x=task.query.x, transductive=transductive)
-            return stack([output(episode.start), *(output(params) for params in episode.path(order=1))])
+            path = enumerate(chain((episode.start,), episode.path(order=1)))
+            return stack([output(params) for step, params in path if at is None or step in at])
 
         with in_mode(self.model, self._training_statistics, training=False):
             return self.engine.map(outputs, tasks, *self._own(self.statistics == "shared"), "predict")
@@ -392,8 +396,3 @@ class MetaLearner(nn.Module):
         """Whether copies of the model can run in threads of their own."""
         params = {name: p.detach().requires_grad_() for name, p in self.model.named_parameters()}
         return independent(self.model, lambda: self._stateless(params, episode.buffers, episode.support().x))
-
-
-def _average(left: Params) -> Params:
-    """Over tasks; of whole numbers, which count batches, any task's."""
-    return {name: t.mean(0) if t.is_floating_point() else t[0] for name, t in left.items()}

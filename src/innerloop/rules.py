@@ -42,6 +42,11 @@ class UpdateRule(nn.Module, ABC):
         """The rule's state before the first step on a task (a pytree of tensors, such as velocities)."""
         return ()
 
+    def rates(self) -> Params:
+        """The rates that are meta-learned, for people to look at: by the name of the parameter that they move (an
+        empty one stands for all), ``[K]``, one a step, or a scalar. Most rules have none."""
+        return {}
+
     @abstractmethod
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         """One inner step.
@@ -86,6 +91,9 @@ class Chain(UpdateRule):
     def init(self, params: Params) -> Any:
         return tuple(rule.init(params) for rule in self)
 
+    def rates(self) -> Params:
+        return {name: rate for rule in self for name, rate in rule.rates().items()}
+
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         states = []
         for rule, before in zip(self, state, strict=True):
@@ -116,6 +124,10 @@ class PerParameter(nn.Module):
     def __getitem__(self, name: str) -> Tensor:
         return self._parameters[name.replace(".", "/")]  # type: ignore[return-value]
 
+    def learned(self) -> Params:
+        """Those that are meta-learned, by their qualified names."""
+        return {name.replace("/", "."): p for name, p in self.named_parameters() if p.requires_grad}
+
 
 class SGD(UpdateRule):
     """Gradient descent: the update is ``-lr * g`` (Finn et al. 2017, Eq. 1).
@@ -128,6 +140,9 @@ class SGD(UpdateRule):
     def __init__(self, lr: float = 0.01, learned: bool = False) -> None:
         super().__init__()
         self.lr = nn.Parameter(torch.tensor(float(lr)), requires_grad=learned)
+
+    def rates(self) -> Params:
+        return {"": self.lr} if self.lr.requires_grad else {}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         rate = -self.lr  # once: autograd keeps it for every product
@@ -148,6 +163,9 @@ class PerStepSGD(UpdateRule):
         rates = {n: p.new_full((max(steps, 1),), self.initial_lr) for n, p in params.items()}
         self.lr = PerParameter(rates, self.learned)
 
+    def rates(self) -> Params:
+        return self.lr.learned()
+
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         rates = {name: self.lr[name] for name in grads}
         return {n: -rates[n][min(step, len(rates[n]) - 1)] * grad for n, grad in grads.items()}, state
@@ -165,6 +183,10 @@ class ElementwiseSGD(UpdateRule):
     def bind(self, params: Params, steps: int) -> None:
         rates = {n: torch.full_like(p, self.initial_lr, requires_grad=False) for n, p in params.items()}
         self.lr = PerParameter(rates, self.learned)
+
+    def rates(self) -> Params:
+        """The mean over the weights of each tensor."""
+        return {name: rate.mean() for name, rate in self.lr.learned().items()}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         return {name: -self.lr[name] * grad for name, grad in grads.items()}, state

@@ -118,3 +118,8 @@ def _shared(stored: Params) -> Params:
             for statistic, value in zip(("running_mean", "running_var"), together, strict=True):
                 shared[f"{prefix}.{statistic}"] = value.expand_as(mean)
     return shared
+
+
+def average(left: Params) -> Params:
+    """Over tasks; of whole numbers, which count batches, any task's."""
+    return {name: t.mean(0) if t.is_floating_point() else t[0] for name, t in left.items()}

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import innerloop as il
 from innerloop.train import Interrupted, NonFiniteError, Trainer
-from innerloop.train.record import TIME_FIELDS
+from innerloop.train.record import MACHINE_FIELDS
 from innerloop.train.trainer import derive_seed
 
 
@@ -62,13 +62,13 @@ def trainer(run, name="maml", source=None, **options):
 
 def records(run):
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: v for key, v in json.loads(line).items() if key not in TIME_FIELDS} for line in lines]
+    return [{key: v for key, v in json.loads(line).items() if key not in MACHINE_FIELDS} for line in lines]
 
 
 def final(run):
     """Everything in the last state but the time."""
     state = torch.load(sorted((run / "checkpoints").glob("state-*"))[-1], weights_only=True)
-    del state["seconds"]
+    del state["phases"]
     return state
 
 

@@ -146,9 +146,9 @@ def evaluate(
         torch.manual_seed(seed)
         for start in range(0, num_tasks, batch):
             tasks = to(_draw(source, min(batch, num_tasks - start), generator), device)
-            metric = metric or _usual_metric(learner, tasks.query.y)
+            metric = metric or usual_metric(learner, tasks.query.y)
             measure = METRICS[metric] if isinstance(metric, str) else metric
-            scores.append(_score(measure, learner.predict(tasks, steps, transductive), tasks.query.y))
+            scores.append(score(measure, learner.predict(tasks, steps, transductive), tasks.query.y))
     assert metric is not None
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
     return Evaluation.of(torch.cat(scores), name, transductive and learner.depends_on_query_set)
@@ -162,14 +162,15 @@ def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:
 
 
 @torch.no_grad()
-def _score(metric: Metric, output: Any, y: Any) -> Tensor:
-    """``[T, K + 1]`` from outputs ``[T, K + 1, Q, ...]`` and targets ``[T, Q, ...]``."""
+def score(metric: Metric, output: Any, y: Any) -> Tensor:
+    """``[T, A]``, after A numbers of steps, from outputs ``[T, A, Q, ...]`` and targets ``[T, Q, ...]``."""
     tasks, points = pytree.tree_leaves(output)[0].shape[:2]
     rows = [[metric(select(select(output, t), k), select(y, t)) for k in range(points)] for t in range(tasks)]
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def _usual_metric(learner: MetaLearner | Ensemble, y: Any) -> str:
+def usual_metric(learner: MetaLearner | Ensemble, y: Any) -> str:
+    """The name of the metric for such targets."""
     if not isinstance(y, Tensor):
         raise ValueError(
             f"targets of type {type(y).__name__} have no usual metric: pass metric=, a function like a loss"

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,8 +15,12 @@ import torch
 
 from .checkpoint import writing
 
-TIME_FIELDS = ("seconds", "tasks_per_second")
-"""The fields of ``metrics.jsonl`` and ``results.json`` that differ between two runs of the same computation."""
+MACHINE_FIELDS = ("seconds", "phases", "tasks_per_second", "memory_mib", "environment")
+"""The fields of ``metrics.jsonl`` and ``results.json`` that tell of the machine: time, memory, versions. Those alone
+differ between two runs of the same computation."""
+
+SCHEMA = 1
+"""The version of what ``metrics.jsonl`` holds; see RECORD.md."""
 
 
 class Metrics:
@@ -44,6 +49,11 @@ class Metrics:
             self._file.write(dumps({"kind": kind, "iteration": iteration, **fields}) + "\n")
             self._file.flush()
 
+    @property
+    def empty(self) -> bool:
+        """Whether lines can be appended and there is none yet."""
+        return self._file is not None and self._file.tell() == 0
+
     def sync(self) -> None:
         """Have on the disk what was appended, before a checkpoint says that it was."""
         if self._file is not None:
@@ -54,6 +64,18 @@ class Metrics:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far, in MiB: of the GPU where the learner is on one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0.0
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _iteration(line: bytes) -> float:

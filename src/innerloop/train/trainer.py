@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,8 @@ from ..task import Params, Task, TaskSource, select, to
 from .checkpoint import Checkpoints, holds_run, save
 from .evaluate import Evaluation, Metric, evaluate
 from .progress import Progress
-from .record import Metrics, environment, write_results
+from .record import environment, write_results
+from .recorder import Phases, Recorder, due
 from .signals import Stop, stopping
 
 Optimizer = Literal["adam", "sgd"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -64,6 +64,10 @@ class Trainer:
         clip: each element of the meta-gradient is clamped to ``[-clip, clip]``.
         clip_norm: the meta-gradient is scaled to at most this norm (after ``clip``).
         validate_every, checkpoint_every, log_every: in iterations; each also happens at the end.
+        trace_every: in iterations: how often the record tells what happens within tasks, step by step, and the learned
+            rates; 0 for never, ``None`` for as often as validation. See `innerloop.train.trace.trace`.
+        trace_tasks: of how many tasks of the meta-batch.
+        trace_steps: whole support and query sets are judged after every so many inner steps.
         val_tasks, val_steps, val_seed, transductive, metric: of the validation; see `innerloop.evaluate`.
         keep_best: how many best weights are kept.
         seed: of the training tasks, and of what is random in the learner, such as dropout.
@@ -73,6 +77,8 @@ class Trainer:
     Raises:
         ValueError: a number out of range or an unknown optimizer.
     """
+
+    _best: Evaluation | None = None
 
     def __init__(
         self,
@@ -97,33 +103,38 @@ class Trainer:
         checkpoint_every: int = 500,
         keep_best: int = 3,
         log_every: int = 10,
+        trace_every: int | None = None,
+        trace_tasks: int = 4,
+        trace_steps: int = 1,
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> None:
-        require_at_least(0, iterations=iterations)
-        require_at_least(1, tasks=tasks, keep_best=keep_best)
+        require_at_least(0, iterations=iterations, trace_every=trace_every)
+        require_at_least(1, tasks=tasks, keep_best=keep_best, trace_tasks=trace_tasks, trace_steps=trace_steps)
         require_at_least(1, validate_every=validate_every, checkpoint_every=checkpoint_every, log_every=log_every)
         require_at_least(2, val_tasks=val_tasks)
         require_at_least(1e-30, clip=clip, clip_norm=clip_norm)
         self.learner, self.train, self.val = learner, train, val
         self.run = None if run is None else Path(run)
-        self.iterations, self.tasks, self.lr = iterations, tasks, lr
-        self.clip, self.clip_norm = clip, clip_norm
-        self.validate_every, self.checkpoint_every, self.log_every = validate_every, checkpoint_every, log_every
-        val_seed = derive_seed("validation", val_seed)
+        self.iterations, self.tasks, self.lr, self.seed, self.val_seed = iterations, tasks, lr, seed, val_seed
+        self.clip, self.clip_norm, self.config, self.show = clip, clip_norm, dict(config or {}), progress
+        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
+        trace_every = validate_every if trace_every is None else trace_every
+        self.recorder = Recorder(self.run, learner, iterations, log_every, trace_every, trace_tasks, trace_steps)
         self._evaluate = partial(
-            evaluate, num_tasks=val_tasks, steps=val_steps, transductive=transductive, metric=metric, seed=val_seed
+            evaluate, num_tasks=val_tasks, steps=val_steps, transductive=transductive, metric=metric
         )
-        self.seed, self.config, self.show = seed, dict(config or {}), progress
-        self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        self.device = next(iter(self.parameters.values())).device
-        self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
         self.generator = torch.Generator().manual_seed(derive_seed("tasks", seed))
+        self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
         self.checkpoints = Checkpoints(self.run, keep_best) if self.run else None
-        self.metrics = Metrics(self.run)
-        self.iteration, self.seconds = 0, 0.0
-        self._best: Evaluation | None = None
+        self.iteration, self.phases = 0, Phases()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the learner is."""
+        return next(iter(self.parameters.values())).device
 
     def fit(self, resume: bool = False) -> Result:
         """Train up to the given number of iterations. Afterwards the learner has the best validated weights, if there
@@ -152,26 +163,20 @@ class Trainer:
             try:
                 self._loop(stop, progress)
             finally:
-                self.metrics.close()
+                self.recorder.metrics.close()
         stop.raise_if_set(self.iteration, self.run)
         return self._finish()
 
     def _loop(self, stop: Stop, progress: Progress) -> None:
         """The outer loop."""
-        rate, start, told = 0.0, time.perf_counter(), 0
+        rate, told = 0.0, 0
         self.learner.compiler.steps_to_come = self.iterations - self.iteration
         while self.iteration < self.iterations and not stop:
-            tasks = to(self.train.sample(self.tasks, self.generator), self.device)
-            grads, outcome = self.learner.meta_gradient(tasks, self.iteration)
-            norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads.values()]))
-            self._require_finite(tasks, grads, outcome, norm)
-            lr = self._update(grads)
-            self.iteration += 1
-            seconds = time.perf_counter() - start
-            self.seconds += seconds
+            before = self.phases.training
+            tasks, outcome, norm, lr = self._iterate()
+            seconds = self.phases.training - before
             rate = 0.9 * (rate or self.tasks / seconds) + 0.1 * self.tasks / seconds
-            if self._due(self.log_every):
-                self._log(outcome, norm, lr, rate)
+            self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases)
             progress.advance(self.iteration, rate, outcome.loss)
             for choice in self.learner.choices[told:]:
                 progress.note(choice)
@@ -179,15 +184,30 @@ class Trainer:
             if self.learner.engine.settled(tasks, "meta-gradient"):
                 progress.timed(self.iteration, seconds)
             if self.val is not None and self._due(self.validate_every):
-                self._validate(progress)
+                with self.phases("validation"):
+                    self._validate(progress)
             if self.checkpoints and self._due(self.checkpoint_every):
                 self._save()
-            start = time.perf_counter()
         if self.checkpoints and stop:
             self._save()
 
+    def _iterate(self) -> tuple[Task, Outcome, Tensor, float]:
+        """One update: its tasks, what they came to, the norm of the meta-gradient, and the rate it was taken at."""
+        with self.phases("tasks"):
+            tasks = to(self.train.sample(self.tasks, self.generator), self.device)
+        with self.phases("gradient"):
+            grads, outcome = self.learner.meta_gradient(tasks, self.iteration)
+            norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads.values()]))
+            self._require_finite(tasks, grads, outcome, norm)
+        with self.phases("record"):  # before the update, of which the tasks know nothing yet
+            self.recorder.tasks(self.iteration + 1, tasks, grads, outcome)
+        with self.phases("update"):
+            lr = self._update(grads)
+        self.iteration += 1
+        return tasks, outcome, norm, lr
+
     def _due(self, every: int) -> bool:
-        return self.iteration % every == 0 or self.iteration == self.iterations
+        return due(self.iteration, every, self.iterations)
 
     def _update(self, grads: Params) -> float:
         """One step of the outer optimiser; the rate it was taken at."""
@@ -203,23 +223,10 @@ class Trainer:
         self.optimizer.zero_grad()
         return lr
 
-    def _log(self, outcome: Outcome, norm: Tensor, lr: float, rate: float) -> None:
-        self.metrics.append(
-            "train",
-            self.iteration,
-            objective=outcome.objective.mean().item(),
-            loss=outcome.loss.mean().item(),
-            steps=outcome.steps.mean(0).tolist(),
-            grad_norm=norm.item(),
-            lr=lr,
-            tasks_per_second=rate,
-            seconds=self.seconds,
-        )
-
     def _validate(self, progress: Progress) -> None:
         assert self.val is not None
-        found = self._evaluate(self.learner, self.val)
-        self.metrics.append("validation", self.iteration, **found.as_dict(), seconds=self.seconds)
+        found = self._evaluate(self.learner, self.val, seed=derive_seed("validation", self.val_seed))
+        self.recorder.validation(self.iteration, found, self.phases)
         entry = {"iteration": self.iteration, "score": found.mean, "ci95": found.ci95}
         if self.checkpoints and self.checkpoints.consider(self.learner.state_dict(), entry, found.higher_is_better):
             self._best = found
@@ -265,17 +272,17 @@ class Trainer:
             return
         if self.checkpoints.iterations():
             self._restore(self.checkpoints.newest())
-        elif self.metrics.path is not None and self.metrics.path.exists():
+        elif (self.checkpoints.directory.parent / "metrics.jsonl").exists():
             raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to go on from: use another directory")
         else:
             self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
             self._save()
-        self.metrics.open(self.iteration)
+        self.recorder.begin(self.iteration, self.tasks, self.device)
 
     def _save(self) -> None:
         """A checkpoint of everything that shapes the future."""
         assert self.checkpoints is not None
-        self.metrics.sync()
+        self.recorder.metrics.sync()
         state = {
             "iteration": self.iteration,
             "learner": self.learner.state_dict(),
@@ -285,7 +292,7 @@ class Trainer:
             "config": self.config,
             "settled": self.learner.settled,
             "environment": environment(self.device),
-            "seconds": self.seconds,
+            "phases": self.phases.seconds,
         }
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
@@ -302,16 +309,17 @@ class Trainer:
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
-        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.iteration = state["iteration"]
+        self.phases.seconds = dict(state["phases"] if "phases" in state else {"gradient": state["seconds"]})
 
     def _finish(self) -> Result:
         best = self.checkpoints.best if self.checkpoints else []
-        result = Result(self.iteration, self.seconds, tuple(best), self._best)
+        result = Result(self.iteration, self.phases.training, tuple(best), self._best)
         if self.run is None or self.checkpoints is None:
             return result
         if best:
             self.learner.load_state_dict(self.checkpoints.weights()["learner"])
-        results = {"iterations": self.iteration, "seconds": self.seconds, "validation": list(best)}
+        results = {"iterations": self.iteration, "seconds": self.phases.training, "validation": list(best)}
         write_results(self.run, {**results, "environment": environment(self.device)})
         return result
 

@@ -1,0 +1,164 @@
+"""Reading what a run wrote down. Everything that shows a run goes through `read_run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..config import Config, parse
+from ..train.record import SCHEMA
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Line = dict[str, Any]
+Frame = Literal["train", "validation", "steps", "tasks", "rates"]
+
+
+class UnreadableRunError(ValueError):
+    """A directory that holds no run, or one that cannot be read. The message is one line, and names the directory."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds, as far as it was written.
+
+    Attributes:
+        path: the run directory.
+        lines: those of ``metrics.jsonl`` by kind, in the order of iterations; see RECORD.md.
+        config: the resolved recipe, empty for a run without one.
+        results: what ``results.json`` has, empty while the run goes on.
+        damaged: how many lines could not be read; a last one that was cut off is not counted.
+    """
+
+    path: Path
+    lines: dict[str, list[Line]] = field(repr=False)
+    config: Config = field(repr=False)
+    results: dict[str, Any] = field(repr=False)
+    damaged: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the directory."""
+        return self.path.resolve().name
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations were done."""
+        return bool(self.results)
+
+    @property
+    def iteration(self) -> int:
+        """The last iteration that there is a line of."""
+        return max((lines[-1]["iteration"] for lines in self.lines.values() if lines), default=0)
+
+    @property
+    def best(self) -> Line | None:
+        """The best validation, if there was any: of the highest accuracy, else of the lowest error."""
+        found = [line for line in self.lines.get("validation", ()) if line["mean"] is not None]
+        if not found:
+            return None
+        sign = 1 if found[0]["metric"] == "accuracy" else -1
+        return max(found, key=lambda line: sign * line["mean"])
+
+    def column(self, kind: str, name: str) -> tuple[list[int], list[Any]]:
+        """The iterations and the values of a field, where lines of the kind have it. Numbers that were not finite are
+        not a number again."""
+        found = [line for line in self.lines.get(kind, ()) if name in line]
+        values = [float("nan") if line[name] is None else line[name] for line in found]
+        return [line["iteration"] for line in found], values
+
+    def frame(self, what: Frame = "train") -> pd.DataFrame:
+        """A pandas data frame, a row for every
+
+        - ``"train"``, ``"validation"``: line of that kind;
+        - ``"steps"``: inner step: iteration, task, epoch, step, loss;
+        - ``"tasks"``: task and number of steps after which it was judged: iteration, task, after, and losses and
+          accuracies on support and query set;
+        - ``"rates"``: learned rate: iteration, parameter, step, rate.
+
+        Raises:
+            ImportError: pandas is missing; the message names the extra.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("data frames need pandas: pip install 'innerloop[report]'") from error
+        rows = {"steps": _steps, "tasks": _tasks, "rates": _rates}
+        if what in rows:
+            return pd.DataFrame([row for line in self.lines.get(_KIND[what], ()) for row in rows[what](line)])
+        if what not in ("train", "validation"):
+            raise ValueError(f'a frame is "train", "validation", "steps", "tasks" or "rates", got {what!r}')
+        return pd.DataFrame(self.lines.get(what, []))
+
+
+_KIND = {"steps": "tasks", "tasks": "tasks", "rates": "rates"}
+
+
+def _steps(line: Line) -> Iterator[Line]:
+    for task, epochs in enumerate(line["steps"]):
+        step = 0
+        for epoch, losses in enumerate(epochs):
+            for loss in losses:
+                yield {"iteration": line["iteration"], "task": task, "epoch": epoch, "step": step, "loss": loss}
+                step += 1
+
+
+def _tasks(line: Line) -> Iterator[Line]:
+    names = [f"{part}_{what}" for part in ("support", "query") for what in ("loss", "accuracy")]
+    for task in range(len(line["steps"])):
+        for index, after in enumerate(line["after"]):
+            values = {name: line[name][task][index] for name in names if name in line}
+            yield {"iteration": line["iteration"], "task": task, "after": after, **values}
+
+
+def _rates(line: Line) -> Iterator[Line]:
+    for parameter, rates in line["rates"].items():
+        for step, rate in enumerate(rates):
+            yield {"iteration": line["iteration"], "parameter": parameter, "step": step, "rate": rate}
+
+
+def read_run(path: str | Path) -> Run:
+    """What a run directory holds. A run that goes on, or was cut off within a line, is read as far as it came.
+
+    Raises:
+        UnreadableRunError: there is no such directory, it holds no run, or a later version wrote it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UnreadableRunError(f"{path} is {'a file, not a run directory' if path.exists() else 'not there'}")
+    metrics = path / "metrics.jsonl"
+    if not metrics.is_file():
+        why = "it has no metrics.jsonl" if any(path.iterdir()) else "it is empty"
+        raise UnreadableRunError(f"{path} is not a run directory: {why}")
+    lines, damaged = _lines(metrics)
+    if not lines:
+        raise UnreadableRunError(f"{path} has no record yet: its metrics.jsonl has no whole line")
+    if (schema := lines.get("run", [{}])[0].get("schema", 0)) > SCHEMA:
+        raise UnreadableRunError(
+            f"{path} was recorded by a later version (schema {schema}, this one knows up to {SCHEMA}): update innerloop"
+        )
+    try:
+        config = parse((path / "config.toml").read_text(encoding="utf-8")) if (path / "config.toml").exists() else {}
+        results = json.loads((path / "results.json").read_bytes()) if (path / "results.json").exists() else {}
+    except ValueError as error:
+        raise UnreadableRunError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    return Run(path, lines, config, results, damaged)
+
+
+def _lines(metrics: Path) -> tuple[dict[str, list[Line]], int]:
+    """By kind, and how many were damaged."""
+    found: dict[str, list[Line]] = {}
+    damaged = 0
+    with metrics.open("rb") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+                found.setdefault(entry["kind"], []).append(entry)
+                entry["iteration"] + 0
+            except (ValueError, KeyError, TypeError):
+                damaged += line.endswith(b"\n")
+    return found, damaged

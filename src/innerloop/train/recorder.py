@@ -1,0 +1,116 @@
+"""What a training tells its record, and when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..learner import MetaLearner, Outcome
+from ..task import Params, Task, count
+from .evaluate import Evaluation
+from .record import SCHEMA, Metrics, environment, peak_memory
+from .trace import first, trace
+
+
+class Phases:
+    """Seconds spent in each phase of a training."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @property
+    def training(self) -> float:
+        """Seconds of all that makes an iteration, which records, validations and checkpoints do not."""
+        return sum(self.seconds.get(name, 0.0) for name in ("tasks", "gradient", "update"))
+
+
+class Recorder:
+    """Writes the lines of ``metrics.jsonl``; RECORD.md says what is in them.
+
+    Args:
+        run: the run directory; ``None`` writes nothing.
+        learner: what is trained.
+        iterations: the last one is always told of.
+        log_every: in iterations, of the lines of training.
+        trace_every: of those of tasks and learned rates; 0 for never.
+        trace_tasks: of how many tasks.
+        trace_steps: after every so many inner steps these are judged.
+    """
+
+    def __init__(
+        self,
+        run: Path | None,
+        learner: MetaLearner,
+        iterations: int,
+        log_every: int,
+        trace_every: int,
+        trace_tasks: int,
+        trace_steps: int,
+    ) -> None:
+        self.metrics, self.learner, self.iterations = Metrics(run), learner, iterations
+        self.log_every, self.trace_every = log_every, trace_every if run else 0
+        self.trace_tasks, self.trace_steps = trace_tasks, trace_steps
+
+    def begin(self, iteration: int, tasks: int, device: torch.device) -> None:
+        """Go on after an iteration; a record that begins says of what it is."""
+        self.metrics.open(iteration)
+        if self.metrics.empty:
+            about = {"schema": SCHEMA, "tasks": tasks, "steps": self.learner.steps}
+            self.metrics.append("run", 0, **about, environment=environment(device))
+            self._rates(0)
+
+    def tasks(self, iteration: int, tasks: Task, grads: Params, outcome: Outcome) -> None:
+        """What happens within some tasks, if it is time, before the update of that iteration."""
+        if not self.trace_every or not due(iteration, self.trace_every, self.iterations):
+            return
+        some = first(tasks, self.trace_tasks)
+        told = trace(self.learner, some, outcome.steps[: count(some)], self.trace_steps)
+        self.metrics.append("tasks", iteration, **told, grad_norms={n: grad.norm().item() for n, grad in grads.items()})
+
+    def train(self, iteration: int, outcome: Outcome, norm: Tensor, lr: float, rate: float, phases: Phases) -> None:
+        """What an update came to, and the rates after it, if it is time."""
+        if self.trace_every and due(iteration, self.trace_every, self.iterations):
+            self._rates(iteration)
+        if not due(iteration, self.log_every, self.iterations):
+            return
+        self.metrics.append(
+            "train",
+            iteration,
+            objective=outcome.objective.mean().item(),
+            loss=outcome.loss.mean().item(),
+            steps=outcome.steps.mean(0).tolist(),
+            grad_norm=norm.item(),
+            lr=lr,
+            tasks_per_second=rate,
+            seconds=phases.training,
+            phases=phases.seconds,
+            memory_mib=peak_memory(norm.device),
+        )
+
+    def validation(self, iteration: int, found: Evaluation, phases: Phases) -> None:
+        """A validation, with the score of every task after the last step."""
+        scores = [round(score, 4) for score in found.scores[:, -1].tolist()]
+        self.metrics.append("validation", iteration, **found.as_dict(), scores=scores, seconds=phases.training)
+
+    def _rates(self, iteration: int) -> None:
+        if self.trace_every and (rates := self.learner.rule.rates()):
+            plain = {name: rate.detach().flatten().tolist() for name, rate in rates.items()}
+            self.metrics.append("rates", iteration, rates=plain)
+
+
+def due(iteration: int, every: int, last: int) -> bool:
+    """Whether something that happens at every so many iterations, and at the last, happens now."""
+    return iteration % every == 0 or iteration == last

@@ -1,0 +1,57 @@
+"""What happens within some tasks, as plain values: the losses of inner steps, and what comes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..learner import MetaLearner
+from ..task import Batch, Task, count, select, size
+from .evaluate import accuracy, score, usual_metric
+
+
+def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> dict[str, Any]:
+    """How T tasks are learned by K inner steps, from the parameters as they are.
+
+    Args:
+        learner: its parameters, modes and statistics stay what they are.
+        tasks: a meta-batch of T tasks.
+        steps: ``[T, K]``: the inner loss of each step on its own examples, before it (`Outcome.steps`).
+        every: after every so many steps the whole support and query sets are judged; after 0 and K always.
+
+    Returns:
+        ``steps``: of each task, a list for every inner epoch of the losses of its steps; ``after``: A numbers of
+        steps; ``support_loss`` and ``query_loss``: ``[T][A]``, after so many steps; where the targets are classes,
+        ``support_accuracy`` and ``query_accuracy``, likewise, in per cent.
+    """
+    after = sorted({*range(0, learner.steps, every), learner.steps})
+    told: dict[str, Any] = {
+        "steps": epochs(steps, size(select(tasks.support.x, 0)), learner.batch_size),
+        "after": after,
+    }
+    for name, part, loss in (("support", tasks.support, learner.inner_loss), ("query", tasks.query, learner.loss)):
+        output = learner.predict(Task(tasks.support, part), at=after)
+        told[f"{name}_loss"] = score(loss, output, part.y).tolist()
+        if _has_classes(learner, part):
+            told[f"{name}_accuracy"] = score(accuracy, output, part.y).tolist()
+    return told
+
+
+def epochs(steps: Tensor, examples: int, batch_size: int | None) -> list[list[list[float]]]:
+    """Of T tasks, the values of steps ``[T, K]`` in a list for every pass through the support set; without mini-batches
+    each step is one."""
+    each = min(batch_size or examples, examples)
+    passes = torch.arange(steps.shape[1]) * each // examples
+    sizes = passes.bincount().tolist()
+    return [[part.tolist() for part in row.split(sizes)] if sizes else [] for row in steps.cpu()]
+
+
+def _has_classes(learner: MetaLearner, part: Batch) -> bool:
+    return isinstance(part.y, Tensor) and usual_metric(learner, part.y) == "accuracy"
+
+
+def first(tasks: Task, number: int) -> Task:
+    """At most so many tasks of a meta-batch."""
+    return select(tasks, slice(0, min(number, count(tasks))))  # type: ignore[no-any-return]

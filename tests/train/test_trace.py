@@ -1,0 +1,63 @@
+"""The record of what happens within tasks is that of adapting to them by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop.train.trace import epochs, trace
+
+
+@pytest.mark.parametrize(("batch_size", "every"), [(None, 1), (None, 2), (2, 3)])
+def test_a_trace_is_that_of_adapting_by_hand(
+    episodes: Callable[..., il.Task], batch_size: int | None, every: int
+) -> None:
+    tasks = episodes(2)
+    learner = il.maml(il.models.conv4(ways=3, width=4, image_size=16), lr=0.2, steps=5, batch_size=batch_size)
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    told = trace(learner, tasks, learner(tasks).steps, every)
+    assert told["after"] == sorted({0, *range(0, 5, every), 5})
+    for index in range(2):
+        task = il.task.select(tasks, index)
+        for row, after in enumerate(told["after"]):
+            adapted = learner.adapt(task.support, steps=after)
+            for name, part in (("support", task.support), ("query", task.query)):
+                output = adapted(part.x)
+                assert told[f"{name}_loss"][index][row] == pytest.approx(
+                    F.cross_entropy(output, part.y).item(), rel=1e-3
+                )
+                right = 100 * (output.argmax(-1) == part.y).float().mean().item()
+                assert told[f"{name}_accuracy"][index][row] == pytest.approx(right)
+        flat = [loss for epoch in told["steps"][index] for loss in epoch]
+        assert flat == pytest.approx(learner.adapt(task.support).losses[:-1].tolist(), rel=1e-3)
+    assert [len(epoch) for epoch in told["steps"][0]] == ([1] * 5 if batch_size is None else [3, 2])
+    for name, tensor in learner.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_regression_has_losses_alone(regression: Callable[..., il.Task]) -> None:
+    tasks, learner = regression(3), il.maml(il.models.mlp(2, 8, 1), steps=2, loss=F.mse_loss)
+    told = trace(learner, tasks, learner(tasks).steps)
+    assert set(told) == {"steps", "after", "support_loss", "query_loss"}
+    torch.testing.assert_close(torch.tensor(told["query_loss"])[:, -1], learner(tasks).loss)
+
+
+@pytest.mark.parametrize(
+    ("steps", "examples", "batch_size", "expected"),
+    [
+        (4, 6, None, [1, 1, 1, 1]),
+        (4, 6, 9, [1, 1, 1, 1]),
+        (7, 60, 8, [7]),
+        (16, 60, 8, [8, 7, 1]),
+        (0, 6, 2, []),
+    ],
+)
+def test_steps_are_told_by_passes(steps: int, examples: int, batch_size: int | None, expected: list[int]) -> None:
+    values = torch.arange(2.0 * steps).reshape(2, steps)
+    told = epochs(values, examples, batch_size)
+    assert [[len(epoch) for epoch in task] for task in told] == [expected, expected]
+    assert [loss for task in told for epoch in task for loss in epoch] == values.flatten().tolist()
