@@ -1,4 +1,4 @@
-"""The command line: list what there is, train by a recipe, evaluate a run."""
+"""The command line: list what there is, train by a recipe, evaluate a run, draw it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .data import TASKS
 from .learner import MetaLearner
 from .models import MODELS
 from .presets import PRESETS
+from .report import read_run
 from .task import TaskSource
 from .train import Ensemble, Interrupted, NonFiniteError, Trainer, evaluate
 from .train.checkpoint import holds_run, writing
@@ -251,3 +252,42 @@ def evaluate_(
         told["ensemble"] = {"size": ensemble, **judged(title, together)}
     if as_json:
         print(dumps(told))
+
+
+# -- plot -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    kinds: Annotated[
+        list[str] | None, typer.Option("--kind", help="Which figure, several times for several.", show_default="all")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", help="A folder.", show_default="RUN/figures")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Of running means, in points.", show_default=False)] = None,
+    iteration: Annotated[
+        int | None, typer.Option(help="Of figures of one iteration.", show_default="the last, or the best")
+    ] = None,
+    task: Annotated[int, typer.Option(help="Of figures of one task: which of those recorded.")] = 0,
+    data: DataOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Draw how a run went, what its model does with unseen tasks, and, of several runs, how they compare.
+
+    Kinds: `inner` (support loss of one problem), `inner-grid` and `query-grid` (many problems over meta-training),
+    `final-support`, `meta-train`, `validation`, `rates`, `adaptation`, `functions`, `episodes`, `compare`.
+    """
+    from .report import plots
+
+    found = [read_run(run) for run in runs]
+    every = [*plots.PLOTS, *(["compare"] if len(found) > 1 else [])]
+    options = plots.Options(window, iteration, task, data, device)
+    for kind, run, figure in plots.plots(found, kinds or every, options):
+        if isinstance(figure, str):
+            print(f"{kind}: not drawn, {figure}", file=sys.stderr)
+            continue
+        folder = output or run.path / "figures"
+        name = kind if output is None or len(found) == 1 or kind == "compare" else f"{run.name}-{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png")
+        print(folder / f"{name}.png")

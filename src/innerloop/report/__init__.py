@@ -1,16 +1,37 @@
-"""What a run came to, as pictures."""
+"""What a run wrote down, and what it came to, as data frames and pictures."""
 
-from .figures import adaptation_curve, episode, fits, new_figure, showcase, solved_episode
+from .curves import (
+    NothingToDrawError,
+    compare,
+    final_support_loss,
+    inner_loss,
+    learned_rates,
+    meta_loss,
+    smooth,
+    task_grid,
+    validation,
+)
+from .figures import adaptation_curve, episode, failed_episode, fits, new_figure, showcase, solved_episode
 from .runs import Run, UnreadableRunError, read_run
 
 __all__ = [
+    "NothingToDrawError",
     "Run",
     "UnreadableRunError",
     "adaptation_curve",
+    "compare",
     "episode",
+    "failed_episode",
+    "final_support_loss",
     "fits",
+    "inner_loss",
+    "learned_rates",
+    "meta_loss",
     "new_figure",
     "read_run",
     "showcase",
+    "smooth",
     "solved_episode",
+    "task_grid",
+    "validation",
 ]

@@ -47,13 +47,17 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = None) -> Axes:
-    """The metric after 0, 1, ..., K inner steps, with its 95 % interval over tasks."""
+def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = None, trained: int | None = None) -> Axes:
+    """The metric after 0, 1, ..., K inner steps, with its 95 % interval over tasks; ``trained`` marks the number of
+    steps that meta-training took."""
     steps = range(len(evaluation.steps))
     mean, half = torch.tensor(evaluation.steps), torch.tensor(evaluation.steps_ci95)
     (line,) = axes.plot(steps, mean.tolist(), marker="o", color=None if label else AFTER, label=label)
     axes.fill_between(steps, (mean - half).tolist(), (mean + half).tolist(), alpha=0.2, color=line.get_color())
-    axes.set_xticks(list(steps))
+    if trained is not None:
+        axes.axvline(trained, color=BEFORE, linestyle=":", label=f"trained with {trained}")
+        axes.legend(fontsize="small")
+    axes.set_xticks(list(steps)[:: max(1, len(steps) // 12)])
     axes.set_xlabel("inner steps")
     axes.set_ylabel("accuracy (%)" if evaluation.metric == "accuracy" else evaluation.metric)
     axes.set_title(f"{evaluation.num_tasks} unseen tasks, {evaluation.mode}")
@@ -128,7 +132,7 @@ def _picture(axes: Axes, image: Tensor, label: int, told: int | None) -> None:
 def showcase(learner: MetaLearner, source: TaskSource, steps: int | None = None, transductive: bool = True) -> Figure:
     """What adaptation does: six unseen functions before and after it, or one few-shot episode that it solves."""
     if not isinstance(source, FunctionSource):
-        seed = solved_episode(learner, source, transductive)
+        seed = solved_episode(learner, source, transductive, steps=steps)
         return episode(new_figure(6, 5.5), learner, source, steps, transductive, seed)
     figure = new_figure(10, 6)
     taken = sorted({0, 1, learner.steps if steps is None else steps})
@@ -139,16 +143,33 @@ def showcase(learner: MetaLearner, source: TaskSource, steps: int | None = None,
     return figure
 
 
-def solved_episode(learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0) -> int:
+def solved_episode(
+    learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0, steps: int | None = None
+) -> int:
     """The seed of the first task, from ``first`` on, all of whose queries are told right after adaptation; if none of
     100 tasks is, of the one with the most."""
-    best, seed = -1.0, first
+    return _episode_with(1.0, learner, source, transductive, first, steps)
+
+
+def failed_episode(
+    learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0, steps: int | None = None
+) -> int:
+    """The seed of the task, of 100 from ``first`` on, with the fewest queries told right after adaptation."""
+    return _episode_with(0.0, learner, source, transductive, first, steps)
+
+
+def _episode_with(
+    share: float, learner: MetaLearner, source: TaskSource, transductive: bool, first: int, steps: int | None
+) -> int:
+    """The seed of the task, of 100, whose share of queries told right is nearest to one; the first of several."""
+    taken = learner.steps if steps is None else steps
+    nearest, seed = 2.0, first
     for candidate in range(first, first + 100):
         task: Task = source.sample(1, torch.Generator().manual_seed(candidate))
-        told = learner.predict(task, transductive=transductive)[0, -1].argmax(-1)
-        right = (told == task.query.y[0]).float().mean().item()
-        if right > best:
-            best, seed = right, candidate
-        if best == 1:
+        told = learner.predict(task, taken, transductive, at=[taken])[0, 0].argmax(-1)
+        away = abs((told == task.query.y[0]).float().mean().item() - share)
+        if away < nearest:
+            nearest, seed = away, candidate
+        if nearest == 0:
             break
     return seed

@@ -1,0 +1,280 @@
+"""Pictures of how a run went, from its record. Functions of one panel draw on matplotlib axes and return them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+from .figures import AFTER, WRONG, new_figure
+from .runs import Line, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RAW = "#b0b0b0"
+# The other colours of Okabe and Ito (2008), in an order that keeps neighbours apart.
+COLOURS = (AFTER, WRONG, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+GRID = (5, 4)
+"""Rows and columns, at most, of a figure of many tasks."""
+
+
+class NothingToDrawError(ValueError):
+    """The record of a run has nothing of what is asked for. The message is one line, and names the run."""
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """The mean of the ``window`` values around each one, of fewer at the ends. Values that are no numbers are left out.
+
+    >>> smooth([1.0, 2.0, 6.0, 8.0], 3)
+    [1.5, 3.0, 5.333333333333333, 7.0]
+    """
+    if window < 1:
+        raise ValueError(f"a window is of at least 1 value, got {window}")
+    before, after = (window - 1) // 2, window // 2 + 1
+    around = ([v for v in values[max(i - before, 0) : i + after] if math.isfinite(v)] for i in range(len(values)))
+    return [fmean(some) if some else math.nan for some in around]
+
+
+def usual_window(number: int) -> int:
+    """A thirtieth of the values, odd."""
+    return max(number // 60 * 2 + 1, 1)
+
+
+# -- one problem, and many --------------------------------------------------------------------------------------------
+
+
+def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0, window: int | None = None) -> Axes:
+    """The support loss of one problem along its inner steps: of the whole support set, or of mini-batches, each before
+    its step, with the inner epochs set off.
+
+    Args:
+        axes: matplotlib axes.
+        run: of `read_run`.
+        iteration: the recorded one nearest to it; the last if not given.
+        task: its index among the recorded ones.
+        window: of the running mean, in steps; a thirtieth of all if not given.
+    """
+    line = _nearest(_recorded(run, "steps"), iteration)
+    if not 0 <= task < len(line["steps"]):
+        raise ValueError(f"{run.path} has {len(line['steps'])} tasks of iteration {line['iteration']}, got {task}")
+    steps, losses, what = _inner_curve(line, task)
+    _raw_and_smooth(axes, steps, losses, window, "points")
+    epochs = [len(epoch) for epoch in line["steps"][task]]
+    if max(epochs) > 1:
+        for index in range(1, len(epochs)):
+            axes.axvline(sum(epochs[:index]) - 0.5, color=RAW, linewidth=0.5, zorder=0)
+    axes.set(xlabel="inner step", ylabel=what)
+    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.set_title(f"{run.name}: task {task} of iteration {line['iteration']:,}", fontsize="medium")
+    return axes
+
+
+def task_grid(
+    figure: Figure, run: Run, what: Literal["support", "query"] = "support", window: int | None = None
+) -> Figure:
+    """Loss curves of many problems: outer iterations down, tasks across, all on one scale.
+
+    Args:
+        figure: an empty one.
+        run: of `read_run`.
+        what: the support loss, as `inner_loss` draws it, or that of the query set after some numbers of steps.
+        window: of the running mean, in points.
+    """
+    recorded = _recorded(run, "steps" if what == "support" else "query_loss")
+    lines = [recorded[i] for i in _spread(len(recorded), GRID[0])]
+    columns = min(GRID[1], *(len(line["steps"]) for line in lines))
+    panels = figure.subplots(len(lines), columns, sharex=True, sharey=True, squeeze=False)
+    for row, line in zip(panels, lines, strict=True):
+        for task, axes in enumerate(row):
+            if what == "support":
+                points, losses, about = _inner_curve(line, task)
+            else:
+                points, losses, about = line["after"], line["query_loss"][task], "query loss"
+            _raw_and_smooth(axes, points, losses, window, "points", legend=False)
+            axes.xaxis.set_major_locator(_whole_numbers())
+            axes.tick_params(labelsize="x-small")
+        row[0].set_ylabel(f"{line['iteration']:,}", fontsize="small")
+    for task, axes in enumerate(panels[0]):
+        axes.set_title(f"task {task}", fontsize="small")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    smoothing = f" (grey: raw; blue: {labels[1]})" if len(handles) > 1 else ""
+    figure.suptitle(f"{run.name}: {about}{smoothing}", fontsize="medium")
+    figure.supylabel("outer iteration", fontsize="small")
+    figure.supxlabel("inner step", fontsize="small")
+    return figure
+
+
+# -- over meta-training -----------------------------------------------------------------------------------------------
+
+
+def final_support_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
+    """The support loss after the last inner step, mean over the recorded tasks, over meta-training."""
+    lines = _recorded(run, "support_loss")
+    losses = [fmean(_number(task[-1]) for task in line["support_loss"]) for line in lines]
+    _raw_and_smooth(axes, [line["iteration"] for line in lines], losses, window, "records")
+    axes.set(xlabel="outer iteration", ylabel=f"support loss after {lines[-1]['after'][-1]} steps")
+    axes.set_title(f"{run.name}: mean of {len(lines[-1]['steps'])} tasks", fontsize="medium")
+    return axes
+
+
+def meta_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
+    """The meta-train loss: on query sets after the last inner step, mean over the meta-batch."""
+    iterations, losses = run.column("train", "loss")
+    if not losses:
+        raise NothingToDrawError(f"{run.path} has no losses of training yet")
+    _raw_and_smooth(axes, iterations, losses, window, "records")
+    axes.set(xlabel="outer iteration", ylabel="meta-train loss")
+    axes.set_title(run.name, fontsize="medium")
+    return axes
+
+
+def validation(axes: Axes, run: Run) -> Axes:
+    """Every meta-validation with its 95 % interval over tasks; the best is marked."""
+    iterations, means = run.column("validation", "mean")
+    best = run.best
+    if best is None:
+        raise NothingToDrawError(f"{run.path} has no validations yet")
+    half = [_number(value) for value in run.column("validation", "ci95")[1]]
+    axes.plot(iterations, means, color=AFTER, marker="." if len(means) < 50 else None)
+    low, high = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
+    axes.fill_between(iterations, low, high, color=AFTER, alpha=0.2, linewidth=0)
+    told = f"best: {best['mean']:.4g} at {best['iteration']:,}"
+    axes.plot([best["iteration"]], [best["mean"]], "o", color=WRONG, label=told)
+    axes.legend(fontsize="small")
+    mode = "transductive" if best["transductive"] else "inductive"
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {_unit(best['metric'])}")
+    axes.set_title(f"{run.name}: {best['num_tasks']} tasks, 95 % interval, {mode}", fontsize="medium")
+    return axes
+
+
+def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
+    """The learned inner rates of each parameter over the inner steps, at the record nearest to an iteration: to that of
+    the best validation, if not given."""
+    lines = run.lines.get("rates", [])
+    if not lines:
+        raise NothingToDrawError(f"{run.path} has no learned rates: its inner rates are fixed, or trace_every is 0")
+    line = _nearest(lines, iteration if iteration is not None or run.best is None else run.best["iteration"])
+    for index, (name, rates) in enumerate(line["rates"].items()):
+        style: dict[str, Any] = {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3],
+        }
+        axes.plot(range(1, len(rates) + 1), rates, marker="o", label=name or "all parameters", **style)
+    axes.axhline(0, color=RAW, linewidth=0.5)
+    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.set(xlabel="inner step", ylabel="learned rate")
+    axes.set_title(f"{run.name}: iteration {line['iteration']:,}", fontsize="medium")
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return axes
+
+
+def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
+    """Meta-validation of several runs: those that differ in their seed alone are one line, their mean, with a band from
+    the worst to the best."""
+    groups = by_recipe(runs)
+    for index, (name, members) in enumerate(groups.items()):
+        curves = [dict(zip(*run.column("validation", "mean"), strict=True)) for run in members]
+        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+        if not shared:
+            raise NothingToDrawError(f"{name}: no validations, or at no iteration of all seeds")
+        values = [[curve[iteration] for curve in curves] for iteration in shared]
+        colour = COLOURS[index % len(COLOURS)]
+        seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
+        axes.plot(shared, [fmean(some) for some in values], color=colour, label=f"{name}{seeds}")
+        axes.fill_between(shared, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2)
+    best = next((run.best for run in runs if run.best), None)
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {_unit(best['metric']) if best else ''}")
+    axes.set_title("means over seeds; bands from the worst to the best", fontsize="medium")
+    axes.legend(fontsize="small")
+    return axes
+
+
+def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in their seed alone, under the name of the first without its ``-seedN``."""
+    groups: list[tuple[Any, list[Run]]] = []
+    for run in runs:
+        recipe = {key: value for key, value in run.config.items() if key != "seed"} if run.config else run.path
+        for known, members in groups:
+            if known == recipe:
+                members.append(run)
+                break
+        else:
+            groups.append((recipe, [run]))
+    named: dict[str, list[Run]] = {}
+    for _, members in groups:
+        name, first = members[0].name.rpartition("-seed")[0] or members[0].name, members[0].name
+        named[name if name not in named else first] = members
+    return named
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _recorded(run: Run, name: str) -> list[Line]:
+    lines = [line for line in run.lines.get("tasks", []) if line.get(name) and line["steps"]]
+    if not lines:
+        raise NothingToDrawError(
+            f"{run.path} has no record of tasks: it was trained with trace_every = 0, or just begun"
+        )
+    return lines
+
+
+def _nearest(lines: Sequence[Line], iteration: int | None) -> Line:
+    if iteration is None:
+        return lines[-1]
+    return min(lines, key=lambda line: abs(int(line["iteration"]) - iteration))
+
+
+def _inner_curve(line: Line, task: int) -> tuple[list[int], list[float | None], str]:
+    """Numbers of steps, losses, and what they are."""
+    epochs = line["steps"][task]
+    if all(len(epoch) == 1 for epoch in epochs):
+        return line["after"], line["support_loss"][task], "support loss"
+    losses = [loss for epoch in epochs for loss in epoch]
+    return list(range(len(losses))), losses, "mini-batch loss before the step"
+
+
+def _whole_numbers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator("auto", integer=True)
+
+
+def _spread(number: int, most: int) -> list[int]:
+    """At most so many indices, evenly from the first to the last."""
+    if number <= most:
+        return list(range(number))
+    return [round(i * (number - 1) / (most - 1)) for i in range(most)]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _raw_and_smooth(
+    axes: Axes, x: Sequence[int], y: Sequence[float | None], window: int | None, unit: str, legend: bool = True
+) -> None:
+    values = [_number(value) for value in y]
+    window = usual_window(len(values)) if window is None else window
+    style: Mapping[str, Any] = {"color": AFTER, "linewidth": 1.5}
+    if window > 1:
+        axes.plot(x, values, color=RAW, linewidth=0.8, label="raw")
+        axes.plot(x, smooth(values, window), label=f"mean of {window} {unit}", **style)
+    else:
+        axes.plot(x, values, label="raw", marker="." if len(values) < 30 else None, **style)
+    if legend:
+        axes.legend(fontsize="small")
+
+
+def _unit(metric: str) -> str:
+    return "accuracy (%)" if metric == "accuracy" else metric
+
+
+def panel(draw: Any, *arguments: Any, **options: Any) -> Figure:
+    """A figure of one panel, 800 pixels wide."""
+    figure = new_figure(800 / 130, 4)
+    draw(figure.subplots(), *arguments, **options)
+    return figure

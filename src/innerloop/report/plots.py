@@ -1,0 +1,138 @@
+"""All figures of a run, by name: those of its record, and those for which the trained model is run on unseen tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import load_run
+from ..train import evaluate
+from .curves import (
+    NothingToDrawError,
+    compare,
+    final_support_loss,
+    inner_loss,
+    learned_rates,
+    meta_loss,
+    panel,
+    task_grid,
+    validation,
+)
+from .figures import FunctionSource, adaptation_curve, episode, failed_episode, fits, new_figure, solved_episode
+from .runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 800 / 130
+"""Inches of a figure of 800 pixels."""
+TASKS = 100
+"""Unseen tasks behind the curve over adaptation steps."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What figures can be asked for.
+
+    Attributes:
+        window: of running means, in points; chosen by the number of points if not given.
+        iteration: of what is drawn at one iteration; the last, or the best, if not given.
+        task: of what is drawn of one task, its index among the recorded ones.
+        data, device: where the data are and the model runs, as in `innerloop.load_run`.
+    """
+
+    window: int | None = None
+    iteration: int | None = None
+    task: int = 0
+    data: Path | None = None
+    device: str = "cpu"
+
+
+def adaptation(run: Run, options: Options) -> Figure:
+    """The metric on unseen tasks before adaptation, after each step, and past the trained number of steps."""
+    learner, sources, config = load_run(run.path, options.data, options.device)
+    steps = max(2 * learner.steps, config["evaluate"].get("steps") or 0, 1)
+    transductive = config["evaluate"].get("transductive", True)
+    found = evaluate(learner, sources.test, TASKS, steps, transductive)
+    return panel(adaptation_curve, found, trained=learner.steps)
+
+
+def functions(run: Run, options: Options) -> Figure:
+    """Six unseen functions: the truth, and the model's before and after adaptation."""
+    learner, sources, config = load_run(run.path, options.data, options.device)
+    if not isinstance(sources.test, FunctionSource):
+        raise NothingToDrawError(f"{run.path} is not of functions that can be drawn")
+    figure = new_figure(WIDTH * 1.5, 5.5)
+    steps = sorted({0, 1, config["evaluate"].get("steps") or learner.steps})
+    panels = list(figure.subplots(2, 3).flat)
+    for seed, axes in enumerate(panels):
+        fits(axes, learner, sources.test, steps, seed)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def episodes(run: Run, options: Options) -> Figure:
+    """An unseen episode that is solved and one that is not, as pictures."""
+    learner, sources, config = load_run(run.path, options.data, options.device)
+    if isinstance(sources.test, FunctionSource):
+        raise NothingToDrawError(f"{run.path} is not of pictures")
+    figure = new_figure(2 * WIDTH, 5.5)
+    transductive, steps = config["evaluate"].get("transductive", True), config["evaluate"].get("steps")
+    parts: Any = figure.subfigures(1, 2)
+    for part, name, find in zip(parts, ("solved", "failed"), (solved_episode, failed_episode), strict=True):
+        seed = find(learner, sources.test, transductive, steps=steps)
+        episode(part, learner, sources.test, steps, transductive, seed)
+        part.suptitle(f"{name} (task {seed})", fontsize="large")
+    return figure
+
+
+def _of_record(draw: Callable[..., Any], *takes: str) -> Callable[[Run, Options], Figure]:
+    return lambda run, options: panel(draw, run, **{name: getattr(options, name) for name in takes})
+
+
+def _grid(what: Any) -> Callable[[Run, Options], Figure]:
+    return lambda run, options: task_grid(new_figure(WIDTH, 6.5), run, what, options.window)
+
+
+PLOTS: dict[str, Callable[[Run, Options], Figure]] = {
+    "inner": _of_record(inner_loss, "iteration", "task", "window"),
+    "inner-grid": _grid("support"),
+    "query-grid": _grid("query"),
+    "final-support": _of_record(final_support_loss, "window"),
+    "meta-train": _of_record(meta_loss, "window"),
+    "validation": _of_record(validation),
+    "rates": _of_record(learned_rates, "iteration"),
+    "adaptation": adaptation,
+    "functions": functions,
+    "episodes": episodes,
+}
+"""The figures of one run; of several there is also `compare`."""
+
+
+def plots(runs: Sequence[Run], kinds: Sequence[str], options: Options) -> Iterator[tuple[str, Run, Figure | str]]:
+    """Each figure with its name and run, or what there is to say where a run has nothing to draw.
+
+    Raises:
+        ValueError: an unknown kind, or runs are to be compared and there is one.
+    """
+    for kind in kinds:
+        if kind not in (*PLOTS, "compare"):
+            raise ValueError(f"unknown kind of figure {kind!r}. Known: {', '.join([*PLOTS, 'compare'])}")
+        if kind == "compare" and len(runs) < 2:
+            raise ValueError(f"to compare takes two runs or more, got {len(runs)}")
+    for kind in kinds:
+        if kind == "compare":
+            yield kind, runs[0], panel(compare, runs)
+            continue
+        for run in runs:
+            yield kind, run, _perhaps(partial(PLOTS[kind], run, options))
+
+
+def _perhaps(draw: Callable[[], Figure]) -> Figure | str:
+    try:
+        return draw()
+    except NothingToDrawError as error:
+        return str(error)
