@@ -114,7 +114,7 @@ def final_support_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
     """The support loss after the last inner step, mean over the recorded tasks, over meta-training."""
     lines = _recorded(run, "support_loss")
     losses = [fmean(_number(task[-1]) for task in line["support_loss"]) for line in lines]
-    _raw_and_smooth(axes, [line["iteration"] for line in lines], losses, window, "records")
+    _raw_and_smooth(axes, [line["iteration"] for line in lines], losses, window, "points")
     axes.set(xlabel="outer iteration", ylabel=f"support loss after {lines[-1]['after'][-1]} steps")
     axes.set_title(f"{run.name}: mean of {len(lines[-1]['steps'])} tasks", fontsize="medium")
     return axes
@@ -125,7 +125,7 @@ def meta_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
     iterations, losses = run.column("train", "loss")
     if not losses:
         raise NothingToDrawError(f"{run.path} has no losses of training yet")
-    _raw_and_smooth(axes, iterations, losses, window, "records")
+    _raw_and_smooth(axes, iterations, losses, window, "points")
     axes.set(xlabel="outer iteration", ylabel="meta-train loss")
     axes.set_title(run.name, fontsize="medium")
     return axes
