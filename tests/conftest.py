@@ -16,8 +16,9 @@ torch.set_num_threads(int(os.environ.get("INNERLOOP_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _as_new() -> None:
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # what older versions of TorchInductor compile turns it on for the whole process
 
 
 @pytest.fixture
