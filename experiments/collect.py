@@ -57,13 +57,13 @@ def _members(run: Path) -> int:
 def curves(run: Path) -> dict[str, list[list[float]]]:
     """Of training: ``[iteration, loss]``, means of what was logged over at most 200 stretches; of validation:
     ``[iteration, mean, ci95]``."""
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [(e["iteration"], e["loss"]) for e in entries if e["kind"] == "train"]
+    record = il.report.read_run(run)
+    losses = list(zip(*record.column("train", "loss"), strict=True))
     each = -(-len(losses) // POINTS) or 1
     parts = [losses[i : i + each] for i in range(0, len(losses), each)]
     return {
         "train": [[part[-1][0], round(sum(loss for _, loss in part) / len(part), 5)] for part in parts],
-        "validation": [[e["iteration"], e["mean"], e["ci95"]] for e in entries if e["kind"] == "validation"],
+        "validation": [[e["iteration"], e["mean"], e["ci95"]] for e in record.lines.get("validation", ())],
     }
 
 

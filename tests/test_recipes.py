@@ -62,8 +62,9 @@ def test_every_recipe_trains_and_evaluates(
     if "width" in settings["model"]:
         changes["model.width"] = 4
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    if settings["tasks"]["name"] in ("omniglot", "mini-imagenet"):
-        words += ["--data", str(request.getfixturevalue(f"{settings['tasks']['name'].replace('-', '_')}_root"))]
+    data = settings["tasks"]["name"].removesuffix("-pairs")
+    if data in ("omniglot", "mini-imagenet"):
+        words += ["--data", str(request.getfixturevalue(f"{data.replace('-', '_')}_root"))]
     if settings["tasks"]["name"] == "image-folder":
         words += ["--data", str(own_pictures(tmp_path / "pictures"))]
     code = cli.run(["train", recipe, *words, "--run", str(tmp_path / "run"), "--quiet"])

@@ -104,6 +104,31 @@ class Conv4(nn.Module):
         return self.head(self.body(x))  # type: ignore[no-any-return]
 
 
+class PairNet(nn.Module):
+    """Four 5x5 convolutions of 6, 10, 12 and 16 filters, each with ReLU and max-pooling, and two linear layers of 10
+    units and one logit: whether an image is of the second of two classes.
+
+    Args:
+        image_size: 105, the size of Omniglot's drawings; or from 16 on, with convolutions that keep the size.
+    """
+
+    def __init__(self, image_size: int = 105) -> None:
+        super().__init__()
+        if image_size < 16:
+            raise ValueError(f"four poolings need images of at least 16 x 16, got {image_size}")
+        padding, size = 0 if image_size >= 76 else 2, image_size
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise((1, 6, 10, 12, 16)):
+            layers += [nn.Conv2d(inputs, outputs, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]
+            size = (size + 2 * padding - 4) // 2
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * size**2, 10), nn.ReLU())
+        self.head = nn.Linear(10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, 1, image_size, image_size]`` -> logits ``[N]``."""
+        return self.head(self.body(x)).squeeze(-1)  # type: ignore[no-any-return]
+
+
 class ResidualBlock(nn.Module):
     """Three 3x3 convolutions with batch norm and a leaky ReLU, a 1x1 shortcut, and 2x2 max-pooling."""
 
@@ -185,6 +210,7 @@ class WithContext(nn.Module):
 
 conv4 = Conv4
 resnet12 = ResNet12
+pair_net = PairNet
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4, "resnet12": resnet12}
+MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4, "pair-net": pair_net, "resnet12": resnet12}
 """The models that a recipe can name."""

@@ -4,6 +4,7 @@ from .episodes import FewShot
 from .folders import image_folder
 from .functions import Linear, Lines, Sinusoid, Sinusoids
 from .images import ClassImages, Splits
+from .pairs import Pairs
 from .strokes import Strokes
 from .tasks import TASKS, Sources, few_shot
 from .vision import mini_imagenet, omniglot
@@ -16,6 +17,7 @@ __all__ = [
     "FewShot",
     "Linear",
     "Lines",
+    "Pairs",
     "Sinusoid",
     "Sinusoids",
     "Sources",

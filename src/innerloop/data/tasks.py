@@ -13,6 +13,7 @@ from .episodes import FewShot
 from .folders import image_folder
 from .functions import Linear, Sinusoid
 from .images import Splits
+from .pairs import Pairs
 from .strokes import Strokes
 from .vision import OmniglotSplit, mini_imagenet, omniglot
 
@@ -78,6 +79,24 @@ def omniglot_tasks(
     """`FewShot` on `omniglot`; ``within_groups`` draws the classes of a task from one alphabet."""
     splits = omniglot(root, split, rotations, size, seed, download, device)
     return few_shot(splits, ways, shots, queries, eval_queries, train_shots, within_groups)
+
+
+def omniglot_pairs_tasks(
+    shots: int = 15,
+    queries: int = 3,
+    test_queries: int = 2,
+    size: int = 105,
+    seed: int = 1,
+    root: str | Path | None = None,
+    device: str = "cpu",
+    download: bool = False,
+) -> Sources:
+    """`Pairs` of characters of one alphabet; no alphabet is in two splits. Of the 40 drawings of a problem, 30 are to
+    adapt on, 6 to judge by in meta-training and validation, and 4 in the test."""
+    splits = omniglot(root, "alphabets", False, size, seed, download, device)
+    return Sources(
+        Pairs(splits.train, shots, queries), Pairs(splits.val, shots, queries), Pairs(splits.test, shots, test_queries)
+    )
 
 
 def mini_imagenet_tasks(
@@ -147,6 +166,7 @@ TASKS: dict[str, Callable[..., Sources]] = {
     "linear": linear_tasks,
     "strokes": strokes_tasks,
     "omniglot": omniglot_tasks,
+    "omniglot-pairs": omniglot_pairs_tasks,
     "mini-imagenet": mini_imagenet_tasks,
     "image-folder": image_folder_tasks,
 }
