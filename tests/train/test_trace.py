@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
@@ -44,6 +45,22 @@ def test_regression_has_losses_alone(regression: Callable[..., il.Task]) -> None
     told = trace(learner, tasks, learner(tasks).steps)
     assert set(told) == {"steps", "after", "support_loss", "query_loss"}
     torch.testing.assert_close(torch.tensor(told["query_loss"])[:, -1], learner(tasks).loss)
+
+
+def test_classes_in_other_places_have_losses_alone() -> None:
+    """Of a sequence, say, whose logits are ``[N, classes, length]``, as torch's cross-entropy takes them."""
+    batch = il.Batch(torch.randn(2, 5, 4), torch.randint(3, (2, 5, 7)))
+    model = nn.Sequential(nn.Linear(4, 21), nn.Unflatten(-1, (3, 7)))
+    learner = il.maml(model, steps=2)
+    told = trace(learner, il.Task(batch, batch), learner(il.Task(batch, batch)).steps)
+    assert set(told) == {"steps", "after", "support_loss", "query_loss"}
+
+
+def test_without_inner_steps_there_is_one_judgement(episodes: Callable[..., il.Task]) -> None:
+    learner, tasks = il.prototypical(il.models.conv4(ways=3, width=4, image_size=16)), episodes(2)
+    told = trace(learner, tasks, learner(tasks).steps)
+    assert (told["steps"], told["after"]) == ([[], []], [0])
+    assert [len(task) for task in told["query_accuracy"]] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0
     steps, losses, what = _inner_curve(line, task)
     _raw_and_smooth(axes, steps, losses, window, "points")
     epochs = [len(epoch) for epoch in line["steps"][task]]
-    if max(epochs) > 1:
+    if max(epochs, default=0) > 1:
         for index in range(1, len(epochs)):
             axes.axvline(sum(epochs[:index]) - 0.5, color=RAW, linewidth=0.5, zorder=0)
     axes.set(xlabel="inner step", ylabel=what)

@@ -34,7 +34,7 @@ def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> d
     for name, part, loss in (("support", tasks.support, learner.inner_loss), ("query", tasks.query, learner.loss)):
         output = learner.predict(Task(tasks.support, part), at=after)
         told[f"{name}_loss"] = score(loss, output, part.y).tolist()
-        if _has_classes(learner, part):
+        if _tells_classes(learner, output, part):
             told[f"{name}_accuracy"] = score(accuracy, output, part.y).tolist()
     return told
 
@@ -48,8 +48,12 @@ def epochs(steps: Tensor, examples: int, batch_size: int | None) -> list[list[li
     return [[part.tolist() for part in row.split(sizes)] if sizes else [] for row in steps.cpu()]
 
 
-def _has_classes(learner: MetaLearner, part: Batch) -> bool:
-    return isinstance(part.y, Tensor) and usual_metric(learner, part.y) == "accuracy"
+def _tells_classes(learner: MetaLearner, output: Any, part: Batch) -> bool:
+    """Whether outputs ``[T, A, N, ...]`` are of the form that `accuracy` reads."""
+    if not isinstance(part.y, Tensor) or not isinstance(output, Tensor) or usual_metric(learner, part.y) != "accuracy":
+        return False
+    shape = output[:, 0].shape
+    return part.y.shape == (shape if part.y.is_floating_point() else shape[:-1])
 
 
 def first(tasks: Task, number: int) -> Task:
