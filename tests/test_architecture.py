@@ -67,7 +67,7 @@ def test_rooms_are_small(path: Path) -> None:
 EXTRAS = {
     "data": {"PIL", "rich"},
     "train": {"rich"},
-    "report": {"matplotlib", "pandas"},
+    "report": {"matplotlib", "pandas", "rich"},
     "cli": {"typer", "rich"},
 }
 CONFIG = {"tomllib", "tomli", "tomli_w"}

@@ -291,3 +291,20 @@ def plot(
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{name}.png")
         print(folder / f"{name}.png")
+
+
+# -- watch ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+) -> None:
+    """Show a run in the terminal, until it has finished: losses, validation, learned rates, throughput, memory."""
+    from .report.watch import watch as show
+
+    try:
+        show(run, Console(), every)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

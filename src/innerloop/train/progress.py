@@ -62,7 +62,7 @@ class Progress:
             self._bar.update(task, completed=iteration, rate=f"{rate:,.0f}", loss=mean, score=self._score)
             return
         left = (now - self._first) / (iteration - self._begun) * (self.iterations - iteration)
-        self._line(f"iteration {iteration}/{self.iterations}  {rate:,.0f} tasks/s  {_clock(left)} left  loss {mean}")
+        self._line(f"iteration {iteration}/{self.iterations}  {rate:,.0f} tasks/s  {clock(left)} left  loss {mean}")
 
     def timed(self, iteration: int, seconds: float) -> None:
         """An iteration took this long, by the plan that is kept to. After the first few, tell how long the rest takes:
@@ -72,7 +72,7 @@ class Progress:
         self._times.append(seconds)
         each, left = statistics.median(self._times), self.iterations - iteration
         if len(self._times) == TIMED and left * each > WORTH:
-            self.note(f"{each:.3g} s an iteration: the {left:,} to come take {_clock(left * each)}, validations apart")
+            self.note(f"{each:.3g} s an iteration: the {left:,} to come take {clock(left * each)}, validations apart")
 
     def validated(self, iteration: int, found: Evaluation) -> None:
         """A validation was made."""
@@ -92,7 +92,8 @@ class Progress:
         print(text, file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,152 @@
+"""A run in the terminal, while it goes on or afterwards."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..train.progress import clock
+from .curves import smooth, usual_window
+from .runs import Run, read_run
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.table import Table
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 40
+"""Characters of a curve."""
+
+
+def watch(path: str | Path, console: Console, every: float = 2.0) -> None:
+    """Show a run until it has finished, again and again; once if it has, or where nothing can be shown in place.
+
+    Args:
+        path: the run directory.
+        console: where to.
+        every: seconds between looks.
+
+    Raises:
+        UnreadableRunError: there is no run.
+    """
+    from rich.live import Live
+
+    run = read_run(path)
+    if run.finished or not console.is_terminal:
+        console.print(view(run))
+        return
+    with Live(view(run), console=console, auto_refresh=False) as live:
+        while not run.finished:
+            time.sleep(every)
+            run = read_run(path)
+            live.update(view(run), refresh=True)
+
+
+def view(run: Run) -> Group:
+    """What there is to see of a run, as far as it came."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, title=run.name, title_justify="left", title_style="bold")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    table.add_row("iteration", _progress(run))
+    _losses(table, run)
+    _validation(table, run)
+    _machine(table, run)
+    parts = [table]
+    if rates := run.lines.get("rates"):
+        parts.append(_rates(rates[-1]["rates"]))
+    return Group(*parts)
+
+
+def curve(values: Sequence[float], width: int = WIDTH) -> str:
+    """Values as a line of bars from the lowest to the highest, each of the mean of a stretch.
+
+    >>> curve([0.0, 1.0, 2.0, 4.0])
+    '▁▃▅█'
+    """
+    each = max(1, math.ceil(len(values) / width))
+    stretches = [smooth(values[i : i + each], 2 * each)[0] for i in range(0, len(values), each)]
+    finite = [value for value in stretches if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((v - low) * scale)] if math.isfinite(v) else "?" for v in stretches)
+
+
+def _progress(run: Run) -> str:
+    last = run.config.get("train", {}).get("iterations")
+    if run.finished:
+        return f"{run.iteration:,}, finished"
+    if not last:
+        return f"{run.iteration:,}"
+    text = f"{run.iteration:,} of {last:,} ({100 * run.iteration / last:.0f} %)"
+    iterations, seconds = run.column("train", "seconds")
+    if iterations and iterations[-1]:
+        left = (last - iterations[-1]) * seconds[-1] / iterations[-1]
+        text += f", {clock(left)} of training left"
+    return text
+
+
+def _losses(table: Table, run: Run) -> None:
+    losses = run.column("train", "loss")[1]
+    if losses:
+        window = usual_window(len(losses))
+        mean = smooth(losses, 2 * window)[-1]
+        table.add_row("meta-train loss", f"{curve(losses)}  {mean:.4g} (mean of the last {min(window, len(losses))})")
+    support = [
+        sum(line["steps"]) / len(line["steps"]) for line in run.lines.get("train", ()) if _whole(line.get("steps"))
+    ]
+    if support:
+        table.add_row("support losses", f"{curve(support)}  {support[-1]:.4g}")
+
+
+def _whole(values: object) -> bool:
+    return isinstance(values, list) and bool(values) and None not in values
+
+
+def _validation(table: Table, run: Run) -> None:
+    means, best = run.column("validation", "mean")[1], run.best
+    if best is None:
+        return
+    unit = " %" if best["metric"] == "accuracy" else ""
+    last = run.lines["validation"][-1]
+    now = "not finite" if last["mean"] is None else f"{last['mean']:.4g} ± {last['ci95']:.2g}{unit}"
+    table.add_row(f"meta-validation {best['metric']}", f"{curve(means)}  {now}")
+    table.add_row("best", f"{best['mean']:.4g} ± {best['ci95']:.2g}{unit} at iteration {best['iteration']:,}")
+    if test := run.results.get("test"):
+        table.add_row("test", f"{test['mean']:.4g} ± {test['ci95']:.2g}{unit} on {test['num_tasks']} unseen tasks")
+
+
+def _machine(table: Table, run: Run) -> None:
+    if not (lines := run.lines.get("train")):
+        return
+    last = lines[-1]
+    table.add_row("outer rate, gradient norm", f"{last['lr']:.3g}, {_text(last['grad_norm'])}")
+    table.add_row("throughput", f"{last['tasks_per_second']:.3g} tasks/s; {clock(last['seconds'])} of training")
+    if phases := last.get("phases"):
+        whole = sum(phases.values()) or 1.0
+        shares = sorted(((seconds / whole, name) for name, seconds in phases.items()), reverse=True)
+        table.add_row("time", ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005))
+    if memory := last.get("memory_mib"):
+        table.add_row("memory", f"{memory:,.0f} MiB at most")
+
+
+def _rates(rates: dict[str, list[float]]) -> Table:
+    from rich.table import Table
+
+    steps = max(map(len, rates.values()))
+    table = Table(title="learned rates", title_justify="left", title_style="dim", box=None)
+    table.add_column("parameter", style="dim")
+    for step in range(1, steps + 1):
+        table.add_column(f"step {step}" if steps > 1 else "every step", justify="right")
+    for name, values in rates.items():
+        table.add_row(name or "all", *map(_text, values))
+    return table
+
+
+def _text(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
