@@ -39,8 +39,8 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def usual_window(number: int) -> int:
-    """A thirtieth of the values, odd."""
-    return max(number // 60 * 2 + 1, 1)
+    """A twentieth of the values, odd."""
+    return max(number // 20, 1) | 1
 
 
 # -- one problem, and many --------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0
         run: of `read_run`.
         iteration: the recorded one nearest to it; the last if not given.
         task: its index among the recorded ones.
-        window: of the running mean, in steps; a thirtieth of all if not given.
+        window: of the running mean, in steps; a twentieth of all if not given.
     """
     line = _nearest(_recorded(run, "steps"), iteration)
     if not 0 <= task < len(line["steps"]):
