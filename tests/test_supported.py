@@ -51,8 +51,9 @@ def test_the_meta_gradient_is_that_of_a_naive_loop(vectorize: bool, episodes: Ca
         fast = dict(start)
         for _ in range(2):
             loss = F.cross_entropy(functional_call(model, fast, (x,)), y)
-            slopes = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
-            fast = {n: p - 0.1 * g for (n, p), g in zip(fast.items(), slopes, strict=True)}
+            moved = {n: p for n, p in fast.items() if ".infer." not in n}
+            slopes = torch.autograd.grad(loss, list(moved.values()), create_graph=True)
+            fast |= {n: p - 0.1 * g for (n, p), g in zip(moved.items(), slopes, strict=True)}
         with support_first(len(x)):
             output = functional_call(model, fast, (torch.cat([x, xq]),))[len(x) :]
         losses.append(F.cross_entropy(output, yq))
@@ -61,6 +62,18 @@ def test_the_meta_gradient_is_that_of_a_naive_loop(vectorize: bool, episodes: Ca
     for name, grad in zip(start, expected, strict=True):
         torch.testing.assert_close(grads[f"model.{name}"], grad, rtol=1e-3, atol=1e-5)
         assert grad.any(), name
+
+
+def test_what_it_infers_by_is_meta_learned_and_not_adapted_unless_named() -> None:
+    model = network()
+    inferring = {name for name, _ in model.named_parameters() if ".infer." in name}
+    assert len(inferring) == 4 * 4
+    every = {name for name, _ in model.named_parameters()}
+    assert set(il.everything.names(model)) == every - inferring
+    assert set(il.named("*.infer.*").names(model)) == inferring
+    assert set(il.everything.names(SupportNorm2d(3))) == {"weight", "bias"}
+    learner = il.maml_plus_plus(model, steps=2)  # its norms, what they infer by among them, are each step's own
+    assert not inferring & set(learner.adapted)
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

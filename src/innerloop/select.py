@@ -27,7 +27,8 @@ class Selection:
 
     A parameter with ``requires_grad=False`` is *frozen*: it is not meta-learned, and `everything` leaves it out. Where
     a selection names it all the same (`named`, `head_of`), the inner loop adapts it from its fixed value, which is
-    what CAVIA does with its context vector.
+    what CAVIA does with its context vector. A module whose attribute ``meta_learned_only`` names some of its parts, as
+    `innerloop.supported.SupportNorm2d` does, has them left out of `everything` and meta-learned all the same.
     """
 
     description: str
@@ -115,8 +116,16 @@ def _types(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[str]:
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, SupportNorm2d)
 
-everything = Selection("everything", lambda model: {n for n, p in model.named_parameters() if p.requires_grad})
-"""Every parameter that is not frozen (MAML)."""
+
+def _adaptable(model: nn.Module) -> set[str]:
+    parts = [(prefix, getattr(module, "meta_learned_only", ())) for prefix, module in model.named_modules()]
+    left_out = {f"{prefix}.{part}." if prefix else f"{part}." for prefix, own in parts for part in own}
+    learned = (name for name, p in model.named_parameters() if p.requires_grad)
+    return {name for name in learned if not any(f"{name}.".startswith(part) for part in left_out)}
+
+
+everything = Selection("everything", _adaptable)
+"""Every parameter that is not frozen (MAML), but for what modules say is meta-learned only."""
 
 head = Selection("head", lambda model: head_of(head_name(model)).match(model))
 """The last submodule with parameters of its own (ANIL)."""

@@ -30,7 +30,8 @@ class SupportNorm2d(nn.Module):
     small meta-batches give a poor estimate of. The network, one for all channels, starts at giving what it is given:
     at first this is batch norm by the support set's statistics. The paper's network reads single examples, and a
     Kullback-Leibler term draws what is inferred from the support set to what would be from the query set; here the
-    meta-gradient alone trains it.
+    meta-gradient alone trains it. Inner steps leave it alone, unless a selection names it: being one for all channels
+    and pixels, it has gradients that would throw the statistics far off at the rates of the other parameters.
 
     Args:
         channels: of the images.
@@ -38,6 +39,7 @@ class SupportNorm2d(nn.Module):
         eps: added to the variance.
     """
 
+    meta_learned_only = ("infer",)
     citation = "Du, Zhen, Shao, Snoek. MetaNorm: Learning to Normalize Few-Shot Batches Across Domains. ICLR 2021"
 
     def __init__(self, channels: int, hidden: int = 16, eps: float = 1e-5) -> None:
