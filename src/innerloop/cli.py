@@ -266,7 +266,10 @@ def plot(
     output: Annotated[Path | None, typer.Option("-o", help="A folder.", show_default="RUN/figures")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Of running means, in points.", show_default=False)] = None,
     iteration: Annotated[
-        int | None, typer.Option(help="Of figures of one iteration.", show_default="the last, or the best")
+        int | None,
+        typer.Option(
+            help="Of figures of one iteration: the record nearest to it.", show_default="the last, or the best"
+        ),
     ] = None,
     task: Annotated[int, typer.Option(help="Of figures of one task: which of those recorded.")] = 0,
     data: DataOption = None,
@@ -282,15 +285,21 @@ def plot(
     found = [read_run(run) for run in runs]
     every = [*plots.PLOTS, *(["compare"] if len(found) > 1 else [])]
     options = plots.Options(window, iteration, task, data, device)
+    names = [run.name for run in found]
+    drawn = 0
     for kind, run, figure in plots.plots(found, kinds or every, options):
         if isinstance(figure, str):
             print(f"{kind}: not drawn, {figure}", file=sys.stderr)
             continue
         folder = output or run.path / "figures"
-        name = kind if output is None or len(found) == 1 or kind == "compare" else f"{run.name}-{kind}"
+        whose = run.name if names.count(run.name) == 1 else "-".join(run.path.resolve().parts[-2:])
+        name = kind if output is None or len(found) == 1 or kind == "compare" else f"{whose}-{kind}"
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{name}.png")
         print(folder / f"{name}.png")
+        drawn += 1
+    if not drawn:
+        raise typer.Exit(1)
 
 
 # -- watch ------------------------------------------------------------------------------------------------------------

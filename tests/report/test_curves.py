@@ -117,6 +117,17 @@ def test_runs_that_differ_in_their_seed_are_one_line_with_a_band() -> None:
     assert (band.min(), band.max()) == (60.0, 80.0)
 
 
+def test_runs_of_one_name_are_both_compared_and_metrics_are_not_mixed() -> None:
+    runs = [run("a/same-seed0"), run("b/same-seed0", better=1.0)]
+    assert list(by_recipe(runs)) == ["same", "b/same-seed0"]
+    runs[1].lines["validation"] = [{**line, "metric": "mse"} for line in runs[1].lines["validation"]]
+    with pytest.raises(NothingToDrawError, match="different metrics: accuracy, mse"):
+        compare(axes(), runs)
+    many = [run(f"r{i}", better=float(i)) for i in range(9)]
+    styles = {(line.get_color(), line.get_linestyle()) for line in compare(axes(), many).lines}
+    assert len(styles) == 9
+
+
 def test_what_is_not_recorded_is_told() -> None:
     empty = Run(Path("runs/bare"), {"run": [{"kind": "run", "iteration": 0}]}, {}, {})
     for draw in (inner_loss, final_support_loss, meta_loss, validation, learned_rates):

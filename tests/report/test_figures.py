@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.report import adaptation_curve, episode, fits, new_figure, solved_episode
+from innerloop.report import adaptation_curve, episode, failed_episode, fits, new_figure, solved_episode
+from innerloop.train.evaluate import accuracy
 
 
 @pytest.fixture
@@ -44,6 +46,27 @@ def test_fits_draw_the_function_the_points_came_from(sinusoids: il.MetaLearner) 
     torch.testing.assert_close(
         torch.tensor(lines["before adaptation"].get_ydata(), dtype=torch.float32), before, rtol=1e-4, atol=1e-5
     )
+
+
+def test_one_logit_tells_one_of_two_classes() -> None:
+    """By its sign: of problems with targets 0 and 1, as many are told right as accuracy says."""
+
+    class Halves:
+        def sample(self, n: int, generator: torch.Generator) -> il.Task:
+            x = torch.rand(n, 12, 1, 16, 16, generator=generator)
+            y = torch.tensor([0.0, 1.0]).repeat(6).expand(n, 12)
+            x = x + 0.1 * y[..., None, None, None]
+            return il.Task(*(il.Batch(x[:, s], y[:, s]) for s in (slice(8), slice(8, None))))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 1), nn.Flatten(0))
+    learner = il.maml(model, lr=0.1, steps=5, loss=F.binary_cross_entropy_with_logits)
+    tasks = [Halves().sample(1, torch.Generator().manual_seed(seed)) for seed in range(100)]
+    right = [accuracy(learner.predict(task)[0, -1], task.query.y[0]).item() for task in tasks]
+    assert solved_episode(learner, Halves()) == right.index(max(right))
+    assert failed_episode(learner, Halves()) == right.index(min(right))
+    assert min(right) < max(right)
+    figure = episode(new_figure(5, 5), learner, Halves())
+    assert len(figure.axes) == 8 + 2 * 4
 
 
 def test_an_episode_shows_all_its_images(characters: il.MetaLearner, tmp_path: Path) -> None:

@@ -58,6 +58,23 @@ def test_several_runs_are_compared_in_a_folder(runs: Path, tmp_path: Path, capsy
     assert found == {"compare.png", "strokes-seed0-validation.png", "strokes-seed1-validation.png"}
 
 
+def test_what_one_run_lacks_does_not_keep_the_others_from_being_drawn(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    metrics = (runs / "strokes-seed0" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (bare / "metrics.jsonl").write_text("".join(line for line in metrics if '"validation"' not in line[:24]))
+    capsys.readouterr()
+    words = [str(bare), str(runs / "strokes-seed1"), "--kind", "adaptation", "--kind", "compare"]
+    assert cli.run(["plot", *words, "-o", str(tmp_path / "new")]) == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"strokes-seed1-adaptation.png", "compare.png"}
+    err = capsys.readouterr().err
+    assert "adaptation: not drawn, " in err
+    assert f"compare: not drawn, {bare} is left out, for it has no validations" in err
+    assert cli.run(["plot", str(bare), "--kind", "validation"]) == 1
+
+
 def test_what_cannot_be_drawn_is_told_in_a_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(runs / "sinusoids")
     for words, message in (

@@ -81,9 +81,39 @@ def test_what_is_damaged_or_cut_off_is_left_out(run: Path, tmp_path: Path) -> No
 
 
 def test_a_number_that_was_not_finite_is_not_a_number_again(tmp_path: Path) -> None:
-    metrics = b'{"kind": "train", "iteration": 1, "loss": null}\n'
+    line = {"kind": "train", "iteration": 1, "loss": None, "steps": [], "grad_norm": None, "lr": 0.1}
+    metrics = json.dumps({**line, "tasks_per_second": 1.0, "seconds": 1.0}).encode() + b"\n"
     (loss,) = read_run(copied(tmp_path, tmp_path / "run", metrics)).column("train", "loss")[1]
     assert loss != loss
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"kind": "train", "loss": 1.0}',
+        b'{"kind": "train", "iteration": 3}',
+        b'{"kind": "train", "iteration": "x", "loss": 1.0}',
+        b'{"kind": ["train"], "iteration": 3}',
+        b'{"kind": "validation", "iteration": 201}',
+        b'{"kind": "run", "iteration": 0, "schema": "1"}',
+        b'{"kind": "train", "iteration": 3, "loss": "abc", "steps": [], "grad_norm": 1, "lr": 1, '
+        b'"tasks_per_second": 1, "seconds": 1}',
+    ],
+)
+def test_a_line_that_is_not_of_its_kind_is_left_out(run: Path, tmp_path: Path, line: bytes) -> None:
+    whole = (run / "metrics.jsonl").read_bytes()
+    found = read_run(copied(run, tmp_path / "run", whole + line + b"\n"))
+    assert found.damaged == 1
+    assert found.lines == read_run(run).lines
+
+
+def test_a_run_has_finished_when_its_test_is_made(run: Path, tmp_path: Path) -> None:
+    of_recipe = copied(run, tmp_path / "run", (run / "metrics.jsonl").read_bytes())
+    (of_recipe / "config.toml").write_text("[train]\niterations = 6\n")
+    half, other = {"iterations": 6}, {"iterations": 3, "test": {}}
+    for results, finished in (({}, False), (half, False), ({**half, "test": {}}, True), (other, False)):
+        (of_recipe / "results.json").write_text(json.dumps(results))
+        assert read_run(of_recipe).finished is finished
 
 
 def test_what_is_no_run_is_told_in_a_line(run: Path, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def training(iteration: int, **changes: Any) -> dict[str, Any]:
 
 
 def validation(iteration: int, mean: float | None) -> dict[str, Any]:
-    return {"kind": "validation", "iteration": iteration, "metric": "accuracy", "mean": mean, "ci95": 1.5}
+    about = {"kind": "validation", "iteration": iteration, "metric": "accuracy", "mean": mean, "ci95": 1.5}
+    return {**about, "num_tasks": 9, "transductive": True}
 
 
 def shown(run: Path, width: int = 80) -> str:
@@ -61,7 +62,7 @@ def test_a_run_that_goes_on_tells_how_far_it_is_and_how_it_goes(tmp_path: Path) 
 
 
 def test_what_is_not_there_is_not_shown(tmp_path: Path) -> None:
-    text = shown(write(tmp_path / "run", [{"kind": "run", "iteration": 0}], config=""))
+    text = shown(write(tmp_path / "run", [{"kind": "run", "iteration": 0, "schema": 1}], config=""))
     assert text.split() == ["run", "iteration", "0"]
     odd = [training(1, loss=None, grad_norm=None, steps=[None]), training(2, loss=None, grad_norm=None, steps=[])]
     text = shown(write(tmp_path / "odd", [*odd, validation(2, 50.0), validation(3, None)]))
@@ -71,7 +72,7 @@ def test_what_is_not_there_is_not_shown(tmp_path: Path) -> None:
 def test_a_finished_run_is_shown_with_its_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write(tmp_path / "run", [training(40), validation(40, 70.0)])
     test = {"mean": 71.2, "ci95": 0.9, "num_tasks": 600}
-    (run / "results.json").write_text(json.dumps({"test": test}))
+    (run / "results.json").write_text(json.dumps({"iterations": 40, "test": test}))
     assert cli.run(["watch", str(run)]) == 0
     out = capsys.readouterr().out
     assert "40, finished" in out
@@ -88,7 +89,7 @@ def test_watching_ends_with_the_run(tmp_path: Path) -> None:
     time.sleep(0.3)
     assert watching.is_alive()
     (run / "metrics.jsonl").write_text(json.dumps(training(40)) + "\n")
-    (run / "results.json").write_text('{"iterations": 40}')
+    (run / "results.json").write_text('{"iterations": 40, "test": null}')
     watching.join(20)
     assert not watching.is_alive()
     text = console.file.getvalue()  # type: ignore[attr-defined]

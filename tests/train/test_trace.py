@@ -56,6 +56,20 @@ def test_classes_in_other_places_have_losses_alone() -> None:
     assert set(told) == {"steps", "after", "support_loss", "query_loss"}
 
 
+class Noisy(nn.Linear):
+    """Draws random numbers in every mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+def test_the_random_state_stays_as_it_was(regression: Callable[..., il.Task]) -> None:
+    learner, tasks = il.maml(Noisy(2, 1), loss=F.mse_loss), regression(2)
+    steps, before = learner(tasks).steps, torch.get_rng_state()
+    trace(learner, tasks, steps)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_without_inner_steps_there_is_one_judgement(episodes: Callable[..., il.Task]) -> None:
     learner, tasks = il.prototypical(il.models.conv4(ways=3, width=4, image_size=16)), episodes(2)
     told = trace(learner, tasks, learner(tasks).steps)

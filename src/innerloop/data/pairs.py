@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,11 +50,11 @@ class Pairs:
     @property
     def num_problems(self) -> int:
         """How many pairs there are."""
-        return len(self._pairs())
+        return len(self._pairs)
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
         """n problems: x float32 in [0, 1], ``[n, 2 * shots, C, H, W]``; y float32, 0 and 1."""
-        pairs = self._pairs()
+        pairs = self._pairs
         classes = pairs[torch.randint(len(pairs), (n,), generator=generator)]
         swapped = torch.rand(n, generator=generator) < 0.5
         classes = torch.where(swapped[:, None], classes.flip(-1), classes)
@@ -67,6 +68,7 @@ class Pairs:
         support, query = (Batch(x[:, s].flatten(1, 2), y[:, s].flatten(1, 2)) for s in sets)
         return Task(support, query)
 
+    @cached_property
     def _pairs(self) -> Tensor:
         """All pairs of different classes of one group, ``[P, 2]``."""
         assert self.dataset.groups is not None

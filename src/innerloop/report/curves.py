@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,9 +34,17 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     """
     if window < 1:
         raise ValueError(f"a window is of at least 1 value, got {window}")
-    before, after = (window - 1) // 2, window // 2 + 1
-    around = ([v for v in values[max(i - before, 0) : i + after] if math.isfinite(v)] for i in range(len(values)))
-    return [fmean(some) if some else math.nan for some in around]
+    if window == 1:
+        return list(values)
+    finite = [math.isfinite(value) for value in values]
+    sums = [0.0, *accumulate(value if known else 0.0 for value, known in zip(values, finite, strict=True))]
+    counts = [0, *accumulate(finite)]
+    found = []
+    for index in range(len(values)):
+        first, end = max(index - (window - 1) // 2, 0), min(index + window // 2 + 1, len(values))
+        number = counts[end] - counts[first]
+        found.append((sums[end] - sums[first]) / number if number else math.nan)
+    return found
 
 
 def usual_window(number: int) -> int:
@@ -158,10 +167,7 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
         raise NothingToDrawError(f"{run.path} has no learned rates: its inner rates are fixed, or trace_every is 0")
     line = _nearest(lines, iteration if iteration is not None or run.best is None else run.best["iteration"])
     for index, (name, rates) in enumerate(line["rates"].items()):
-        style: dict[str, Any] = {
-            "color": COLOURS[index % len(COLOURS)],
-            "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3],
-        }
+        style = _style(index)
         axes.plot(range(1, len(rates) + 1), rates, marker="o", label=name or "all parameters", **style)
     axes.axhline(0, color=RAW, linewidth=0.5)
     axes.xaxis.set_major_locator(_whole_numbers())
@@ -174,6 +180,9 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
 def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
     """Meta-validation of several runs: those that differ in their seed alone are one line, their mean, with a band from
     the worst to the best."""
+    metrics = sorted({run.best["metric"] for run in runs if run.best})
+    if len(metrics) > 1:
+        raise NothingToDrawError(f"the runs are validated by different metrics: {', '.join(metrics)}")
     groups = by_recipe(runs)
     for index, (name, members) in enumerate(groups.items()):
         curves = [dict(zip(*run.column("validation", "mean"), strict=True)) for run in members]
@@ -181,14 +190,16 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
         if not shared:
             raise NothingToDrawError(f"{name}: no validations, or at no iteration of all seeds")
         values = [[curve[iteration] for curve in curves] for iteration in shared]
-        colour = COLOURS[index % len(COLOURS)]
+        style = _style(index)
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
-        axes.plot(shared, [fmean(some) for some in values], color=colour, label=f"{name}{seeds}")
-        axes.fill_between(shared, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2)
-    best = next((run.best for run in runs if run.best), None)
-    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {_unit(best['metric']) if best else ''}")
+        axes.plot(shared, [fmean(some) for some in values], label=f"{name}{seeds}", **style)
+        axes.fill_between(shared, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.2)
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {_unit(metrics[0])}")
     axes.set_title("means over seeds; bands from the worst to the best", fontsize="medium")
-    axes.legend(fontsize="small")
+    if len(groups) <= 5:
+        axes.legend(fontsize="small")
+    else:
+        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return axes
 
 
@@ -205,8 +216,8 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
             groups.append((recipe, [run]))
     named: dict[str, list[Run]] = {}
     for _, members in groups:
-        name, first = members[0].name.rpartition("-seed")[0] or members[0].name, members[0].name
-        named[name if name not in named else first] = members
+        name = members[0].name.rpartition("-seed")[0] or members[0].name
+        named[name if name not in named else str(members[0].path)] = members
     return named
 
 
@@ -217,9 +228,14 @@ def _recorded(run: Run, name: str) -> list[Line]:
     lines = [line for line in run.lines.get("tasks", []) if line.get(name) and line["steps"]]
     if not lines:
         raise NothingToDrawError(
-            f"{run.path} has no record of tasks: it was trained with trace_every = 0, or just begun"
+            f"{run.path} has no record of tasks: it just began, had trace_every = 0, or an older version"
         )
     return lines
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colours first, then kinds of lines."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
 
 
 def _nearest(lines: Sequence[Line], iteration: int | None) -> Line:

@@ -115,7 +115,12 @@ def episode(
 def _query_rows(query: Any, logits: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor]]:
     taken = len(logits) - 1
     names = [("query, before adaptation", 0), (f"query, after {taken} step{'' if taken == 1 else 's'}", taken)]
-    return [(name, query.x, query.y, logits[k].argmax(-1)) for name, k in names]
+    return [(name, query.x, query.y, _told(logits[k], query.y)) for name, k in names]
+
+
+def _told(output: Tensor, y: Tensor) -> Tensor:
+    """The classes that outputs tell: of the largest logit, or by one logit an example where targets are 0 and 1."""
+    return (output > 0).long() if y.is_floating_point() else output.argmax(-1)
 
 
 def _picture(axes: Axes, image: Tensor, label: int, told: int | None) -> None:
@@ -166,7 +171,7 @@ def _episode_with(
     nearest, seed = 2.0, first
     for candidate in range(first, first + 100):
         task: Task = source.sample(1, torch.Generator().manual_seed(candidate))
-        told = learner.predict(task, taken, transductive, at=[taken])[0, 0].argmax(-1)
+        told = _told(learner.predict(task, taken, transductive, at=[taken])[0, 0], task.query.y[0])
         away = abs((told == task.query.y[0]).float().mean().item() - share)
         if away < nearest:
             nearest, seed = away, candidate

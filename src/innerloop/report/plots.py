@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 WIDTH = 800 / 130
 """Inches of a figure of 800 pixels."""
-TASKS = 100
-"""Unseen tasks behind the curve over adaptation steps."""
+STEPS = 1_000
+"""Inner steps, of all unseen tasks together, behind the curve over adaptation steps; of 20 to 100 tasks."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def adaptation(run: Run, options: Options) -> Figure:
     learner, sources, config = load_run(run.path, options.data, options.device)
     steps = max(2 * learner.steps, config["evaluate"].get("steps") or 0, 1)
     transductive = config["evaluate"].get("transductive", True)
-    found = evaluate(learner, sources.test, TASKS, steps, transductive)
+    found = evaluate(learner, sources.test, max(20, min(100, STEPS // steps)), steps, transductive)
     return panel(adaptation_curve, found, trained=learner.steps)
 
 
@@ -125,14 +125,20 @@ def plots(runs: Sequence[Run], kinds: Sequence[str], options: Options) -> Iterat
             raise ValueError(f"to compare takes two runs or more, got {len(runs)}")
     for kind in kinds:
         if kind == "compare":
-            yield kind, runs[0], panel(compare, runs)
+            judged = [run for run in runs if run.best]
+            for run in runs:
+                if not run.best:
+                    yield kind, run, f"{run.path} is left out, for it has no validations"
+            if judged:
+                yield kind, judged[0], _perhaps(lambda judged=judged: panel(compare, judged))  # type: ignore[misc]
             continue
         for run in runs:
             yield kind, run, _perhaps(partial(PLOTS[kind], run, options))
 
 
 def _perhaps(draw: Callable[[], Figure]) -> Figure | str:
+    """The figure, or why there is none: the record has nothing of it, or model or data are not there."""
     try:
         return draw()
-    except NothingToDrawError as error:
+    except (NothingToDrawError, FileNotFoundError) as error:
         return str(error)

@@ -31,7 +31,7 @@ class Run:
         lines: those of ``metrics.jsonl`` by kind, in the order of iterations; see RECORD.md.
         config: the resolved recipe, empty for a run without one.
         results: what ``results.json`` has, empty while the run goes on.
-        damaged: how many lines could not be read; a last one that was cut off is not counted.
+        damaged: how many lines could not be read, and are left out; a last one that was cut off is not counted.
     """
 
     path: Path
@@ -47,8 +47,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all iterations were done."""
-        return bool(self.results)
+        """Whether all iterations were done, and, of a run by a recipe, its test too."""
+        return self.results.get("iterations") == self.iteration and ("test" in self.results or not self.config)
 
     @property
     def iteration(self) -> int:
@@ -95,6 +95,15 @@ class Run:
         return pd.DataFrame(self.lines.get(what, []))
 
 
+_NUMBER = (int, float, type(None))
+_FIELDS: dict[str, dict[str, Any]] = {
+    "run": {"schema": int},
+    "train": {**dict.fromkeys(("loss", "grad_norm", "lr", "tasks_per_second", "seconds"), _NUMBER), "steps": list},
+    "tasks": {"steps": list, "after": list, "support_loss": list, "query_loss": list},
+    "rates": {"rates": dict},
+    "validation": {"metric": str, "mean": _NUMBER, "ci95": _NUMBER, "num_tasks": int, "transductive": bool},
+}
+"""What every line of a kind has, and of which types; the others are damaged."""
 _KIND = {"steps": "tasks", "tasks": "tasks", "rates": "rates"}
 
 
@@ -146,6 +155,8 @@ def read_run(path: str | Path) -> Run:
         results = json.loads((path / "results.json").read_bytes()) if (path / "results.json").exists() else {}
     except ValueError as error:
         raise UnreadableRunError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(results, dict) or not isinstance(config.get("train", {}), dict):
+        raise UnreadableRunError(f"{path} is damaged: its results.json or config.toml is not of a run")
     return Run(path, lines, config, results, damaged)
 
 
@@ -157,8 +168,18 @@ def _lines(metrics: Path) -> tuple[dict[str, list[Line]], int]:
         for line in file:
             try:
                 entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if _sound(entry):
                 found.setdefault(entry["kind"], []).append(entry)
-                entry["iteration"] + 0
-            except (ValueError, KeyError, TypeError):
+            else:
                 damaged += line.endswith(b"\n")
     return found, damaged
+
+
+def _sound(entry: Any) -> bool:
+    """Whether a line has what every line of its kind has."""
+    if not isinstance(entry, dict) or type(entry.get("iteration")) is not int or not isinstance(entry.get("kind"), str):
+        return False
+    needed = _FIELDS.get(entry["kind"], {})
+    return all(name in entry and isinstance(entry[name], kinds) for name, kinds in needed.items())

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..train.progress import clock
-from .curves import smooth, usual_window
+from .curves import usual_window
 from .runs import Run, read_run
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def view(run: Run) -> Group:
     _losses(table, run)
     _validation(table, run)
     _machine(table, run)
+    if run.damaged:
+        table.add_row("damaged", f"{run.damaged:,} lines of the record are left out")
     parts = [table]
     if rates := run.lines.get("rates"):
         parts.append(_rates(rates[-1]["rates"]))
@@ -70,7 +73,7 @@ def curve(values: Sequence[float], width: int = WIDTH) -> str:
     '▁▃▅█'
     """
     each = max(1, math.ceil(len(values) / width))
-    stretches = [smooth(values[i : i + each], 2 * each)[0] for i in range(0, len(values), each)]
+    stretches = [_mean(values[i : i + each]) for i in range(0, len(values), each)]
     finite = [value for value in stretches if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
@@ -95,7 +98,7 @@ def _losses(table: Table, run: Run) -> None:
     losses = run.column("train", "loss")[1]
     if losses:
         window = usual_window(len(losses))
-        mean = smooth(losses, 2 * window)[-1]
+        mean = _mean(losses[-window:])
         table.add_row("meta-train loss", f"{curve(losses)}  {mean:.4g} (mean of the last {min(window, len(losses))})")
     support = [
         sum(line["steps"]) / len(line["steps"]) for line in run.lines.get("train", ()) if _whole(line.get("steps"))
@@ -146,6 +149,12 @@ def _rates(rates: dict[str, list[float]]) -> Table:
     for name, values in rates.items():
         table.add_row(name or "all", *map(_text, values))
     return table
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are finite numbers."""
+    finite = [value for value in values if math.isfinite(value)]
+    return fmean(finite) if finite else math.nan
 
 
 def _text(value: float | None) -> str:

@@ -16,7 +16,7 @@ def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> d
     """How T tasks are learned by K inner steps, from the parameters as they are.
 
     Args:
-        learner: its parameters, modes and statistics stay what they are.
+        learner: its parameters, modes and statistics stay what they are, and so does torch's random state.
         tasks: a meta-batch of T tasks.
         steps: ``[T, K]``: the inner loss of each step on its own examples, before it (`Outcome.steps`).
         every: after every so many steps the whole support and query sets are judged; after 0 and K always.
@@ -31,11 +31,13 @@ def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> d
         "steps": epochs(steps, size(select(tasks.support.x, 0)), learner.batch_size),
         "after": after,
     }
-    for name, part, loss in (("support", tasks.support, learner.inner_loss), ("query", tasks.query, learner.loss)):
-        output = learner.predict(Task(tasks.support, part), at=after)
-        told[f"{name}_loss"] = score(loss, output, part.y).tolist()
-        if _tells_classes(learner, output, part):
-            told[f"{name}_accuracy"] = score(accuracy, output, part.y).tolist()
+    device = next(learner.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for name, part, loss in (("support", tasks.support, learner.inner_loss), ("query", tasks.query, learner.loss)):
+            output = learner.predict(Task(tasks.support, part), at=after)
+            told[f"{name}_loss"] = score(loss, output, part.y).tolist()
+            if _tells_classes(learner, output, part):
+                told[f"{name}_accuracy"] = score(accuracy, output, part.y).tolist()
     return told
 
 
