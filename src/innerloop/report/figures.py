@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # The colour-blind-safe palette of Okabe and Ito (2008).
 BEFORE, AFTER, TRUTH, WRONG = "#999999", "#0072b2", "#009e73", "#d55e00"
+BRIEF = 10
+"""Pictures of more ways have bare numbers below them."""
 
 
 @runtime_checkable
@@ -108,7 +110,7 @@ def episode(
         part.suptitle(title + right, fontsize="medium", ha="left", x=0.02)
         grid = part.subplots(len(x) // ways, ways, squeeze=False)
         for axes, image, label, told in zip(grid.flat, x, y, [None] * len(x) if guess is None else guess, strict=True):
-            _picture(axes, image, int(label), None if told is None else int(told))
+            _picture(axes, image, int(label), None if told is None else int(told), brief=ways > BRIEF)
     return figure
 
 
@@ -123,12 +125,13 @@ def _told(output: Tensor, y: Tensor) -> Tensor:
     return (output > 0).long() if y.is_floating_point() else output.argmax(-1)
 
 
-def _picture(axes: Axes, image: Tensor, label: int, told: int | None) -> None:
+def _picture(axes: Axes, image: Tensor, label: int, told: int | None, brief: bool) -> None:
     picture = image.cpu().movedim(0, -1)
     shown = picture if picture.shape[-1] == 3 else 1 - picture[..., 0]
     axes.imshow(shown.tolist(), cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(f"class {label}" if told is None else f"told {told}", fontsize="small")
+    what = ("" if brief else "class ") + str(label) if told is None else ("" if brief else "told ") + str(told)
+    axes.set_xlabel(what, fontsize="xx-small" if brief else "small", labelpad=1 if brief else None)
     colour = "black" if told is None else AFTER if told == label else WRONG
     for spine in axes.spines.values():
         spine.set(edgecolor=colour, linewidth=1 if told is None else 2.5)

@@ -82,10 +82,10 @@ def episodes(run: Run, options: Options) -> Figure:
     figure = new_figure(2 * WIDTH, 5.5)
     transductive, steps = config["evaluate"].get("transductive", True), config["evaluate"].get("steps")
     parts: Any = figure.subfigures(1, 2)
-    for part, name, find in zip(parts, ("solved", "failed"), (solved_episode, failed_episode), strict=True):
+    for part, name, find in zip(parts, ("most", "fewest"), (solved_episode, failed_episode), strict=True):
         seed = find(learner, sources.test, transductive, steps=steps)
         episode(part, learner, sources.test, steps, transductive, seed)
-        part.suptitle(f"{name} (task {seed})", fontsize="large")
+        part.suptitle(f"{name} told right of 100 tasks (task {seed})", fontsize="large")
     return figure
 
 
