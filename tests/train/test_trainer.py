@@ -149,8 +149,13 @@ def test_a_second_signal_stops_at_once(tmp_path):
             signal.raise_signal(signal.SIGINT)
         return tasks
 
-    with pytest.raises(KeyboardInterrupt) as caught:
-        trainer(tmp_path, source=Disturbed(4, twice)).fit()
+    # What is begun in the background of a shell ignores Ctrl-C, and then so does Python.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            trainer(tmp_path, source=Disturbed(4, twice)).fit()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not isinstance(caught.value, Interrupted)
 
 
