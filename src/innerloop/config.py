@@ -316,7 +316,7 @@ def load_run(
         learner.load_state_dict(weights)
     except RuntimeError as error:
         what = f"do not fit {', '.join(overrides)}" if overrides else "are not those of its config.toml"
-        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise ValueError(f"the weights in {run} {what}: {reasons[0]}{more}") from error
     return learner, sources, config

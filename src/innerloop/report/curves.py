@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 RAW = "#b0b0b0"
 # The other colours of Okabe and Ito (2008), in an order that keeps neighbours apart.
 COLOURS = (AFTER, WRONG, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+WIDTH = 800 / 130
+"""Inches of a figure of 800 pixels."""
 GRID = (5, 4)
 """Rows and columns, at most, of a figure of many tasks."""
 
@@ -291,6 +293,6 @@ def _unit(metric: str) -> str:
 
 def panel(draw: Any, *arguments: Any, **options: Any) -> Figure:
     """A figure of one panel, 800 pixels wide."""
-    figure = new_figure(800 / 130, 4)
+    figure = new_figure(WIDTH, 4)
     draw(figure.subplots(), *arguments, **options)
     return figure

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import load_run
 from ..train import evaluate
 from .curves import (
+    WIDTH,
     NothingToDrawError,
     compare,
     final_support_loss,
@@ -27,8 +28,6 @@ from .runs import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 800 / 130
-"""Inches of a figure of 800 pixels."""
 STEPS = 1_000
 """Inner steps, of all unseen tasks together, behind the curve over adaptation steps; of 20 to 100 tasks."""
 
@@ -130,7 +129,7 @@ def plots(runs: Sequence[Run], kinds: Sequence[str], options: Options) -> Iterat
                 if not run.best:
                     yield kind, run, f"{run.path} is left out, for it has no validations"
             if judged:
-                yield kind, judged[0], _perhaps(lambda judged=judged: panel(compare, judged))  # type: ignore[misc]
+                yield kind, judged[0], _perhaps(partial(panel, compare, judged))
             continue
         for run in runs:
             yield kind, run, _perhaps(partial(PLOTS[kind], run, options))

@@ -87,9 +87,9 @@ class Run:
             import pandas as pd
         except ImportError as error:
             raise ImportError("data frames need pandas: pip install 'innerloop[report]'") from error
-        rows = {"steps": _steps, "tasks": _tasks, "rates": _rates}
-        if what in rows:
-            return pd.DataFrame([row for line in self.lines.get(_KIND[what], ()) for row in rows[what](line)])
+        if what in _ROWS:
+            kind, rows = _ROWS[what]
+            return pd.DataFrame([row for line in self.lines.get(kind, ()) for row in rows(line)])
         if what not in ("train", "validation"):
             raise ValueError(f'a frame is "train", "validation", "steps", "tasks" or "rates", got {what!r}')
         return pd.DataFrame(self.lines.get(what, []))
@@ -104,7 +104,6 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "validation": {"metric": str, "mean": _NUMBER, "ci95": _NUMBER, "num_tasks": int, "transductive": bool},
 }
 """What every line of a kind has, and of which types; the others are damaged."""
-_KIND = {"steps": "tasks", "tasks": "tasks", "rates": "rates"}
 
 
 def _steps(line: Line) -> Iterator[Line]:
@@ -128,6 +127,10 @@ def _rates(line: Line) -> Iterator[Line]:
     for parameter, rates in line["rates"].items():
         for step, rate in enumerate(rates):
             yield {"iteration": line["iteration"], "parameter": parameter, "step": step, "rate": rate}
+
+
+_ROWS = {"steps": ("tasks", _steps), "tasks": ("tasks", _tasks), "rates": ("rates", _rates)}
+"""Frames of what is nested: the kind of line, and its rows."""
 
 
 def read_run(path: str | Path) -> Run:

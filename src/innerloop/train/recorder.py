@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..learner import MetaLearner, Outcome
-from ..task import Params, Task, count
+from ..task import Params, Task, select
 from .evaluate import Evaluation
 from .record import SCHEMA, Metrics, environment, peak_memory
-from .trace import first, trace
+from .trace import trace
 
 
 class Phases:
@@ -76,8 +76,8 @@ class Recorder:
         """What happens within some tasks, if it is time, before the update of that iteration."""
         if not self.trace_every or not due(iteration, self.trace_every, self.iterations):
             return
-        some = first(tasks, self.trace_tasks)
-        told = trace(self.learner, some, outcome.steps[: count(some)], self.trace_steps)
+        some = slice(self.trace_tasks)
+        told = trace(self.learner, select(tasks, some), outcome.steps[some], self.trace_steps)
         self.metrics.append("tasks", iteration, **told, grad_norms={n: grad.norm().item() for n, grad in grads.items()})
 
     def train(self, iteration: int, outcome: Outcome, norm: Tensor, lr: float, rate: float, phases: Phases) -> None:

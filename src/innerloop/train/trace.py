@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..learner import MetaLearner
-from ..task import Batch, Task, count, select, size
+from ..task import Batch, Task, select, size
 from .evaluate import accuracy, score, usual_metric
 
 
@@ -56,8 +56,3 @@ def _tells_classes(learner: MetaLearner, output: Any, part: Batch) -> bool:
         return False
     shape = output[:, 0].shape
     return part.y.shape == (shape if part.y.is_floating_point() else shape[:-1])
-
-
-def first(tasks: Task, number: int) -> Task:
-    """At most so many tasks of a meta-batch."""
-    return select(tasks, slice(0, min(number, count(tasks))))  # type: ignore[no-any-return]
