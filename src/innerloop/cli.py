@@ -162,7 +162,7 @@ def train(
         "iterations": result.iterations,
         "seconds": result.seconds,
         "validation": list(result.best),
-        "test": found.as_dict(),
+        "test": {**found.as_dict(), "scores": [round(score, 4) for score in found.scores[:, -1].tolist()]},
         "citations": list(learner.citations),
         "environment": environment(trainer.device),
     }
@@ -300,6 +300,26 @@ def plot(
         drawn += 1
     if not drawn:
         raise typer.Exit(1)
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    output: Annotated[Path, typer.Option("-o", help="The page, an HTML file.")] = Path("report.html"),
+    record_only: Annotated[
+        bool, typer.Option("--record-only", help="Leave out what takes the trained models and their data.")
+    ] = False,
+    data: DataOption = None,
+) -> None:
+    """Write one page, for any browser and without a network, of how runs went and which is better."""
+    from .report.page import report as write
+
+    for line in write(runs, output, data, not record_only):
+        print(f"left out: {line}", file=sys.stderr)
+    print(output)
 
 
 # -- watch ------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from innerloop.report import (
     task_grid,
     validation,
 )
-from innerloop.report.curves import by_recipe
+from innerloop.report.series import by_recipe
 
 
 def tasks(iteration: int, epochs: list[int], number: int = 2) -> dict[str, Any]:
