@@ -110,31 +110,22 @@ def comparison(runs: Runs) -> Answer:
     if len(metrics) != 1:
         return Answer("Nothing to compare: " + ("no run is judged yet." if not metrics else "different metrics."))
     metric, base = metrics.pop(), next(iter(groups.values()))
-    rows, verdicts = [], []
+    rows, said, noise = [], [], []
     for index, (name, members) in enumerate(groups.items()):
         found, seeds = score(members, what), ", ".join(str(run.config.get("seed", "?")) for run in members)
         away = difference(base, members, what) if index and _comparable(base[0], members[0]) else None
-        verdict = better(away, metric, "better", "worse") if away else ""
-        verdicts.append(verdict)
-        told = (
-            [_interval(away, metric), away.over, verdict]
-            if away
-            else ["", "", "judged by other tasks" if index else "the first"]
-        )
-        rows.append([name, seeds, _interval(found, metric) if found else "", found.over if found else "", *told])
+        verdict = better(away, metric, "better", "worse") if away else "judged by other tasks" if index else "the first"
+        if verdict in ("better", "worse"):
+            said.append(f"{name} is {verdict} than {next(iter(groups))}")
+        noise += [name] if verdict == NOISE else []
+        told = [_interval(away, metric), away.over] if away else ["", ""]
+        rows.append([name, seeds, *([_interval(found, metric), found.over] if found else ["", ""]), *told, verdict])
     note = "" if what == "test" else " Not all have been tested, so these are best validations, which flatter."
     if len(groups) == 1:
         return Answer(f"These are runs of one recipe.{note}", header, rows)
-    names = list(groups)
-    told = [
-        f"{names[i]} is {verdict} than {names[0]}"
-        for i, verdict in enumerate(verdicts)
-        if verdict in ("better", "worse")
-    ]
-    noise = [names[i] for i, verdict in enumerate(verdicts) if verdict == NOISE]
-    told += [f"the difference to {', '.join(noise)} may be noise"] if noise else []
-    told += [f"nothing is judged by the tasks of {first[0]}"] if not told else []
-    return Answer(f"{'; '.join(told)}.{note} Intervals are of single comparisons.", header, rows)
+    said += [f"the difference of {', '.join(noise)} from {next(iter(groups))} may be noise"] if noise else []
+    sentence = "; ".join(said) if said else "nothing is judged by the same tasks as the first"
+    return Answer(f"{sentence}.{note} Intervals are of single comparisons.", header, rows)
 
 
 def machine(runs: Runs) -> Answer:

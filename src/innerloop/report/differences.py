@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -55,7 +56,7 @@ def score(runs: Sequence[Run], what: What = "test") -> Interval | None:
     if len(means) == 1:
         half, number = float(found[0]["ci95"]), found[0]["num_tasks"]
         return Interval(means[0], means[0] - half, means[0] + half, f"{number:,} tasks")
-    return _interval(fmean(means), _stats().ttest_1samp(means, 0.0), f"{len(means)} seeds")
+    return _interval(fmean(means), "ttest_1samp", means, over=f"{len(means)} seeds", popmean=0.0)
 
 
 def difference(first: Sequence[Run], second: Sequence[Run], what: What = "test") -> Interval | None:
@@ -70,11 +71,10 @@ def difference(first: Sequence[Run], second: Sequence[Run], what: What = "test")
     before, after = ([float(line["mean"]) for _, line in some] for some in pairs)
     away = fmean(after) - fmean(before)
     if min(len(before), len(after)) > 1:
-        return _interval(
-            away, _stats().ttest_ind(after, before, equal_var=False), f"{len(after)} and {len(before)} seeds"
-        )
+        over = f"{len(after)} and {len(before)} seeds"
+        return _interval(away, "ttest_ind", after, before, over=over, equal_var=False)
     if (scores := _same_tasks(pairs, what)) is not None:
-        return _interval(away, _stats().ttest_rel(scores[1], scores[0]), f"{len(scores[0]):,} tasks, the same for both")
+        return _interval(away, "ttest_rel", scores[1], scores[0], over=f"{len(scores[0]):,} tasks, the same for both")
     half = math.hypot(*(fmean(float(line["ci95"]) for _, line in some) for some in pairs))
     return Interval(away, away - half, away + half, "tasks of each")
 
@@ -83,8 +83,8 @@ def change(earlier: Line, later: Line) -> Interval:
     """From one validation of a run to a later one."""
     away = later["mean"] - earlier["mean"]
     if earlier.get("scores") and len(earlier["scores"]) == len(later.get("scores", ())):
-        test = _stats().ttest_rel(later["scores"], earlier["scores"])
-        return _interval(away, test, f"{len(later['scores']):,} tasks, the same for both")
+        over = f"{len(later['scores']):,} tasks, the same for both"
+        return _interval(away, "ttest_rel", later["scores"], earlier["scores"], over=over)
     half = math.hypot(earlier["ci95"], later["ci95"])
     return Interval(away, away - half, away + half, "tasks of each")
 
@@ -111,17 +111,16 @@ def _tasks_of(run: Run, what: What) -> Any:
     return run.config.get("tasks"), seed
 
 
-def _interval(mean: float, test: Any, over: str) -> Interval:
-    ends = test.confidence_interval(LEVEL)
-    low, high = float(ends.low), float(ends.high)
-    if math.isnan(low):  # all values are the same
-        low = high = mean
-    return Interval(mean, low, high, over)
-
-
-def _stats() -> Any:
+def _interval(mean: float, test: str, *samples: Sequence[float], over: str, **options: Any) -> Interval:
+    """By the interval that belongs to a t-test of SciPy's, around the mean found already."""
     try:
         from scipy import stats
     except ImportError as error:
         raise ImportError("intervals need SciPy: pip install 'innerloop[report]'") from error
-    return stats
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of values that are all the same, for which there is no t
+        ends = getattr(stats, test)(*samples, **options).confidence_interval(LEVEL)
+    low, high = float(ends.low), float(ends.high)
+    if math.isnan(low):
+        low = high = mean
+    return Interval(mean, low, high, over)
