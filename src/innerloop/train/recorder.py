@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..learner import MetaLearner, Outcome
 from ..task import Params, Task, select
 from .evaluate import Evaluation
+from .loggers import Logger
 from .record import SCHEMA, Metrics, environment, peak_memory
 from .trace import trace
 
@@ -48,6 +50,7 @@ class Recorder:
         trace_every: of those of tasks and learned rates; 0 for never.
         trace_tasks: of how many tasks.
         trace_steps: after every so many inner steps these are judged.
+        loggers, config: see `Metrics`.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class Recorder:
         trace_every: int,
         trace_tasks: int,
         trace_steps: int,
+        loggers: Sequence[Logger] = (),
+        config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.metrics, self.learner, self.iterations = Metrics(run), learner, iterations
+        self.metrics, self.learner, self.iterations = Metrics(run, loggers, config), learner, iterations
         self.log_every, self.trace_every = log_every, trace_every if run else 0
         self.trace_tasks, self.trace_steps = trace_tasks, trace_steps
 
