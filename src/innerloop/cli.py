@@ -323,9 +323,9 @@ def report(
     data: DataOption = None,
 ) -> None:
     """Write one page, for any browser and without a network, of how runs went and which is better."""
-    from .report.page import report as write
+    from .report import write_report
 
-    for line in write(runs, output, data, not record_only):
+    for line in write_report(runs, output, data, not record_only):
         print(f"left out: {line}", file=sys.stderr)
     print(output)
 

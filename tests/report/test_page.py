@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from innerloop import cli
-from innerloop.report import UnreadableRunError, read_run
-from innerloop.report.page import page, report
+from innerloop.report import UnreadableRunError, read_run, write_report
+from innerloop.report.page import page
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def test_a_run_of_100_000_iterations_opens_in_two_seconds(
         kinds = ["train"] + ["tasks", "rates", "validation"] * (iteration % 100 == 0)
         lines += [{**run.lines[kind][iteration % 3], "iteration": iteration} for kind in kinds]
     config, test = (run.path / "config.toml").read_text(), run.results["test"]
-    report([recorded(tmp_path / "long", lines, config, test)], tmp_path / "long.html", models=False)
+    write_report([recorded(tmp_path / "long", lines, config, test)], tmp_path / "long.html", models=False)
     assert (tmp_path / "long.html").stat().st_size < 8_000_000
     seconds = []
     for _ in range(3):
@@ -227,18 +227,18 @@ def test_what_is_not_a_report_is_not_overwritten(trained: Path, tmp_path: Path) 
     mine = tmp_path / "mine.html"
     mine.write_text("<p>by hand</p>")
     with pytest.raises(FileExistsError, match="not a report"):
-        report([trained / "sinusoids"], mine, models=False)
+        write_report([trained / "sinusoids"], mine, models=False)
     assert mine.read_text() == "<p>by hand</p>"
     with pytest.raises(FileExistsError, match="not a report"):
-        report([trained / "sinusoids"], tmp_path, models=False)
+        write_report([trained / "sinusoids"], tmp_path, models=False)
     for _ in range(2):
-        report([trained / "sinusoids"], tmp_path / "deep" / "report.html", models=False)
+        write_report([trained / "sinusoids"], tmp_path / "deep" / "report.html", models=False)
 
 
 def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UnreadableRunError, match="is empty"):
-        report([tmp_path / "empty"], tmp_path / "r.html")
+        write_report([tmp_path / "empty"], tmp_path / "r.html")
     assert cli.run(["report", str(tmp_path / "empty"), str(tmp_path / "none"), "-o", str(tmp_path / "r.html")]) == 1
     assert "is empty; " in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
@@ -246,7 +246,7 @@ def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_run_that_just_began_has_a_report(browser: Any, tmp_path: Path, recorded: Callable[..., Path]) -> None:
     run = recorded(tmp_path / "new", [{"kind": "run", "iteration": 0, "schema": 1, "tasks": 4, "steps": 1}])
-    report([run], tmp_path / "r.html")
+    write_report([run], tmp_path / "r.html")
     with opened(browser, tmp_path / "r.html") as tab:
         assert tab.locator(".plot").count() == 0
         assert "not judged yet" in tab.locator("#inner").inner_text()
@@ -260,7 +260,7 @@ def test_names_and_recipes_are_text_whatever_is_in_them(
     nasty = 'x" onload="alert(1)"> <script>alert(1)</script> </scr'
     folder = tmp_path / nasty.replace("/", "")
     config = "[tasks]\nname = " + json.dumps("</script><script>alert(1)</script>")
-    report([recorded(folder, lines, config)], tmp_path / "r.html", models=False)
+    write_report([recorded(folder, lines, config)], tmp_path / "r.html", models=False)
     with opened(browser, tmp_path / "r.html") as tab:
         assert tab.locator("script").count() == 3
         assert tab.locator("h1").inner_text() == folder.name

@@ -10,6 +10,7 @@ from .curves import (
     validation,
 )
 from .figures import adaptation_curve, episode, failed_episode, fits, new_figure, showcase, solved_episode
+from .page import write_report
 from .runs import Run, UnreadableRunError, read_run
 from .series import NothingToDrawError, smooth
 
@@ -33,4 +34,5 @@ __all__ = [
     "solved_episode",
     "task_grid",
     "validation",
+    "write_report",
 ]

@@ -22,7 +22,12 @@ MARK = '<meta name="generator" content="innerloop'
 Section = dict[str, Any]
 
 
-def report(runs: Sequence[Path], output: Path, data: Path | None = None, models: bool = True) -> list[str]:
+def write_report(
+    runs: Sequence[str | Path],
+    output: str | Path,
+    data: Path | None = None,
+    models: bool = True,
+) -> list[str]:
     """Write the report of some run directories.
 
     Args:
@@ -39,6 +44,7 @@ def report(runs: Sequence[Path], output: Path, data: Path | None = None, models:
         FileExistsError: the file is something else than a report; it was not touched.
         ImportError: a package of the extra ``report`` is missing.
     """
+    output = Path(output)
     if output.is_dir() or (output.exists() and MARK not in output.read_text("utf-8", errors="replace")[:2_000]):
         raise FileExistsError(f"{output} is there and not a report: give another file with -o")
     found, broken = [], []
@@ -62,7 +68,7 @@ def page(runs: Mapping[str, Run], broken: Sequence[str] = (), data: Path | None 
     Args:
         runs: by the labels to show them under.
         broken: what is wrong with others that were left out.
-        data, models: as in `report`.
+        data, models: as in `write_report`.
     """
     try:
         import jinja2

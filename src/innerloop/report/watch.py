@@ -41,7 +41,7 @@ def watch(path: str | Path, console: Console, every: float = 2.0) -> None:
     with Live(view(run), console=console, auto_refresh=False) as live:
         while not run.finished:
             time.sleep(every)
-            run = read_run(path)
+            run = read_run(path, run)
             live.update(view(run), refresh=True)
 
 

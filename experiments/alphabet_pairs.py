@@ -1,18 +1,18 @@
-"""Why is the meta-train loss unstable? python experiments/alphabet-pairs/study.py measure [--data DIR]
+"""Why is the meta-train loss unstable? python experiments/alphabet_pairs.py measure [--data DIR]
 
-``measure`` reads the runs of the two families (see README.md for their commands), measures what the noise of a
-meta-batch is made of, and what training from scratch comes to, and writes ``study.json``; ``write``, or `make table`,
-makes the figures and the tables of README.md from it.
+``measure`` reads the runs of the two families, measures what the noise of a meta-batch is made of and what training
+from scratch comes to, and writes ``alphabet-pairs/study.json``; ``write``, or `make table`, makes the figures and the
+tables of ``alphabet-pairs/README.md`` from it.
 """
 
 import argparse
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+import table
 import torch
 from torch.nn import functional as F
 
@@ -21,11 +21,9 @@ from innerloop.report import smooth
 from innerloop.task import Batch, Task
 from innerloop.train.checkpoint import writing
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-import table  # noqa: E402  (beside this folder)
-
+HERE = Path(__file__).parent / "alphabet-pairs"
 STUDY = HERE / "study.json"
+PAGE = HERE / "README.md"
 FAMILIES = ("omniglot-alphabet-pairs", "alphabet-pairs-28")
 ORIGINAL = {"steps": 1_300, "hours": 10}
 WINDOW = 51
@@ -289,4 +287,4 @@ if __name__ == "__main__":
         with writing(STUDY) as file:
             file.write((json.dumps(measure(given.runs, given.data)) + "\n").encode())
     figures(json.loads(STUDY.read_text()))
-    (HERE / "README.md").write_text(filled((HERE / "README.md").read_text()))
+    PAGE.write_text(filled(PAGE.read_text()))
