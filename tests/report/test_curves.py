@@ -105,6 +105,14 @@ def test_learned_rates_are_those_of_the_best_validation_unless_told_otherwise() 
     assert found.get_title().endswith("iteration 0")
 
 
+def test_rates_that_are_one_for_all_steps_are_bars() -> None:
+    one = run()
+    one.lines["rates"] = [{"kind": "rates", "iteration": 0, "rates": {"a": [0.25], "": [-0.5]}}]
+    found = learned_rates(axes(), one)
+    assert [label.get_text() for label in found.get_yticklabels()] == ["a", "all parameters"]
+    assert [bar.get_width() for bar in found.patches] == [0.25, -0.5]
+
+
 def test_runs_that_differ_in_their_seed_are_one_line_with_a_band() -> None:
     runs = [run(), run("plain-seed1", 1), run("wide-seed0", 0, 4.0)]
     runs[1].lines["validation"][0]["mean"] = 64.0

@@ -148,13 +148,18 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
     if not lines:
         raise NothingToDrawError(f"{run.path} has no learned rates: its inner rates are fixed, or trace_every is 0")
     line = nearest(lines, iteration if iteration is not None or run.best is None else run.best["iteration"])
+    axes.set_title(f"{run.name}: iteration {line['iteration']:,}", fontsize="medium")
+    if all(len(rates) == 1 for rates in line["rates"].values()):
+        names = [name or "all parameters" for name in line["rates"]]
+        axes.barh(names, [rates[0] for rates in line["rates"].values()], color=COLOURS[0])
+        axes.invert_yaxis()
+        axes.set(xlabel="learned rate, of every step")
+        return axes
     for index, (name, rates) in enumerate(line["rates"].items()):
-        style = _style(index)
-        axes.plot(range(1, len(rates) + 1), rates, marker="o", label=name or "all parameters", **style)
+        axes.plot(range(1, len(rates) + 1), rates, marker="o", label=name or "all parameters", **_style(index))
     axes.axhline(0, color=RAW, linewidth=0.5)
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.set(xlabel="inner step", ylabel="learned rate")
-    axes.set_title(f"{run.name}: iteration {line['iteration']:,}", fontsize="medium")
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from torch import Tensor
 from ..learner import MetaLearner, Outcome
 from ..task import Params, Task, select
 from .evaluate import Evaluation
-from .loggers import Logger
 from .record import SCHEMA, Metrics, environment, peak_memory
 from .trace import trace
 
@@ -43,30 +40,27 @@ class Recorder:
     """Writes the lines of ``metrics.jsonl``; RECORD.md says what is in them.
 
     Args:
-        run: the run directory; ``None`` writes nothing.
+        metrics: where they go.
         learner: what is trained.
         iterations: the last one is always told of.
         log_every: in iterations, of the lines of training.
         trace_every: of those of tasks and learned rates; 0 for never.
         trace_tasks: of how many tasks.
         trace_steps: after every so many inner steps these are judged.
-        loggers, config: see `Metrics`.
     """
 
     def __init__(
         self,
-        run: Path | None,
+        metrics: Metrics,
         learner: MetaLearner,
         iterations: int,
         log_every: int,
         trace_every: int,
         trace_tasks: int,
         trace_steps: int,
-        loggers: Sequence[Logger] = (),
-        config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.metrics, self.learner, self.iterations = Metrics(run, loggers, config), learner, iterations
-        self.log_every, self.trace_every = log_every, trace_every if run else 0
+        self.metrics, self.learner, self.iterations = metrics, learner, iterations
+        self.log_every, self.trace_every = log_every, trace_every if metrics.path else 0
         self.trace_tasks, self.trace_steps = trace_tasks, trace_steps
 
     def begin(self, iteration: int, tasks: int, device: torch.device) -> None:

@@ -20,7 +20,7 @@ from .checkpoint import Checkpoints, holds_run, save
 from .evaluate import Evaluation, Metric, evaluate
 from .loggers import Logger
 from .progress import Progress
-from .record import environment, write_results
+from .record import Metrics, environment, write_results
 from .recorder import Phases, Recorder, due
 from .signals import Stop, stopping
 
@@ -124,9 +124,8 @@ class Trainer:
         self.clip, self.clip_norm, self.config, self.show = clip, clip_norm, dict(config or {}), progress
         self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
         trace_every = validate_every if trace_every is None else trace_every
-        self.recorder = Recorder(
-            self.run, learner, iterations, log_every, trace_every, trace_tasks, trace_steps, loggers, self.config
-        )
+        metrics = Metrics(self.run, loggers, self.config)
+        self.recorder = Recorder(metrics, learner, iterations, log_every, trace_every, trace_tasks, trace_steps)
         self._evaluate = partial(
             evaluate, num_tasks=val_tasks, steps=val_steps, transductive=transductive, metric=metric
         )
