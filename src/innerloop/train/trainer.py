@@ -80,6 +80,7 @@ class Trainer:
         ValueError: a number out of range or an unknown optimizer.
     """
 
+    iteration = 0
     _best: Evaluation | None = None
 
     def __init__(
@@ -123,17 +124,15 @@ class Trainer:
         self.iterations, self.tasks, self.lr, self.seed, self.val_seed = iterations, tasks, lr, seed, val_seed
         self.clip, self.clip_norm, self.config, self.show = clip, clip_norm, dict(config or {}), progress
         self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
-        trace_every = validate_every if trace_every is None else trace_every
-        metrics = Metrics(self.run, loggers, self.config)
-        self.recorder = Recorder(metrics, learner, iterations, log_every, trace_every, trace_tasks, trace_steps)
+        metrics, every = Metrics(self.run, loggers, self.config), validate_every if trace_every is None else trace_every
+        self.recorder = Recorder(metrics, learner, iterations, log_every, every, trace_tasks, trace_steps)
         self._evaluate = partial(
             evaluate, num_tasks=val_tasks, steps=val_steps, transductive=transductive, metric=metric
         )
         self.generator = torch.Generator().manual_seed(derive_seed("tasks", seed))
         self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
-        self.checkpoints = Checkpoints(self.run, keep_best) if self.run else None
-        self.iteration, self.phases = 0, Phases()
+        self.checkpoints, self.phases = Checkpoints(self.run, keep_best) if self.run else None, Phases()
 
     @property
     def device(self) -> torch.device:
