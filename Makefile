@@ -59,6 +59,7 @@ format: $(VENV)/dev
 # The tables of the README and of experiments/, made from the result files in experiments/.
 table: $(VENV)/dev
 	$(RUN)/python experiments/table.py --write
+	$(RUN)/python experiments/alphabet_pairs.py write
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,7 +25,8 @@ def collect(run: Path, data: str | None = None, device: str = "cpu") -> dict[str
     learner = together.learners[0]
     trained = json.loads((run / "results.json").read_text())
     options = il.config.arguments(config, "evaluate")
-    tests = [trained["test"]]  # which `innerloop train` made, of these weights
+    # Which `innerloop train` made, of these weights; the scores of single tasks stay in the run directory.
+    tests = [{key: value for key, value in trained["test"].items() if key != "scores"}]
     if learner.depends_on_query_set:
         other = {**options, "transductive": not options.get("transductive", True)}
         tests.append(il.evaluate(learner, sources.test, **other).as_dict())

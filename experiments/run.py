@@ -116,7 +116,8 @@ def run(family: str, seeds: Sequence[int] | None, runs: Path, options: Sequence[
                     print(f"{begun[future].name}: failed with exit code {code}", file=sys.stderr, flush=True)
                     failed = failed or code
                     continue
-                figures.draw(family)
+                if "page" not in table.families()[family]:  # which has figures of its own
+                    figures.draw(family)
                 table.write()
         finally:  # after Ctrl-C, which the commands see too, nothing more is begun
             pool.shutdown(wait=True, cancel_futures=True)

@@ -67,7 +67,7 @@ def test_rooms_are_small(path: Path) -> None:
 EXTRAS = {
     "data": {"PIL", "rich"},
     "train": {"rich"},
-    "report": {"matplotlib", "pandas", "rich"},
+    "report": {"matplotlib", "pandas", "rich", "plotly", "scipy", "jinja2"},
     "cli": {"typer", "rich"},
 }
 CONFIG = {"tomllib", "tomli", "tomli_w"}
@@ -92,7 +92,8 @@ def test_the_core_works_without_any_extra() -> None:
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"PIL", "typer", "rich", "matplotlib", "pandas", "tomli", "tomli_w"}:
+        extras = {"PIL", "typer", "rich", "matplotlib", "pandas", "plotly", "scipy", "tomli", "tomli_w"}
+        if name.split(".")[0] in extras:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import innerloop as il, torch

@@ -23,7 +23,7 @@ from .models import MODELS
 from .presets import PRESETS
 from .report import read_run
 from .task import TaskSource
-from .train import Ensemble, Interrupted, NonFiniteError, Trainer, evaluate
+from .train import LOGGERS, Ensemble, Interrupted, NonFiniteError, Trainer, evaluate
 from .train.checkpoint import holds_run, writing
 from .train.record import dumps, environment, write_results
 
@@ -51,6 +51,9 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")]
+
+
+Tracker = Enum("Tracker", {name: name for name in LOGGERS}, type=str)  # type: ignore[misc]
 
 
 class Split(str, Enum):
@@ -136,16 +139,21 @@ def train(
     device: DeviceOption = "cpu",
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the run directory.")] = False,
+    log: Annotated[
+        list[Tracker] | None,
+        typer.Option(help="Also tell these, several times for several.", show_default=False),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show progress.")] = True,
 ) -> None:
     """Meta-train by a recipe, then evaluate on the test split as the recipe says."""
     settings = config.load_recipe(recipe, overrides or (), seed)
     run = run or Path("runs") / f"{_stem(recipe)}-seed{settings['seed']}"
     _claim(run, settings, resume)
+    loggers = [LOGGERS[tracker.value]() for tracker in log or ()]
     learner, sources = config.build(settings, data, device, download)
     options = config.arguments(settings, "train")
     trainer = Trainer(learner, sources.train, sources.val, run, seed=settings["seed"], config=settings,
-                      progress=verbose, **options)  # fmt: skip
+                      loggers=loggers, progress=verbose, **options)  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
     with writing(run / "config.toml") as file:
         file.write(config.dumps(settings).encode())
@@ -162,7 +170,7 @@ def train(
         "iterations": result.iterations,
         "seconds": result.seconds,
         "validation": list(result.best),
-        "test": found.as_dict(),
+        "test": {**found.as_dict(), "scores": [round(score, 4) for score in found.scores[:, -1].tolist()]},
         "citations": list(learner.citations),
         "environment": environment(trainer.device),
     }
@@ -300,6 +308,26 @@ def plot(
         drawn += 1
     if not drawn:
         raise typer.Exit(1)
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    output: Annotated[Path, typer.Option("-o", help="The page, an HTML file.")] = Path("report.html"),
+    record_only: Annotated[
+        bool, typer.Option("--record-only", help="Leave out what takes the trained models and their data.")
+    ] = False,
+    data: DataOption = None,
+) -> None:
+    """Write one page, for any browser and without a network, of how runs went and which is better."""
+    from .report import write_report
+
+    for line in write_report(runs, output, data, not record_only):
+        print(f"left out: {line}", file=sys.stderr)
+    print(output)
 
 
 # -- watch ------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ SECTIONS = {
     "model": Section(MODELS, "name"),
     "learner": Section(PRESETS, "preset", ("model",)),
     "tasks": Section(TASKS, "name", ("root", "device", "download")),
-    "train": Section({"": Trainer}, "", ("learner", "train", "val", "run", "seed", "config", "progress")),
+    "train": Section({"": Trainer}, "", ("learner", "train", "val", "run", "seed", "config", "loggers", "progress")),
     "evaluate": Section({"": evaluate}, "", ("learner", "source")),
 }
 TOP = {"description": Option(str, ""), "seed": Option(int, 0), "extends": Option(str, "")}

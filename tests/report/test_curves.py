@@ -25,7 +25,7 @@ from innerloop.report import (
     task_grid,
     validation,
 )
-from innerloop.report.curves import by_recipe
+from innerloop.report.series import by_recipe
 
 
 def tasks(iteration: int, epochs: list[int], number: int = 2) -> dict[str, Any]:
@@ -103,6 +103,14 @@ def test_learned_rates_are_those_of_the_best_validation_unless_told_otherwise() 
     found = learned_rates(axes(), run(), iteration=3)
     assert drawn(found)["a"][1] == [0, 1.0]
     assert found.get_title().endswith("iteration 0")
+
+
+def test_rates_that_are_one_for_all_steps_are_bars() -> None:
+    one = run()
+    one.lines["rates"] = [{"kind": "rates", "iteration": 0, "rates": {"a": [0.25], "": [-0.5]}}]
+    found = learned_rates(axes(), one)
+    assert [label.get_text() for label in found.get_yticklabels()] == ["a", "all parameters"]
+    assert [bar.get_width() for bar in found.patches] == [0.25, -0.5]
 
 
 def test_runs_that_differ_in_their_seed_are_one_line_with_a_band() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import innerloop as il
 from innerloop.report import UnreadableRunError, read_run
+from innerloop.report.runs import _sound
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,27 @@ def test_what_is_damaged_or_cut_off_is_left_out(run: Path, tmp_path: Path) -> No
     damaged = read_run(copied(run, tmp_path / "damaged", b"".join(lines)))
     assert damaged.damaged == 2
     assert sum(map(len, damaged.lines.values())) == len(lines) - 2
+
+
+def test_reading_goes_on_where_it_ended(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (run / "metrics.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    folder = copied(run, tmp_path / "run", b"".join(lines[:4]) + b"[]\n" + lines[4][:9])
+    first = read_run(folder)
+    parsed: list[object] = []
+    monkeypatch.setattr(
+        "innerloop.report.runs._sound", lambda entry, sound=_sound: parsed.append(entry) or sound(entry)
+    )
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(lines[4][9:] + b"".join(lines[5:]))
+    second = read_run(folder, first)
+    assert (second.lines, second.damaged) == (read_run(run).lines, 1)
+    assert parsed[: len(lines) - 4] == [json.loads(line) for line in lines[4:]]
+    assert sum(map(len, first.lines.values())) == 4
+    # A resumed run cuts its record, in a file of its own.
+    (folder / "new").write_bytes(b"".join(lines[:6]))
+    (folder / "new").replace(folder / "metrics.jsonl")
+    assert read_run(folder, second).lines == read_run(copied(run, tmp_path / "same", b"".join(lines[:6]))).lines
 
 
 def test_a_number_that_was_not_finite_is_not_a_number_again(tmp_path: Path) -> None:

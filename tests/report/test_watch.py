@@ -88,7 +88,8 @@ def test_watching_ends_with_the_run(tmp_path: Path) -> None:
     watching.start()
     time.sleep(0.3)
     assert watching.is_alive()
-    (run / "metrics.jsonl").write_text(json.dumps(training(40)) + "\n")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(training(40)) + "\n")
     (run / "results.json").write_text('{"iterations": 40, "test": null}')
     watching.join(20)
     assert not watching.is_alive()

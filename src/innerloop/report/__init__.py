@@ -1,18 +1,18 @@
 """What a run wrote down, and what it came to, as data frames and pictures."""
 
 from .curves import (
-    NothingToDrawError,
     compare,
     final_support_loss,
     inner_loss,
     learned_rates,
     meta_loss,
-    smooth,
     task_grid,
     validation,
 )
 from .figures import adaptation_curve, episode, failed_episode, fits, new_figure, showcase, solved_episode
+from .page import write_report
 from .runs import Run, UnreadableRunError, read_run
+from .series import NothingToDrawError, smooth
 
 __all__ = [
     "NothingToDrawError",
@@ -34,4 +34,5 @@ __all__ = [
     "solved_episode",
     "task_grid",
     "validation",
+    "write_report",
 ]

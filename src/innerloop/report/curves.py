@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from .figures import AFTER, WRONG, new_figure
-from .runs import Line, Run
+from .runs import Run
+from .series import (
+    COLOURS,
+    NothingToDrawError,
+    by_recipe,
+    inner_curve,
+    nearest,
+    or_nan,
+    recorded,
+    seed_curves,
+    smooth,
+    spread,
+    unit,
+    usual_window,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RAW = "#b0b0b0"
-# The other colours of Okabe and Ito (2008), in an order that keeps neighbours apart.
-COLOURS = (AFTER, WRONG, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 WIDTH = 800 / 130
 """Inches of a figure of 800 pixels."""
 GRID = (5, 4)
 """Rows and columns, at most, of a figure of many tasks."""
-
-
-class NothingToDrawError(ValueError):
-    """The record of a run has nothing of what is asked for. The message is one line, and names the run."""
-
-
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """The mean of the ``window`` values around each one, of fewer at the ends. Values that are no numbers are left out.
-
-    >>> smooth([1.0, 2.0, 6.0, 8.0], 3)
-    [1.5, 3.0, 5.333333333333333, 7.0]
-    """
-    if window < 1:
-        raise ValueError(f"a window is of at least 1 value, got {window}")
-    if window == 1:
-        return list(values)
-    finite = [math.isfinite(value) for value in values]
-    sums = [0.0, *accumulate(value if known else 0.0 for value, known in zip(values, finite, strict=True))]
-    counts = [0, *accumulate(finite)]
-    found = []
-    for index in range(len(values)):
-        first, end = max(index - (window - 1) // 2, 0), min(index + window // 2 + 1, len(values))
-        number = counts[end] - counts[first]
-        found.append((sums[end] - sums[first]) / number if number else math.nan)
-    return found
-
-
-def usual_window(number: int) -> int:
-    """A twentieth of the values, odd."""
-    return max(number // 20, 1) | 1
 
 
 # -- one problem, and many --------------------------------------------------------------------------------------------
@@ -68,10 +48,10 @@ def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0
         task: its index among the recorded ones.
         window: of the running mean, in steps; a twentieth of all if not given.
     """
-    line = _nearest(_recorded(run, "steps"), iteration)
+    line = nearest(recorded(run, "steps"), iteration)
     if not 0 <= task < len(line["steps"]):
         raise ValueError(f"{run.path} has {len(line['steps'])} tasks of iteration {line['iteration']}, got {task}")
-    steps, losses, what = _inner_curve(line, task)
+    steps, losses, what = inner_curve(line, task)
     _raw_and_smooth(axes, steps, losses, window, "points")
     epochs = [len(epoch) for epoch in line["steps"][task]]
     if max(epochs, default=0) > 1:
@@ -94,14 +74,14 @@ def task_grid(
         what: the support loss, as `inner_loss` draws it, or that of the query set after some numbers of steps.
         window: of the running mean, in points.
     """
-    recorded = _recorded(run, "steps" if what == "support" else "query_loss")
-    lines = [recorded[i] for i in _spread(len(recorded), GRID[0])]
+    found = recorded(run, "steps" if what == "support" else "query_loss")
+    lines = [found[i] for i in spread(len(found), GRID[0])]
     columns = min(GRID[1], *(len(line["steps"]) for line in lines))
     panels = figure.subplots(len(lines), columns, sharex=True, sharey=True, squeeze=False)
     for row, line in zip(panels, lines, strict=True):
         for task, axes in enumerate(row):
             if what == "support":
-                points, losses, about = _inner_curve(line, task)
+                points, losses, about = inner_curve(line, task)
             else:
                 points, losses, about = line["after"], line["query_loss"][task], "query loss"
             _raw_and_smooth(axes, points, losses, window, "points", legend=False)
@@ -123,8 +103,8 @@ def task_grid(
 
 def final_support_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
     """The support loss after the last inner step, mean over the recorded tasks, over meta-training."""
-    lines = _recorded(run, "support_loss")
-    losses = [fmean(_number(task[-1]) for task in line["support_loss"]) for line in lines]
+    lines = recorded(run, "support_loss")
+    losses = [fmean(or_nan(task[-1]) for task in line["support_loss"]) for line in lines]
     _raw_and_smooth(axes, [line["iteration"] for line in lines], losses, window, "points")
     axes.set(xlabel="outer iteration", ylabel=f"support loss after {lines[-1]['after'][-1]} steps")
     axes.set_title(f"{run.name}: mean of {len(lines[-1]['steps'])} tasks", fontsize="medium")
@@ -148,7 +128,7 @@ def validation(axes: Axes, run: Run) -> Axes:
     best = run.best
     if best is None:
         raise NothingToDrawError(f"{run.path} has no validations yet")
-    half = [_number(value) for value in run.column("validation", "ci95")[1]]
+    half = [or_nan(value) for value in run.column("validation", "ci95")[1]]
     axes.plot(iterations, means, color=AFTER, marker="." if len(means) < 50 else None)
     low, high = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
     axes.fill_between(iterations, low, high, color=AFTER, alpha=0.2, linewidth=0)
@@ -156,7 +136,7 @@ def validation(axes: Axes, run: Run) -> Axes:
     axes.plot([best["iteration"]], [best["mean"]], "o", color=WRONG, label=told)
     axes.legend(fontsize="small")
     mode = "transductive" if best["transductive"] else "inductive"
-    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {_unit(best['metric'])}")
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {unit(best['metric'])}")
     axes.set_title(f"{run.name}: {best['num_tasks']} tasks, 95 % interval, {mode}", fontsize="medium")
     return axes
 
@@ -167,14 +147,19 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
     lines = run.lines.get("rates", [])
     if not lines:
         raise NothingToDrawError(f"{run.path} has no learned rates: its inner rates are fixed, or trace_every is 0")
-    line = _nearest(lines, iteration if iteration is not None or run.best is None else run.best["iteration"])
+    line = nearest(lines, iteration if iteration is not None or run.best is None else run.best["iteration"])
+    axes.set_title(f"{run.name}: iteration {line['iteration']:,}", fontsize="medium")
+    if all(len(rates) == 1 for rates in line["rates"].values()):
+        names = [name or "all parameters" for name in line["rates"]]
+        axes.barh(names, [rates[0] for rates in line["rates"].values()], color=COLOURS[0])
+        axes.invert_yaxis()
+        axes.set(xlabel="learned rate, of every step")
+        return axes
     for index, (name, rates) in enumerate(line["rates"].items()):
-        style = _style(index)
-        axes.plot(range(1, len(rates) + 1), rates, marker="o", label=name or "all parameters", **style)
+        axes.plot(range(1, len(rates) + 1), rates, marker="o", label=name or "all parameters", **_style(index))
     axes.axhline(0, color=RAW, linewidth=0.5)
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.set(xlabel="inner step", ylabel="learned rate")
-    axes.set_title(f"{run.name}: iteration {line['iteration']:,}", fontsize="medium")
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
 
@@ -187,16 +172,14 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
         raise NothingToDrawError(f"the runs are validated by different metrics: {', '.join(metrics)}")
     groups = by_recipe(runs)
     for index, (name, members) in enumerate(groups.items()):
-        curves = [dict(zip(*run.column("validation", "mean"), strict=True)) for run in members]
-        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+        shared, values = seed_curves(members)
         if not shared:
             raise NothingToDrawError(f"{name}: no validations, or at no iteration of all seeds")
-        values = [[curve[iteration] for curve in curves] for iteration in shared]
         style = _style(index)
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
         axes.plot(shared, [fmean(some) for some in values], label=f"{name}{seeds}", **style)
         axes.fill_between(shared, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.2)
-    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {_unit(metrics[0])}")
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {unit(metrics[0])}")
     axes.set_title("means over seeds; bands from the worst to the best", fontsize="medium")
     if len(groups) <= 5:
         axes.legend(fontsize="small")
@@ -205,54 +188,12 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
     return axes
 
 
-def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in their seed alone, under the name of the first without its ``-seedN``."""
-    groups: list[tuple[Any, list[Run]]] = []
-    for run in runs:
-        recipe = {key: value for key, value in run.config.items() if key != "seed"} if run.config else run.path
-        for known, members in groups:
-            if known == recipe:
-                members.append(run)
-                break
-        else:
-            groups.append((recipe, [run]))
-    named: dict[str, list[Run]] = {}
-    for _, members in groups:
-        name = members[0].name.rpartition("-seed")[0] or members[0].name
-        named[name if name not in named else str(members[0].path)] = members
-    return named
-
-
 # -- parts ------------------------------------------------------------------------------------------------------------
-
-
-def _recorded(run: Run, name: str) -> list[Line]:
-    lines = [line for line in run.lines.get("tasks", []) if line.get(name) and line["steps"]]
-    if not lines:
-        raise NothingToDrawError(
-            f"{run.path} has no record of tasks: it just began, had trace_every = 0, or an older version"
-        )
-    return lines
 
 
 def _style(index: int) -> dict[str, Any]:
     """Colours first, then kinds of lines."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
-
-
-def _nearest(lines: Sequence[Line], iteration: int | None) -> Line:
-    if iteration is None:
-        return lines[-1]
-    return min(lines, key=lambda line: abs(int(line["iteration"]) - iteration))
-
-
-def _inner_curve(line: Line, task: int) -> tuple[list[int], list[float | None], str]:
-    """Numbers of steps, losses, and what they are."""
-    epochs = line["steps"][task]
-    if all(len(epoch) == 1 for epoch in epochs):
-        return line["after"], line["support_loss"][task], "support loss"
-    losses = [loss for epoch in epochs for loss in epoch]
-    return list(range(len(losses))), losses, "mini-batch loss before the step"
 
 
 def _whole_numbers() -> Any:
@@ -261,21 +202,10 @@ def _whole_numbers() -> Any:
     return MaxNLocator("auto", integer=True)
 
 
-def _spread(number: int, most: int) -> list[int]:
-    """At most so many indices, evenly from the first to the last."""
-    if number <= most:
-        return list(range(number))
-    return [round(i * (number - 1) / (most - 1)) for i in range(most)]
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
 def _raw_and_smooth(
     axes: Axes, x: Sequence[int], y: Sequence[float | None], window: int | None, unit: str, legend: bool = True
 ) -> None:
-    values = [_number(value) for value in y]
+    values = [or_nan(value) for value in y]
     window = usual_window(len(values)) if window is None else window
     style: Mapping[str, Any] = {"color": AFTER, "linewidth": 1.5}
     if window > 1:
@@ -285,10 +215,6 @@ def _raw_and_smooth(
         axes.plot(x, values, label="raw", marker="." if len(values) < 30 else None, **style)
     if legend:
         axes.legend(fontsize="small")
-
-
-def _unit(metric: str) -> str:
-    return "accuracy (%)" if metric == "accuracy" else metric
 
 
 def panel(draw: Any, *arguments: Any, **options: Any) -> Figure:

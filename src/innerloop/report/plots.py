@@ -12,7 +12,6 @@ from ..config import load_run
 from ..train import evaluate
 from .curves import (
     WIDTH,
-    NothingToDrawError,
     compare,
     final_support_loss,
     inner_loss,
@@ -24,6 +23,7 @@ from .curves import (
 )
 from .figures import FunctionSource, adaptation_curve, episode, failed_episode, fits, new_figure, solved_episode
 from .runs import Run
+from .series import NothingToDrawError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Run:
         config: the resolved recipe, empty for a run without one.
         results: what ``results.json`` has, empty while the run goes on.
         damaged: how many lines could not be read, and are left out; a last one that was cut off is not counted.
+        place: which file the lines are of, and how far it was read, so that a later reading can go on from there.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Run:
     config: Config = field(repr=False)
     results: dict[str, Any] = field(repr=False)
     damaged: int = 0
+    place: tuple[int, int] = field(default=(-1, 0), repr=False)
 
     @property
     def name(self) -> str:
@@ -133,8 +136,12 @@ _ROWS = {"steps": ("tasks", _steps), "tasks": ("tasks", _tasks), "rates": ("rate
 """Frames of what is nested: the kind of line, and its rows."""
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path, earlier: Run | None = None) -> Run:
     """What a run directory holds. A run that goes on, or was cut off within a line, is read as far as it came.
+
+    Args:
+        path: the run directory.
+        earlier: of the same directory: what was read then is not read again, unless the record was begun or cut anew.
 
     Raises:
         UnreadableRunError: there is no such directory, it holds no run, or a later version wrote it.
@@ -146,7 +153,7 @@ def read_run(path: str | Path) -> Run:
     if not metrics.is_file():
         why = "it has no metrics.jsonl" if any(path.iterdir()) else "it is empty"
         raise UnreadableRunError(f"{path} is not a run directory: {why}")
-    lines, damaged = _lines(metrics)
+    lines, damaged, place = _lines(metrics, earlier)
     if not lines:
         raise UnreadableRunError(f"{path} has no record yet: its metrics.jsonl has no whole line")
     if (schema := lines.get("run", [{}])[0].get("schema", 0)) > SCHEMA:
@@ -160,24 +167,33 @@ def read_run(path: str | Path) -> Run:
         raise UnreadableRunError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     if not isinstance(results, dict) or not isinstance(config.get("train", {}), dict):
         raise UnreadableRunError(f"{path} is damaged: its results.json or config.toml is not of a run")
-    return Run(path, lines, config, results, damaged)
+    return Run(path, lines, config, results, damaged, place)
 
 
-def _lines(metrics: Path) -> tuple[dict[str, list[Line]], int]:
-    """By kind, and how many were damaged."""
+def _lines(metrics: Path, earlier: Run | None = None) -> tuple[dict[str, list[Line]], int, tuple[int, int]]:
+    """By kind, how many were damaged, and the place after the last whole one."""
     found: dict[str, list[Line]] = {}
     damaged = 0
     with metrics.open("rb") as file:
+        about = os.fstat(file.fileno())
+        end = 0
+        if earlier and earlier.place[0] == about.st_ino and earlier.place[1] <= about.st_size:
+            found = {kind: list(lines) for kind, lines in earlier.lines.items()}
+            damaged, end = earlier.damaged, earlier.place[1]
+            file.seek(end)
         for line in file:
             try:
                 entry = json.loads(line)
             except ValueError:
                 entry = None
+            if not line.endswith(b"\n"):
+                break  # it is being written, or was cut off
+            end += len(line)
             if _sound(entry):
                 found.setdefault(entry["kind"], []).append(entry)
             else:
-                damaged += line.endswith(b"\n")
-    return found, damaged
+                damaged += 1
+    return found, damaged, (about.st_ino, end)
 
 
 def _sound(entry: Any) -> bool:

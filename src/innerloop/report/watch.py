@@ -6,12 +6,11 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..train.progress import clock
-from .curves import usual_window
 from .runs import Run, read_run
+from .series import finite_mean, usual_window
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -42,7 +41,7 @@ def watch(path: str | Path, console: Console, every: float = 2.0) -> None:
     with Live(view(run), console=console, auto_refresh=False) as live:
         while not run.finished:
             time.sleep(every)
-            run = read_run(path)
+            run = read_run(path, run)
             live.update(view(run), refresh=True)
 
 
@@ -73,7 +72,7 @@ def curve(values: Sequence[float], width: int = WIDTH) -> str:
     '▁▃▅█'
     """
     each = max(1, math.ceil(len(values) / width))
-    stretches = [_mean(values[i : i + each]) for i in range(0, len(values), each)]
+    stretches = [finite_mean(values[i : i + each]) for i in range(0, len(values), each)]
     finite = [value for value in stretches if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
@@ -98,7 +97,7 @@ def _losses(table: Table, run: Run) -> None:
     losses = run.column("train", "loss")[1]
     if losses:
         window = usual_window(len(losses))
-        mean = _mean(losses[-window:])
+        mean = finite_mean(losses[-window:])
         table.add_row("meta-train loss", f"{curve(losses)}  {mean:.4g} (mean of the last {min(window, len(losses))})")
     support = [
         sum(line["steps"]) / len(line["steps"]) for line in run.lines.get("train", ()) if _whole(line.get("steps"))
@@ -149,12 +148,6 @@ def _rates(rates: dict[str, list[float]]) -> Table:
     for name, values in rates.items():
         table.add_row(name or "all", *map(_text, values))
     return table
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Of those that are finite numbers."""
-    finite = [value for value in values if math.isfinite(value)]
-    return fmean(finite) if finite else math.nan
 
 
 def _text(value: float | None) -> str:

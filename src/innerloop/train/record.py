@@ -7,13 +7,14 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from .checkpoint import writing
+from .loggers import Logger, numbers
 
 MACHINE_FIELDS = ("seconds", "phases", "tasks_per_second", "memory_mib", "environment")
 """The fields of ``metrics.jsonl`` and ``results.json`` that tell of the machine: time, memory, versions. Those alone
@@ -28,14 +29,23 @@ class Metrics:
 
     Args:
         run: the run directory; ``None`` writes nothing.
+        loggers: who is told the numbers, too.
+        config: what they are told at first.
     """
 
-    def __init__(self, run: Path | None) -> None:
-        self.path = run / "metrics.jsonl" if run else None
+    def __init__(
+        self, run: Path | None, loggers: Sequence[Logger] = (), config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.run, self.path = run, run / "metrics.jsonl" if run else None
+        self.loggers, self.config = tuple(loggers), dict(config or {})
+        self._begun: list[Logger] = []
         self._file: IO[str] | None = None
 
     def open(self, iteration: int) -> None:
         """Append after the lines up to an iteration; later ones, and a last line that was cut off, are dropped."""
+        for logger in self.loggers:
+            logger.begin(self.run, self.config, iteration)
+            self._begun.append(logger)
         if self.path is None:
             return
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
@@ -48,6 +58,9 @@ class Metrics:
         if self._file is not None:
             self._file.write(dumps({"kind": kind, "iteration": iteration, **fields}) + "\n")
             self._file.flush()
+        if self._begun and (told := numbers(kind, fields)):
+            for logger in self._begun:
+                logger.log(iteration, told)
 
     @property
     def empty(self) -> bool:
@@ -61,6 +74,8 @@ class Metrics:
 
     def close(self) -> None:
         """No more lines."""
+        while self._begun:
+            self._begun.pop().close()
         if self._file is not None:
             self._file.close()
             self._file = None

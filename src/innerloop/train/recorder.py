@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class Recorder:
     """Writes the lines of ``metrics.jsonl``; RECORD.md says what is in them.
 
     Args:
-        run: the run directory; ``None`` writes nothing.
+        metrics: where they go.
         learner: what is trained.
         iterations: the last one is always told of.
         log_every: in iterations, of the lines of training.
@@ -52,7 +51,7 @@ class Recorder:
 
     def __init__(
         self,
-        run: Path | None,
+        metrics: Metrics,
         learner: MetaLearner,
         iterations: int,
         log_every: int,
@@ -60,8 +59,8 @@ class Recorder:
         trace_tasks: int,
         trace_steps: int,
     ) -> None:
-        self.metrics, self.learner, self.iterations = Metrics(run), learner, iterations
-        self.log_every, self.trace_every = log_every, trace_every if run else 0
+        self.metrics, self.learner, self.iterations = metrics, learner, iterations
+        self.log_every, self.trace_every = log_every, trace_every if metrics.path else 0
         self.trace_tasks, self.trace_steps = trace_tasks, trace_steps
 
     def begin(self, iteration: int, tasks: int, device: torch.device) -> None:

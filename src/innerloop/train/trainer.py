@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from ..schedules import Schedule, value
 from ..task import Params, Task, TaskSource, select, to
 from .checkpoint import Checkpoints, holds_run, save
 from .evaluate import Evaluation, Metric, evaluate
+from .loggers import Logger
 from .progress import Progress
-from .record import environment, write_results
+from .record import Metrics, environment, write_results
 from .recorder import Phases, Recorder, due
 from .signals import Stop, stopping
 
@@ -72,12 +73,14 @@ class Trainer:
         keep_best: how many best weights are kept.
         seed: of the training tasks, and of what is random in the learner, such as dropout.
         config: plain values to store in checkpoints, such as the recipe.
+        loggers: who is told of the training besides the record; see `innerloop.train.loggers`.
         progress: whether to show progress on standard error.
 
     Raises:
         ValueError: a number out of range or an unknown optimizer.
     """
 
+    iteration = 0
     _best: Evaluation | None = None
 
     def __init__(
@@ -108,6 +111,7 @@ class Trainer:
         trace_steps: int = 1,
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
+        loggers: Sequence[Logger] = (),
         progress: bool = True,
     ) -> None:
         require_at_least(0, iterations=iterations, trace_every=trace_every)
@@ -120,16 +124,15 @@ class Trainer:
         self.iterations, self.tasks, self.lr, self.seed, self.val_seed = iterations, tasks, lr, seed, val_seed
         self.clip, self.clip_norm, self.config, self.show = clip, clip_norm, dict(config or {}), progress
         self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
-        trace_every = validate_every if trace_every is None else trace_every
-        self.recorder = Recorder(self.run, learner, iterations, log_every, trace_every, trace_tasks, trace_steps)
+        metrics, every = Metrics(self.run, loggers, self.config), validate_every if trace_every is None else trace_every
+        self.recorder = Recorder(metrics, learner, iterations, log_every, every, trace_tasks, trace_steps)
         self._evaluate = partial(
             evaluate, num_tasks=val_tasks, steps=val_steps, transductive=transductive, metric=metric
         )
         self.generator = torch.Generator().manual_seed(derive_seed("tasks", seed))
         self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
-        self.checkpoints = Checkpoints(self.run, keep_best) if self.run else None
-        self.iteration, self.phases = 0, Phases()
+        self.checkpoints, self.phases = Checkpoints(self.run, keep_best) if self.run else None, Phases()
 
     @property
     def device(self) -> torch.device:
@@ -159,8 +162,8 @@ class Trainer:
             )
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(cuda), stopping() as stop, Progress(self.iterations, self.show) as progress:
-            self._begin()
             try:
+                self._begin()
                 self._loop(stop, progress)
             finally:
                 self.recorder.metrics.close()
@@ -269,8 +272,8 @@ class Trainer:
         self.learner.train()
         torch.manual_seed(derive_seed("learner", self.seed))
         if self.checkpoints is None:
-            return
-        if self.checkpoints.iterations():
+            pass
+        elif self.checkpoints.iterations():
             self._restore(self.checkpoints.newest())
         elif (self.checkpoints.directory.parent / "metrics.jsonl").exists():
             raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to go on from: use another directory")

@@ -1,0 +1,290 @@
+"""Why is the meta-train loss unstable? python experiments/alphabet_pairs.py measure [--data DIR]
+
+``measure`` reads the runs of the two families, measures what the noise of a meta-batch is made of and what training
+from scratch comes to, and writes ``alphabet-pairs/study.json``; ``write``, or `make table`, makes the figures and the
+tables of ``alphabet-pairs/README.md`` from it.
+"""
+
+import argparse
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import table
+import torch
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop.report import smooth
+from innerloop.task import Batch, Task
+from innerloop.train.checkpoint import writing
+
+HERE = Path(__file__).parent / "alphabet-pairs"
+STUDY = HERE / "study.json"
+PAGE = HERE / "README.md"
+FAMILIES = ("omniglot-alphabet-pairs", "alphabet-pairs-28")
+ORIGINAL = {"steps": 1_300, "hours": 10}
+WINDOW = 51
+"""Problems of the running mean around which the noise of losses is measured, in units of 8."""
+MARKS = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(runs: Path, data: str | None) -> dict[str, Any]:
+    """Everything that the page tells, from run directories and data."""
+    found: dict[str, Any] = {"runs": {}, "noise": {}, "scratch": {}}
+    for family in FAMILIES:
+        for recipe in table.families()[family]["seeds"]:
+            name = table.stem(recipe)
+            path = runs / f"{name}-seed0"
+            found["runs"][name] = told(il.report.read_run(path))
+    for name in ("omniglot-alphabet-pairs", "28-batch-8"):
+        print(f"noise of {name}", flush=True)
+        found["noise"][name] = noise(runs / f"{name}-seed0", data)
+        print(f"from scratch, as {name}", flush=True)
+        small = name == "28-batch-8"
+        found["scratch"][name] = scratch(name, data, (5 if small else 2), (100 if small else 50), 600 if small else 300)
+    return found
+
+
+def told(run: il.report.Run) -> dict[str, Any]:
+    """Of one run."""
+    validations = run.lines["validation"]
+    test = {key: value for key, value in run.results["test"].items() if key not in ("scores", "steps_ci95")}
+    config, rates = run.config, run.lines.get("rates", [])
+    best = run.best or validations[-1]
+    line = min(rates, key=lambda line: abs(line["iteration"] - best["iteration"]), default=None)
+    return {
+        "command": run.results["command"],
+        "size": config["tasks"]["size"],
+        "preset": config["learner"]["preset"],
+        "optimizer": config["train"]["optimizer"],
+        "lr": config["train"]["lr"],
+        "meta_batch": config["train"]["tasks"],
+        "losses": [round(loss, 4) for loss in run.column("train", "loss")[1]],
+        "grad_norms": [round(norm, 4) for norm in run.column("train", "grad_norm")[1]],
+        "first_losses": [round(steps[0], 3) for steps in run.column("train", "steps")[1]],
+        "validation": [[v["iteration"], round(v["mean"], 3), round(v["ci95"], 3)] for v in validations],
+        "test": test,
+        "seconds": run.results["seconds"],
+        "threads": run.results["environment"]["threads"],
+        "machine": run.results["environment"]["cpu"],
+        "rates": {k: [round(rate, 5) for rate in v] for k, v in line["rates"].items()} if line else {},
+    }
+
+
+@torch.no_grad()
+def noise(run: Path, data: str | None, problems: int = 150, draws: int = 4) -> dict[str, float]:
+    """Standard deviations of the query loss of single meta-train problems under fixed weights: between problems, and
+    between draws of which drawings of a problem are adapted on and which are judged."""
+    learner, sources, _ = il.load_run(run, data)
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.empty(problems, draws)
+    for start in range(0, problems, 25):
+        tasks = sources.train.sample(25, generator)
+        for draw in range(draws):
+            dealt = tasks if draw == 0 else dealt_anew(tasks, generator)
+            logits = learner.predict(dealt, at=[learner.steps])[:, 0]
+            each = F.binary_cross_entropy_with_logits(logits, dealt.query.y, reduction="none")
+            losses[start : start + 25, draw] = each.mean(1)
+    within = losses.var(1).mean()
+    between = (losses.mean(1).var() - within / draws).clamp(min=0)
+    one = losses[:, 0]
+    return {
+        "mean": round(losses.mean().item(), 4),
+        "between": round(between.sqrt().item(), 4),
+        "within": round(within.sqrt().item(), 4),
+        "median": round(one.median().item(), 4),
+        "worst_tenth": round((one.sort(descending=True).values[: problems // 10].sum() / one.sum()).item(), 3),
+        "problems": problems,
+        "draws": draws,
+    }
+
+
+def dealt_anew(tasks: Task, generator: torch.Generator) -> Task:
+    """The same problems and drawings, differently shared out between support and query sets, as many of each class."""
+    shots = tasks.support.x.shape[1] // 2
+    x = torch.cat([tasks.support.x, tasks.query.x], 1).unflatten(1, (-1, 2))
+    order = torch.rand(x.shape[:3], generator=generator).argsort(1)
+    x = x.gather(1, order[(...,) + (None,) * (x.dim() - 3)].expand_as(x))
+    return Task(Batch(x[:, :shots].flatten(1, 2), tasks.support.y), Batch(x[:, shots:].flatten(1, 2), tasks.query.y))
+
+
+def scratch(recipe: str, data: str | None, times: int, val_tasks: int, test_tasks: int) -> dict[str, Any]:
+    """The network untrained, adapted for up to so many times the steps, at the rate and number of steps that are best
+    on meta-validation."""
+    path = HERE / f"{recipe}.toml"
+    name, tried = str(path) if path.exists() else recipe, []
+    for lr in (0.003, 0.01, 0.03, 0.1):
+        learner, sources = il.config.build(il.config.load_recipe(name, [f"learner.lr={lr}"]), data)
+        found = il.evaluate(learner, sources.val, val_tasks, steps=times * learner.steps)
+        best = max(range(len(found.steps)), key=lambda k: found.steps[k])
+        tried.append({"lr": lr, "steps": best, "validation": round(found.steps[best], 3)})
+    chosen = max(tried, key=lambda one: one["validation"])
+    learner, sources = il.config.build(il.config.load_recipe(name, [f"learner.lr={chosen['lr']}"]), data)
+    tuned = il.evaluate(learner, sources.test, test_tasks, steps=chosen["steps"])
+    learner, sources = il.config.build(il.config.load_recipe(name), data)
+    same = il.evaluate(learner, sources.test, test_tasks)
+    return {
+        "tried": tried,
+        "tuned": {**chosen, "mean": tuned.mean, "ci95": tuned.ci95, "num_tasks": test_tasks},
+        "same": {"lr": 0.01, "steps": learner.steps, "mean": same.mean, "ci95": same.ci95, "num_tasks": test_tasks},
+    }
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def deviation(run: dict[str, Any]) -> float:
+    """The standard deviation of the meta-train loss around its running mean, in the second half of the run; corrected
+    for the loss itself being in that mean."""
+    losses = run["losses"]
+    window = max(3, WINDOW * 8 // run["meta_batch"]) | 1
+    apart = [loss - mean for loss, mean in zip(losses, smooth(losses, window), strict=True)][len(losses) // 2 :]
+    return math.sqrt(sum(value**2 for value in apart) / len(apart) * window / (window - 1))
+
+
+def tables(study: dict[str, Any]) -> dict[str, str]:
+    """By the marks they stand between."""
+    return {"runs": _runs(study), "noise": _noise(study), "scratch": _scratch(study), "speed": _speed(study)}
+
+
+def _runs(study: dict[str, Any]) -> str:
+    rows = [["run", "outer", "problems seen", "meta-train loss, last tenth", "its noise", "meta-validation, last",
+             "meta-test", "minutes"]]  # fmt: skip
+    for name, run in study["runs"].items():
+        last = run["losses"][-max(1, len(run["losses"]) // 10) :]
+        _, mean, half = run["validation"][-1]
+        test, cores = run["test"], f"{run['threads']} core{'s' * (run['threads'] > 1)}"
+        outer = "SGD" if run["optimizer"] == "sgd" else "Adam"
+        outer += f" {run['lr']:g}, {len(run['losses'])} x {run['meta_batch']}"
+        rows.append([
+            f"`{name}`", outer, f"{len(run['losses']) * run['meta_batch']:,}", f"{sum(last) / len(last):.3f}",
+            f"{deviation(run):.3f}", f"{mean:.2f} ± {half:.2f} %", f"**{test['mean']:.2f}** ± {test['ci95']:.2f} %",
+            f"{run['seconds'] / 60:.1f} on {cores}",
+        ])  # fmt: skip
+    tests = sorted({run["test"]["num_tasks"] for run in study["runs"].values()})
+    note = (
+        f"One seed each; intervals are 95 % over tasks ({', '.join(map(str, tests))} of meta-test, after 56 steps). "
+        "*Its noise*: the standard deviation of the meta-train loss around its running mean in the second half of the "
+        "run. Minutes are of training; validations, records and the test come to it."
+    )
+    return f"{table.markdown(rows)}\n\n{note}\n"
+
+
+def _noise(study: dict[str, Any]) -> str:
+    rows = [["weights of", "mean loss", "median", "between problems", "between draws of one problem",
+             "share of the worst tenth", "expected of means of 8", "seen in the run"]]  # fmt: skip
+    for name, found in study["noise"].items():
+        expected = math.sqrt((found["between"] ** 2 + found["within"] ** 2) / 8)
+        rows.append([
+            f"`{name}`", f"{found['mean']:.3f}", f"{found['median']:.3f}", f"{found['between']:.3f}",
+            f"{found['within']:.3f}", f"{100 * found['worst_tenth']:.0f} %", f"{expected:.3f}",
+            f"{deviation(study['runs'][name]):.3f}",
+        ])  # fmt: skip
+    first = next(iter(study["noise"].values()))
+    note = (
+        f"Query losses after 56 steps of {first['problems']} meta-train problems, weights fixed, the drawings of each "
+        f"dealt out {first['draws']} times: standard deviations of single problems, and what they make of a mean of 8."
+    )
+    return f"{table.markdown(rows)}\n\n{note}\n"
+
+
+def _scratch(study: dict[str, Any]) -> str:
+    rows = [["network", "from scratch, as in meta-training", "from scratch, at its best", "meta-trained"]]
+    for name, found in study["scratch"].items():
+        run, same, tuned = study["runs"][name], found["same"], found["tuned"]
+        cells = [
+            f"{one['mean']:.2f} ± {one['ci95']:.2f} % ({one['steps']} steps at {one['lr']:g})" for one in (same, tuned)
+        ]
+        test = f"{run['test']['mean']:.2f} ± {run['test']['ci95']:.2f} %"
+        rows.append([f"{run['size']} x {run['size']}", *cells, test])
+    found = list(study["scratch"].values())
+    tasks = " and ".join(str(one["same"]["num_tasks"]) for one in found)
+    rates = ", ".join(format(one["lr"], "g") for one in found[0]["tried"])
+    note = (
+        f"Meta-test, {tasks} tasks from scratch. At its best: of the rates {rates} and all numbers of steps up to two "
+        "(105 x 105) or five (28 x 28) times 56, what is best on meta-validation."
+    )
+    return f"{table.markdown(rows)}\n\n{note}\n"
+
+
+def _speed(study: dict[str, Any]) -> str:
+    original = ORIGINAL["hours"] * 3600 / ORIGINAL["steps"]
+    rows = [
+        ["", "seconds an outer step of 8 problems", "times the original"],
+        ["original loop", f"{original:.1f}", "1"],
+    ]
+    for name, run in study["runs"].items():
+        if run["size"] == 105:
+            each = run["seconds"] / len(run["losses"])
+            cores = f"{run['threads']} core{'s' * (run['threads'] > 1)}"
+            rows.append([f"`{name}`, {cores}", f"{each:.2f}", f"{original / each:.1f}"])
+    machine = ", ".join(sorted({run["machine"] for run in study["runs"].values()}))
+    return (
+        f"{table.markdown(rows)}\n\nThe original: 1,300 steps in 10 hours on its author's machine. Ours: {machine}.\n"
+    )
+
+
+def figures(study: dict[str, Any]) -> None:
+    """Losses and validations, and noise by the size of the meta-batch."""
+    from matplotlib.figure import Figure
+
+    for part, large in (("105", True), ("28", False)):
+        runs = {name: run for name, run in study["runs"].items() if (run["size"] == 105) == large}
+        figure = Figure(figsize=(12, 4.2), dpi=100, layout="constrained")
+        losses, validation = figure.subplots(1, 2)
+        for index, (name, run) in enumerate(runs.items()):
+            problems = [run["meta_batch"] * (i + 1) for i in range(len(run["losses"]))]
+            colour = il.report.series.COLOURS[index]
+            window = max(1, WINDOW * 8 // run["meta_batch"]) | 1
+            losses.plot(problems, run["losses"], color=colour, alpha=0.25, linewidth=0.7)
+            losses.plot(problems, smooth(run["losses"], window), color=colour, label=name)
+            at = [run["meta_batch"] * i for i, _, _ in run["validation"]]
+            validation.errorbar(at, [m for _, m, _ in run["validation"]], [h for *_, h in run["validation"]],
+                                color=colour, marker=".", capsize=2, label=name)  # fmt: skip
+        losses.set(xlabel="problems seen", ylabel=f"meta-train loss; means of {WINDOW * 8} problems", ylim=(0, 0.7))
+        validation.set(xlabel="problems seen", ylabel="meta-validation accuracy (%), 95 % intervals")
+        validation.legend(fontsize="small")
+        figure.savefig(HERE / f"training-{part}.png")
+    figure = Figure(figsize=(6.2, 4.2), dpi=130, layout="constrained")
+    axes, sizes = figure.subplots(), (8, 32, 128)
+    for order, marker in (("batch", "o"), ("second-order", "s")):
+        seen = [deviation(study["runs"][f"28-{order}-{size}"]) for size in sizes]
+        label = "first order" if order == "batch" else "second order"
+        axes.plot(
+            sizes, seen, marker, markersize=8, label=f"seen, {label}", color=il.report.series.COLOURS[order != "batch"]
+        )
+    found = study["noise"]["28-batch-8"]
+    single = math.hypot(found["between"], found["within"])
+    axes.plot(sizes, [single / math.sqrt(size) for size in sizes], ":", color="#555555",
+              label="of independent problems, weights fixed")  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="problems in a meta-batch", ylabel="noise of the meta-train loss")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_yticks([0.02, 0.05, 0.1], ["0.02", "0.05", "0.1"])
+    axes.legend(fontsize="small")
+    figure.savefig(HERE / "noise.png")
+
+
+def filled(text: str) -> str:
+    """The page with its tables as they should be."""
+    made = tables(json.loads(STUDY.read_text()))
+    return MARKS.sub(lambda match: f"{match[1]}\n{made[match[2]]}\n{match[3]}", text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["measure", "write"])
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories are")
+    parser.add_argument("--data", help="where the data are; else $INNERLOOP_DATA and the cache")
+    given = parser.parse_args()
+    if given.what == "measure":
+        with writing(STUDY) as file:
+            file.write((json.dumps(measure(given.runs, given.data)) + "\n").encode())
+    figures(json.loads(STUDY.read_text()))
+    PAGE.write_text(filled(PAGE.read_text()))

@@ -1,0 +1,100 @@
+"use strict";
+(() => {
+  const figures = JSON.parse(document.getElementById("data").textContent);
+  const root = document.documentElement;
+  const button = document.getElementById("theme");
+  const boxes = [...document.querySelectorAll("[data-run]")];
+  const plots = [...document.querySelectorAll(".plot")];
+  const drawn = new Set();
+  const place = new Map(); // where the slider of a figure is, once it was moved
+
+  const dark = () =>
+    (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+
+  function colours() {
+    const style = getComputedStyle(root);
+    const ink = style.getPropertyValue("--ink").trim();
+    const line = style.getPropertyValue("--line").trim();
+    return { ink, line, card: style.getPropertyValue("--card").trim() };
+  }
+
+  function themed(layout) {
+    const { ink, line, card } = colours();
+    const found = { "font.color": ink, "hoverlabel.bgcolor": card, "hoverlabel.font.color": ink };
+    for (const axis of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
+      found[`${axis}.gridcolor`] = line;
+      found[`${axis}.linecolor`] = line;
+    }
+    return found;
+  }
+
+  // Which traces of a figure are shown: those of runs that are ticked, where its curves are runs.
+  function shown(figure) {
+    if (figure.ownLegend) return figure.data.map(() => true);
+    const off = new Set(boxes.filter((box) => !box.checked).map((box) => box.dataset.run));
+    return figure.data.map((trace) => !off.has(trace.legendgroup));
+  }
+
+  function draw(element) {
+    if (drawn.has(element)) return;
+    drawn.add(element);
+    const figure = figures[element.dataset.figure];
+    const visible = shown(figure);
+    const data = figure.data.map((trace, i) => ({ ...trace, visible: visible[i] }));
+    const layout = { ...figure.layout, showlegend: Boolean(figure.ownLegend) };
+    const options = { responsive: true, displaylogo: false };
+    Plotly.newPlot(element, data, layout, options).then(() => {
+      Plotly.relayout(element, themed(figure.layout));
+      if (place.has(element.dataset.figure)) move(element, place.get(element.dataset.figure));
+    });
+  }
+
+  function move(element, at) {
+    const frame = figures[element.dataset.figure].frames[at].data;
+    const keys = ["x", "y", "text"].filter((key) => frame.some((trace) => key in trace));
+    const update = Object.fromEntries(keys.map((key) => [key, frame.map((trace) => trace[key] ?? [])]));
+    Plotly.restyle(element, update, [...frame.keys()]);
+  }
+
+  for (const slider of document.querySelectorAll("input[type=range]")) {
+    const element = document.getElementById(`figure-${slider.dataset.figure}`);
+    const output = document.getElementById(`place-${slider.dataset.figure}`);
+    slider.setAttribute("aria-valuetext", output.textContent);
+    slider.addEventListener("input", () => {
+      const at = Number(slider.value);
+      place.set(slider.dataset.figure, at);
+      output.textContent = figures[slider.dataset.figure].frames[at].name;
+      slider.setAttribute("aria-valuetext", output.textContent);
+      if (drawn.has(element)) move(element, at);
+      else draw(element);
+    });
+  }
+
+  for (const box of boxes) {
+    box.addEventListener("change", () => {
+      for (const element of drawn) {
+        const figure = figures[element.dataset.figure];
+        if (!figure.ownLegend) Plotly.restyle(element, { visible: shown(figure) });
+      }
+    });
+  }
+
+  function paint() {
+    button.setAttribute("aria-pressed", String(dark()));
+    for (const element of drawn) Plotly.relayout(element, themed(figures[element.dataset.figure].layout));
+  }
+  button.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    paint();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+  button.setAttribute("aria-pressed", String(dark()));
+
+  // Figures are drawn when they come near the window, so that the page opens at once however many runs it has.
+  const near = new IntersectionObserver(
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
+    { rootMargin: "400px" },
+  );
+  plots.forEach((element) => near.observe(element));
+  addEventListener("beforeprint", () => plots.forEach(draw));
+})();

@@ -1,0 +1,333 @@
+"""The figures of the report: a function each, of runs by their labels, in a colour for every run. What a slider moves
+over are the frames of plotly's figure; what the figure itself shows is where the slider begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from statistics import fmean
+from typing import Any, Literal
+
+from .differences import higher_is_better, judged
+from .runs import Line, Run
+from .series import (
+    NothingToDrawError,
+    by_recipe,
+    inner_curve,
+    nearest,
+    or_nan,
+    recorded,
+    seed_curves,
+    smooth,
+    spread,
+    unit,
+    usual_window,
+)
+from .traces import (
+    POINTS,
+    Interactive,
+    Trace,
+    axis_of,
+    band,
+    curve,
+    interval,
+    new_figure,
+    raw,
+    raw_and_smooth,
+    shade,
+    short,
+    thinned,
+    with_frames,
+)
+
+Runs = Mapping[str, Run]
+PLACES = 100
+"""Of a slider, at most."""
+
+# -- is the inner loop learning? --------------------------------------------------------------------------------------
+
+
+def adaptation(runs: Runs) -> Interactive:
+    """The metric on unseen tasks after each inner step."""
+    traces, metric = [], ""
+    for index, (name, run) in enumerate(runs.items()):
+        if (test := judged(run, "test")) and len(test["steps"]) > 1:
+            metric = test["metric"]
+            traces += interval(range(len(test["steps"])), test["steps"], test["steps_ci95"], name, index, "steps:")
+    if not traces:
+        raise NothingToDrawError("no run has been tested after inner steps yet")
+    about = "Means over unseen tasks before adaptation and after each step; bands: 95 % intervals over tasks."
+    if trained := sorted({line["steps"] for run in runs.values() for line in run.lines.get("run", ())}):
+        about += f" Trained with {_listed(trained)} step{'s' * (trained != [1])}."
+    return Interactive(new_figure(traces, "inner steps", unit(metric)), "Unseen tasks, step by step", about)
+
+
+def inner_losses(runs: Runs, what: Literal["support", "query"] = "support") -> Interactive:
+    """Loss curves of single problems along the inner loop, with a slider over meta-training."""
+    field = "steps" if what == "support" else "query_loss"
+    having = {name: lines for name, run in runs.items() if (lines := _tasks(run, field))}
+    places = _places(chain(*having.values()))
+    frames, problems, axis = [], 0, ""
+    for place in places:
+        traces: list[Trace] = []
+        for index, name in enumerate(runs):
+            for task, (x, y, said) in enumerate(_curves(having.get(name, []), place, what)):
+                problems, axis = max(problems, task + 1), said
+                mode = "lines+markers" if len(x) < 20 else "lines"
+                traces.append(curve(x, y, name, index, 1.5, mode=mode, showlegend=not task))
+        frames.append((f"iteration {place:,}", traces))
+    figure = new_figure(frames[-1][1], "inner steps", axis, yaxis=axis_of(chain(*(traces for _, traces in frames))))
+    whose = "A curve for each" if problems > 1 else "The curve"
+    about = f"{whose} of {problems} problem{'s' * (problems > 1)} of the meta-batch: {axis}, not smoothed."
+    title = f"The {what} loss of single problems"
+    return Interactive(with_frames(figure, frames), title, about, "outer iteration", len(places) - 1, frames[-1][0])
+
+
+def final_support(runs: Runs) -> Interactive:
+    """The support loss after the last inner step, over meta-training."""
+    traces, windows = [], set()
+    for index, (name, run) in enumerate(runs.items()):
+        if lines := _tasks(run, "support_loss"):
+            losses = [fmean(or_nan(task[-1]) for task in line["support_loss"]) for line in lines]
+            found, window = raw_and_smooth([line["iteration"] for line in lines], losses, name, index)
+            traces += found
+            windows.add(window)
+    if not traces:
+        raise NothingToDrawError("no run has a record of tasks")
+    about = f"Mean over the recorded problems; {_smoothing(windows)}."
+    return Interactive(new_figure(traces, y="support loss after the last step"), "Where the inner loop ends", about)
+
+
+# -- is the outer loop learning? --------------------------------------------------------------------------------------
+
+
+def meta_loss(runs: Runs) -> Interactive:
+    """The meta-train loss, raw and smoothed, with a slider over the window."""
+    series = _columns(runs, "loss")
+    most, each = max(len(x) for _, _, x, _, _ in series), max(each for *_, each in series)
+    windows = sorted({1, usual_window(most), *(max(1, most // share) | 1 for share in (200, 100, 50, 10, 5, 3))})
+    frames = [
+        (
+            f"mean of {window} points" if window > 1 else "not smoothed",
+            [curve(x, smooth(y, window), name, index, 2.5) for index, name, x, y, _ in series],
+        )
+        for window in windows
+    ]
+    start = windows.index(usual_window(most))
+    under = [raw(x, y, name, index) for index, name, x, y, _ in series] if most > 1 else []
+    figure = with_frames(new_figure([*frames[start][1], *under], y="meta-train loss"), frames)
+    about = "On query sets after the last inner step, mean over the meta-batch; raw (faint) and smoothed."
+    about += f" Each point is itself the mean of up to {each} records." if each > 1 else ""
+    return Interactive(figure, "Meta-train loss", about, "smoothing window", start, frames[start][0])
+
+
+def validation(runs: Runs) -> Interactive:
+    """Every meta-validation with its interval; the best is marked."""
+    traces, metric = [], ""
+    for index, (name, run) in enumerate(runs.items()):
+        if not (best := run.best):
+            continue
+        metric, lines = best["metric"], run.lines["validation"]
+        lines = [lines[i] for i in spread(len(lines), POINTS)]
+        means, half = ([or_nan(line[field]) for line in lines] for field in ("mean", "ci95"))
+        traces += interval([line["iteration"] for line in lines], means, half, name, index, "iteration")
+        star: dict[str, Any] = {
+            "mode": "markers",
+            "marker": {"symbol": "star", "size": 12, "color": shade(index)},
+            "showlegend": False,
+        }
+        traces.append(curve([best["iteration"]], [best["mean"]], name, index, **star))
+    if not traces:
+        raise NothingToDrawError("no run has been validated yet")
+    about = "Means over the same tasks every time; bands: 95 % intervals over tasks; stars: the best."
+    return Interactive(new_figure(traces, y=f"meta-validation {unit(metric)}"), "Meta-validation", about)
+
+
+def gradient_norms(runs: Runs) -> Interactive:
+    """The norm of the meta-gradient before clipping."""
+    traces, windows = [], set()
+    for index, name, x, y, _ in _columns(runs, "grad_norm"):
+        found, window = raw_and_smooth(x, y, name, index)
+        traces += found
+        windows.add(window)
+    about = f"Before clipping; {_smoothing(windows)}."
+    figure = new_figure(traces, y="norm of the meta-gradient", yaxis=axis_of(traces))
+    return Interactive(figure, "Meta-gradients", about)
+
+
+# -- what did it learn? -----------------------------------------------------------------------------------------------
+
+
+def rates(runs: Runs) -> Interactive:
+    """The learned inner rates, unrolled by layer and step, with a slider over meta-training; at first each run's of its
+    best validation."""
+    having = [(index, name, run) for index, (name, run) in enumerate(runs.items()) if run.lines.get("rates")]
+    if not having:
+        raise NothingToDrawError("no run has learned rates: its inner rates are fixed, or trace_every is 0")
+    first = _unrolled(run.lines["rates"][-1]["rates"] for _, _, run in having)
+    best = {name: nearest(run.lines["rates"], run.best["iteration"] if run.best else None) for _, name, run in having}
+    places = _places(chain(*(run.lines["rates"] for _, _, run in having)))
+    frames = [
+        (
+            f"iteration {at:,}",
+            [_rates(nearest(run.lines["rates"], at), first, name, index) for index, name, run in having],
+        )
+        for at in places
+    ]
+    names, middles = [name or "all" for name in first], [(begin + end - 1) / 2 for begin, end in first.values()]
+    figure = new_figure(
+        [_rates(best[name], first, name, index) for index, name, _ in having],
+        "",
+        "learned inner rate",
+        yaxis=axis_of(chain(*(traces for _, traces in frames))),
+        xaxis={"tickvals": middles, "ticktext": names, "tickangle": -60, "showgrid": False},
+        height=460,
+    )
+    for begin, _ in list(first.values())[1:]:
+        figure.add_vline(begin - 1, line={"width": 0.5, "color": "#888888"})
+    about = (
+        "Each parameter's rates in turn, its steps from left to right; a colour for every seed. At first those of each "
+        "run's best validation; the slider shows all runs at one iteration."
+    )
+    started = "; ".join(f"{name}: iteration {line['iteration']:,}" for name, line in best.items())
+    start = places.index(min(places, key=lambda at: abs(at - next(iter(best.values()))["iteration"])))
+    title, told = "Learned inner rates", f"best validations ({started})"
+    return Interactive(with_frames(figure, frames), title, about, "outer iteration", start, told)
+
+
+def _unrolled(every: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, tuple[int, int]]:
+    """Where the steps of each parameter begin and end on one axis, with a gap after each."""
+    sizes: dict[str, int] = {}
+    for rates in every:
+        for name, values in rates.items():
+            sizes[name] = max(sizes.get(name, 0), len(values))
+    places, at = {}, 0
+    for name, size in sizes.items():
+        places[name] = (at, at + size)
+        at += size + 1
+    return places
+
+
+def _rates(line: Line, places: Mapping[str, tuple[int, int]], name: str, index: int) -> Trace:
+    x: list[int | None] = []
+    y: list[float | None] = []
+    text: list[str] = []
+    for parameter, values in line["rates"].items():
+        x += [*range(places[parameter][0], places[parameter][0] + len(values)), None]
+        y += [*values, None]
+        text += [*(f"{parameter or 'all'}, step {step}" for step in range(1, len(values) + 1)), ""]
+    return curve(x, y, name, index, mode="lines+markers", text=text, hovertemplate="%{text}: %{y:.4g}")
+
+
+def distribution(runs: Runs) -> Interactive:
+    """Scores of single tasks."""
+    found = [(index, name, run, _scored(run)) for index, (name, run) in enumerate(runs.items())]
+    every = [(index, name, run, line) for index, name, run, line in found if line]
+    if not every:
+        raise NothingToDrawError("no run has scores of single tasks")
+    metric = every[0][3]["metric"]
+    most = higher_is_better(metric)
+    traces = []
+    for index, name, _, line in every:
+        scores = sorted((or_nan(score) for score in line["scores"]), reverse=most)
+        shares = [100 * (rank + 1) / len(scores) for rank in range(len(scores))]
+        traces.append(curve(scores, shares, name, index, hovertemplate="%{y:.3g} % of tasks: %{x:.4g}"))
+    reached = f"{'at least' if most else 'at most'} this {unit(metric)}"
+    figure = new_figure(traces, reached, "share of tasks (%)")
+    tested = sum("scores" in run.results.get("test", {}) for _, _, run, _ in every)
+    what = "the test" if tested == len(every) else "the test or else the best validation"
+    about = f"The share of the tasks of {what} that came, after the last step, to {reached.replace('this', 'an')}."
+    return Interactive(figure, "Task by task", about)
+
+
+# -- which run is better, and what did it cost? -----------------------------------------------------------------------
+
+
+def compare(runs: Runs) -> Interactive:
+    """Meta-validation, seeds of one recipe together."""
+    groups = by_recipe([run for run in runs.values() if run.best])
+    if len(groups) < 2:
+        raise NothingToDrawError("there are no two recipes to compare")
+    traces: list[Trace] = []
+    for index, (name, members) in enumerate(groups.items()):
+        at, values = seed_curves(members)
+        seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
+        ends = [min(some) for some in values], [max(some) for some in values]
+        traces += band(at, [fmean(some) for some in values], *ends, f"{name}{seeds}", index, "iteration")
+    metric = next(run.best["metric"] for run in runs.values() if run.best)
+    about = "Means over seeds; bands from the worst to the best seed."
+    return Interactive(
+        new_figure(traces, y=f"meta-validation {unit(metric)}"), "Recipes beside each other", about, own_legend=True
+    )
+
+
+def phases(runs: Runs) -> Interactive:
+    """Where the time went."""
+    last = {name: lines[-1] for name, run in runs.items() if (lines := run.lines.get("train"))}
+    spent = {name: line["phases"] for name, line in last.items() if "phases" in line}
+    if not spent:
+        raise NothingToDrawError("no run has times of its phases")
+    bars = [
+        {
+            "type": "bar",
+            "x": [short(phases.get(phase, 0.0) / 60) for phases in spent.values()],
+            "y": list(spent),
+            "name": phase,
+            "orientation": "h",
+            "marker": {"color": shade(index), "pattern": {"shape": ("", "/", ".", "x", "-")[index % 5]}},
+            "hovertemplate": f"{phase}: %{{x:.3g}} min",
+        }
+        for index, phase in enumerate(sorted({phase for phases in spent.values() for phase in phases}))
+    ]
+    shape: dict[str, Any] = {"height": 170 + 40 * len(spent), "yaxis_autorange": "reversed", "barmode": "stack"}
+    about = "Writing lines and checkpoints is in none of these."
+    return Interactive(new_figure(bars, "minutes", **shape), "Where the time went", about, own_legend=True)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _columns(runs: Runs, field: str) -> list[tuple[int, str, list[int], list[float], int]]:
+    """Of each run that has some: its index, its label, and a series of training, thinned."""
+    found = [(index, name, *thinned(*run.column("train", field))) for index, (name, run) in enumerate(runs.items())]
+    found = [entry for entry in found if entry[2]]
+    if not found:
+        raise NothingToDrawError(f"no run has a {field} of training yet")
+    return found
+
+
+def _tasks(run: Run, field: str) -> list[Line]:
+    try:
+        return recorded(run, field)
+    except NothingToDrawError:
+        return []
+
+
+def _curves(lines: Sequence[Line], place: int, what: str) -> list[tuple[list[int], list[float | None], str]]:
+    """Of every recorded problem, at the record nearest to an iteration."""
+    if not lines:
+        return []
+    line = nearest(lines, place)
+    if what == "support":
+        return [inner_curve(line, task) for task in range(len(line["steps"]))]
+    return [(line["after"], losses, "loss on the query set") for losses in line["query_loss"]]
+
+
+def _places(lines: Iterable[Line]) -> list[int]:
+    every = sorted({line["iteration"] for line in lines})
+    if not every:
+        raise NothingToDrawError("no run has a record of tasks")
+    return [every[i] for i in spread(len(every), PLACES)]
+
+
+def _scored(run: Run) -> Line | None:
+    found = (judged(run, "test"), judged(run, "validation"))
+    return next((line for line in found if line and line.get("scores")), None)
+
+
+def _smoothing(windows: set[int]) -> str:
+    return "not smoothed" if windows == {1} else f"raw (faint) and smoothed: means of {_listed(windows)} points"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))

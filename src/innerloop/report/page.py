@@ -1,0 +1,156 @@
+"""The report: one self-contained page of what runs came to, for a browser that needs no network."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..train.checkpoint import writing
+from . import answers, interactive, unseen
+from .answers import Answer
+from .runs import Run, UnreadableRunError, read_run
+from .series import NothingToDrawError, labelled
+from .traces import Interactive, dash, shade
+
+MARK = '<meta name="generator" content="innerloop'
+"""What tells a report from a page of somebody else's."""
+Section = dict[str, Any]
+
+
+def write_report(
+    runs: Sequence[str | Path],
+    output: str | Path,
+    data: Path | None = None,
+    models: bool = True,
+) -> list[str]:
+    """Write the report of some run directories.
+
+    Args:
+        runs: the directories; those that cannot be read are left out, and the page says so.
+        output: the file, which may be there already if it is a report.
+        data: where the data are, as in `innerloop.load_run`.
+        models: whether trained models, too, are run on unseen tasks, which takes their weights and data.
+
+    Returns:
+        What is wrong with those that were left out, a line each.
+
+    Raises:
+        UnreadableRunError: none of them can be read.
+        FileExistsError: the file is something else than a report; it was not touched.
+        ImportError: a package of the extra ``report`` is missing.
+    """
+    output = Path(output)
+    if output.is_dir() or (output.exists() and MARK not in output.read_text("utf-8", errors="replace")[:2_000]):
+        raise FileExistsError(f"{output} is there and not a report: give another file with -o")
+    found, broken = [], []
+    for path in runs:
+        try:
+            found.append(read_run(path))
+        except UnreadableRunError as error:
+            broken.append(str(error))
+    if not found:
+        raise UnreadableRunError("; ".join(broken) if broken else "a report takes at least one run directory")
+    text = page(labelled(found), broken, data, models)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with writing(output) as file:
+        file.write(text.encode())
+    return broken
+
+
+def page(runs: Mapping[str, Run], broken: Sequence[str] = (), data: Path | None = None, models: bool = True) -> str:
+    """The report as HTML.
+
+    Args:
+        runs: by the labels to show them under.
+        broken: what is wrong with others that were left out.
+        data, models: as in `write_report`.
+    """
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ImportError(f"a report needs {error.name}: pip install 'innerloop[report]'") from error
+    sections = _sections(runs)
+    if models:
+        learned = next(section for section in sections if section["name"] == "learned")
+        for found in unseen.figures(runs, data):
+            key = "notes" if isinstance(found, str) else "pictures" if isinstance(found, dict) else "figures"
+            learned[key].append(found)
+    figures = [figure for section in sections for figure in section["figures"]]
+    counter = itertools.count()
+    for section in sections:
+        section["figures"] = [(next(counter), figure) for figure in section["figures"]]
+    assets = resources.files(__package__) / "assets"
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((assets / "page.html").read_text("utf-8"))
+    return template.render(
+        version=__version__,
+        title=next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs",
+        runs=[(name, shade(index), dash(index), index, _state(run)) for index, (name, run) in enumerate(runs.items())],
+        broken=broken,
+        sections=sections,
+        recipes=answers.texts(runs),
+        differing=answers.recipes(runs),
+        style=(assets / "page.css").read_text("utf-8"),
+        script=(assets / "page.js").read_text("utf-8"),
+        plotly=get_plotlyjs(),
+        data="[" + ",\n".join(_safe(figure) for figure in figures) + "]",
+    )
+
+
+def _sections(runs: Mapping[str, Run]) -> list[Section]:
+    """The questions, each with an answer and its figures."""
+    of = interactive
+    return [
+        _section("inner", "Is the inner loop learning?", answers.inner, runs, of.adaptation, of.inner_losses,
+                 lambda runs: of.inner_losses(runs, "query"), of.final_support),
+        _section("outer", "Is the outer loop learning?", answers.outer, runs, of.meta_loss, of.validation,
+                 of.gradient_norms),
+        _section("learned", "What did it learn?", answers.rates, runs, of.rates, of.distribution),
+        _section("better", "Which run is better, and is that noise?", answers.comparison, runs, of.compare),
+        _section("cost", "What did it cost?", answers.machine, runs, of.phases),
+    ]  # fmt: skip
+
+
+def _section(
+    name: str, question: str, answer: Callable[[Mapping[str, Run]], Answer], runs: Mapping[str, Run],
+    *draw: Callable[[Mapping[str, Run]], Interactive],
+) -> Section:  # fmt: skip
+    drawn = list(_drawn(runs, draw))
+    return {
+        "name": name,
+        "question": question,
+        "answer": answer(runs),
+        "figures": [figure for figure in drawn if isinstance(figure, Interactive)],
+        "notes": [note for note in drawn if isinstance(note, str)],
+        "pictures": [],
+    }
+
+
+def _drawn(
+    runs: Mapping[str, Run], draw: Sequence[Callable[[Mapping[str, Run]], Interactive]]
+) -> Iterator[Interactive | str]:
+    for function in draw:
+        try:
+            yield function(runs)
+        except NothingToDrawError as nothing:
+            yield f"Not drawn: {nothing}."
+
+
+def _state(run: Run) -> str:
+    """What there is to know of a run before its numbers are believed."""
+    told = [] if run.finished else ["not finished"]
+    told += [f"{run.damaged:,} damaged lines left out"] if run.damaged else []
+    return ", ".join(told)
+
+
+def _safe(figure: Interactive) -> str:
+    """The figure as JSON that may stand in a script element."""
+    plain = json.loads(figure.figure.to_json())
+    about = {"slider": figure.slider, "ownLegend": figure.own_legend}
+    return json.dumps({**plain, **about}, separators=(",", ":")).replace("</", "<\\/")

@@ -1,0 +1,132 @@
+"""The series behind the pictures of a run, whichever library draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from statistics import fmean
+from typing import Any
+
+from .runs import Line, Run
+
+# Okabe and Ito (2008), colour-blind-safe, in an order that keeps neighbours apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+
+class NothingToDrawError(ValueError):
+    """The record of a run has nothing of what is asked for. The message is one line, and names the run."""
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """The mean of the ``window`` values around each one, of fewer at the ends. Values that are no numbers are left out.
+
+    >>> smooth([1.0, 2.0, 6.0, 8.0], 3)
+    [1.5, 3.0, 5.333333333333333, 7.0]
+    """
+    if window < 1:
+        raise ValueError(f"a window is of at least 1 value, got {window}")
+    if window == 1:
+        return list(values)
+    finite = [math.isfinite(value) for value in values]
+    sums = [0.0, *accumulate(value if known else 0.0 for value, known in zip(values, finite, strict=True))]
+    counts = [0, *accumulate(finite)]
+    found = []
+    for index in range(len(values)):
+        first, end = max(index - (window - 1) // 2, 0), min(index + window // 2 + 1, len(values))
+        number = counts[end] - counts[first]
+        found.append((sums[end] - sums[first]) / number if number else math.nan)
+    return found
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """The mean of those that are finite numbers; not a number if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return fmean(finite) if finite else math.nan
+
+
+def usual_window(number: int) -> int:
+    """A twentieth of the values, odd."""
+    return max(number // 20, 1) | 1
+
+
+def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in their seed alone, under the name of the first without its ``-seedN``."""
+    groups: list[tuple[Any, list[Run]]] = []
+    for run in runs:
+        recipe = {key: value for key, value in run.config.items() if key != "seed"} if run.config else run.path
+        for known, members in groups:
+            if known == recipe:
+                members.append(run)
+                break
+        else:
+            groups.append((recipe, [run]))
+    named: dict[str, list[Run]] = {}
+    for _, members in groups:
+        name = members[0].name.rpartition("-seed")[0] or members[0].name
+        named[name if name not in named else str(members[0].path)] = members
+    return named
+
+
+def seed_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
+    """The iterations at which all of some runs were validated, and the means of each run there."""
+    curves = [dict(zip(*run.column("validation", "mean"), strict=True)) for run in runs]
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return shared, [[curve[iteration] for curve in curves] for iteration in shared]
+
+
+def labelled(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs under names that tell them apart: of the directory, or, where several have the same, with its parent's; a
+    run that is there twice is left out the second time."""
+    once = {run.path.resolve(): run for run in runs}
+    names = [run.name for run in once.values()]
+    short = {path: run.name if names.count(run.name) == 1 else "-".join(path.parts[-2:]) for path, run in once.items()}
+    unique = len(set(short.values())) == len(once)
+    return {short[path] if unique else str(path): run for path, run in once.items()}
+
+
+def recorded(run: Run, name: str) -> list[Line]:
+    """The records of tasks that have a field.
+
+    Raises:
+        NothingToDrawError: there are none.
+    """
+    lines = [line for line in run.lines.get("tasks", []) if line.get(name) and line["steps"]]
+    if not lines:
+        raise NothingToDrawError(
+            f"{run.path} has no record of tasks: it just began, had trace_every = 0, or an older version"
+        )
+    return lines
+
+
+def nearest(lines: Sequence[Line], iteration: int | None) -> Line:
+    """The record nearest to an iteration; the last if none is given."""
+    if iteration is None:
+        return lines[-1]
+    return min(lines, key=lambda line: abs(int(line["iteration"]) - iteration))
+
+
+def inner_curve(line: Line, task: int) -> tuple[list[int], list[float | None], str]:
+    """Numbers of steps, losses, and what they are."""
+    epochs = line["steps"][task]
+    if all(len(epoch) == 1 for epoch in epochs):
+        return line["after"], line["support_loss"][task], "support loss"
+    losses = [loss for epoch in epochs for loss in epoch]
+    return list(range(len(losses))), losses, "mini-batch loss before the step"
+
+
+def spread(number: int, most: int) -> list[int]:
+    """At most so many indices, evenly from the first to the last."""
+    if number <= most:
+        return list(range(number))
+    return [round(i * (number - 1) / (most - 1)) for i in range(most)]
+
+
+def or_nan(value: float | None) -> float:
+    """A number that was not finite when it was recorded is not a number again."""
+    return math.nan if value is None else value
+
+
+def unit(metric: str) -> str:
+    """A metric as the title of an axis."""
+    return "accuracy (%)" if metric == "accuracy" else metric

@@ -1,0 +1,123 @@
+"""What trained models do with unseen tasks, for the report: past the trained steps, as functions, as pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import load_run
+from ..data import Sources
+from ..learner import MetaLearner
+from ..task import select
+from ..train import Evaluation, evaluate
+from .figures import FunctionSource
+from .plots import STEPS, Options, episodes
+from .runs import Run
+from .series import by_recipe, unit
+from .traces import SHADES, Interactive, Trace, curve, interval, new_figure, with_frames
+
+FUNCTIONS = 4
+
+
+def figures(runs: Mapping[str, Run], data: Path | None = None) -> Iterator[Interactive | dict[str, str] | str]:
+    """Figures, pictures (``source``, ``title``, ``about``), and what there is to say where there is none.
+
+    A recipe's first seed stands for all where a single task is shown.
+    """
+    loaded, failed = {}, {}
+    for name, run in runs.items():
+        try:
+            loaded[name] = load_run(run.path, data)
+        except (OSError, ValueError, ImportError) as error:
+            failed[name] = str(error).splitlines()[0]
+    if loaded:
+        yield further({name: (list(runs).index(name), *found[:3]) for name, found in loaded.items()})
+    shown = {members[0].path for members in by_recipe(list(runs.values())).values()}
+    for name, (learner, sources, settings) in loaded.items():
+        if runs[name].path not in shown:
+            continue
+        if isinstance(sources.test, FunctionSource):
+            yield functions(name, learner, sources.test, settings["evaluate"].get("steps") or learner.steps)
+        else:
+            try:
+                yield pictures(name, runs[name], data)
+            except (OSError, ValueError, ImportError) as error:
+                failed[name] = str(error).splitlines()[0]
+    if failed:
+        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        yield f"Not run on unseen tasks: {reasons}."
+
+
+def further(loaded: Mapping[str, tuple[int, MetaLearner, Sources, Mapping[str, Any]]]) -> Interactive:
+    """The metric before, during and past the trained steps."""
+    traces, metric, numbers, trained = [], "", set(), set()
+    for name, (index, learner, sources, settings) in loaded.items():
+        steps = max(2 * learner.steps, settings["evaluate"].get("steps") or 0, 1)
+        found: Evaluation = evaluate(
+            learner, sources.test, max(20, min(100, STEPS // steps)), steps,
+            settings["evaluate"].get("transductive", True),
+        )  # fmt: skip
+        metric = found.metric
+        numbers.add(found.num_tasks)
+        trained.add(learner.steps)
+        traces += interval(range(len(found.steps)), found.steps, found.steps_ci95, name, index, "steps:")
+    figure = new_figure(traces, "inner steps", unit(metric))
+    for steps in sorted(trained):
+        figure.add_vline(steps, line={"dash": "dot", "width": 1, "color": "#888888"})
+    about = (
+        f"Means over {_listed(numbers)} unseen tasks, bands: 95 % intervals; dotted: the "
+        f"{_listed(trained)} steps of training."
+    )
+    return Interactive(figure, "Past the trained steps", about)
+
+
+def functions(name: str, learner: MetaLearner, source: FunctionSource, steps: int) -> Interactive:
+    """Unseen functions: the truth, the support points, and the model before and after each step, with a slider."""
+    grid = torch.linspace(*source.x, 101)[:, None]
+    x = grid[:, 0].tolist()
+    moving: list[list[Trace]] = [[] for _ in range(steps + 1)]
+    still: list[Trace] = []
+    for seed in range(FUNCTIONS):
+        axes: dict[str, Any] = {"xaxis": f"x{seed + 1}", "yaxis": f"y{seed + 1}", "showlegend": not seed}
+        state = torch.Generator().manual_seed(seed).get_state()
+        task = select(source.sample(1, torch.Generator().set_state(state)), 0)
+        truth = source.functions(1, torch.Generator().set_state(state))(grid)[0, :, 0].tolist()
+        fits = [learner.adapt(task.support, steps=k)(grid)[:, 0].tolist() for k in range(steps + 1)]
+        for k, values in enumerate(fits):
+            moving[k].append(curve(x, values, "model", 0, **axes))
+        at, values = task.support.x[:, 0].tolist(), task.support.y[:, 0].tolist()
+        dots: dict[str, Any] = {"mode": "markers", "marker": {"color": SHADES[4], "size": 7, "symbol": "triangle-up"}}
+        still += [
+            curve(x, truth, "truth", 2, **axes),
+            curve(x, fits[0], "before adaptation", 1, 1, opacity=0.6, **axes),
+            curve(at, values, f"{len(at)} support points", 4, **dots, **axes),
+        ]
+    frames = [(f"after {k} step{'s' * (k != 1)}", traces) for k, traces in enumerate(moving)]
+    figure = new_figure([*moving[-1], *still], "x", "y", grid={"rows": 2, "columns": 2, "pattern": "independent"})
+    figure.update_layout(height=520)
+    title = f"Unseen functions: {name}"
+    return Interactive(
+        with_frames(figure, frames), title, "Four unseen functions and what the model makes of their support points.",
+        "inner steps", steps, frames[-1][0], own_legend=True,
+    )  # fmt: skip
+
+
+def pictures(name: str, run: Run, data: Path | None) -> dict[str, str]:
+    """An unseen episode that is solved and one that is not."""
+    file = io.BytesIO()
+    episodes(run, Options(data=data)).savefig(file, format="png")
+    source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    about = (
+        "Of 100 unseen tasks, those with the most and the fewest query images told right. Frames of query images are "
+        "blue where they were told right, and orange where not."
+    )
+    return {"source": source, "title": f"Unseen tasks: {name}", "about": about}
+
+
+def _listed(numbers: set[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))

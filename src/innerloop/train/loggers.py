@@ -1,0 +1,154 @@
+"""Telling others of a training while it goes on: TensorBoard, Weights & Biases, trackio, MLflow, or a logger of one's
+own. The record in the run directory is written all the same."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+LEFT_OUT = ("environment", "phases", "steps", "steps_ci95", "scores", "transductive", "num_tasks", "metric")
+
+
+class Logger(Protocol):
+    """What is told of a training; numbers only, under names such as ``train/loss`` and ``validation/accuracy``."""
+
+    def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
+        """Before the first iteration after ``iteration``: 0, or where an interrupted run goes on. Whatever was told of
+        later iterations did not happen."""
+        ...
+
+    def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        """What an iteration came to. Values may be no finite numbers."""
+        ...
+
+    def close(self) -> None:
+        """After the last iteration, an error or an interruption."""
+        ...
+
+
+class TensorBoard:
+    """Event files in the run directory: ``tensorboard --logdir runs`` shows them."""
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("TensorBoard is not installed: pip install 'innerloop[tensorboard]'") from error
+        self._open = SummaryWriter
+
+    def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
+        folder = str(_needed(run, "TensorBoard") / "tensorboard")
+        self._writer = self._open(folder, purge_step=iteration + 1 if iteration else None)
+
+    def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases, or trackio, which has the same functions. Where and whether runs are sent is theirs to say, by
+    their own settings, such as ``WANDB_MODE=offline``; a resumed run goes on under its name.
+
+    Args:
+        module: ``"wandb"`` or ``"trackio"``.
+        project: where runs are shown.
+    """
+
+    def __init__(self, module: str = "wandb", project: str = "innerloop") -> None:
+        self._module, self._project = _imported(module), project
+
+    def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
+        run = _needed(run, self._module.__name__)
+        options: dict[str, Any] = {"project": self._project, "name": run.name, "config": dict(config)}
+        if self._module.__name__ == "wandb":
+            options |= {"dir": str(run), "id": hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]}
+        self._run = self._module.init(**options, resume="allow")
+
+    def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=iteration)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow, at its own tracking address (``MLFLOW_TRACKING_URI``); a resumed run goes on as the same one, whose name
+    is kept in the run directory.
+
+    Args:
+        experiment: where runs are shown.
+    """
+
+    def __init__(self, experiment: str = "innerloop") -> None:
+        self._mlflow, self._experiment = _imported("mlflow"), experiment
+
+    def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
+        run = _needed(run, "MLflow")
+        kept = run / "mlflow.txt"
+        self._mlflow.set_experiment(self._experiment)
+        known = kept.read_text("utf-8").strip() if kept.exists() else None
+        begun = self._mlflow.start_run(run_id=known, run_name=None if known else run.name)
+        if not known:
+            kept.write_text(begun.info.run_id, encoding="utf-8")
+            sections = {key: value if isinstance(value, Mapping) else {"": value} for key, value in config.items()}
+            self._mlflow.log_params(
+                {f"{s}.{k}".rstrip("."): v for s, some in sections.items() for k, v in some.items()}
+            )
+
+    def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        # MLflow's names have no brackets or plus signs; ours are of parameters.
+        self._mlflow.log_metrics({_plain(name): value for name, value in values.items()}, step=iteration)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+LOGGERS: dict[str, Callable[[], Logger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "trackio": lambda: WandB("trackio"),
+    "mlflow": MLflow,
+}
+"""By the names that the command line knows."""
+
+
+def numbers(kind: str, fields: Mapping[str, Any]) -> dict[str, float]:
+    """What of a line of the record is told: see RECORD.md."""
+    found = {
+        f"{kind}/{key}": float(value) for key, value in fields.items() if key not in LEFT_OUT and _is_number(value)
+    }
+    if kind == "train" and fields.get("steps"):
+        found["train/first_inner_loss"], found["train/last_inner_loss"] = fields["steps"][0], fields["steps"][-1]
+    if kind == "validation":
+        found = {f"validation/{fields['metric']}": fields["mean"], "validation/ci95": fields["ci95"]}
+    if kind == "rates":
+        for name, values in fields["rates"].items():
+            found |= {f"rates/{name or 'all'}/step {step}": value for step, value in enumerate(values, 1)}
+    return found if kind in ("train", "validation", "rates") else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in name)
+
+
+def _needed(run: Path | None, what: str) -> Path:
+    if run is None:
+        raise ValueError(f"{what} needs a run directory: give the trainer one")
+    return run
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is not installed: pip install {module}") from error

@@ -1,0 +1,271 @@
+"""The report in a real browser: it draws, moves, compares, fits a phone, and needs nothing from outside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from innerloop import cli
+from innerloop.report import UnreadableRunError, read_run, write_report
+from innerloop.report.page import page
+
+
+@contextmanager
+def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
+    """The page, scrolled through once; afterwards it must have neither complained nor asked for anything."""
+    context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
+    tab, heard, asked = context.new_page(), [], []
+    tab.on("console", lambda message: heard.append(message.text))
+    tab.on("pageerror", lambda error: heard.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(path.as_uri())
+    for plot in tab.locator(".plot").all():
+        plot.scroll_into_view_if_needed()
+        plot.locator(".main-svg").first.wait_for()
+    yield tab
+    context.close()
+    assert heard == []
+    assert asked == [path.as_uri()]
+
+
+def traces(tab: Any, title: str) -> Any:
+    """What the figure of a title draws now."""
+    return tab.evaluate('name => document.querySelector(`[aria-label="${name}"]`).data', title)
+
+
+@pytest.fixture(scope="module")
+def made(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two seeds of one recipe, one of another, and one of functions."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    names = ("strokes-seed0", "strokes-seed1", "plain-seed0")
+    assert cli.run(["report", *(str(trained / name) for name in names), "-o", str(path)]) == 0
+    return path
+
+
+def test_every_figure_is_drawn(browser: Any, made: Path) -> None:
+    with opened(browser, made) as tab:
+        titles = tab.locator("figcaption h3").all_inner_texts()
+        assert titles == [
+            "Unseen tasks, step by step", "The support loss of single problems", "The query loss of single problems",
+            "Where the inner loop ends", "Meta-train loss", "Meta-validation", "Meta-gradients", "Learned inner rates",
+            "Task by task", "Past the trained steps", "Unseen tasks: strokes-seed0", "Unseen tasks: plain-seed0",
+            "Recipes beside each other", "Where the time went",
+        ]  # fmt: skip
+        for plot in tab.locator(".plot").all():
+            assert plot.evaluate("e => e.data.every(t => t.x.length && t.y.some(v => v !== null))")
+            assert plot.evaluate("e => e.layout.xaxis.title.text + e.layout.yaxis.title.text") != ""
+        assert all(tab.locator("img").nth(i).evaluate("e => e.naturalWidth") >= 800 for i in range(2))
+        assert tab.locator(".note").count() == 0
+
+
+def test_functions_are_drawn_before_and_after_each_step(browser: Any, trained: Path, tmp_path: Path) -> None:
+    assert cli.run(["report", str(trained / "sinusoids"), "-o", str(tmp_path / "r.html")]) == 0
+    with opened(browser, tmp_path / "r.html") as tab:
+        title = "Unseen functions: sinusoids"
+        assert [trace["name"] for trace in traces(tab, title)[4:8]] == [
+            "truth", "before adaptation", "10 support points", "truth"
+        ]  # fmt: skip
+        slider = tab.get_by_label("inner steps")
+        slider.press("Home")
+        assert traces(tab, title)[0]["y"] == traces(tab, title)[5]["y"]
+        assert tab.locator("output").last.inner_text() == "after 0 steps"
+
+
+def test_learned_rates_begin_at_each_seeds_best_and_follow_the_slider(browser: Any, made: Path, trained: Path) -> None:
+    runs = [read_run(trained / f"strokes-seed{seed}") for seed in (0, 1)]
+    recorded = [{line["iteration"]: line["rates"] for line in run.lines["rates"]} for run in runs]
+
+    def rates(tab: Any) -> list[list[float]]:
+        found = [[value for value in trace["y"] if value is not None] for trace in traces(tab, "Learned inner rates")]
+        assert [trace["name"] for trace in traces(tab, "Learned inner rates")] == ["strokes-seed0", "strokes-seed1"]
+        return found
+
+    def expected(iterations: list[int]) -> list[Any]:
+        told = [every[at].values() for every, at in zip(recorded, iterations, strict=True)]
+        return [pytest.approx([rate for some in values for rate in some], rel=1e-4) for values in told]
+
+    with opened(browser, made) as tab:
+        assert rates(tab) == expected([run.best["iteration"] for run in runs if run.best])
+        slider = tab.locator("#learned input[type=range]").first
+        slider.press("Home")
+        assert rates(tab) == expected([0, 0])
+        slider.press("End")
+        assert rates(tab) == expected([6, 6])
+        assert slider.get_attribute("aria-valuetext") == "iteration 6"
+
+
+def test_other_sliders_move_too(browser: Any, made: Path) -> None:
+    with opened(browser, made) as tab:
+        for number in range(tab.locator("input[type=range]").count()):
+            slider = tab.locator("input[type=range]").nth(number)
+            figure = tab.locator(f"#figure-{slider.get_attribute('data-figure')}")
+            before, said = (
+                figure.evaluate("e => JSON.stringify(e.data.map(t => t.y))"),
+                tab.locator("output").nth(number),
+            )
+            told = said.inner_text()
+            slider.press("Home")
+            assert said.inner_text() != told or slider.input_value() == "0"
+            slider.press("End")
+            after = figure.evaluate("e => JSON.stringify(e.data.map(t => t.y))")
+            slider.press("Home")
+            assert len({before, after, figure.evaluate("e => JSON.stringify(e.data.map(t => t.y))")}) > 1
+
+
+def test_recipes_are_compared_with_an_interval(browser: Any, made: Path) -> None:
+    with opened(browser, made) as tab:
+        rows = [row.locator("th, td").all_inner_texts() for row in tab.locator("#better tbody tr").all()]
+        assert [row[:2] for row in rows] == [["strokes", "0, 1"], ["plain", "0"]]
+        assert rows[1][5] == "6 tasks, the same for both"
+        assert rows[1][4].count("%") == 1
+        assert rows[1][6] in ("better", "worse", "may be noise")
+        names = {trace["name"] for trace in traces(tab, "Recipes beside each other")}
+        assert names == {"strokes (2 seeds)", "plain"}
+        assert "learner.preset" in tab.locator("#recipes").inner_text()
+
+
+def test_a_run_can_be_hidden_by_keyboard(browser: Any, made: Path) -> None:
+    with opened(browser, made) as tab:
+        tab.get_by_role("checkbox").first.focus()
+        tab.keyboard.press("Space")
+        for title in ("Meta-train loss", "Task by task"):
+            shown = {trace["name"]: trace.get("visible", True) for trace in traces(tab, title)}
+            assert shown == {"strokes-seed0": False, "strokes-seed1": True, "plain-seed0": True}
+        tab.keyboard.press("Space")
+        assert all(trace["visible"] for trace in traces(tab, "Meta-train loss"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(browser: Any, made: Path, scheme: Any) -> None:
+    with opened(browser, made, viewport={"width": 400, "height": 800}, color_scheme=scheme) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") == 400
+        cells = tab.locator("tbody th, tbody td:not(.empty)")
+        assert cells.count() > 40
+        for box in cells.evaluate_all(
+            "cells => cells.map(c => [c.getBoundingClientRect().right, c.scrollWidth - c.clientWidth, "
+            "parseFloat(getComputedStyle(c).fontSize), c.dataset.label])"
+        ):
+            right, hidden, size, label = box
+            assert (right <= 400, hidden <= 0, size >= 14, bool(label)) == (True, True, True, True), box
+        assert tab.evaluate(CONTRAST) >= 4.5
+
+
+CONTRAST = """() => {
+  const light = (text) => {
+    const [r, g, b] = text.match(/[0-9.]+/g).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  const ratios = [...document.querySelectorAll("h2, td, th, p, a, label, output")].map((e) => {
+    const ink = light(getComputedStyle(e).color);
+    return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
+  });
+  return Math.min(...ratios);
+}"""  # noqa: E501
+
+
+def test_light_and_dark(browser: Any, made: Path) -> None:
+    with opened(browser, made, color_scheme="light") as tab:
+        button, look = tab.get_by_role("button", name="Dark"), "getComputedStyle(document.body).backgroundColor"
+        ink = "document.querySelector('.plot').layout.font.color"
+        light = tab.evaluate(look), tab.evaluate(ink)
+        assert button.get_attribute("aria-pressed") == "false"
+        button.press("Enter")
+        assert button.get_attribute("aria-pressed") == "true"
+        dark = tab.evaluate(look), tab.evaluate(ink)
+        assert dark[0] != light[0]
+        assert dark[1] != light[1]
+
+
+def test_nine_of_ten_runs_where_one_is_broken(
+    browser: Any, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(10):
+        shutil.copytree(trained / f"strokes-seed{number % 2}", tmp_path / f"run{number}")
+    (tmp_path / "run4" / "metrics.jsonl").write_text("garbage")
+    folders = [str(tmp_path / f"run{number}") for number in range(10)]
+    capsys.readouterr()
+    assert cli.run(["report", *folders, "-o", str(tmp_path / "report.html"), "--record-only"]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{tmp_path / 'report.html'}\n"
+    assert told.err.startswith(f"left out: {tmp_path / 'run4'} has no record yet")
+    assert told.err.count("\n") == 1
+    with opened(browser, tmp_path / "report.html") as tab:
+        assert tab.get_by_role("checkbox").count() == 9
+        assert tab.locator("#inner tbody tr").count() == 9
+        assert tab.locator(".broken").inner_text().startswith("1 of 10 run directories is left out:")
+        assert str(tmp_path / "run4") in tab.locator(".broken").inner_text()
+
+
+def test_a_run_of_100_000_iterations_opens_in_two_seconds(
+    browser: Any, trained: Path, tmp_path: Path, recorded: Callable[..., Path]
+) -> None:
+    """The lines of a real run, repeated: 100,000 of training, 1,000 validations and records of tasks and rates."""
+    run = read_run(trained / "strokes-seed0")
+    lines = list(run.lines["run"])
+    for iteration in range(1, 100_001):
+        kinds = ["train"] + ["tasks", "rates", "validation"] * (iteration % 100 == 0)
+        lines += [{**run.lines[kind][iteration % 3], "iteration": iteration} for kind in kinds]
+    config, test = (run.path / "config.toml").read_text(), run.results["test"]
+    write_report([recorded(tmp_path / "long", lines, config, test)], tmp_path / "long.html", models=False)
+    assert (tmp_path / "long.html").stat().st_size < 8_000_000
+    seconds = []
+    for _ in range(3):
+        with opened(browser, tmp_path / "long.html") as tab:
+            seconds.append(tab.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") / 1000)
+            assert len(traces(tab, "Meta-train loss")[0]["x"]) <= 1_000
+    assert min(seconds) < 2.0
+
+
+def test_what_is_not_a_report_is_not_overwritten(trained: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.html"
+    mine.write_text("<p>by hand</p>")
+    with pytest.raises(FileExistsError, match="not a report"):
+        write_report([trained / "sinusoids"], mine, models=False)
+    assert mine.read_text() == "<p>by hand</p>"
+    with pytest.raises(FileExistsError, match="not a report"):
+        write_report([trained / "sinusoids"], tmp_path, models=False)
+    for _ in range(2):
+        write_report([trained / "sinusoids"], tmp_path / "deep" / "report.html", models=False)
+
+
+def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UnreadableRunError, match="is empty"):
+        write_report([tmp_path / "empty"], tmp_path / "r.html")
+    assert cli.run(["report", str(tmp_path / "empty"), str(tmp_path / "none"), "-o", str(tmp_path / "r.html")]) == 1
+    assert "is empty; " in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_run_that_just_began_has_a_report(browser: Any, tmp_path: Path, recorded: Callable[..., Path]) -> None:
+    run = recorded(tmp_path / "new", [{"kind": "run", "iteration": 0, "schema": 1, "tasks": 4, "steps": 1}])
+    write_report([run], tmp_path / "r.html")
+    with opened(browser, tmp_path / "r.html") as tab:
+        assert tab.locator(".plot").count() == 0
+        assert "not judged yet" in tab.locator("#inner").inner_text()
+        assert "Not run on unseen tasks" in tab.locator("#learned").inner_text()
+
+
+def test_names_and_recipes_are_text_whatever_is_in_them(
+    browser: Any, tmp_path: Path, recorded: Callable[..., Path], trained: Path
+) -> None:
+    lines = [line for some in read_run(trained / "strokes-seed0").lines.values() for line in some]
+    nasty = 'x" onload="alert(1)"> <script>alert(1)</script> </scr'
+    folder = tmp_path / nasty.replace("/", "")
+    config = "[tasks]\nname = " + json.dumps("</script><script>alert(1)</script>")
+    write_report([recorded(folder, lines, config)], tmp_path / "r.html", models=False)
+    with opened(browser, tmp_path / "r.html") as tab:
+        assert tab.locator("script").count() == 3
+        assert tab.locator("h1").inner_text() == folder.name
+
+
+def test_the_page_of_one_run_says_the_same_each_time(trained: Path) -> None:
+    runs = {"sinusoids": read_run(trained / "sinusoids")}
+    assert page(runs, models=False) == page(runs, models=False)
