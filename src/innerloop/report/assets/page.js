@@ -11,11 +11,10 @@
   const dark = () =>
     (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 
+  // As they are in the theme at hand: what the variables come to is known of elements alone.
   function colours() {
-    const style = getComputedStyle(root);
-    const ink = style.getPropertyValue("--ink").trim();
-    const line = style.getPropertyValue("--line").trim();
-    return { ink, line, card: style.getPropertyValue("--card").trim() };
+    const of = (name) => getComputedStyle(document.querySelector(name));
+    return { ink: of("body").color, line: of("fieldset").borderTopColor, card: of("body").backgroundColor };
   }
 
   function themed(layout) {
