@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -318,14 +319,15 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     output: Annotated[Path, typer.Option("-o", help="The page, an HTML file.")] = Path("report.html"),
     record_only: Annotated[
-        bool, typer.Option("--record-only", help="Leave out what takes the trained models and their data.")
+        bool, typer.Option("--record-only", help="Leave out what takes the trained models, their data, and some time.")
     ] = False,
     data: DataOption = None,
 ) -> None:
     """Write one page, for any browser and without a network, of how runs went and which is better."""
     from .report import write_report
 
-    for line in write_report(runs, output, data, not record_only):
+    say = partial(print, file=sys.stderr)
+    for line in write_report(runs, output, data, not record_only, say):
         print(f"left out: {line}", file=sys.stderr)
     print(output)
 

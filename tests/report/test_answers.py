@@ -12,7 +12,7 @@ from innerloop.report import Run, answers
 
 def run(
     name: str, before: float = 20.0, after: float = 90.0, half: float = 1.0, shots: int = 1, metric: str = "accuracy",
-    validations: tuple[float, ...] = (40.0, 80.0), **config: Any,
+    validations: tuple[float, ...] = (40.0, 80.0), tasks: Any = None, **config: Any,
 ) -> Run:  # fmt: skip
     judged = {"metric": metric, "ci95": half, "num_tasks": 600, "transductive": False}
     test = {**judged, "mean": after, "steps": [before, after], "steps_ci95": [half, half]}
@@ -21,31 +21,34 @@ def run(
          "steps_ci95": [half, half]}
         for i, mean in enumerate(validations)
     ]  # fmt: skip
-    recipe = {"tasks": {"name": "some", "ways": 5, "shots": shots}, "train": {"iterations": 20}, **config}
+    tasks = {"name": "some", "ways": 5, "shots": shots} if tasks is None else tasks
+    recipe = {"tasks": tasks, "train": {"iterations": 20}, **config}
     return Run(Path(name), {"validation": lines}, recipe, {"iterations": 20, "test": test})
 
 
 @pytest.mark.parametrize(
     ("after", "metric", "verdict", "sentence"),
     [
-        (90.0, "accuracy", "learns", "Yes, on unseen tasks."),
-        (20.5, "accuracy", "may be noise", "Not that it could be told from noise on unseen tasks."),
-        (10.0, "accuracy", "gets worse", "No, it gets worse on unseen tasks."),
-        (10.0, "mse", "learns", "Yes, on unseen tasks."),
+        (90.0, "accuracy", "learns", "yes"),
+        (20.5, "accuracy", "may be noise", "nothing that could be told from noise"),
+        (10.0, "accuracy", "gets worse", "no, it gets worse"),
+        (10.0, "mse", "learns", "yes"),
     ],
 )
 def test_the_inner_loop(after: float, metric: str, verdict: str, sentence: str) -> None:
     found = answers.inner({"a": run("a", after=after, metric=metric)})
-    assert found.sentence == sentence
+    assert found.sentence == f"On unseen tasks, from before the inner steps to after them: {sentence}."
     assert found.rows[0][4] == verdict
     assert found.rows[0][5] == "some, 5-way 1-shot, 1 step, 600 tasks, inductive"
 
 
 def test_the_outer_loop() -> None:
     good, flat, bad = run("a"), run("b", validations=(50.0, 50.5)), run("c", validations=(80.0, 70.0))
-    found = answers.outer({"a": good, "b": flat, "c": bad, "d": run("d", validations=(50.0,))})
-    assert found.sentence == "In 1 of 3 runs, by meta-validation."
-    assert [row[-1] for row in found.rows] == ["learns", "may be noise", "gets worse", "fewer than two validations"]
+    lost = run("e", validations=(50.0, 80.0, 49.0))
+    found = answers.outer({"a": good, "b": flat, "c": bad, "d": run("d", validations=(50.0,)), "e": lost})
+    assert found.sentence.endswith("of 4 runs: 1 gets worse, 1 learns, 1 learns, then loses it, 1 may be noise.")
+    verdicts = ["learns", "may be noise", "gets worse", "fewer than two validations", "learns, then loses it"]
+    assert [row[-1] for row in found.rows] == verdicts
     assert found.rows[0][1] == "40.00 ± 1.00 % at 10"
 
 
@@ -55,13 +58,25 @@ def test_recipes_are_compared_with_the_first_where_they_are_judged_alike() -> No
         "b": run("b", after=95.0, model={"width": 2}),
         "c": run("c", after=90.5, model={"width": 3}),
         "d": run("d", after=99.0, model={"width": 4}, shots=5),
+        "e": run("e", after=99.0, model={"width": 5}),
+        "f": run("f", after=99.0, model={"width": 6}, tasks={}),
     }
+    runs["e"].results["test"]["transductive"] = True
     found = answers.comparison(runs)
-    assert [row[-1] for row in found.rows] == ["the first", "better", "may be noise", "judged by other tasks"]
-    assert found.sentence.startswith("b is better than a; the difference of c from a may be noise.")
+    assert [row[-1] for row in found.rows] == ["", "better", "may be noise", *["judged otherwise"] * 3]
+    assert found.sentence.startswith("Better than a: b (one seed each, so of these weights alone). Not told from a: c")
     assert found.rows[1][4].startswith("5.00 % [3.")
     differing = answers.recipes(runs)
-    assert differing.rows == [["model.width", "1", "2", "3", "4"], ["tasks.shots", "1", "1", "1", "5"]]
+    assert ["model.width", "1", "2", "3", "4", "5", "6"] in differing.rows
+
+
+def test_the_steps_of_learned_rates_are_told_and_rates_that_are_not_finite() -> None:
+    learned = run("a")
+    learned.lines["rates"] = [{"kind": "rates", "iteration": 20, "rates": {"w": [0.1, None, 0.4], "b": [0.2]}}]
+    empty = run("b")
+    empty.lines["rates"] = [{"kind": "rates", "iteration": 20, "rates": {"w": [None]}}]
+    found = answers.rates({"a": learned, "b": empty}).sentence
+    assert found.startswith("a: learned rates from 0.1 (w, step 1) to 0.4 (w, step 3) at iteration 20. b: no learned")
 
 
 def test_runs_that_were_not_tested_are_compared_by_validations_and_it_says_so() -> None:

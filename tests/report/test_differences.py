@@ -21,6 +21,7 @@ def run(scores: Sequence[float], seed: int = 0, tasks: int = 0, keep: bool = Tru
     values = torch.tensor(scores, dtype=torch.float64)
     half = 1.96 * float(values.std()) / math.sqrt(len(scores))
     test: dict[str, Any] = {"metric": "accuracy", "mean": float(values.mean()), "ci95": half, "num_tasks": len(scores)}
+    test |= {"steps": [0.0], "steps_ci95": [0.0], "transductive": False}
     test |= {"scores": list(scores)} if keep else {}
     config = {"seed": seed, "tasks": {"name": "some"}, "evaluate": {"seed": tasks}, "train": {}}
     return Run(Path(f"some-seed{seed}"), {}, config, {"test": test})
@@ -61,6 +62,25 @@ def test_the_same_tasks_are_compared_task_by_task() -> None:
         apart = difference([first], [other])
         assert apart is not None
         assert (apart.over, apart.holds_zero) == ("tasks of each", True)
+
+
+def test_one_seed_against_several_is_no_surer_than_they_vary() -> None:
+    several = [run([mean, mean], seed) for seed, mean in enumerate((80.0, 82.0, 84.0))]
+    found = difference(several, [run([88.0, 88.0, 88.0])])
+    assert found is not None
+    assert (found.mean, found.over) == (6.0, "3 seeds, against one")
+    assert found.high - found.mean == pytest.approx(T95_2 * 2 * math.sqrt(1 + 1 / 3), rel=1e-5)
+    assert found.holds_zero
+    back = difference([run([88.0, 88.0, 88.0])], several)
+    assert back is not None
+    assert (back.mean, back.low) == (-found.mean, pytest.approx(-found.high))
+
+
+def test_a_judgement_that_lacks_something_is_none() -> None:
+    damaged = run([1.0, 2.0])
+    del damaged.results["test"]["steps"]
+    assert score([damaged]) is None
+    assert difference([damaged], [run([1.0, 2.0])]) is None
 
 
 def test_what_does_not_vary_has_no_width() -> None:

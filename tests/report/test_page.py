@@ -54,14 +54,28 @@ def test_every_figure_is_drawn(browser: Any, made: Path) -> None:
         assert titles == [
             "Unseen tasks, step by step", "The support loss of single problems", "The query loss of single problems",
             "Where the inner loop ends", "Meta-train loss", "Meta-validation", "Meta-gradients", "Learned inner rates",
-            "Task by task", "Past the trained steps", "Unseen tasks: strokes-seed0", "Unseen tasks: plain-seed0",
+            "Task by task", "Past the trained steps", "The most told right: strokes-seed0",
+            "The fewest told right: strokes-seed0", "The most told right: plain-seed0",
+            "The fewest told right: plain-seed0",
             "Recipes beside each other", "Where the time went",
         ]  # fmt: skip
         for plot in tab.locator(".plot").all():
-            assert plot.evaluate("e => e.data.every(t => t.x.length && t.y.some(v => v !== null))")
+            assert plot.evaluate(
+                "e => e.data.every(t => t.x.length > 1 || t.mode.includes('markers') || t.type == 'bar')"
+            )
+            assert plot.evaluate("e => e.data.every(t => t.y.some(v => v !== null))")
             assert plot.evaluate("e => e.layout.xaxis.title.text + e.layout.yaxis.title.text") != ""
-        assert all(tab.locator("img").nth(i).evaluate("e => e.naturalWidth") >= 800 for i in range(2))
+        assert all(tab.locator("img").nth(i).evaluate("e => e.naturalWidth") >= 800 for i in range(4))
+        assert tab.locator(".modebar-btn").evaluate_all(TITLES) == [
+            "Download plot as a PNG",
+            "Zoom",
+            "Pan",
+            "Reset axes",
+        ]
         assert tab.locator(".note").count() == 0
+
+
+TITLES = "buttons => [...new Set(buttons.map((b) => b.dataset.title || b.getAttribute('aria-label')))]"
 
 
 def test_functions_are_drawn_before_and_after_each_step(browser: Any, trained: Path, tmp_path: Path) -> None:
@@ -93,8 +107,10 @@ def test_learned_rates_begin_at_each_seeds_best_and_follow_the_slider(browser: A
     with opened(browser, made) as tab:
         assert rates(tab) == expected([run.best["iteration"] for run in runs if run.best])
         slider = tab.locator("#learned input[type=range]").first
-        slider.press("Home")
+        slider.press("ArrowRight")
         assert rates(tab) == expected([0, 0])
+        slider.press("Home")
+        assert rates(tab) == expected([run.best["iteration"] for run in runs if run.best])
         slider.press("End")
         assert rates(tab) == expected([6, 6])
         assert slider.get_attribute("aria-valuetext") == "iteration 6"
@@ -122,7 +138,7 @@ def test_recipes_are_compared_with_an_interval(browser: Any, made: Path) -> None
     with opened(browser, made) as tab:
         rows = [row.locator("th, td").all_inner_texts() for row in tab.locator("#better tbody tr").all()]
         assert [row[:2] for row in rows] == [["strokes", "0, 1"], ["plain", "0"]]
-        assert rows[1][5] == "6 tasks, the same for both"
+        assert rows[1][5] == "2 seeds, against one"
         assert rows[1][4].count("%") == 1
         assert rows[1][6] in ("better", "worse", "may be noise")
         names = {trace["name"] for trace in traces(tab, "Recipes beside each other")}
@@ -161,9 +177,12 @@ CONTRAST = """() => {
     const [r, g, b] = text.match(/[0-9.]+/g).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const page = light(getComputedStyle(document.body).backgroundColor);
-  const ratios = [...document.querySelectorAll("h2, td, th, p, a, label, output")].map((e) => {
+  const texts = "h2, h3, td, th, p, a, label, output, button, summary, pre, legend, td";
+  const ratios = [...document.querySelectorAll(texts)].map((e) => {
     const ink = light(getComputedStyle(e).color);
+    let under = e;
+    while (under && /(0, 0, 0, 0|transparent)/.test(getComputedStyle(under).backgroundColor)) under = under.parentElement;
+    const page = light(getComputedStyle(under ?? document.body).backgroundColor);
     return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
   });
   return Math.min(...ratios);
@@ -181,6 +200,87 @@ def test_light_and_dark(browser: Any, made: Path) -> None:
         dark = tab.evaluate(look), tab.evaluate(ink)
         assert dark[0] != light[0]
         assert dark[1] != light[1]
+
+
+def test_curves_can_be_seen_on_light_and_on_dark(browser: Any, made: Path) -> None:
+    for scheme in ("light", "dark"):
+        with opened(browser, made, color_scheme=scheme) as tab:
+            assert tab.evaluate(CURVES) >= 3.0
+
+
+CURVES = (
+    CONTRAST.split("  const texts")[0]
+    + """
+  const card = light(getComputedStyle(document.querySelector("figure")).backgroundColor);
+  return Math.min(...[...document.querySelectorAll("#palette span")].map((e) => light(getComputedStyle(e).color)).map(
+    (ink) => (Math.max(ink, card) + 0.05) / (Math.min(ink, card) + 0.05)));
+}"""
+)
+
+
+def test_on_paper_it_is_light_and_has_its_legend(browser: Any, made: Path) -> None:
+    with opened(browser, made, color_scheme="dark") as tab:
+        ink = "document.querySelector('.plot').layout.font.color"
+        dark = tab.evaluate(ink)
+        tab.emulate_media(media="print")
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert tab.evaluate(ink) != dark
+        assert tab.locator("#runs .swatch").count() == 3
+        assert tab.locator("#runs").is_visible()
+        tab.emulate_media(media="screen")
+        tab.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert tab.evaluate(ink) == dark
+
+
+def test_a_link_leads_to_what_can_be_seen(browser: Any, made: Path) -> None:
+    with opened(browser, made) as tab:
+        tab.get_by_role("link", name="Is the outer loop learning?").click()
+        edges = "[document.querySelector('#runs').getBoundingClientRect().bottom, "
+        above, heading = tab.evaluate(edges + "document.querySelector('#outer').getBoundingClientRect().top]")
+        assert above <= heading
+
+
+def test_without_javascript_answers_and_tables_are_there(browser: Any, made: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(made.as_uri())
+    assert tab.locator("noscript p").is_visible()
+    assert not tab.locator(".plot").first.is_visible()
+    assert tab.locator("#inner tbody tr").count() == 3
+    context.close()
+
+
+def test_runs_of_different_metrics_have_no_common_axis(browser: Any, trained: Path, tmp_path: Path) -> None:
+    runs = [trained / "plain-seed0", trained / "sinusoids"]
+    write_report(runs, tmp_path / "r.html")
+    with opened(browser, tmp_path / "r.html") as tab:
+        titles = tab.locator("figcaption h3").all_inner_texts()
+        assert not {"Unseen tasks, step by step", "Meta-validation", "Task by task", "Past the trained steps"} & set(
+            titles
+        )
+        notes = " ".join(tab.locator(".note").all_inner_texts())
+        assert notes.count("different metrics: accuracy, mse") == 5
+        assert "different metrics" in tab.locator("#better .answer").inner_text()
+
+
+def test_odd_records_do_not_end_the_report(
+    browser: Any, trained: Path, tmp_path: Path, recorded: Callable[..., Path]
+) -> None:
+    lines = [line for some in read_run(trained / "strokes-seed0").lines.values() for line in some]
+    single = [line for line in lines if line["iteration"] in (0, 6)]
+    for line in single:
+        line.update({"rates": {name: [None] for name in line["rates"]}} if line["kind"] == "rates" else {})
+    runs = [
+        recorded(tmp_path / "null-rates", single),
+        recorded(tmp_path / "half-a-test", lines, test={"mean": 3.0}),
+        recorded(tmp_path / "no-recipe", lines),
+    ]
+    write_report(runs, tmp_path / "r.html", models=False)
+    with opened(browser, tmp_path / "r.html") as tab:
+        ends = [trace for trace in traces(tab, "Where the inner loop ends") if trace["name"] == "null-rates"]
+        assert [(len(trace["x"]), trace["mode"]) for trace in ends] == [(1, "lines+markers")]
+        assert tab.locator("#inner tbody tr").count() == 3
 
 
 def test_nine_of_ten_runs_where_one_is_broken(

@@ -9,9 +9,9 @@ from typing import Any
 
 from .. import config
 from ..train.progress import clock
-from .differences import Interval, What, change, difference, higher_is_better, judged, score
+from .differences import Interval, What, change, comparable, difference, higher_is_better, judged, score
 from .runs import Line, Run
-from .series import by_recipe
+from .series import by_recipe, nearest
 
 Runs = Mapping[str, Run]
 NOISE = "may be noise"
@@ -33,30 +33,31 @@ class Answer:
 
 
 def inner(runs: Runs) -> Answer:
-    """Whether the steps help on unseen tasks."""
+    """Whether the steps help on unseen tasks: from before the first to after the last."""
     rows, verdicts = [], []
     for name, run in runs.items():
         line = judged(run, "test") or judged(run, "validation")
-        if line is None or "steps" not in line or not line["steps"]:
+        if line is None or not line["steps"]:
             rows.append([name, "", "", "", "not judged yet", ""])
             continue
-        values, half = line["steps"], line["steps_ci95"]
-        metric = line["metric"]
+        values, half, metric = line["steps"], line["steps_ci95"], line["metric"]
         if len(values) == 1:
             rows.append([name, _value(values[0], half[0], metric), "", "", "no inner steps", protocol(run, line)])
             continue
-        sign = 1 if higher_is_better(metric) else -1
-        gain, noise = sign * (values[-1] - values[0]), math.hypot(half[0], half[-1])
-        verdict = "learns" if gain > noise else "gets worse" if gain < -noise else NOISE
+        if None in (values[0], values[-1], half[0], half[-1]):
+            verdict = "is not finite"
+        else:
+            away, noise = values[-1] - values[0], math.hypot(half[0], half[-1])
+            verdict = better(Interval(away, away - noise, away + noise, ""), metric, "learns", "gets worse")
         verdicts.append(verdict)
         cells = [_value(values[k], half[k], metric) for k in (0, 1, len(values) - 1)]
         rows.append([name, *cells, verdict, protocol(run, line)])
     header = ["run", "before", "after 1 step", "after all steps", "inner loop", "protocol"]
-    return Answer(_counted(verdicts, "learns", "on unseen tasks"), header, rows)
+    return Answer(_counted(verdicts, "On unseen tasks, from before the inner steps to after them"), header, rows)
 
 
 def outer(runs: Runs) -> Answer:
-    """Whether validations became better from the first to the last."""
+    """Whether validations became better from the first to the last, or at least up to the best."""
     rows, verdicts = [], []
     for name, run in runs.items():
         lines = [line for line in run.lines.get("validation", ()) if line["mean"] is not None]
@@ -66,13 +67,14 @@ def outer(runs: Runs) -> Answer:
         first, last, best = lines[0], lines[-1], run.best or lines[-1]
         metric, away = first["metric"], change(first, last)
         verdict = better(away, metric, "learns", "gets worse")
+        if verdict != "learns" and not change(first, best).holds_zero and not change(best, last).holds_zero:
+            verdict = "learns, then loses it"
         verdicts.append(verdict)
-        cells = [
-            f"{_value(line['mean'], line['ci95'], metric)} at {line['iteration']:,}" for line in (first, last, best)
-        ]
-        rows.append([name, *cells, _interval(away, metric), verdict])
+        three = [(line["iteration"], _value(line["mean"], line["ci95"], metric)) for line in (first, last, best)]
+        rows.append([name, *(f"{value} at {at:,}" for at, value in three), _interval(away, metric), verdict])
     header = ["run", "first validation", "last", "best", "last less first", "outer loop"]
-    return Answer(_counted(verdicts, "learns", "by meta-validation"), header, rows)
+    where = "From the first meta-validation, which may come after much of the learning, to the last"
+    return Answer(_counted(verdicts, where), header, rows)
 
 
 def rates(runs: Runs) -> Answer:
@@ -80,11 +82,16 @@ def rates(runs: Runs) -> Answer:
     said, fixed = [], set()
     for name, run in runs.items():
         if lines := run.lines.get("rates"):
-            best = run.best["iteration"] if run.best else lines[-1]["iteration"]
-            line = min(lines, key=lambda line: abs(line["iteration"] - best))
+            line = nearest(lines, run.best["iteration"] if run.best else None)
             values = [
-                (v, key or "all parameters") for key, some in line["rates"].items() for v in some if v is not None
+                (rate, f"{key or 'all parameters'}, step {step}" if len(some) > 1 else key or "all parameters")
+                for key, some in line["rates"].items()
+                for step, rate in enumerate(some, 1)
+                if rate is not None
             ]
+            if not values:
+                said.append(f"{name}: no learned rate is finite.")
+                continue
             (low, where_low), (high, where_high) = min(values), max(values)
             said.append(
                 f"{name}: learned rates from {low:.3g} ({where_low}) to {high:.3g} ({where_high}) at iteration "
@@ -105,27 +112,28 @@ def comparison(runs: Runs) -> Answer:
     groups = by_recipe(list(runs.values()))
     what: What = "test" if all(judged(run, "test") for run in runs.values()) else "validation"
     metrics = {line["metric"] for run in runs.values() if (line := judged(run, what))}
-    header = ["recipe", "seeds", "best validation" if what == "validation" else "test", "over", "difference",
-              "interval over", "against the first"]  # fmt: skip
     if len(metrics) != 1:
         return Answer("Nothing to compare: " + ("no run is judged yet." if not metrics else "different metrics."))
-    metric, base = metrics.pop(), next(iter(groups.values()))
-    rows, said, noise = [], [], []
-    for index, (name, members) in enumerate(groups.items()):
+    metric, (base, bases) = metrics.pop(), next(iter(groups.items()))
+    rows, said = [], []
+    for name, members in groups.items():
         found, seeds = score(members, what), ", ".join(str(run.config.get("seed", "?")) for run in members)
-        away = difference(base, members, what) if index and _comparable(base[0], members[0]) else None
-        verdict = better(away, metric, "better", "worse") if away else "judged by other tasks" if index else "the first"
-        if verdict in ("better", "worse"):
-            said.append(f"{name} is {verdict} than {next(iter(groups))}")
-        noise += [name] if verdict == NOISE else []
+        alike = name != base and comparable(bases[0], members[0], what)
+        away = difference(bases, members, what) if alike else None
+        verdict = better(away, metric, "better", "worse") if away else "" if name == base else "judged otherwise"
+        if away:
+            alone = " (one seed each, so of these weights alone)" if "tasks" in away.over else ""
+            what_is = "Not told from" if verdict == NOISE else f"{verdict.capitalize()} than"
+            said.append(f"{what_is} {base}: {name}{alone}.")
         told = [_interval(away, metric), away.over] if away else ["", ""]
         rows.append([name, seeds, *([_interval(found, metric), found.over] if found else ["", ""]), *told, verdict])
-    note = "" if what == "test" else " Not all have been tested, so these are best validations, which flatter."
+    kind = "test" if what == "test" else "best validation"
+    header = ["recipe", "seeds", kind, "over", "difference", "interval over", "than the first"]
+    note = [] if what == "test" else ["Not all have been tested, so these are best validations, which flatter."]
     if len(groups) == 1:
-        return Answer(f"These are runs of one recipe.{note}", header, rows)
-    said += [f"the difference of {', '.join(noise)} from {next(iter(groups))} may be noise"] if noise else []
-    sentence = "; ".join(said) if said else "nothing is judged by the same tasks as the first"
-    return Answer(f"{sentence}.{note} Intervals are of single comparisons.", header, rows)
+        return Answer(" ".join(["These are runs of one recipe.", *note]), header[:4], [row[:4] for row in rows])
+    said = said or ["No other is judged as the first is: by the same kind of tasks, in the same way."]
+    return Answer(" ".join([*said, *note, "Intervals are of single comparisons."]), header, rows)
 
 
 def machine(runs: Runs) -> Answer:
@@ -144,7 +152,7 @@ def machine(runs: Runs) -> Answer:
             f"{rate:.3g} tasks/s" if rate else "",
             f"{memory:,.0f} MiB" if memory else "",
             ", ".join(str(about[key]) for key in ("cpu", "device") if key in about and about[key] != "cpu")
-            + (f", {about['threads']} threads" if "threads" in about else ""),
+            + (f", {about['threads']} thread{'s' * (about['threads'] != 1)}" if "threads" in about else ""),
             ", ".join(f"{key} {about[key]}" for key in ("innerloop", "torch", "python") if key in about),
         ])  # fmt: skip
     header = ["run", "iterations", "training", "throughput", "memory at most", "hardware", "versions"]
@@ -189,21 +197,15 @@ def better(away: Interval, metric: str, good: str, bad: str) -> str:
     return good if (away.mean > 0) == higher_is_better(metric) else bad
 
 
-def _comparable(first: Run, second: Run) -> bool:
-    """Whether two runs are judged by tasks of one kind: of one source, of as many ways and shots."""
-    kinds = [[run.config.get("tasks", {}).get(key) for key in ("name", "ways", "shots")] for run in (first, second)]
-    return kinds[0] == kinds[1]
-
-
-def _counted(verdicts: Sequence[str], good: str, where: str) -> str:
-    number = sum(verdict == good for verdict in verdicts)
+def _counted(verdicts: Sequence[str], where: str) -> str:
+    """How many came to which."""
     if not verdicts:
         return "Nothing to say yet."
-    if number == len(verdicts):
-        return f"Yes, {where}" + (f", in all {number} runs." if number > 1 else ".")
-    if number:
-        return f"In {number} of {len(verdicts)} runs, {where}."
-    return f"Not that it could be told from noise {where}." if NOISE in verdicts else f"No, it gets worse {where}."
+    if len(verdicts) == 1:
+        alone = {"learns": "yes", NOISE: "nothing that could be told from noise"}
+        return f"{where}: {alone.get(verdicts[0], f'no, it {verdicts[0]}')}."
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
+    return f"{where}, of {len(verdicts)} runs: {counts}."
 
 
 def _value(value: float | None, half: float | None, metric: str) -> str:
@@ -215,7 +217,13 @@ def _value(value: float | None, half: float | None, metric: str) -> str:
 
 def _interval(found: Interval, metric: str) -> str:
     digits, sign = _format(metric)
-    return f"{found.mean:{digits}}{sign} [{found.low:{digits}}, {found.high:{digits}}]"
+    mean, low, high = (_signed(f"{value:{digits}}") for value in (found.mean, found.low, found.high))
+    return f"{mean}{sign} [{low}, {high}]"
+
+
+def _signed(text: str) -> str:
+    """Without the sign of what was rounded to zero."""
+    return text.lstrip("-") if float(text) == 0 else text
 
 
 def _format(metric: str) -> tuple[str, str]:

@@ -13,6 +13,8 @@ from .runs import Line, Run
 
 What = Literal["test", "validation"]
 LEVEL = 0.95
+NEEDED = ("metric", "mean", "ci95", "num_tasks", "steps", "steps_ci95", "transductive")
+"""What a judgement has; one that has not is none."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Interval:
 def judged(run: Run, what: What) -> Line | None:
     """The test of a run or its best validation, if there is one: ``metric``, ``mean``, ``ci95``, ``num_tasks``,
     ``steps``, ``transductive``, and ``scores`` of each task where they were kept."""
-    found: Line | None = run.results.get("test") if what == "test" else run.best
-    return found if found and found["mean"] is not None else None
+    found = run.results.get("test") if what == "test" else run.best
+    sound = isinstance(found, dict) and all(found.get(name) is not None for name in NEEDED)
+    return found if sound else None
 
 
 def score(runs: Sequence[Run], what: What = "test") -> Interval | None:
@@ -62,21 +65,39 @@ def score(runs: Sequence[Run], what: What = "test") -> Interval | None:
 def difference(first: Sequence[Run], second: Sequence[Run], what: What = "test") -> Interval | None:
     """How much more the second runs came to than the first; the runs of each differ in their seed alone.
 
-    Of several seeds each, over seeds (Welch's t). Else over tasks: the same ones, if both were judged by the same and
-    the scores of each task are there, which takes out how hard the tasks are; otherwise those of each.
+    - Of several seeds each: over seeds (Welch's t).
+    - Of several against one: where the one would lie if it were a further seed of the others (Student's t prediction).
+    - Of one each: over tasks, which says nothing of other seeds; task by task, if both were judged by the same ones and
+      the score of each is there, which takes out how hard the tasks are.
     """
-    pairs = [[(run, line) for run in runs if (line := judged(run, what))] for runs in (first, second)]
-    if not all(pairs):
+    sides = [[(run, line) for run in runs if (line := judged(run, what))] for runs in (first, second)]
+    if not all(sides):
         return None
-    before, after = ([float(line["mean"]) for _, line in some] for some in pairs)
-    away = fmean(after) - fmean(before)
-    if min(len(before), len(after)) > 1:
+    before, after = ([float(line["mean"]) for _, line in side] for side in sides)
+    away, fewest, most = fmean(after) - fmean(before), *sorted((before, after), key=len)
+    if len(fewest) > 1:
         over = f"{len(after)} and {len(before)} seeds"
         return _interval(away, "ttest_ind", after, before, over=over, equal_var=False)
-    if (scores := _same_tasks(pairs, what)) is not None:
+    if len(most) > 1:
+        alone = _interval(0.0, "ttest_1samp", most, over="", popmean=0.0)
+        half = (alone.high - alone.low) / 2 * math.sqrt(len(most) + 1)
+        return Interval(away, away - half, away + half, f"{len(most)} seeds, against one")
+    if (scores := _same_tasks(sides[0][0], sides[1][0], what)) is not None:
         return _interval(away, "ttest_rel", scores[1], scores[0], over=f"{len(scores[0]):,} tasks, the same for both")
-    half = math.hypot(*(fmean(float(line["ci95"]) for _, line in some) for some in pairs))
+    half = math.hypot(*(float(side[0][1]["ci95"]) for side in sides))
     return Interval(away, away - half, away + half, "tasks of each")
+
+
+def comparable(first: Run, second: Run, what: What = "test") -> bool:
+    """Whether two runs are judged by tasks of one kind and in one way: the same section of tasks but for what training
+    alone goes by, and both with or both without the whole query set at hand."""
+    kinds = []
+    for run in (first, second):
+        line, tasks = judged(run, what), run.config.get("tasks")
+        if line is None or not tasks:
+            return False
+        kinds.append(({k: v for k, v in tasks.items() if k not in ("train_shots", "root")}, line["transductive"]))
+    return kinds[0] == kinds[1]
 
 
 def change(earlier: Line, later: Line) -> Interval:
@@ -94,21 +115,20 @@ def higher_is_better(metric: str) -> bool:
     return metric == "accuracy"
 
 
-def _same_tasks(pairs: Sequence[Sequence[tuple[Run, Line]]], what: What) -> list[list[float]] | None:
-    """Scores of each task, mean over the runs of each side, if all were judged by the same tasks."""
-    every = [pair for side in pairs for pair in side]
-    tasks = {repr(_tasks_of(run, what)) for run, _ in every}
-    if len(tasks) > 1 or not all(run.config and line.get("scores") for run, line in every):
+def _same_tasks(first: tuple[Run, Line], second: tuple[Run, Line], what: What) -> list[list[float]] | None:
+    """Scores of each task, if both were judged by the same ones."""
+    (run, line), (other, another) = first, second
+    if not comparable(run, other, what) or _seed(run, what) != _seed(other, what):
         return None
-    number = min(len(line["scores"]) for _, line in every)  # the first tasks of a longer evaluation are a shorter one's
-    columns = [[line["scores"][:number] for _, line in side] for side in pairs]
-    return [[fmean(values) for values in zip(*column, strict=True)] for column in columns]
+    scores = [one.get("scores") or [] for one in (line, another)]
+    number = min(map(len, scores))  # the first tasks of a longer evaluation are those of a shorter one
+    return [values[:number] for values in scores] if number > 1 else None
 
 
-def _tasks_of(run: Run, what: What) -> Any:
-    """What unseen tasks are drawn by."""
-    seed = run.config.get("evaluate", {}).get("seed", 0) if what == "test" else run.config["train"].get("val_seed", 0)
-    return run.config.get("tasks"), seed
+def _seed(run: Run, what: What) -> Any:
+    """Of the tasks that a run is judged by."""
+    section, key = ("evaluate", "seed") if what == "test" else ("train", "val_seed")
+    return run.config.get(section, {}).get(key, 0)
 
 
 def _interval(mean: float, test: str, *samples: Sequence[float], over: str, **options: Any) -> Interval:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..learner import MetaLearner
 from ..task import Task, TaskSource, select
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 # The colour-blind-safe palette of Okabe and Ito (2008).
 BEFORE, AFTER, TRUTH, WRONG = "#999999", "#0072b2", "#009e73", "#d55e00"
+TOGETHER = 25
+"""Tasks that are adapted to at once."""
 BRIEF = 10
 """Pictures of more ways have bare numbers below them."""
+SHOTS = 5
+"""Rows of pictures, at most, of a support or query set."""
 
 
 @runtime_checkable
@@ -103,15 +108,24 @@ def episode(
     support, query = select(task.support, 0), select(task.query, 0)
     ways = int(support.y.max()) + 1
     groups = [("support", support.x, support.y, None), *_query_rows(query, logits)]
-    heights = [len(x) // ways for _, x, _, _ in groups]
+    heights = [min(len(x) // ways, SHOTS) for _, x, _, _ in groups]
     parts: Any = figure.subfigures(len(groups), 1, height_ratios=heights)
-    for part, (title, x, y, guess) in zip(parts, groups, strict=True):
+    for part, rows, (title, x, y, guess) in zip(parts, heights, groups, strict=True):
         right = "" if guess is None else f": {100 * (guess == y).float().mean():.0f} % right"
-        part.suptitle(title + right, fontsize="medium", ha="left", x=0.02)
-        grid = part.subplots(len(x) // ways, ways, squeeze=False)
+        some = f" ({rows} of {len(x) // ways} of a class)" if rows < len(x) // ways else ""
+        part.suptitle(title + some + right, fontsize="medium", ha="left", x=0.02)
+        grid = part.subplots(rows, ways, squeeze=False)
+        x, y, guess = x[: rows * ways], y[: rows * ways], None if guess is None else guess[: rows * ways]
         for axes, image, label, told in zip(grid.flat, x, y, [None] * len(x) if guess is None else guess, strict=True):
             _picture(axes, image, int(label), None if told is None else int(told), brief=ways > BRIEF)
     return figure
+
+
+def episode_height(task: Task) -> float:
+    """Inches that `episode` needs for a task."""
+    ways = int(task.support.y.max()) + 1
+    support, query = (min(int(part.y.shape[-1]) // ways, SHOTS) for part in (task.support, task.query))
+    return 1.2 + 0.85 * (support + 2 * query)
 
 
 def _query_rows(query: Any, logits: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor]]:
@@ -172,12 +186,15 @@ def _episode_with(
     """The seed of the task, of 100, whose share of queries told right is nearest to one; the first of several."""
     taken = learner.steps if steps is None else steps
     nearest, seed = 2.0, first
-    for candidate in range(first, first + 100):
-        task: Task = source.sample(1, torch.Generator().manual_seed(candidate))
-        told = _told(learner.predict(task, taken, transductive, at=[taken])[0, 0], task.query.y[0])
-        away = abs((told == task.query.y[0]).float().mean().item() - share)
-        if away < nearest:
-            nearest, seed = away, candidate
+    for start in range(first, first + 100, TOGETHER):
+        seeds = range(start, start + TOGETHER)
+        drawn = [source.sample(1, torch.Generator().manual_seed(candidate)) for candidate in seeds]
+        tasks: Task = pytree.tree_map(lambda *leaves: torch.cat(leaves), *drawn)
+        outputs = learner.predict(tasks, taken, transductive, at=[taken])[:, 0]
+        for candidate, output, y in zip(seeds, outputs, tasks.query.y, strict=True):
+            away = abs((_told(output, y) == y).float().mean().item() - share)
+            if away < nearest:
+                nearest, seed = away, candidate
         if nearest == 0:
             break
     return seed

@@ -49,10 +49,10 @@ PLACES = 100
 
 def adaptation(runs: Runs) -> Interactive:
     """The metric on unseen tasks after each inner step."""
-    traces, metric = [], ""
+    metric = _metric(test for run in runs.values() if (test := judged(run, "test")))
+    traces = []
     for index, (name, run) in enumerate(runs.items()):
         if (test := judged(run, "test")) and len(test["steps"]) > 1:
-            metric = test["metric"]
             traces += interval(range(len(test["steps"])), test["steps"], test["steps_ci95"], name, index, "steps:")
     if not traces:
         raise NothingToDrawError("no run has been tested after inner steps yet")
@@ -66,21 +66,19 @@ def inner_losses(runs: Runs, what: Literal["support", "query"] = "support") -> I
     """Loss curves of single problems along the inner loop, with a slider over meta-training."""
     field = "steps" if what == "support" else "query_loss"
     having = {name: lines for name, run in runs.items() if (lines := _tasks(run, field))}
-    places = _places(chain(*having.values()))
     frames, problems, axis = [], 0, ""
-    for place in places:
+    for place in _places(chain(*having.values())):
         traces: list[Trace] = []
+        at = {name: nearest(lines, place) for name, lines in having.items()}
         for index, name in enumerate(runs):
-            for task, (x, y, said) in enumerate(_curves(having.get(name, []), place, what)):
+            for task, (x, y, said) in enumerate(_curves(at[name], what) if name in at else ()):
                 problems, axis = max(problems, task + 1), said
-                mode = "lines+markers" if len(x) < 20 else "lines"
-                traces.append(curve(x, y, name, index, 1.5, mode=mode, showlegend=not task))
-        frames.append((f"iteration {place:,}", traces))
+                traces.append(curve(x, y, name, index, 1.5, showlegend=not task))
+        frames.append((_told(place, at), traces))
     figure = new_figure(frames[-1][1], "inner steps", axis, yaxis=axis_of(chain(*(traces for _, traces in frames))))
-    whose = "A curve for each" if problems > 1 else "The curve"
-    about = f"{whose} of {problems} problem{'s' * (problems > 1)} of the meta-batch: {axis}, not smoothed."
+    about = f"A curve for each of up to {problems} problems of a meta-batch: {axis}, not smoothed."
     title = f"The {what} loss of single problems"
-    return Interactive(with_frames(figure, frames), title, about, "outer iteration", len(places) - 1, frames[-1][0])
+    return Interactive(with_frames(figure, frames), title, about, "outer iteration", len(frames) - 1, frames[-1][0])
 
 
 def final_support(runs: Runs) -> Interactive:
@@ -123,11 +121,12 @@ def meta_loss(runs: Runs) -> Interactive:
 
 def validation(runs: Runs) -> Interactive:
     """Every meta-validation with its interval; the best is marked."""
-    traces, metric = [], ""
+    metric = _metric(run.best for run in runs.values() if run.best)
+    traces = []
     for index, (name, run) in enumerate(runs.items()):
         if not (best := run.best):
             continue
-        metric, lines = best["metric"], run.lines["validation"]
+        lines = run.lines["validation"]
         lines = [lines[i] for i in spread(len(lines), POINTS)]
         means, half = ([or_nan(line[field]) for line in lines] for field in ("mean", "ci95"))
         traces += interval([line["iteration"] for line in lines], means, half, name, index, "iteration")
@@ -137,8 +136,6 @@ def validation(runs: Runs) -> Interactive:
             "showlegend": False,
         }
         traces.append(curve([best["iteration"]], [best["mean"]], name, index, **star))
-    if not traces:
-        raise NothingToDrawError("no run has been validated yet")
     about = "Means over the same tasks every time; bands: 95 % intervals over tasks; stars: the best."
     return Interactive(new_figure(traces, y=f"meta-validation {unit(metric)}"), "Meta-validation", about)
 
@@ -159,25 +156,22 @@ def gradient_norms(runs: Runs) -> Interactive:
 
 
 def rates(runs: Runs) -> Interactive:
-    """The learned inner rates, unrolled by layer and step, with a slider over meta-training; at first each run's of its
-    best validation."""
+    """The learned inner rates, unrolled by layer and step, with a slider over meta-training; its first place is each
+    run's best validation."""
     having = [(index, name, run) for index, (name, run) in enumerate(runs.items()) if run.lines.get("rates")]
-    if not having:
-        raise NothingToDrawError("no run has learned rates: its inner rates are fixed, or trace_every is 0")
     first = _unrolled(run.lines["rates"][-1]["rates"] for _, _, run in having)
+    if not first:
+        raise NothingToDrawError("no learned rates are recorded: they are fixed, trace_every is 0, or the run is old")
     best = {name: nearest(run.lines["rates"], run.best["iteration"] if run.best else None) for _, name, run in having}
-    places = _places(chain(*(run.lines["rates"] for _, _, run in having)))
-    frames = [
-        (
-            f"iteration {at:,}",
-            [_rates(nearest(run.lines["rates"], at), first, name, index) for index, name, run in having],
-        )
-        for at in places
-    ]
+    told = "; ".join(f"{name}: iteration {line['iteration']:,}" for name, line in best.items())
+    frames = [(f"best validations ({told})", [_rates(best[name], first, name, index) for index, name, _ in having])]
+    for place in _places(chain(*(run.lines["rates"] for _, _, run in having))):
+        at = {name: nearest(run.lines["rates"], place) for _, name, run in having}
+        frames.append((_told(place, at), [_rates(at[name], first, name, index) for index, name, _ in having]))
     names, middles = [name or "all" for name in first], [(begin + end - 1) / 2 for begin, end in first.values()]
     figure = new_figure(
-        [_rates(best[name], first, name, index) for index, name, _ in having],
-        "",
+        frames[0][1],
+        "parameter, step by step",
         "learned inner rate",
         yaxis=axis_of(chain(*(traces for _, traces in frames))),
         xaxis={"tickvals": middles, "ticktext": names, "tickangle": -60, "showgrid": False},
@@ -187,12 +181,10 @@ def rates(runs: Runs) -> Interactive:
         figure.add_vline(begin - 1, line={"width": 0.5, "color": "#888888"})
     about = (
         "Each parameter's rates in turn, its steps from left to right; a colour for every seed. At first those of each "
-        "run's best validation; the slider shows all runs at one iteration."
+        "run's best validation; further on all runs at one iteration."
     )
-    started = "; ".join(f"{name}: iteration {line['iteration']:,}" for name, line in best.items())
-    start = places.index(min(places, key=lambda at: abs(at - next(iter(best.values()))["iteration"])))
-    title, told = "Learned inner rates", f"best validations ({started})"
-    return Interactive(with_frames(figure, frames), title, about, "outer iteration", start, told)
+    title = "Learned inner rates"
+    return Interactive(with_frames(figure, frames), title, about, "outer iteration", 0, frames[0][0])
 
 
 def _unrolled(every: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, tuple[int, int]]:
@@ -220,23 +212,24 @@ def _rates(line: Line, places: Mapping[str, tuple[int, int]], name: str, index: 
 
 
 def distribution(runs: Runs) -> Interactive:
-    """Scores of single tasks."""
-    found = [(index, name, run, _scored(run)) for index, (name, run) in enumerate(runs.items())]
-    every = [(index, name, run, line) for index, name, run, line in found if line]
-    if not every:
-        raise NothingToDrawError("no run has scores of single tasks")
-    metric = every[0][3]["metric"]
+    """How many tasks came to which score."""
+    found = [(index, name, _scored(run)) for index, (name, run) in enumerate(runs.items())]
+    every = [(index, name, *scored) for index, name, scored in found if scored]
+    metric = _metric(line for *_, line in every)
     most = higher_is_better(metric)
-    traces = []
-    for index, name, _, line in every:
-        scores = sorted((or_nan(score) for score in line["scores"]), reverse=most)
-        shares = [100 * (rank + 1) / len(scores) for rank in range(len(scores))]
-        traces.append(curve(scores, shares, name, index, hovertemplate="%{y:.3g} % of tasks: %{x:.4g}"))
-    reached = f"{'at least' if most else 'at most'} this {unit(metric)}"
-    figure = new_figure(traces, reached, "share of tasks (%)")
-    tested = sum("scores" in run.results.get("test", {}) for _, _, run, _ in every)
-    what = "the test" if tested == len(every) else "the test or else the best validation"
-    about = f"The share of the tasks of {what} that came, after the last step, to {reached.replace('this', 'an')}."
+    traces, told = [], []
+    for index, name, what, line in every:
+        scores = sorted(or_nan(score) for score in line["scores"])
+        values = sorted(set(scores))
+        shares = [sum(s >= v if most else s <= v for s in scores) for v in values]
+        hover = f"%{{y:.3g}} % of tasks: {'at least' if most else 'at most'} %{{x:.4g}}"
+        made = curve(values, [100 * share / len(scores) for share in shares], name, index, hovertemplate=hover)
+        made["line"]["shape"] = "vh" if most else "hv"
+        traces.append(made)
+        told.append(f"{name}: {what}, {len(scores):,} tasks")
+    figure = new_figure(traces, unit(metric), "share of tasks (%)")
+    what = f"{unit(metric)} of x or {'more' if most else 'less'}"
+    about = f"The height of a curve is the share of tasks with {what}, after the last step. {'; '.join(told)}."
     return Interactive(figure, "Task by task", about)
 
 
@@ -245,6 +238,7 @@ def distribution(runs: Runs) -> Interactive:
 
 def compare(runs: Runs) -> Interactive:
     """Meta-validation, seeds of one recipe together."""
+    metric = _metric(run.best for run in runs.values() if run.best)
     groups = by_recipe([run for run in runs.values() if run.best])
     if len(groups) < 2:
         raise NothingToDrawError("there are no two recipes to compare")
@@ -254,7 +248,6 @@ def compare(runs: Runs) -> Interactive:
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
         ends = [min(some) for some in values], [max(some) for some in values]
         traces += band(at, [fmean(some) for some in values], *ends, f"{name}{seeds}", index, "iteration")
-    metric = next(run.best["metric"] for run in runs.values() if run.best)
     about = "Means over seeds; bands from the worst to the best seed."
     return Interactive(
         new_figure(traces, y=f"meta-validation {unit(metric)}"), "Recipes beside each other", about, own_legend=True
@@ -303,14 +296,27 @@ def _tasks(run: Run, field: str) -> list[Line]:
         return []
 
 
-def _curves(lines: Sequence[Line], place: int, what: str) -> list[tuple[list[int], list[float | None], str]]:
-    """Of every recorded problem, at the record nearest to an iteration."""
-    if not lines:
-        return []
-    line = nearest(lines, place)
+def _curves(line: Line, what: str) -> list[tuple[list[int], list[float | None], str]]:
+    """Of every recorded problem."""
     if what == "support":
         return [inner_curve(line, task) for task in range(len(line["steps"]))]
     return [(line["after"], losses, "loss on the query set") for losses in line["query_loss"]]
+
+
+def _told(place: int, at: Mapping[str, Line]) -> str:
+    """A place of a slider, with the runs whose nearest record is of another iteration."""
+    others = [f"{name}: {line['iteration']:,}" for name, line in at.items() if line["iteration"] != place]
+    return f"iteration {place:,}" + (f" ({', '.join(others)})" if others else "")
+
+
+def _metric(lines: Iterable[Line]) -> str:
+    """The one that all were judged by."""
+    metrics = sorted({line["metric"] for line in lines})
+    if not metrics:
+        raise NothingToDrawError("no run is judged yet, or scores were not kept")
+    if len(metrics) > 1:
+        raise NothingToDrawError(f"runs are judged by different metrics: {', '.join(metrics)}")
+    return str(metrics[0])
 
 
 def _places(lines: Iterable[Line]) -> list[int]:
@@ -320,9 +326,9 @@ def _places(lines: Iterable[Line]) -> list[int]:
     return [every[i] for i in spread(len(every), PLACES)]
 
 
-def _scored(run: Run) -> Line | None:
-    found = (judged(run, "test"), judged(run, "validation"))
-    return next((line for line in found if line and line.get("scores")), None)
+def _scored(run: Run) -> tuple[str, Line] | None:
+    found = (("the test", judged(run, "test")), ("the best validation", judged(run, "validation")))
+    return next(((what, line) for what, line in found if line and line.get("scores")), None)
 
 
 def _smoothing(windows: set[int]) -> str:

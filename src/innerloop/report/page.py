@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from ..train.checkpoint import writing
 from . import answers, interactive, unseen
 from .answers import Answer
 from .runs import Run, UnreadableRunError, read_run
-from .series import NothingToDrawError, labelled
-from .traces import Interactive, dash, shade
+from .series import NothingToDrawError, by_recipe, labelled
+from .traces import LIGHT, SHADES, Interactive, dash
 
 MARK = '<meta name="generator" content="innerloop'
 """What tells a report from a page of somebody else's."""
 Section = dict[str, Any]
+Figures = Mapping[str, Callable[[Mapping[str, Run]], Interactive]]
 
 
 def write_report(
@@ -27,6 +29,7 @@ def write_report(
     output: str | Path,
     data: Path | None = None,
     models: bool = True,
+    say: Callable[[str], object] = lambda _: None,
 ) -> list[str]:
     """Write the report of some run directories.
 
@@ -34,7 +37,8 @@ def write_report(
         runs: the directories; those that cannot be read are left out, and the page says so.
         output: the file, which may be there already if it is a report.
         data: where the data are, as in `innerloop.load_run`.
-        models: whether trained models, too, are run on unseen tasks, which takes their weights and data.
+        models: whether trained models, too, are run on unseen tasks, which takes their weights and data, and time.
+        say: is told what is being done.
 
     Returns:
         What is wrong with those that were left out, a line each.
@@ -55,31 +59,39 @@ def write_report(
             broken.append(str(error))
     if not found:
         raise UnreadableRunError("; ".join(broken) if broken else "a report takes at least one run directory")
-    text = page(labelled(found), broken, data, models)
+    text = page(labelled(found), broken, data, models, say)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as file:
         file.write(text.encode())
     return broken
 
 
-def page(runs: Mapping[str, Run], broken: Sequence[str] = (), data: Path | None = None, models: bool = True) -> str:
+def page(
+    runs: Mapping[str, Run],
+    broken: Sequence[str] = (),
+    data: Path | None = None,
+    models: bool = True,
+    say: Callable[[str], object] = lambda _: None,
+) -> str:
     """The report as HTML.
 
     Args:
         runs: by the labels to show them under.
         broken: what is wrong with others that were left out.
-        data, models: as in `write_report`.
+        data, models, say: as in `write_report`.
     """
     try:
         import jinja2
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ImportError(f"a report needs {error.name}: pip install 'innerloop[report]'") from error
+        raise ImportError(
+            f"a report needs {(error.name or '').split('.')[0]}: pip install 'innerloop[report]'"
+        ) from error
     sections = _sections(runs)
     if models:
         learned = next(section for section in sections if section["name"] == "learned")
-        for found in unseen.figures(runs, data):
-            key = "notes" if isinstance(found, str) else "pictures" if isinstance(found, dict) else "figures"
+        for found in unseen.figures(runs, data, say):
+            key = "notes" if isinstance(found, str) else "figures" if isinstance(found, Interactive) else "pictures"
             learned[key].append(found)
     figures = [figure for section in sections for figure in section["figures"]]
     counter = itertools.count()
@@ -91,7 +103,11 @@ def page(runs: Mapping[str, Run], broken: Sequence[str] = (), data: Path | None 
     return template.render(
         version=__version__,
         title=next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs",
-        runs=[(name, shade(index), dash(index), index, _state(run)) for index, (name, run) in enumerate(runs.items())],
+        runs=[
+            (name, index % len(SHADES), dash(index), index, _state(run))
+            for index, (name, run) in enumerate(runs.items())
+        ],
+        palettes=[{"dark": dark, "light": light} for dark, light in zip(SHADES, LIGHT, strict=True)],
         broken=broken,
         sections=sections,
         recipes=answers.texts(runs),
@@ -104,42 +120,36 @@ def page(runs: Mapping[str, Run], broken: Sequence[str] = (), data: Path | None 
 
 
 def _sections(runs: Mapping[str, Run]) -> list[Section]:
-    """The questions, each with an answer and its figures."""
+    """The questions, each with an answer and its figures, by the titles that are told where they are not drawn."""
     of = interactive
-    return [
-        _section("inner", "Is the inner loop learning?", answers.inner, runs, of.adaptation, of.inner_losses,
-                 lambda runs: of.inner_losses(runs, "query"), of.final_support),
-        _section("outer", "Is the outer loop learning?", answers.outer, runs, of.meta_loss, of.validation,
-                 of.gradient_norms),
-        _section("learned", "What did it learn?", answers.rates, runs, of.rates, of.distribution),
-        _section("better", "Which run is better, and is that noise?", answers.comparison, runs, of.compare),
-        _section("cost", "What did it cost?", answers.machine, runs, of.phases),
-    ]  # fmt: skip
-
-
-def _section(
-    name: str, question: str, answer: Callable[[Mapping[str, Run]], Answer], runs: Mapping[str, Run],
-    *draw: Callable[[Mapping[str, Run]], Interactive],
-) -> Section:  # fmt: skip
-    drawn = list(_drawn(runs, draw))
-    return {
-        "name": name,
-        "question": question,
-        "answer": answer(runs),
-        "figures": [figure for figure in drawn if isinstance(figure, Interactive)],
-        "notes": [note for note in drawn if isinstance(note, str)],
-        "pictures": [],
+    several = {"Recipes beside each other": of.compare} if len(by_recipe(list(runs.values()))) > 1 else {}
+    inner: Figures = {
+        "Unseen tasks, step by step": of.adaptation,
+        "The support loss of single problems": of.inner_losses,
+        "The query loss of single problems": partial(of.inner_losses, what="query"),
+        "Where the inner loop ends": of.final_support,
     }
+    outer = {"Meta-train loss": of.meta_loss, "Meta-validation": of.validation, "Meta-gradients": of.gradient_norms}
+    learned = {"Learned inner rates": of.rates, "Task by task": of.distribution}
+    return [
+        _section("inner", "Is the inner loop learning?", answers.inner(runs), runs, inner),
+        _section("outer", "Is the outer loop learning?", answers.outer(runs), runs, outer),
+        _section("learned", "What did it learn?", answers.rates(runs), runs, learned),
+        _section("better", "Which run is better, and is that noise?", answers.comparison(runs), runs, several),
+        _section("cost", "What did it cost?", answers.machine(runs), runs, {"Where the time went": of.phases}),
+    ]
 
 
-def _drawn(
-    runs: Mapping[str, Run], draw: Sequence[Callable[[Mapping[str, Run]], Interactive]]
-) -> Iterator[Interactive | str]:
-    for function in draw:
+def _section(name: str, question: str, answer: Answer, runs: Mapping[str, Run], draw: Figures) -> Section:
+    drawn: list[Interactive] = []
+    lacking: dict[str, list[str]] = {}
+    for title, function in draw.items():
         try:
-            yield function(runs)
+            drawn.append(function(runs))
         except NothingToDrawError as nothing:
-            yield f"Not drawn: {nothing}."
+            lacking.setdefault(str(nothing), []).append(title)
+    notes = [f"Not drawn: {', '.join(titles)} ({reason})." for reason, titles in lacking.items()]
+    return {"name": name, "question": question, "answer": answer, "figures": drawn, "notes": notes, "pictures": []}
 
 
 def _state(run: Run) -> str:
@@ -151,6 +161,6 @@ def _state(run: Run) -> str:
 
 def _safe(figure: Interactive) -> str:
     """The figure as JSON that may stand in a script element."""
-    plain = json.loads(figure.figure.to_json())
+    plain: dict[str, Any] = json.loads(figure.figure.to_json())
     about = {"slider": figure.slider, "ownLegend": figure.own_legend}
     return json.dumps({**plain, **about}, separators=(",", ":")).replace("</", "<\\/")

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..config import load_run
 from ..train import evaluate
 from .curves import (
@@ -21,7 +23,16 @@ from .curves import (
     task_grid,
     validation,
 )
-from .figures import FunctionSource, adaptation_curve, episode, failed_episode, fits, new_figure, solved_episode
+from .figures import (
+    FunctionSource,
+    adaptation_curve,
+    episode,
+    episode_height,
+    failed_episode,
+    fits,
+    new_figure,
+    solved_episode,
+)
 from .runs import Run
 from .series import NothingToDrawError
 
@@ -78,7 +89,7 @@ def episodes(run: Run, options: Options) -> Figure:
     learner, sources, config = load_run(run.path, options.data, options.device)
     if isinstance(sources.test, FunctionSource):
         raise NothingToDrawError(f"{run.path} is not of pictures")
-    figure = new_figure(2 * WIDTH, 5.5)
+    figure = new_figure(2 * WIDTH, episode_height(sources.test.sample(1, torch.Generator().manual_seed(0))))
     transductive, steps = config["evaluate"].get("transductive", True), config["evaluate"].get("steps")
     parts: Any = figure.subfigures(1, 2)
     for part, name, find in zip(parts, ("most", "fewest"), (solved_episode, failed_episode), strict=True):

@@ -17,9 +17,13 @@ Trace = dict[str, Any]
 POINTS = 1_000
 """At most, of a curve; of more, each is the mean of a stretch."""
 LOGARITHMIC = 100
+FEW = 20
+"""Points, at most, that are marked: a single one would not be seen."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 SHADES = COLOURS[:-1]
 """Black would not be seen on a dark page."""
+LIGHT = ("#0072b2", "#c24a00", "#00805d", "#b0558a", "#946200", "#2a7fb0")
+"""The same for a light page, dark enough to have a contrast of 3 with it."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,13 @@ def curve(x: Sequence[Any], y: Sequence[Any], name: str, index: int, width: floa
         "name": name,
         "legendgroup": str(index),
     }
-    return {"type": "scatter", "mode": "lines", "x": list(x), "y": [short(v) for v in y], **style, **more}
+    mode = "lines+markers" if len(x) < FEW else "lines"
+    return {"type": "scatter", "mode": mode, "x": list(x), "y": [short(v) for v in y], **style, **more}
 
 
 def raw(x: Sequence[int], y: Sequence[float], name: str, index: int) -> Trace:
     """What a smoothed curve was made of."""
-    return curve(x, y, name, index, 1, opacity=0.3, hoverinfo="skip", showlegend=False)
+    return curve(x, y, name, index, 1, mode="lines", opacity=0.3, hoverinfo="skip", showlegend=False)
 
 
 def raw_and_smooth(x: Sequence[int], y: Sequence[float], name: str, index: int) -> tuple[list[Trace], int]:
@@ -97,15 +102,15 @@ def band(
     """A curve in its band; ``at`` says what x is."""
     red, green, blue = (int(shade(index)[i : i + 2], 16) for i in (1, 3, 5))
     area = {
+        "mode": "lines",
         "fill": "toself",
         "fillcolor": f"rgba({red},{green},{blue},0.18)",
         "hoverinfo": "skip",
         "showlegend": False,
     }
-    mode = "lines+markers" if len(x) < 60 else "lines"
     return [
         curve([*x, *reversed(x)], [*low, *reversed(high)], name, index, 0, **area),
-        curve(x, y, name, index, mode=mode, hovertemplate=f"{at} %{{x:,}}: %{{y:.4g}}"),
+        curve(x, y, name, index, hovertemplate=f"{at} %{{x:,}}: %{{y:.4g}}"),
     ]
 
 
@@ -135,8 +140,8 @@ def shade(index: int) -> str:
 
 
 def dash(index: int) -> str:
-    """How the curves of a run are dashed, once there are more runs than colours."""
-    return DASHES[index // len(SHADES) % len(DASHES)]
+    """How the curves of a run are dashed, so that no two runs of few are told apart by colour alone."""
+    return DASHES[index // 3 % len(DASHES)]
 
 
 def thinned(x: Sequence[int], y: Sequence[float], most: int = POINTS) -> tuple[list[int], list[float], int]:

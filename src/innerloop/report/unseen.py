@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..config import load_run
 from ..data import Sources
 from ..learner import MetaLearner
-from ..task import select
+from ..task import TaskSource, select
 from ..train import Evaluation, evaluate
-from .figures import FunctionSource
-from .plots import STEPS, Options, episodes
+from .curves import WIDTH
+from .figures import FunctionSource, episode, episode_height, failed_episode, solved_episode
+from .figures import new_figure as new_picture
+from .plots import STEPS
 from .runs import Run
-from .series import by_recipe, unit
+from .series import NothingToDrawError, by_recipe, unit
 from .traces import SHADES, Interactive, Trace, curve, interval, new_figure, with_frames
 
 FUNCTIONS = 4
 
 
-def figures(runs: Mapping[str, Run], data: Path | None = None) -> Iterator[Interactive | dict[str, str] | str]:
-    """Figures, pictures (``source``, ``title``, ``about``), and what there is to say where there is none.
+class Picture(NamedTuple):
+    """An image of the page, with its address, which holds all of it."""
 
-    A recipe's first seed stands for all where a single task is shown.
+    source: str
+    title: str
+    about: str
+
+
+def figures(
+    runs: Mapping[str, Run], data: Path | None = None, say: Callable[[str], object] = lambda _: None
+) -> Iterator[Interactive | Picture | str]:
+    """Figures, pictures, and what there is to say where there is none. A recipe's first seed stands for all where a
+    single task is shown.
+
+    Args:
+        runs: by their labels.
+        data: where the data are, as in `load_run`.
+        say: is told what is being done, for it takes its time.
     """
     loaded, failed = {}, {}
     for name, run in runs.items():
@@ -36,18 +52,24 @@ def figures(runs: Mapping[str, Run], data: Path | None = None) -> Iterator[Inter
         except (OSError, ValueError, ImportError) as error:
             failed[name] = str(error).splitlines()[0]
     if loaded:
-        yield further({name: (list(runs).index(name), *found[:3]) for name, found in loaded.items()})
+        say(f"running {', '.join(loaded)} on unseen tasks")
+        try:
+            yield further({name: (list(runs).index(name), *found) for name, found in loaded.items()})
+        except NothingToDrawError as nothing:
+            yield f"Not drawn: Past the trained steps ({nothing})."
     shown = {members[0].path for members in by_recipe(list(runs.values())).values()}
     for name, (learner, sources, settings) in loaded.items():
         if runs[name].path not in shown:
             continue
+        steps, transductive = settings["evaluate"].get("steps"), settings["evaluate"].get("transductive", True)
+        say(f"showing {name} at work")
         if isinstance(sources.test, FunctionSource):
-            yield functions(name, learner, sources.test, settings["evaluate"].get("steps") or learner.steps)
-        else:
-            try:
-                yield pictures(name, runs[name], data)
-            except (OSError, ValueError, ImportError) as error:
-                failed[name] = str(error).splitlines()[0]
+            yield functions(name, learner, sources.test, learner.steps if steps is None else steps)
+            continue
+        try:
+            yield from pictures(name, learner, sources.test, steps, transductive)
+        except ImportError as error:
+            failed[name] = str(error)
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
         yield f"Not run on unseen tasks: {reasons}."
@@ -55,18 +77,20 @@ def figures(runs: Mapping[str, Run], data: Path | None = None) -> Iterator[Inter
 
 def further(loaded: Mapping[str, tuple[int, MetaLearner, Sources, Mapping[str, Any]]]) -> Interactive:
     """The metric before, during and past the trained steps."""
-    traces, metric, numbers, trained = [], "", set(), set()
+    traces, metrics, numbers, trained = [], set(), set(), set()
     for name, (index, learner, sources, settings) in loaded.items():
         steps = max(2 * learner.steps, settings["evaluate"].get("steps") or 0, 1)
         found: Evaluation = evaluate(
             learner, sources.test, max(20, min(100, STEPS // steps)), steps,
             settings["evaluate"].get("transductive", True),
         )  # fmt: skip
-        metric = found.metric
+        metrics.add(found.metric)
         numbers.add(found.num_tasks)
         trained.add(learner.steps)
         traces += interval(range(len(found.steps)), found.steps, found.steps_ci95, name, index, "steps:")
-    figure = new_figure(traces, "inner steps", unit(metric))
+    if len(metrics) > 1:
+        raise NothingToDrawError(f"runs are judged by different metrics: {', '.join(sorted(metrics))}")
+    figure = new_figure(traces, "inner steps", unit(metrics.pop()))
     for steps in sorted(trained):
         figure.add_vline(steps, line={"dash": "dot", "width": 1, "color": "#888888"})
     about = (
@@ -107,16 +131,21 @@ def functions(name: str, learner: MetaLearner, source: FunctionSource, steps: in
     )  # fmt: skip
 
 
-def pictures(name: str, run: Run, data: Path | None) -> dict[str, str]:
+def pictures(
+    name: str, learner: MetaLearner, source: TaskSource, steps: int | None, transductive: bool
+) -> Iterator[Picture]:
     """An unseen episode that is solved and one that is not."""
-    file = io.BytesIO()
-    episodes(run, Options(data=data)).savefig(file, format="png")
-    source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    about = (
-        "Of 100 unseen tasks, those with the most and the fewest query images told right. Frames of query images are "
-        "blue where they were told right, and orange where not."
-    )
-    return {"source": source, "title": f"Unseen tasks: {name}", "about": about}
+    for kind, find in (("most", solved_episode), ("fewest", failed_episode)):
+        seed = find(learner, source, transductive, steps=steps)
+        height = episode_height(source.sample(1, torch.Generator().manual_seed(seed)))
+        file = io.BytesIO()
+        episode(new_picture(WIDTH, height), learner, source, steps, transductive, seed).savefig(file, format="png")
+        about = (
+            f"Of 100 unseen tasks, the one with the {kind} query images told right. Their frames are blue where they "
+            "were told right, and orange where not."
+        )
+        encoded = base64.b64encode(file.getvalue()).decode()
+        yield Picture(f"data:image/png;base64,{encoded}", f"The {kind} told right: {name}", about)
 
 
 def _listed(numbers: set[int]) -> str:

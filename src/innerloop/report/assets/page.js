@@ -3,6 +3,7 @@
   const figures = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const button = document.getElementById("theme");
+  const swatches = [...document.querySelectorAll("#palette span")];
   const boxes = [...document.querySelectorAll("[data-run]")];
   const plots = [...document.querySelectorAll(".plot")];
   const drawn = new Set();
@@ -27,6 +28,24 @@
     return found;
   }
 
+  // In the colours of the page as it is now: each run has its own, in a shade for light and one for dark pages.
+  function colour(element) {
+    const figure = figures[element.dataset.figure];
+    const style = swatches.map((swatch) => getComputedStyle(swatch).color);
+    const update = { "line.color": [], "marker.color": [], fillcolor: [] };
+    const indices = [];
+    figure.data.forEach((trace, i) => {
+      if (trace.legendgroup === undefined) return;
+      const shade = style[Number(trace.legendgroup) % style.length];
+      indices.push(i);
+      update["line.color"].push(shade);
+      update["marker.color"].push(shade);
+      update.fillcolor.push(shade.replace("rgb(", "rgba(").replace(")", ", 0.18)"));
+    });
+    if (indices.length) Plotly.restyle(element, update, indices);
+    Plotly.relayout(element, themed(figure.layout));
+  }
+
   // Which traces of a figure are shown: those of runs that are ticked, where its curves are runs.
   function shown(figure) {
     if (figure.ownLegend) return figure.data.map(() => true);
@@ -41,9 +60,11 @@
     const visible = shown(figure);
     const data = figure.data.map((trace, i) => ({ ...trace, visible: visible[i] }));
     const layout = { ...figure.layout, showlegend: Boolean(figure.ownLegend) };
-    const options = { responsive: true, displaylogo: false };
+    const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]; // nothing that sends anything anywhere
+    const options = { responsive: true, displaylogo: false, modeBarButtons: buttons };
     Plotly.newPlot(element, data, layout, options).then(() => {
-      Plotly.relayout(element, themed(figure.layout));
+      colour(element);
+      element.querySelectorAll(".modebar-btn").forEach((button) => button.setAttribute("tabindex", "-1"));
       if (place.has(element.dataset.figure)) move(element, place.get(element.dataset.figure));
     });
   }
@@ -80,7 +101,7 @@
 
   function paint() {
     button.setAttribute("aria-pressed", String(dark()));
-    for (const element of drawn) Plotly.relayout(element, themed(figures[element.dataset.figure].layout));
+    drawn.forEach(colour);
   }
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
@@ -95,5 +116,24 @@
     { rootMargin: "400px" },
   );
   plots.forEach((element) => near.observe(element));
-  addEventListener("beforeprint", () => plots.forEach(draw));
+
+  // What a link leads to is not to lie under the legend that stays at the top.
+  const runs = document.getElementById("runs");
+  new ResizeObserver(() => {
+    const above = getComputedStyle(runs).position === "sticky" ? runs.offsetHeight : 0;
+    root.style.scrollPaddingTop = `${above + 8}px`;
+  }).observe(runs);
+
+  let theme;
+  addEventListener("beforeprint", () => {
+    theme = root.dataset.theme;
+    root.dataset.theme = "light";
+    plots.forEach(draw);
+    paint();
+  });
+  addEventListener("afterprint", () => {
+    if (theme === undefined) delete root.dataset.theme;
+    else root.dataset.theme = theme;
+    paint();
+  });
 })();
