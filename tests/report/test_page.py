@@ -331,6 +331,8 @@ def test_what_is_not_a_report_is_not_overwritten(trained: Path, tmp_path: Path) 
     assert mine.read_text() == "<p>by hand</p>"
     with pytest.raises(FileExistsError, match="not a report"):
         write_report([trained / "sinusoids"], tmp_path, models=False)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        write_report([trained / "sinusoids"], mine / "report.html", models=False)
     for _ in range(2):
         write_report([trained / "sinusoids"], tmp_path / "deep" / "report.html", models=False)
 

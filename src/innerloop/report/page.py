@@ -46,11 +46,14 @@ def write_report(
     Raises:
         UnreadableRunError: none of them can be read.
         FileExistsError: the file is something else than a report; it was not touched.
+        NotADirectoryError: the file's folder is a file.
         ImportError: a package of the extra ``report`` is missing.
     """
     output = Path(output)
     if output.is_dir() or (output.exists() and MARK not in output.read_text("utf-8", errors="replace")[:2_000]):
         raise FileExistsError(f"{output} is there and not a report: give another file with -o")
+    if output.parent.exists() and not output.parent.is_dir():
+        raise NotADirectoryError(f"{output.parent} is a file, so {output} cannot be written: give another file with -o")
     found, broken = [], []
     for path in runs:
         try:

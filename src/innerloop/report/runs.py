@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -160,14 +160,24 @@ def read_run(path: str | Path, earlier: Run | None = None) -> Run:
         raise UnreadableRunError(
             f"{path} was recorded by a later version (schema {schema}, this one knows up to {SCHEMA}): update innerloop"
         )
-    try:
-        config = parse((path / "config.toml").read_text(encoding="utf-8")) if (path / "config.toml").exists() else {}
-        results = json.loads((path / "results.json").read_bytes()) if (path / "results.json").exists() else {}
-    except ValueError as error:
-        raise UnreadableRunError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    if not isinstance(results, dict) or not isinstance(config.get("train", {}), dict):
-        raise UnreadableRunError(f"{path} is damaged: its results.json or config.toml is not of a run")
+    config = _loaded(path / "config.toml", parse)
+    results = _loaded(path / "results.json", json.loads)
+    if not isinstance(config.get("train", {}), dict):
+        raise UnreadableRunError(f"{path} is damaged: its config.toml is not of a run")
     return Run(path, lines, config, results, damaged, place)
+
+
+def _loaded(path: Path, reader: Callable[[str], Any]) -> dict[str, Any]:
+    """A file of the run directory, empty if it is not there."""
+    if not path.exists():
+        return {}
+    try:
+        found = reader(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnreadableRunError(f"{path.parent} is damaged: {path.name}: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise UnreadableRunError(f"{path.parent} is damaged: its {path.name} is not of a run")
+    return found
 
 
 def _lines(metrics: Path, earlier: Run | None = None) -> tuple[dict[str, list[Line]], int, tuple[int, int]]:
