@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import re
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,20 @@ def measure(runs: Path, data: str | None) -> dict[str, Any]:
             name = table.stem(recipe)
             path = runs / f"{name}-seed0"
             found["runs"][name] = told(il.report.read_run(path))
-    for name in ("omniglot-alphabet-pairs", "28-batch-8"):
-        print(f"noise of {name}", flush=True)
-        found["noise"][name] = noise(runs / f"{name}-seed0", data)
-        print(f"from scratch, as {name}", flush=True)
-        small = name == "28-batch-8"
-        found["scratch"][name] = scratch(name, data, (5 if small else 2), (100 if small else 50), 600 if small else 300)
+    with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = {name: pool.submit(measured, name, runs, data) for name in ("omniglot-alphabet-pairs", "28-batch-8")}
+        for name, job in jobs.items():
+            found["noise"][name], found["scratch"][name] = job.result()
     return found
+
+
+def measured(name: str, runs: Path, data: str | None) -> tuple[dict[str, float], dict[str, Any]]:
+    """The noise of a run, and training from scratch instead of it."""
+    small = name == "28-batch-8"
+    return (
+        noise(runs / f"{name}-seed0", data, 150 if small else 100),
+        scratch(name, data, 5 if small else 2, 100 if small else 50, 600 if small else 200),
+    )
 
 
 def told(run: il.report.Run) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def told(run: il.report.Run) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def noise(run: Path, data: str | None, problems: int = 150, draws: int = 4) -> dict[str, float]:
+def noise(run: Path, data: str | None, problems: int, draws: int = 4) -> dict[str, float]:
     """Standard deviations of the query loss of single meta-train problems under fixed weights: between problems, and
     between draws of which drawings of a problem are adapted on and which are judged."""
     learner, sources, _ = il.load_run(run, data)
@@ -119,7 +127,7 @@ def scratch(recipe: str, data: str | None, times: int, val_tasks: int, test_task
     on meta-validation."""
     path = HERE / f"{recipe}.toml"
     name, tried = str(path) if path.exists() else recipe, []
-    for lr in (0.003, 0.01, 0.03, 0.1):
+    for lr in (0.01, 0.03, 0.1):
         learner, sources = il.config.build(il.config.load_recipe(name, [f"learner.lr={lr}"]), data)
         found = il.evaluate(learner, sources.val, val_tasks, steps=times * learner.steps)
         best = max(range(len(found.steps)), key=lambda k: found.steps[k])
@@ -186,10 +194,11 @@ def _noise(study: dict[str, Any]) -> str:
             f"{found['within']:.3f}", f"{100 * found['worst_tenth']:.0f} %", f"{expected:.3f}",
             f"{deviation(study['runs'][name]):.3f}",
         ])  # fmt: skip
-    first = next(iter(study["noise"].values()))
+    sizes = [(found["problems"], found["draws"]) for found in study["noise"].values()]
     note = (
-        f"Query losses after 56 steps of {first['problems']} meta-train problems, weights fixed, the drawings of each "
-        f"dealt out {first['draws']} times: standard deviations of single problems, and what they make of a mean of 8."
+        f"Query losses after 56 steps of {' and '.join(str(problems) for problems, _ in sizes)} meta-train problems, "
+        f"weights fixed, the drawings of each dealt out {sizes[0][1]} times: standard deviations of single problems, and "
+        "what they make of a mean of 8."
     )
     return f"{table.markdown(rows)}\n\n{note}\n"
 
