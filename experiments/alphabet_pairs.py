@@ -197,8 +197,8 @@ def _noise(study: dict[str, Any]) -> str:
     sizes = [(found["problems"], found["draws"]) for found in study["noise"].values()]
     note = (
         f"Query losses after 56 steps of {' and '.join(str(problems) for problems, _ in sizes)} meta-train problems, "
-        f"weights fixed, the drawings of each dealt out {sizes[0][1]} times: standard deviations of single problems, and "
-        "what they make of a mean of 8."
+        f"weights fixed, the drawings of each dealt out {sizes[0][1]} times: standard deviations of single problems, "
+        "and what they make of a mean of 8."
     )
     return f"{table.markdown(rows)}\n\n{note}\n"
 

@@ -147,6 +147,7 @@ def test_evaluate_repeats_the_test_of_training(trained, capsys):
     code, out, _ = call(capsys, "evaluate", run, "--json")
     assert code == 0
     test = json.loads((run / "results.json").read_text())["test"]
+    assert len(test.pop("scores")) == test["num_tasks"]
     assert {key: json.loads(out.splitlines()[-1])[key] for key in test} == test
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +37,16 @@ def test_a_stale_number_is_found(tmp_path: Path) -> None:
     assert table(tmp_path) == 0
 
 
+def test_the_page_of_the_study_has_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    study = importlib.import_module("alphabet_pairs")
+    text = study.PAGE.read_text()
+    assert study.filled(text) == text
+    assert study.filled(text.replace("problems", "tasks")) != text.replace("problems", "tasks")
+    for picture in re.findall(r"\]\(([^)]+\.png)\)", text):
+        assert (study.HERE / picture).stat().st_size > 10_000
+
+
 def test_results_tell_their_command_protocol_and_machine() -> None:
     for path in (ROOT / "experiments" / "results").rglob("*.json"):
         result = json.loads(path.read_text())
@@ -47,9 +59,12 @@ def test_results_tell_their_command_protocol_and_machine() -> None:
 
 
 def test_results_of_families_are_of_the_recipes_as_they_are() -> None:
+    families = config.parse((ROOT / "experiments" / "families.toml").read_text())
+    files = {Path(recipe).stem: ROOT / recipe for family in families.values() for recipe in family["seeds"]}
     for path in (ROOT / "experiments" / "results").glob("*/*.json"):
         result = json.loads(path.read_text())
         recipe = path.stem.removesuffix(f"-seed{result['seed']}")
+        recipe = files[recipe] if files.get(recipe, ROOT).suffix == ".toml" else recipe
         before = config.resolve(result["config"])  # options that came later, at their defaults
         changed = config.differences(before, config.load_recipe(recipe, (), result["seed"]))
         assert not changed, f"{path.name} is of another {', '.join(changed)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -343,6 +344,19 @@ def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         write_report([tmp_path / "empty"], tmp_path / "r.html")
     assert cli.run(["report", str(tmp_path / "empty"), str(tmp_path / "none"), "-o", str(tmp_path / "r.html")]) == 1
     assert "is empty; " in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("module", ["plotly", "scipy", "jinja2"])
+def test_a_package_that_is_missing_is_named(
+    module: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    runs = [str(trained / f"strokes-seed{seed}") for seed in (0, 1)]
+    assert cli.run(["report", *runs, "-o", str(tmp_path / "r.html"), "--record-only"]) == 1
+    assert "pip install 'innerloop[report]'" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
 
 

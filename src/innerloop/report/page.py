@@ -83,13 +83,6 @@ def page(
         broken: what is wrong with others that were left out.
         data, models, say: as in `write_report`.
     """
-    try:
-        import jinja2
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ImportError(
-            f"a report needs {(error.name or '').split('.')[0]}: pip install 'innerloop[report]'"
-        ) from error
     sections = _sections(runs)
     if models:
         learned = next(section for section in sections if section["name"] == "learned")
@@ -100,25 +93,34 @@ def page(
     counter = itertools.count()
     for section in sections:
         section["figures"] = [(next(counter), figure) for figure in section["figures"]]
-    assets = resources.files(__package__) / "assets"
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((assets / "page.html").read_text("utf-8"))
-    return template.render(
-        version=__version__,
+    return _rendered(
         title=next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs",
-        runs=[
-            (name, index % len(SHADES), dash(index), index, _state(run))
-            for index, (name, run) in enumerate(runs.items())
-        ],
-        palettes=[{"dark": dark, "light": light} for dark, light in zip(SHADES, LIGHT, strict=True)],
+        runs=[(name, i % len(SHADES), dash(i), i, _state(run)) for i, (name, run) in enumerate(runs.items())],
         broken=broken,
         sections=sections,
         recipes=answers.texts(runs),
         differing=answers.recipes(runs),
+        data="[" + ",\n".join(_safe(figure) for figure in figures) + "]",
+    )
+
+
+def _rendered(**values: Any) -> str:
+    """The page with everything that it needs in it."""
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        missing = (error.name or "").split(".")[0]
+        raise ImportError(f"a report needs {missing}: pip install 'innerloop[report]'") from error
+    assets = resources.files(__package__) / "assets"
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string((assets / "page.html").read_text("utf-8")).render(
+        version=__version__,
+        palettes=[{"dark": dark, "light": light} for dark, light in zip(SHADES, LIGHT, strict=True)],
         style=(assets / "page.css").read_text("utf-8"),
         script=(assets / "page.js").read_text("utf-8"),
         plotly=get_plotlyjs(),
-        data="[" + ",\n".join(_safe(figure) for figure in figures) + "]",
+        **values,
     )
 
 
