@@ -41,8 +41,8 @@ def measure(runs: Path, data: str | None) -> dict[str, Any]:
     for family in FAMILIES:
         for recipe in table.families()[family]["seeds"]:
             name = table.stem(recipe)
-            path = runs / f"{name}-seed0"
-            found["runs"][name] = told(il.report.read_run(path))
+            if (runs / f"{name}-seed0" / "results.json").exists():
+                found["runs"][name] = told(il.report.read_run(runs / f"{name}-seed0"))
     with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = {name: pool.submit(measured, name, runs, data) for name in ("omniglot-alphabet-pairs", "28-batch-8")}
         for name, job in jobs.items():
@@ -263,7 +263,8 @@ def figures(study: dict[str, Any]) -> None:
     figure = Figure(figsize=(6.2, 4.2), dpi=130, layout="constrained")
     axes, sizes = figure.subplots(), (8, 32, 128)
     for order, marker in (("batch", "o"), ("second-order", "s")):
-        seen = [deviation(study["runs"][f"28-{order}-{size}"]) for size in sizes]
+        names = {size: f"28-{order}-{size}" for size in sizes if f"28-{order}-{size}" in study["runs"]}
+        seen = [deviation(study["runs"][name]) for name in names.values()]
         label = "first order" if order == "batch" else "second order"
         axes.plot(
             sizes, seen, marker, markersize=8, label=f"seen, {label}", color=il.report.series.COLOURS[order != "batch"]
