@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,33 @@ def scratch(recipe: str, data: str | None, times: int, val_tasks: int, test_task
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
+def residuals(run: dict[str, Any]) -> list[float]:
+    """The meta-train loss less its running mean, in the second half of the run."""
+    losses, window = run["losses"], smoothing(run)
+    return [loss - mean for loss, mean in zip(losses, smooth(losses, window), strict=True)][len(losses) // 2 :]
+
+
+def smoothing(run: dict[str, Any]) -> int:
+    """The window, of as many problems in every run."""
+    return max(3, WINDOW * 8 // run["meta_batch"]) | 1
+
+
 def deviation(run: dict[str, Any]) -> float:
-    """The standard deviation of the meta-train loss around its running mean, in the second half of the run; corrected
-    for the loss itself being in that mean."""
-    losses = run["losses"]
-    window = max(3, WINDOW * 8 // run["meta_batch"]) | 1
-    apart = [loss - mean for loss, mean in zip(losses, smooth(losses, window), strict=True)][len(losses) // 2 :]
+    """The standard deviation of the residuals, corrected for the loss itself being in its running mean."""
+    apart, window = residuals(run), smoothing(run)
     return math.sqrt(sum(value**2 for value in apart) / len(apart) * window / (window - 1))
+
+
+def shared(study: dict[str, Any], name: str) -> str:
+    """The correlation of the residuals with those of the first run that drew the same problems."""
+    run = study["runs"][name]
+    alike = [
+        other for other, one in study["runs"].items()
+        if (one["size"], one["meta_batch"]) == (run["size"], run["meta_batch"])
+    ]  # fmt: skip
+    if alike[0] == name:
+        return ""
+    return f"{statistics.correlation(residuals(study['runs'][alike[0]]), residuals(run)):.2f} with `{alike[0]}`"
 
 
 def tables(study: dict[str, Any]) -> dict[str, str]:
@@ -162,7 +183,8 @@ def tables(study: dict[str, Any]) -> dict[str, str]:
 
 
 def _runs(study: dict[str, Any]) -> str:
-    rows = [["run", "outer", "problems seen", "meta-train loss, last tenth", "its noise", "meta-validation, last",
+    rows = [["run", "outer", "problems seen", "meta-train loss, last tenth", "its noise", "correlation of the noise",
+             "meta-validation, last",
              "meta-test", "minutes"]]  # fmt: skip
     for name, run in study["runs"].items():
         last = run["losses"][-max(1, len(run["losses"]) // 10) :]
@@ -172,14 +194,15 @@ def _runs(study: dict[str, Any]) -> str:
         outer += f" {run['lr']:g}, {len(run['losses'])} x {run['meta_batch']}"
         rows.append([
             f"`{name}`", outer, f"{len(run['losses']) * run['meta_batch']:,}", f"{sum(last) / len(last):.3f}",
-            f"{deviation(run):.3f}", f"{mean:.2f} ± {half:.2f} %", f"**{test['mean']:.2f}** ± {test['ci95']:.2f} %",
+            f"{deviation(run):.3f}", shared(study, name), f"{mean:.2f} ± {half:.2f} %",
+            f"**{test['mean']:.2f}** ± {test['ci95']:.2f} %",
             f"{run['seconds'] / 60:.1f} on {cores}",
         ])  # fmt: skip
     tests = sorted({run["test"]["num_tasks"] for run in study["runs"].values()})
     note = (
         f"One seed each; intervals are 95 % over tasks ({', '.join(map(str, tests))} of meta-test, after 56 steps). "
         "*Its noise*: the standard deviation of the meta-train loss around its running mean in the second half of the "
-        "run. Minutes are of training; validations, records and the test come to it."
+        "run. *Correlation*: with the noise of another run, which drew the same problems in the same order. Minutes are of training; validations, records and the test come to it."
     )
     return f"{table.markdown(rows)}\n\n{note}\n"
 
@@ -250,7 +273,7 @@ def figures(study: dict[str, Any]) -> None:
         for index, (name, run) in enumerate(runs.items()):
             problems = [run["meta_batch"] * (i + 1) for i in range(len(run["losses"]))]
             colour = il.report.series.COLOURS[index]
-            window = max(1, WINDOW * 8 // run["meta_batch"]) | 1
+            window = smoothing(run)
             losses.plot(problems, run["losses"], color=colour, alpha=0.25, linewidth=0.7)
             losses.plot(problems, smooth(run["losses"], window), color=colour, label=name)
             at = [run["meta_batch"] * i for i, _, _ in run["validation"]]
@@ -267,7 +290,12 @@ def figures(study: dict[str, Any]) -> None:
         seen = [deviation(study["runs"][name]) for name in names.values()]
         label = "first order" if order == "batch" else "second order"
         axes.plot(
-            sizes, seen, marker, markersize=8, label=f"seen, {label}", color=il.report.series.COLOURS[order != "batch"]
+            list(names),
+            seen,
+            marker,
+            markersize=8,
+            label=f"seen, {label}",
+            color=il.report.series.COLOURS[order != "batch"],
         )
     found = study["noise"]["28-batch-8"]
     single = math.hypot(found["between"], found["within"])
