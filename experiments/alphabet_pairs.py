@@ -200,9 +200,10 @@ def _runs(study: dict[str, Any]) -> str:
         ])  # fmt: skip
     tests = sorted({run["test"]["num_tasks"] for run in study["runs"].values()})
     note = (
-        f"One seed each; intervals are 95 % over tasks ({', '.join(map(str, tests))} of meta-test, after 56 steps). "
-        "*Its noise*: the standard deviation of the meta-train loss around its running mean in the second half of the "
-        "run. *Correlation*: with the noise of another run, which drew the same problems in the same order. Minutes are of training; validations, records and the test come to it."
+        f"One seed each; intervals are 95 % over tasks ({', '.join(map(str, tests))} of meta-test, after 56 steps, by the "
+        "best validated weights). *Its noise*: the standard deviation of the meta-train loss around its running mean in "
+        "the second half of the run. *Correlation*: with the noise of another run, which drew the same problems in the "
+        "same order. Minutes are of training; validations, records and the test come to it."
     )
     return f"{table.markdown(rows)}\n\n{note}\n"
 
@@ -276,12 +277,12 @@ def figures(study: dict[str, Any]) -> None:
             window = smoothing(run)
             losses.plot(problems, run["losses"], color=colour, alpha=0.25, linewidth=0.7)
             losses.plot(problems, smooth(run["losses"], window), color=colour, label=name)
-            at = [run["meta_batch"] * i for i, _, _ in run["validation"]]
+            at = [run["meta_batch"] * i + 30 * index for i, _, _ in run["validation"]]  # beside each other
             validation.errorbar(at, [m for _, m, _ in run["validation"]], [h for *_, h in run["validation"]],
                                 color=colour, marker=".", capsize=2, label=name)  # fmt: skip
         losses.set(xlabel="problems seen", ylabel=f"meta-train loss; means of {WINDOW * 8} problems", ylim=(0, 0.7))
         validation.set(xlabel="problems seen", ylabel="meta-validation accuracy (%), 95 % intervals")
-        validation.legend(fontsize="small")
+        figure.legend(*validation.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
         figure.savefig(HERE / f"training-{part}.png")
     figure = Figure(figsize=(6.2, 4.2), dpi=130, layout="constrained")
     axes, sizes = figure.subplots(), (8, 32, 128)
