@@ -201,9 +201,9 @@ def _runs(study: dict[str, Any]) -> str:
     tests = ", ".join(sorted({str(run["test"]["num_tasks"]) for run in study["runs"].values()}))
     note = (
         f"One seed each; intervals are 95 % over tasks ({tests} of meta-test, after 56 steps, by the best validated "
-        "weights). *Its noise*: the standard deviation of the meta-train loss around its running mean in the second half "
-        "of the run. *Correlation*: with the noise of another run, which drew the same problems in the same order. "
-        "Minutes are of training; validations, records and the test come to it."
+        "weights). *Its noise*: the standard deviation of the meta-train loss around its running mean in the second "
+        "half. *Correlation*: with the noise of another run, which drew the same problems in the same order. Minutes "
+        "are of training; validations, records and the test come to it."
     )
     return f"{table.markdown(rows)}\n\n{note}\n"
 

@@ -46,7 +46,9 @@ def test_the_outer_loop() -> None:
     good, flat, bad = run("a"), run("b", validations=(50.0, 50.5)), run("c", validations=(80.0, 70.0))
     lost = run("e", validations=(50.0, 80.0, 49.0))
     found = answers.outer({"a": good, "b": flat, "c": bad, "d": run("d", validations=(50.0,)), "e": lost})
-    assert found.sentence.endswith("of 4 runs: 1 gets worse, 1 learns, 1 learns, then loses it, 1 may be noise.")
+    assert found.sentence.endswith(
+        "of 4 runs: gets worse (1), learns (1), learns, then loses it (1), may be noise (1)."
+    )
     verdicts = ["learns", "may be noise", "gets worse", "fewer than two validations", "learns, then loses it"]
     assert [row[-1] for row in found.rows] == verdicts
     assert found.rows[0][1] == "40.00 ± 1.00 % at 10"

@@ -115,7 +115,8 @@ def comparison(runs: Runs) -> Answer:
     if len(metrics) != 1:
         return Answer("Nothing to compare: " + ("no run is judged yet." if not metrics else "different metrics."))
     metric, (base, bases) = metrics.pop(), next(iter(groups.items()))
-    rows, said = [], []
+    rows: list[list[str]] = []
+    said: dict[str, list[str]] = {}
     for name, members in groups.items():
         found, seeds = score(members, what), ", ".join(str(run.config.get("seed", "?")) for run in members)
         alike = name != base and comparable(bases[0], members[0], what)
@@ -123,8 +124,7 @@ def comparison(runs: Runs) -> Answer:
         verdict = better(away, metric, "better", "worse") if away else "" if name == base else "judged otherwise"
         if away:
             alone = " (one seed each, so of these weights alone)" if "tasks" in away.over else ""
-            what_is = "Not told from" if verdict == NOISE else f"{verdict.capitalize()} than"
-            said.append(f"{what_is} {base}: {name}{alone}.")
+            said.setdefault(verdict, []).append(f"{name}{alone}")
         told = [_interval(away, metric), away.over] if away else ["", ""]
         rows.append([name, seeds, *([_interval(found, metric), found.over] if found else ["", ""]), *told, verdict])
     kind = "test" if what == "test" else "best validation"
@@ -132,8 +132,11 @@ def comparison(runs: Runs) -> Answer:
     note = [] if what == "test" else ["Not all have been tested, so these are best validations, which flatter."]
     if len(groups) == 1:
         return Answer(" ".join(["These are runs of one recipe.", *note]), header[:4], [row[:4] for row in rows])
-    said = said or ["No other is judged as the first is: by the same kind of tasks, in the same way."]
-    return Answer(" ".join([*said, *note, "Intervals are of single comparisons."]), header, rows)
+    told = [
+        f"{'Not told from' if verdict == NOISE else f'{verdict.capitalize()} than'} {base}: {', '.join(names)}."
+        for verdict, names in said.items()
+    ] or ["No other is judged as the first is: by the same kind of tasks, in the same way."]
+    return Answer(" ".join([*told, *note, "Intervals are of single comparisons."]), header, rows)
 
 
 def machine(runs: Runs) -> Answer:
@@ -204,7 +207,7 @@ def _counted(verdicts: Sequence[str], where: str) -> str:
     if len(verdicts) == 1:
         alone = {"learns": "yes", NOISE: "nothing that could be told from noise"}
         return f"{where}: {alone.get(verdicts[0], f'no, it {verdicts[0]}')}."
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
+    counts = ", ".join(f"{verdict} ({verdicts.count(verdict)})" for verdict in sorted(set(verdicts)))
     return f"{where}, of {len(verdicts)} runs: {counts}."
 
 
