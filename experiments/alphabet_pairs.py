@@ -39,16 +39,20 @@ MARKS = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 def measure(runs: Path, data: str | None) -> dict[str, Any]:
     """Everything that the page tells, from run directories and data."""
     found: dict[str, Any] = {"runs": {}, "noise": {}, "scratch": {}}
-    for family in FAMILIES:
-        for recipe in table.families()[family]["seeds"]:
-            name = table.stem(recipe)
-            if (runs / f"{name}-seed0" / "results.json").exists():
-                found["runs"][name] = told(il.report.read_run(runs / f"{name}-seed0"))
     with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = {name: pool.submit(measured, name, runs, data) for name in ("omniglot-alphabet-pairs", "28-batch-8")}
         for name, job in jobs.items():
             found["noise"][name], found["scratch"][name] = job.result()
+    names = [table.stem(recipe) for family in FAMILIES for recipe in table.families()[family]["seeds"]]
+    finished = [name for name in names if "test" in results(runs / f"{name}-seed0")]
+    found["runs"] = {name: told(il.report.read_run(runs / f"{name}-seed0")) for name in finished}
     return found
+
+
+def results(run: Path) -> dict[str, Any]:
+    """What a run came to, empty if there is none yet."""
+    path = run / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def measured(name: str, runs: Path, data: str | None) -> tuple[dict[str, float], dict[str, Any]]:
