@@ -1,8 +1,8 @@
 """Why is the meta-train loss unstable? python experiments/alphabet_pairs.py measure [--data DIR]
 
 ``measure`` reads the runs of the two families, measures what the noise of a meta-batch is made of and what training
-from scratch comes to, and writes ``alphabet-pairs/study.json``; ``write``, or `make table`, makes the figures and the
-tables of ``alphabet-pairs/README.md`` from it.
+from scratch comes to, and writes ``alphabet-pairs/study.json``; ``read`` reads the runs alone; ``write``, or `make table`,
+makes the figures and the tables of ``alphabet-pairs/README.md`` from it.
 """
 
 import argparse
@@ -37,16 +37,29 @@ MARKS = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def measure(runs: Path, data: str | None) -> dict[str, Any]:
-    """Everything that the page tells, from run directories and data."""
-    found: dict[str, Any] = {"runs": {}, "noise": {}, "scratch": {}}
+    """The noise, and training from scratch, of one run of either size; minutes on two cores."""
+    found: dict[str, Any] = {"noise": {}, "scratch": {}}
     with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = {name: pool.submit(measured, name, runs, data) for name in ("omniglot-alphabet-pairs", "28-batch-8")}
         for name, job in jobs.items():
             found["noise"][name], found["scratch"][name] = job.result()
-    names = [table.stem(recipe) for family in FAMILIES for recipe in table.families()[family]["seeds"]]
-    finished = [name for name in names if "test" in results(runs / f"{name}-seed0")]
-    found["runs"] = {name: told(il.report.read_run(runs / f"{name}-seed0")) for name in finished}
     return found
+
+
+def measured(name: str, runs: Path, data: str | None) -> tuple[dict[str, float], dict[str, Any]]:
+    """The noise of a run, and training from scratch instead of it."""
+    small = name == "28-batch-8"
+    return (
+        noise(runs / f"{name}-seed0", data, 150 if small else 50),
+        scratch(name, data, 5 if small else 2, 100 if small else 30, 600 if small else 200),
+    )
+
+
+def finished(runs: Path) -> dict[str, Any]:
+    """Of all runs of the families that were tested."""
+    names = [table.stem(recipe) for family in FAMILIES for recipe in table.families()[family]["seeds"]]
+    paths = {name: runs / f"{name}-seed0" for name in names}
+    return {name: told(il.report.read_run(path)) for name, path in paths.items() if "test" in results(path)}
 
 
 def results(run: Path) -> dict[str, Any]:
@@ -322,12 +335,14 @@ def filled(text: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "write"])
+    parser.add_argument("what", choices=["measure", "read", "write"])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories are")
     parser.add_argument("--data", help="where the data are; else $INNERLOOP_DATA and the cache")
     given = parser.parse_args()
-    if given.what == "measure":
-        with writing(STUDY) as file:
-            file.write((json.dumps(measure(given.runs, given.data)) + "\n").encode())
-    figures(json.loads(STUDY.read_text()))
+    study = json.loads(STUDY.read_text()) if STUDY.exists() else {}
+    study |= measure(given.runs, given.data) if given.what == "measure" else {}
+    study |= {"runs": finished(given.runs)} if given.what in ("measure", "read") else {}
+    with writing(STUDY) as file:
+        file.write((json.dumps(study) + "\n").encode())
+    figures(study)
     PAGE.write_text(filled(PAGE.read_text()))
