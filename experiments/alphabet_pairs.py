@@ -1,8 +1,8 @@
 """Why is the meta-train loss unstable? python experiments/alphabet_pairs.py measure [--data DIR]
 
 ``measure`` reads the runs of the two families, measures what the noise of a meta-batch is made of and what training
-from scratch comes to, and writes ``alphabet-pairs/study.json``; ``read`` reads the runs alone; ``write``, or `make table`,
-makes the figures and the tables of ``alphabet-pairs/README.md`` from it.
+from scratch comes to, and writes ``alphabet-pairs/study.json``; ``read`` reads the runs alone; ``write``, or
+`make table`, makes the figures and the tables of ``alphabet-pairs/README.md`` from it.
 """
 
 import argparse
@@ -66,15 +66,6 @@ def results(run: Path) -> dict[str, Any]:
     """What a run came to, empty if there is none yet."""
     path = run / "results.json"
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def measured(name: str, runs: Path, data: str | None) -> tuple[dict[str, float], dict[str, Any]]:
-    """The noise of a run, and training from scratch instead of it."""
-    small = name == "28-batch-8"
-    return (
-        noise(runs / f"{name}-seed0", data, 150 if small else 100),
-        scratch(name, data, 5 if small else 2, 100 if small else 50, 600 if small else 200),
-    )
 
 
 def told(run: il.report.Run) -> dict[str, Any]:
