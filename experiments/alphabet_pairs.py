@@ -27,6 +27,7 @@ HERE = Path(__file__).parent / "alphabet-pairs"
 STUDY = HERE / "study.json"
 PAGE = HERE / "README.md"
 FAMILIES = ("omniglot-alphabet-pairs", "alphabet-pairs-28")
+LOST = "28-learned-rates-second-order-8"
 ORIGINAL = {"steps": 1_300, "hours": 10}
 WINDOW = 51
 """Problems of the running mean around which the noise of losses is measured, in units of 8."""
@@ -60,6 +61,21 @@ def finished(runs: Path) -> dict[str, Any]:
     names = [table.stem(recipe) for family in FAMILIES for recipe in table.families()[family]["seeds"]]
     paths = {name: runs / f"{name}-seed0" for name in names}
     return {name: told(il.report.read_run(path)) for name, path in paths.items() if "test" in results(path)}
+
+
+def lost(run: il.report.Run) -> dict[str, Any]:
+    """Of a run that ended in numbers that were not finite."""
+    norms, every = run.column("train", "grad_norm")[1], run.lines["rates"]
+    return {
+        "iterations": run.iteration,
+        "norms": [round(norm, 4) for norm in norms],
+        "losses": [round(loss, 4) for loss in run.column("train", "loss")[1]],
+        "validation": [[v["iteration"], round(v["mean"], 3), round(v["ci95"], 3)] for v in run.lines["validation"]],
+        "rates": [
+            [line["iteration"], min(map(min, line["rates"].values())), max(map(max, line["rates"].values()))]
+            for line in every
+        ],
+    }
 
 
 def results(run: Path) -> dict[str, Any]:
@@ -187,7 +203,13 @@ def shared(study: dict[str, Any], name: str) -> str:
 
 def tables(study: dict[str, Any]) -> dict[str, str]:
     """By the marks they stand between."""
-    return {"runs": _runs(study), "noise": _noise(study), "scratch": _scratch(study), "speed": _speed(study)}
+    return {
+        "runs": _runs(study),
+        "noise": _noise(study),
+        "scratch": _scratch(study),
+        "speed": _speed(study),
+        "lost": _lost(study),
+    }
 
 
 def _runs(study: dict[str, Any]) -> str:
@@ -214,6 +236,20 @@ def _runs(study: dict[str, Any]) -> str:
         "are of training; validations, records and the test come to it."
     )
     return f"{table.markdown(rows)}\n\n{note}\n"
+
+
+def _lost(study: dict[str, Any]) -> str:
+    run = study["lost"]
+    rows = [["run", "last outer step", "meta-train loss, by 64 steps", "largest norm of the meta-gradient, by 64 steps",
+             "learned rates at the last record", "meta-validation"]]  # fmt: skip
+    parts = [slice(i, i + 64) for i in range(0, run["iterations"], 64)]
+    at, low, high = run["rates"][-1]
+    rows.append([
+        f"`{LOST}`", f"{run['iterations']}", ", ".join(f"{statistics.fmean(run['losses'][p]):.2f}" for p in parts),
+        ", ".join(f"{max(run['norms'][p]):,.0f}" for p in parts), f"{low:.3f} to {high:.3f} (step {at}; 0.01 at first)",
+        ", ".join(f"{mean:.2f} ± {half:.2f} % (step {at})" for at, mean, half in run["validation"]),
+    ])  # fmt: skip
+    return f"{table.markdown(rows)}\n"
 
 
 def _noise(study: dict[str, Any]) -> str:
@@ -332,7 +368,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     study = json.loads(STUDY.read_text()) if STUDY.exists() else {}
     study |= measure(given.runs, given.data) if given.what == "measure" else {}
-    study |= {"runs": finished(given.runs)} if given.what in ("measure", "read") else {}
+    if given.what in ("measure", "read"):
+        study |= {"runs": finished(given.runs), "lost": lost(il.report.read_run(given.runs / f"{LOST}-seed0"))}
     with writing(STUDY) as file:
         file.write((json.dumps(study) + "\n").encode())
     figures(study)
