@@ -88,9 +88,7 @@ def told(run: il.report.Run) -> dict[str, Any]:
     """Of one run."""
     validations = run.lines["validation"]
     test = {key: value for key, value in run.results["test"].items() if key not in ("scores", "steps_ci95")}
-    config, rates = run.config, run.lines.get("rates", [])
-    best = run.best or validations[-1]
-    line = min(rates, key=lambda line: abs(line["iteration"] - best["iteration"]), default=None)
+    config = run.config
     return {
         "command": run.results["command"],
         "size": config["tasks"]["size"],
@@ -106,7 +104,6 @@ def told(run: il.report.Run) -> dict[str, Any]:
         "seconds": run.results["seconds"],
         "threads": run.results["environment"]["threads"],
         "machine": run.results["environment"]["cpu"],
-        "rates": {k: [round(rate, 5) for rate in v] for k, v in line["rates"].items()} if line else {},
     }
 
 
@@ -160,12 +157,19 @@ def scratch(recipe: str, data: str | None, times: int, val_tasks: int, test_task
     chosen = max(tried, key=lambda one: one["validation"])
     learner, sources = il.config.build(il.config.load_recipe(name, [f"learner.lr={chosen['lr']}"]), data)
     tuned = il.evaluate(learner, sources.test, test_tasks, steps=chosen["steps"])
-    learner, sources = il.config.build(il.config.load_recipe(name), data)
+    settings = il.config.load_recipe(name)
+    learner, sources = il.config.build(settings, data)
     same = il.evaluate(learner, sources.test, test_tasks)
     return {
         "tried": tried,
         "tuned": {**chosen, "mean": tuned.mean, "ci95": tuned.ci95, "num_tasks": test_tasks},
-        "same": {"lr": 0.01, "steps": learner.steps, "mean": same.mean, "ci95": same.ci95, "num_tasks": test_tasks},
+        "same": {
+            "lr": settings["learner"]["lr"],
+            "steps": learner.steps,
+            "mean": same.mean,
+            "ci95": same.ci95,
+            "num_tasks": test_tasks,
+        },
     }
 
 
@@ -213,17 +217,21 @@ def tables(study: dict[str, Any]) -> dict[str, str]:
 
 
 def _runs(study: dict[str, Any]) -> str:
-    rows = [["run", "outer", "problems seen", "meta-train loss, last tenth", "its noise", "correlation of the noise",
-             "meta-validation, last",
-             "meta-test", "minutes"]]  # fmt: skip
+    rows = [[
+        "run", "outer", "problems seen", "meta-train loss, last tenth",
+        "inner loss before the first step, first and last tenth", "its noise", "correlation of the noise",
+        "meta-validation, last", "meta-test", "minutes",
+    ]]  # fmt: skip
     for name, run in study["runs"].items():
-        last = run["losses"][-max(1, len(run["losses"]) // 10) :]
+        tenth = max(1, len(run["losses"]) // 10)
+        last, starts = run["losses"][-tenth:], run["first_losses"]
+        start = f"{statistics.fmean(starts[:tenth]):.2f}, {statistics.fmean(starts[-tenth:]):.2f}"
         _, mean, half = run["validation"][-1]
         test, cores = run["test"], f"{run['threads']} core{'s' * (run['threads'] > 1)}"
         outer = "SGD" if run["optimizer"] == "sgd" else "Adam"
         outer += f" {run['lr']:g}, {len(run['losses'])} x {run['meta_batch']}"
         rows.append([
-            f"`{name}`", outer, f"{len(run['losses']) * run['meta_batch']:,}", f"{sum(last) / len(last):.3f}",
+            f"`{name}`", outer, f"{len(run['losses']) * run['meta_batch']:,}", f"{sum(last) / len(last):.3f}", start,
             f"{deviation(run):.3f}", shared(study, name), f"{mean:.2f} ± {half:.2f} %",
             f"**{test['mean']:.2f}** ± {test['ci95']:.2f} %",
             f"{run['seconds'] / 60:.1f} on {cores}",
@@ -370,10 +378,10 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="where the data are; else $INNERLOOP_DATA and the cache")
     given = parser.parse_args()
     study = json.loads(STUDY.read_text()) if STUDY.exists() else {}
-    study |= measure(given.runs, given.data) if given.what == "measure" else {}
-    if given.what in ("measure", "read"):
+    if given.what != "write":
         study |= {"runs": finished(given.runs), "lost": lost(il.report.read_run(given.runs / f"{LOST}-seed0"))}
-    with writing(STUDY) as file:
-        file.write((json.dumps(study) + "\n").encode())
+        study |= measure(given.runs, given.data) if given.what == "measure" else {}
+        with writing(STUDY) as file:
+            file.write((json.dumps(study) + "\n").encode())
     figures(study)
     PAGE.write_text(filled(PAGE.read_text()))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import config
+from ..train.evaluate import higher_is_better
 from ..train.progress import clock
-from .differences import Interval, What, change, comparable, difference, higher_is_better, judged, score
+from .differences import Interval, What, change, comparable, difference, judged, score
 from .runs import Line, Run
 from .series import by_recipe, nearest
 

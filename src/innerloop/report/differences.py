@@ -110,11 +110,6 @@ def change(earlier: Line, later: Line) -> Interval:
     return Interval(away, away - half, away + half, "tasks of each")
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether it is accuracy; errors are better when lower."""
-    return metric == "accuracy"
-
-
 def _same_tasks(first: tuple[Run, Line], second: tuple[Run, Line], what: What) -> list[list[float]] | None:
     """Scores of each task, if both were judged by the same ones."""
     (run, line), (other, another) = first, second

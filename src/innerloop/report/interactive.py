@@ -8,7 +8,8 @@ from itertools import chain
 from statistics import fmean
 from typing import Any, Literal
 
-from .differences import higher_is_better, judged
+from ..train.evaluate import higher_is_better
+from .differences import judged
 from .runs import Line, Run
 from .series import (
     NothingToDrawError,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import Config, parse
+from ..train.evaluate import higher_is_better
 from ..train.record import SCHEMA
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Run:
         found = [line for line in self.lines.get("validation", ()) if line["mean"] is not None]
         if not found:
             return None
-        sign = 1 if found[0]["metric"] == "accuracy" else -1
+        sign = 1 if higher_is_better(found[0]["metric"]) else -1
         return max(found, key=lambda line: sign * line["mean"])
 
     def column(self, kind: str, name: str) -> tuple[list[int], list[Any]]:

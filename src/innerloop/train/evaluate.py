@@ -27,6 +27,11 @@ def accuracy(output: Tensor, y: Tensor) -> Tensor:
     return 100 * right.sum() / right.numel()
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether a metric is accuracy; errors and losses are better when lower."""
+    return metric == "accuracy"
+
+
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": F.mse_loss}
 """The metrics that have a name; accuracy is in per cent."""
 
@@ -75,7 +80,7 @@ class Evaluation:
     @property
     def higher_is_better(self) -> bool:
         """True for accuracy; errors and losses are better when lower."""
-        return self.metric == "accuracy"
+        return higher_is_better(self.metric)
 
     @property
     def mode(self) -> str:

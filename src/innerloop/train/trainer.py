@@ -271,13 +271,11 @@ class Trainer:
         """The state of the newest checkpoint if there is one, else the first."""
         self.learner.train()
         torch.manual_seed(derive_seed("learner", self.seed))
-        if self.checkpoints is None:
-            pass
-        elif self.checkpoints.iterations():
+        if self.checkpoints and self.checkpoints.iterations():
             self._restore(self.checkpoints.newest())
-        elif (self.checkpoints.directory.parent / "metrics.jsonl").exists():
+        elif self.checkpoints and (self.checkpoints.directory.parent / "metrics.jsonl").exists():
             raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to go on from: use another directory")
-        else:
+        elif self.checkpoints:
             self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
             self._save()
         self.recorder.begin(self.iteration, self.tasks, self.device)
