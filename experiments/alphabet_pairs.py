@@ -1,8 +1,9 @@
 """Why is the meta-train loss unstable? python experiments/alphabet_pairs.py measure [--data DIR]
 
 ``measure`` reads the runs of the two families, measures what the noise of a meta-batch is made of and what training
-from scratch comes to, and writes ``alphabet-pairs/study.json``; ``read`` reads the runs alone; ``write``, or
-`make table`, makes the figures and the tables of ``alphabet-pairs/README.md`` from it.
+from scratch comes to, and writes ``alphabet-pairs/study.json``; ``read`` reads the runs alone, and keeps what the file
+has of runs whose directories are not here; ``write``, or `make table`, makes the figures and the tables of
+``alphabet-pairs/README.md`` from it.
 """
 
 import argparse
@@ -31,6 +32,8 @@ LOST = "28-learned-rates-second-order-8"
 ORIGINAL = {"steps": 1_300, "hours": 10}
 WINDOW = 51
 """Problems of the running mean around which the noise of losses is measured, in units of 8."""
+GROWTH = 512
+"""Problems of which the growth of second order is told together."""
 MARKS = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
@@ -56,11 +59,13 @@ def measured(name: str, runs: Path, data: str | None) -> tuple[dict[str, float],
     )
 
 
-def finished(runs: Path) -> dict[str, Any]:
-    """Of all runs of the families that were tested."""
+def finished(runs: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Of all runs of the families that were tested; of those that are not here, what was found before."""
     names = [table.stem(recipe) for family in FAMILIES for recipe in table.families()[family]["seeds"]]
     paths = {name: runs / f"{name}-seed0" for name in names}
-    return {name: told(il.report.read_run(path)) for name, path in paths.items() if "test" in results(path)}
+    here = {name: told(il.report.read_run(path)) for name, path in paths.items() if "test" in results(path)}
+    print(f"read in {runs}: {', '.join(here) or 'none of the runs'}")
+    return {name: found for name in names if (found := here.get(name, before.get(name)))}
 
 
 def lost(run: il.report.Run) -> dict[str, Any]:
@@ -247,18 +252,20 @@ def _runs(study: dict[str, Any]) -> str:
 
 
 def _lost(study: dict[str, Any]) -> str:
-    """Where second order grows: of the run that lasted, and of the one that did not."""
-    rows = [["run", "outer steps", "meta-train loss, by 64 steps", "largest norm of the meta-gradient, by 64 steps",
-             "inner rates at the last record"]]  # fmt: skip
-    lost, lasting = study["lost"], study["runs"]["28-second-order-8"]
+    """Where second order grows: of the runs that lasted, and of the one that did not."""
+    rows = [["run", "outer steps", f"meta-train loss, by {GROWTH} problems",
+             f"largest norm of the meta-gradient, by {GROWTH} problems", "inner rates at the last record"]]  # fmt: skip
+    lost = study["lost"]
     at, low, high = lost["rates"][-1]
-    for name, losses, norms, rates in (
-        ("28-second-order-8", lasting["losses"], lasting["grad_norms"], "0.01"),
-        (LOST, lost["losses"], lost["norms"], f"{low:.3f} to {high:.3f} (step {at})"),
-    ):
-        parts = [slice(i, i + 64) for i in range(0, len(losses), 64)]
+    told = [
+        (name, run["losses"], run["grad_norms"], run["meta_batch"], "0.01")
+        for name, run in study["runs"].items() if name.startswith("28-second-order")
+    ]  # fmt: skip
+    told.append((LOST, lost["losses"], lost["norms"], 8, f"{low:.3f} to {high:.3f} (step {at})"))
+    for name, losses, norms, meta_batch, rates in told:
+        parts = [slice(i, i + GROWTH // meta_batch) for i in range(0, len(losses), GROWTH // meta_batch)]
         means = ", ".join(f"{statistics.fmean(losses[part]):.2f}" for part in parts)
-        largest = ", ".join(f"{max(norms[part]):,.0f}" for part in parts)
+        largest = ", ".join(f"{max(norms[part]):,.{int(max(norms[part]) < 2)}f}" for part in parts)
         rows.append([f"`{name}`", str(len(losses)), means, largest, rates])
     return f"{table.markdown(rows)}\n"
 
@@ -379,7 +386,9 @@ if __name__ == "__main__":
     given = parser.parse_args()
     study = json.loads(STUDY.read_text()) if STUDY.exists() else {}
     if given.what != "write":
-        study |= {"runs": finished(given.runs), "lost": lost(il.report.read_run(given.runs / f"{LOST}-seed0"))}
+        study["runs"] = finished(given.runs, study.get("runs", {}))
+        if (gone := given.runs / f"{LOST}-seed0").exists():
+            study["lost"] = lost(il.report.read_run(gone))
         study |= measure(given.runs, given.data) if given.what == "measure" else {}
         with writing(STUDY) as file:
             file.write((json.dumps(study) + "\n").encode())
