@@ -192,7 +192,8 @@ def measured(every: list[dict[str, Any]]) -> str:
 
 def comments() -> dict[Path, str]:
     """The recipes of families that have results, each as it should be."""
-    paths = {path.stem: path for path in (HERE.parent / "src" / "innerloop" / "recipes").glob("*.toml")}
+    shipped, own = (HERE.parent / "src" / "innerloop" / "recipes").glob("*.toml"), HERE.glob("*/*.toml")
+    paths = {path.stem: path for path in (*shipped, *own)}
     found = {stem(r): every for name in families() for r, every in members(name).items() if stem(r) in paths}
     texts = {}
     for recipe, every in found.items():
