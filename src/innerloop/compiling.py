@@ -141,7 +141,8 @@ class Compiler:
     Args:
         setting: ``True`` compiles at once and raises where that fails; ``"auto"`` only where starting operations is a
             good part of a step, and the steps to come are expected to take longer than compiling by far; and it keeps
-            the result only if it is faster. ``False`` never compiles.
+            the result only if it is faster; under ``torch.use_deterministic_algorithms(True)``, which measurements
+            would spoil, it does not. ``False`` never compiles.
 
     Attributes:
         steps_to_come: how many more steps will be asked for, as far as is known; ``None`` if nobody said.
@@ -174,11 +175,10 @@ class Compiler:
         settled how they do."""
         if key in self._compiled or not self.setting:
             return False
-        return (
-            self.setting is True
-            or repr(key) in self.wanted
-            or bool(settled and self.steps_to_come and len(self._eager.get(key, ())) >= steps)
-        )
+        if self.setting is True or repr(key) in self.wanted:
+            return True
+        measured = settled and self.steps_to_come and len(self._eager.get(key, ())) >= steps
+        return bool(measured and not torch.are_deterministic_algorithms_enabled())
 
     def refuse(self, why: str) -> None:
         """Say that a step cannot be compiled, if it has to be.

@@ -16,9 +16,9 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from .inner import stack
-from .memory import give_back_freed_memory, keep_freed_memory
+from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
 from .operations import TaskOperations
-from .search import ONE_BY_ONE, Plan, Search
+from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
 from .threads import available, side_by_side
 
@@ -38,7 +38,8 @@ class Engine:
         vectorize: ``True`` runs all tasks at once under ``torch.vmap``, ``False`` one by one, a number that many at a
             time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
             successive meta-batches and stays with the quickest; a module that cannot be vectorised runs one by one,
-            which is said once.
+            which is said once. Under ``torch.use_deterministic_algorithms(True)`` nothing is measured, and 8 run at
+            once, since another plan's numbers are the same to rounding only.
         lean: whether memory counts more than time: then neither one by one is tried, where torch's own operations keep
             several times what the kernels do, nor threads, each of which keeps memory of its own.
 
@@ -74,7 +75,7 @@ class Engine:
 
     def settled(self, tasks: Task, purpose: str) -> bool:
         """Whether the plan for such meta-batches stays as it is."""
-        fixed = self.given is not None or not self.vectorised or self.random
+        fixed = self.given is not None or not self.vectorised or self.random or _deterministic()
         return fixed or f"{purpose} {_describe(tasks)}" in self.chosen
 
     @contextmanager
@@ -155,6 +156,8 @@ class Engine:
             return Plan(ONE_BY_ONE)
         if self.given is not None:
             return Plan(min(self.given.size or number, number), self._threads(params, self.given.threads))
+        if _deterministic():
+            return Plan(min(AT_ONCE, number))
         if (plan := self.chosen.get(name)) is None:
             if name not in self._searches:
                 self._searches[name] = Search(number, 1 if self.lean else self._threads(params), not self.lean)
@@ -185,7 +188,7 @@ class Engine:
 
     def _retreat(self, name: str, plan: Plan, error: Exception, alone: Callable[[], None]) -> Plan:
         """The plan to go on by after an error; one that no other plan would help against is raised."""
-        if not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             try:
                 alone()
             except Exception as plain:  # a mistake of the caller's, in its own words
@@ -197,7 +200,7 @@ class Engine:
                 self._searches[name].stop()
             self.chosen[name] = plan._replace(threads=1)
             return self.chosen[name]
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             if plan.size == 1 or self.vectorize != "auto":
                 raise error
             self.chosen[name] = Plan(plan.size // 2)
@@ -215,6 +218,10 @@ class Engine:
         with torch.random.fork_rng([]):
             for index in range(count(tasks)):
                 function(select(tasks, index), params, buffers)
+
+
+def _deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
 
 
 def _given(vectorize: Vectorize) -> Plan | None:

@@ -8,6 +8,8 @@ import sys
 from functools import cache, lru_cache
 from typing import Any
 
+import torch
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # glibc, malloc.h
 MMAP_MAX = 65536  # glibc's default
 MAPPED = 4 * 2**20
@@ -45,3 +47,9 @@ def _c_library() -> Any:
         return None
     library = ctypes.CDLL(None)
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, on a GPU or in the process."""
+    lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return lacking or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 QUICK = 0.05
 """Seconds. A meta-batch that takes less runs all at once, unmeasured: so small runs repeat to the bit."""
+AT_ONCE = 8
+"""Tasks to begin with."""
 ONE_BY_ONE = 0
 HELPS = 0.97
 """What a larger or smaller number has to bring the time to, for more of the kind to be tried."""
@@ -67,7 +69,7 @@ class Search:
         self.plan, self.found = self._best(), True
 
     def _search(self, number: int, threads: int, loop: bool) -> Generator[Plan, None, Plan]:
-        start = Plan(min(8, number))
+        start = Plan(min(AT_ONCE, number))
         yield start
         if self.times[start] < QUICK:
             return Plan(number)

@@ -335,6 +335,14 @@ def test_resuming_as_another_learner_is_refused(tmp_path):
         other.fit(resume=True)
 
 
+def test_going_on_elsewhere_is_said(tmp_path, monkeypatch):
+    trainer(tmp_path, iterations=10).fit()
+    real = il.train.trainer.environment
+    monkeypatch.setattr(il.train.trainer, "environment", lambda device: {**real(device), "torch": "9.9"})
+    with pytest.warns(UserWarning, match=r"was computed by torch .*, now 9.9: what comes is the same to rounding only"):
+        trainer(tmp_path, iterations=12).fit(resume=True)
+
+
 def test_plain_lines_of_progress(tmp_path, capsys):
     trainer(tmp_path, progress=True).fit()
     out, err = capsys.readouterr()

@@ -19,6 +19,8 @@ from typing import IO, Any
 
 import torch
 
+from .ranges import require_at_least
+
 FORMAT = 1
 DIGEST = hashlib.sha256().digest_size
 STATE, BEST = "state-{:08d}.pt", "best-{:08d}.pt"
@@ -34,8 +36,11 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = f"{error.strerror}, so it was not written, and is what it was before"
+            raise OSError(error.errno, reason, str(path)) from error
         raise
     if os.name == "posix":  # the new name itself is on the disk when its directory is
         directory = os.open(path.parent, os.O_RDONLY)
@@ -89,6 +94,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, keep_best: int = 3) -> None:
+        require_at_least(1, keep_best=keep_best)
         self.directory, self.keep_best = run / "checkpoints", keep_best
         self.best: list[dict[str, Any]] = []
         self._before: list[dict[str, Any]] = []
@@ -178,6 +184,21 @@ class Checkpoints:
                 yield load(self.directory / BEST.format(entry["iteration"]))
             except (ValueError, FileNotFoundError) as error:
                 warnings.warn(f"{error}; taking the next best", stacklevel=4)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys of configurations, as ``section.key``, whose values differ, apart from the description."""
+    first, second = _flat(one), _flat(other)
+    keys = sorted(first.keys() | second.keys(), key=list(first | second).index)
+    return [key for key in keys if key != "description" and first.get(key) != second.get(key)]
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    for name, section in config.items():
+        if isinstance(section, dict):
+            flat |= {f"{name}.{key}": value for key, value in section.items()}
+    return flat
 
 
 def holds_run(run: Path) -> bool:

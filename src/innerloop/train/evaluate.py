@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..learner import MetaLearner
 from ..task import Task, TaskSource, select, to
 from .ensemble import Ensemble
+from .world import World
 
 Metric = Callable[[Any, Any], Tensor]
 """``(output, y) -> scalar`` on the query set of one task, like a loss; lower is better unless it is `accuracy`."""
@@ -118,6 +120,7 @@ def evaluate(
     metric: str | Metric | None = None,
     seed: int = 0,
     batch: int = 25,
+    world: World | None = None,
 ) -> Evaluation:
     """Adapt to each of ``num_tasks`` tasks and score the query set before, between and after the steps.
 
@@ -134,10 +137,31 @@ def evaluate(
             indices or the loss is binary cross-entropy, else the mean squared error.
         seed: of the tasks: the same seed gives the same ones, whatever ``batch``.
         batch: how many tasks are adapted at once.
+        world: the processes that share the work, all of which make this call, and get the same result.
 
     Raises:
         ValueError: a number out of range, an unknown metric, or targets that need a metric to be named.
     """
+    _check(num_tasks, batch, steps, metric)
+    device, generator = next(learner.parameters()).device, torch.Generator().manual_seed(seed)
+    world, scores = world or World(), list[Tensor]()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, num_tasks, batch):
+            tasks = _draw(source, min(batch, num_tasks - start), generator)
+            metric = metric or usual_metric(learner, tasks.query.y)
+            if start // batch % world.size == world.rank:  # dealt out in turn
+                tasks = to(tasks, device)
+                measure = METRICS[metric] if isinstance(metric, str) else metric
+                scores.append(score(measure, learner.predict(tasks, steps, transductive), tasks.query.y).cpu())
+    assert metric is not None
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+    turns = zip_longest(*world.everybody(scores))
+    every = torch.cat([part for turn in turns for part in turn if part is not None])
+    return Evaluation.of(every, name, transductive and learner.depends_on_query_set)
+
+
+def _check(num_tasks: int, batch: int, steps: int | None, metric: str | Metric | None) -> None:
     if num_tasks < 2 or batch < 1 or (steps is not None and steps < 0):
         raise ValueError(
             f"an evaluation needs num_tasks >= 2 (for the interval), batch >= 1 and steps >= 0; "
@@ -145,18 +169,6 @@ def evaluate(
         )
     if isinstance(metric, str) and metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}: it is one of {', '.join(METRICS)}, or a function")
-    device, generator = next(learner.parameters()).device, torch.Generator().manual_seed(seed)
-    scores: list[Tensor] = []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for start in range(0, num_tasks, batch):
-            tasks = to(_draw(source, min(batch, num_tasks - start), generator), device)
-            metric = metric or usual_metric(learner, tasks.query.y)
-            measure = METRICS[metric] if isinstance(metric, str) else metric
-            scores.append(score(measure, learner.predict(tasks, steps, transductive), tasks.query.y))
-    assert metric is not None
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-    return Evaluation.of(torch.cat(scores), name, transductive and learner.depends_on_query_set)
 
 
 def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..learner import MetaLearner, Outcome
-from ..task import Params, Task, select
+from ..task import Params, Task, select, to
 from .evaluate import Evaluation
+from .ranges import require_at_least
 from .record import SCHEMA, Metrics, environment, peak_memory
 from .trace import trace
 
@@ -59,6 +60,8 @@ class Recorder:
         trace_tasks: int,
         trace_steps: int,
     ) -> None:
+        require_at_least(0, trace_every=trace_every)
+        require_at_least(1, log_every=log_every, trace_tasks=trace_tasks, trace_steps=trace_steps)
         self.metrics, self.learner, self.iterations = metrics, learner, iterations
         self.log_every, self.trace_every = log_every, trace_every if metrics.path else 0
         self.trace_tasks, self.trace_steps = trace_tasks, trace_steps
@@ -76,10 +79,19 @@ class Recorder:
         if not self.trace_every or not due(iteration, self.trace_every, self.iterations):
             return
         some = slice(self.trace_tasks)
-        told = trace(self.learner, select(tasks, some), outcome.steps[some], self.trace_steps)
+        told = trace(self.learner, to(select(tasks, some), outcome.loss.device), outcome.steps[some], self.trace_steps)
         self.metrics.append("tasks", iteration, **told, grad_norms={n: grad.norm().item() for n, grad in grads.items()})
 
-    def train(self, iteration: int, outcome: Outcome, norm: Tensor, lr: float, rate: float, phases: Phases) -> None:
+    def train(
+        self,
+        iteration: int,
+        outcome: Outcome,
+        norm: Tensor,
+        lr: float,
+        rate: float,
+        phases: Phases,
+        skipped: int,
+    ) -> None:
         """What an update came to, and the rates after it, if it is time."""
         if self.trace_every and due(iteration, self.trace_every, self.iterations):
             self._rates(iteration)
@@ -97,6 +109,7 @@ class Recorder:
             seconds=phases.training,
             phases=phases.seconds,
             memory_mib=peak_memory(norm.device),
+            **({"skipped": skipped} if skipped else {}),
         )
 
     def validation(self, iteration: int, found: Evaluation, phases: Phases) -> None:

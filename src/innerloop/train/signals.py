@@ -16,33 +16,54 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         signal: its number; the command line exits with 128 more (130 after Ctrl-C, 143 after SIGTERM).
+        reason: after which iteration it stopped.
     """
 
-    def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
-        self.signal = signal
+    def __init__(self, reason: str, remedy: str, signal: int) -> None:
+        super().__init__(f"{reason}{remedy}")
+        self.reason, self.signal = reason, signal
 
 
 class Stop:
-    """Whether a signal has asked to stop; true or false as such."""
+    """Whether to stop, for a signal; true or false as such.
 
-    def __init__(self) -> None:
+    Args:
+        alone: whether a signal to this process is enough. Else it is only asked for, until all processes agree.
+
+    Attributes:
+        asked: whether there was a signal.
+        signal: the number of the signal to stop for.
+    """
+
+    def __init__(self, alone: bool = True) -> None:
+        self.alone, self.asked = alone, False
         self.signal: int | None = None
+        self._got: int = signal.SIGTERM
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def ask(self, number: int) -> None:
+        """There was a signal."""
+        self.asked, self._got = True, number
+        self.agree(self.alone)
+
+    def agree(self, asked: bool) -> None:
+        """Stop if any process was asked to."""
+        if asked:
+            self.signal = self._got
 
     def raise_if_set(self, iteration: int, run: Path | None) -> None:
         """Raise `Interrupted` if a signal came."""
         if self.signal is not None:
             saved = f"; go on from {run} with fit(resume=True)" if run else ""
-            raise Interrupted(f"stopped after iteration {iteration}{saved}", self.signal)
+            raise Interrupted(f"stopped after iteration {iteration}", saved, self.signal)
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping(alone: bool = True) -> Iterator[Stop]:
     """Within, the first SIGINT or SIGTERM sets the flag, and a second one does what it did before."""
-    stop = Stop()
+    stop = Stop(alone)
     before: dict[int, Any] = {}
 
     def restore() -> None:
@@ -50,7 +71,7 @@ def stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.signal = number
+        stop.ask(number)
         restore()
 
     if threading.current_thread() is threading.main_thread():  # elsewhere Python installs no handlers

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..inner import stack
 from ..learner import MetaLearner, Outcome
-from ..schedules import Schedule, value
-from ..task import Params, Task, TaskSource, select, to
-from .checkpoint import Checkpoints, holds_run, save
+from ..schedules import Schedule
+from ..task import Task, TaskSource, to
+from .checkpoint import Checkpoints, differences, holds_run
+from .claim import claimed
 from .evaluate import Evaluation, Metric, evaluate
+from .faults import Faults, NonFinite, enough_memory
 from .loggers import Logger
+from .outer import Optimizer, OuterStep
 from .progress import Progress
+from .ranges import require_at_least
 from .record import Metrics, environment, write_results
 from .recorder import Phases, Recorder, due
 from .signals import Stop, stopping
+from .world import World
 
-Optimizer = Literal["adam", "sgd"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""By name, or a function from the meta-parameters, whose own rate is overridden by the trainer's."""
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient that is not a finite number. Training stopped before it could reach the parameters."""
+SHAPING = ("innerloop", "torch", "cpu", "threads", "device")
+"""What of the environment can change roundings."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,20 @@ class Result:
     seconds: float
     best: tuple[dict[str, Any], ...]
     validation: Evaluation | None
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A task source with a state of its own besides the generator's, such as that of a simulator: it is kept in
+    checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state."""
+        ...
 
 
 class Trainer:
@@ -71,9 +86,13 @@ class Trainer:
         trace_steps: whole support and query sets are judged after every so many inner steps.
         val_tasks, val_steps, val_seed, transductive, metric: of the validation; see `innerloop.evaluate`.
         keep_best: how many best weights are kept.
+        non_finite: what is done about a loss or a gradient that is not a finite number: ``"stop"``, or ``"skip"`` that
+            update.
+        max_skipped: how many updates may be skipped before training stops all the same.
         seed: of the training tasks, and of what is random in the learner, such as dropout.
         config: plain values to store in checkpoints, such as the recipe.
         loggers: who is told of the training besides the record; see `innerloop.train.loggers`.
+        world: the processes to train with, each of which makes a trainer of its own; see `innerloop.train.world`.
         progress: whether to show progress on standard error.
 
     Raises:
@@ -109,37 +128,37 @@ class Trainer:
         trace_every: int | None = None,
         trace_tasks: int = 4,
         trace_steps: int = 1,
+        non_finite: NonFinite = "stop",
+        max_skipped: int = 100,
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
         loggers: Sequence[Logger] = (),
+        world: World | None = None,
         progress: bool = True,
     ) -> None:
-        require_at_least(0, iterations=iterations, trace_every=trace_every)
-        require_at_least(1, tasks=tasks, keep_best=keep_best, trace_tasks=trace_tasks, trace_steps=trace_steps)
-        require_at_least(1, validate_every=validate_every, checkpoint_every=checkpoint_every, log_every=log_every)
+        require_at_least(0, iterations=iterations)
+        require_at_least(1, tasks=tasks, validate_every=validate_every, checkpoint_every=checkpoint_every)
         require_at_least(2, val_tasks=val_tasks)
-        require_at_least(1e-30, clip=clip, clip_norm=clip_norm)
-        self.learner, self.train, self.val = learner, train, val
-        self.run = None if run is None else Path(run)
-        self.iterations, self.tasks, self.lr, self.seed, self.val_seed = iterations, tasks, lr, seed, val_seed
-        self.clip, self.clip_norm, self.config, self.show = clip, clip_norm, dict(config or {}), progress
+        self.learner, self.train, self.val, self.world = learner, train, val, world or World()
+        self.run = Path(run) if run is not None and self.world.first else None
+        self.iterations, self.tasks, self.seed, self.config = iterations, tasks, seed, dict(config or {})
         self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
-        metrics, every = Metrics(self.run, loggers, self.config), validate_every if trace_every is None else trace_every
-        self.recorder = Recorder(metrics, learner, iterations, log_every, every, trace_tasks, trace_steps)
-        self._evaluate = partial(
-            evaluate, num_tasks=val_tasks, steps=val_steps, transductive=transductive, metric=metric
-        )
+        self._validation: dict[str, Any] = {"num_tasks": val_tasks, "steps": val_steps, "transductive": transductive}
+        self._validation |= {"metric": metric, "seed": derive_seed("validation", val_seed), "world": self.world}
         self.generator = torch.Generator().manual_seed(derive_seed("tasks", seed))
-        self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
+        self.outer = OuterStep(learner, optimizer, lr, momentum, clip, clip_norm)
         self.checkpoints, self.phases = Checkpoints(self.run, keep_best) if self.run else None, Phases()
+        self.faults = Faults(learner, self.world, self.checkpoints, non_finite, max_skipped)
+        self.show, every = progress and self.world.first, validate_every if trace_every is None else trace_every
+        metrics = Metrics(self.run, loggers if self.world.first else (), self.config)
+        self.recorder = Recorder(metrics, learner, iterations, log_every, every, trace_tasks, trace_steps)
 
     @property
     def device(self) -> torch.device:
         """Where the learner is."""
-        return next(iter(self.parameters.values())).device
+        return next(iter(self.outer.parameters.values())).device
 
-    def fit(self, resume: bool = False) -> Result:
+    def fit(self, resume: bool = False, accept_changes: bool = False) -> Result:
         """Train up to the given number of iterations. Afterwards the learner has the best validated weights, if there
         is a run directory and a validation, else the last.
 
@@ -150,23 +169,32 @@ class Trainer:
 
         Args:
             resume: go on from the newest checkpoint in the run directory, if it has any.
+            accept_changes: even if the run was begun with another ``config``.
 
         Raises:
             FileExistsError: the run directory already holds a run and ``resume`` is false; nothing was touched.
+            BlockingIOError: another process trains in the run directory.
             NonFiniteError: a loss or gradient is not finite.
+            OutOfMemoryError: a meta-batch does not fit into memory.
+            LostProcessError: another process of the training ended.
             Interrupted: a signal stopped the training; its checkpoint is saved.
+            ValueError: the checkpoints are damaged, or of another learner, optimizer or ``config``.
         """
+        self.world.bounds(self.tasks)
         if self.run is not None and not resume and holds_run(self.run):
             raise FileExistsError(
                 f"{self.run} already holds a run: resume it (fit(resume=True)) or use another directory"
             )
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda), stopping() as stop, Progress(self.iterations, self.show) as progress:
-            try:
-                self._begin()
-                self._loop(stop, progress)
-            finally:
-                self.recorder.metrics.close()
+        with ExitStack() as stack:
+            if self.run is not None:
+                stack.enter_context(claimed(self.run))
+            stack.enter_context(torch.random.fork_rng(cuda))
+            stop = stack.enter_context(stopping(self.world.size == 1))
+            progress = stack.enter_context(Progress(self.iterations, self.show))
+            stack.callback(self.recorder.metrics.close)
+            self._begin(accept_changes)
+            self._loop(stop, progress)
         stop.raise_if_set(self.iteration, self.run)
         return self._finish()
 
@@ -176,15 +204,16 @@ class Trainer:
         self.learner.compiler.steps_to_come = self.iterations - self.iteration
         while self.iteration < self.iterations and not stop:
             before = self.phases.training
-            tasks, outcome, norm, lr = self._iterate()
+            with enough_memory(self.learner, self.tasks, self.iteration + 1):
+                own, outcome, norm, lr = self._iterate(stop)
             seconds = self.phases.training - before
             rate = 0.9 * (rate or self.tasks / seconds) + 0.1 * self.tasks / seconds
-            self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases)
+            self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases, self.faults.skipped)
             progress.advance(self.iteration, rate, outcome.loss)
             for choice in self.learner.choices[told:]:
                 progress.note(choice)
                 told += 1
-            if self.learner.engine.settled(tasks, "meta-gradient"):
+            if self.learner.engine.settled(own, "meta-gradient"):
                 progress.timed(self.iteration, seconds)
             if self.val is not None and self._due(self.validate_every):
                 with self.phases("validation"):
@@ -194,115 +223,104 @@ class Trainer:
         if self.checkpoints and stop:
             self._save()
 
-    def _iterate(self) -> tuple[Task, Outcome, Tensor, float]:
-        """One update: its tasks, what they came to, the norm of the meta-gradient, and the rate it was taken at."""
+    def _iterate(self, stop: Stop) -> tuple[Task, Outcome, Tensor, float]:
+        """One update: this process's tasks, what those of all came to, the norm of the meta-gradient, and the rate."""
         with self.phases("tasks"):
-            tasks = to(self.train.sample(self.tasks, self.generator), self.device)
+            tasks = self.train.sample(self.tasks, self.generator)
+            own = to(self.world.share(tasks), self.device)
+        if self.world.size > 1:  # else processes would draw alike, and a resumed run of other processes otherwise
+            torch.manual_seed(derive_seed(f"iteration {self.iteration} process {self.world.rank}", self.seed))
         with self.phases("gradient"):
-            grads, outcome = self.learner.meta_gradient(tasks, self.iteration)
+            grads, outcome = self.learner.meta_gradient(own, self.iteration)
+            moved = dict(self.learner.slots.named_buffers()) if self.learner.slots else {}
+            grads, outcome, asked = self.world.join(self.tasks, grads, outcome, moved, stop.asked)
             norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads.values()]))
-            self._require_finite(tasks, grads, outcome, norm)
+            usable = self.faults.usable(self.iteration + 1, tasks, grads, outcome, norm)
         with self.phases("record"):  # before the update, of which the tasks know nothing yet
             self.recorder.tasks(self.iteration + 1, tasks, grads, outcome)
         with self.phases("update"):
-            lr = self._update(grads)
+            lr = self.outer(grads, self.iteration) if usable else self.outer.rate(self.iteration)
         self.iteration += 1
-        return tasks, outcome, norm, lr
+        stop.agree(asked)
+        return own, outcome, norm, lr
 
     def _due(self, every: int) -> bool:
         return due(self.iteration, every, self.iterations)
 
-    def _update(self, grads: Params) -> float:
-        """One step of the outer optimiser; the rate it was taken at."""
-        lr = value(self.lr, self.iteration)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        for name, parameter in self.parameters.items():
-            grad = grads[name]
-            parameter.grad = grad if self.clip is None else grad.clamp(-self.clip, self.clip)
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return lr
-
     def _validate(self, progress: Progress) -> None:
         assert self.val is not None
-        found = self._evaluate(self.learner, self.val, seed=derive_seed("validation", self.val_seed))
+        found = evaluate(self.learner, self.val, **self._validation)
         self.recorder.validation(self.iteration, found, self.phases)
         entry = {"iteration": self.iteration, "score": found.mean, "ci95": found.ci95}
         if self.checkpoints and self.checkpoints.consider(self.learner.state_dict(), entry, found.higher_is_better):
             self._best = found
         progress.validated(self.iteration, found)
 
-    def _require_finite(self, tasks: Task, grads: Params, outcome: Outcome, norm: Tensor) -> None:
-        """Stop, naming the tasks at fault, before they spoil the parameters."""
-        if bool(torch.isfinite(torch.stack([outcome.objective.sum(), outcome.loss.sum(), norm])).all()):
-            return
-        finite = torch.isfinite(outcome.objective) & torch.isfinite(outcome.loss)
-        what = "the loss"
-        if bool(finite.all()):
-            if all(bool(torch.isfinite(grad).all()) for grad in grads.values()):
-                return  # it was only the norm, or a sum, that overflowed
-            what, alone = "the gradient", []
-            self.learner.training = False  # itself alone, not its modules: statistics stay as they are
-            for index in range(len(finite)):
-                grads, _ = self.learner.meta_gradient(select(tasks, slice(index, index + 1)), self.iteration)
-                alone.append(all(bool(torch.isfinite(grad).all()) for grad in grads.values()))
-            self.learner.training = True
-            finite = torch.tensor(alone, device=finite.device)
-        indices = (~finite).nonzero().flatten().tolist() or list(range(len(finite)))
-        names = f"task{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
-        message = f"iteration {self.iteration + 1}: {what} of {names} (counted from 0) of the meta-batch is not finite"
-        raise NonFiniteError(
-            f"{message}{self._keep_failure(tasks, indices)}. A smaller lr, inner or outer, often helps"
-        )
-
-    def _keep_failure(self, tasks: Task, indices: list[int]) -> str:
-        if self.run is None or self.checkpoints is None:
-            return ""
-        failed = to(stack([select(tasks, index) for index in indices]), "cpu")
-        plain = {name: part._asdict() for name, part in failed._asdict().items()}
-        path, last = self.run / "failed_task.pt", self.checkpoints.iterations()[-1]
-        save(path, {"iteration": self.iteration + 1, "tasks": plain, "learner": self.learner.state_dict()})
-        return f"; see {path}. The last good checkpoint, of iteration {last}, is kept"
-
-    def _begin(self) -> None:
+    def _begin(self, accept_changes: bool) -> None:
         """The state of the newest checkpoint if there is one, else the first."""
         self.learner.train()
         torch.manual_seed(derive_seed("learner", self.seed))
+        found = None
         if self.checkpoints and self.checkpoints.iterations():
-            self._restore(self.checkpoints.newest())
+            found = self.checkpoints.newest()
+            if not accept_changes and (changed := differences(found["config"], self.config)):
+                raise ValueError(
+                    f"{self.run} was begun with another {', '.join(changed)}: resume it as it was, or with "
+                    "fit(resume=True, accept_changes=True), or use another directory"
+                )
         elif self.checkpoints and (self.checkpoints.directory.parent / "metrics.jsonl").exists():
             raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to go on from: use another directory")
         elif self.checkpoints:
             self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
             self._save()
+        if found:
+            self._compare(found.get("environment", {}))
+        if self.world.size > 1:  # all begin with what the first one has
+            found = self.world.told(found or self._state())
+        if found:
+            self._restore(found)
         self.recorder.begin(self.iteration, self.tasks, self.device)
 
-    def _save(self) -> None:
-        """A checkpoint of everything that shapes the future."""
-        assert self.checkpoints is not None
-        self.recorder.metrics.sync()
+    def _compare(self, before: Mapping[str, Any]) -> None:
+        """Say where the run went on elsewhere than it began."""
+        now = environment(self.device)
+        changed = [f"{key} {before[key]}, now {now[key]}" for key in SHAPING if before.get(key, now[key]) != now[key]]
+        if changed:
+            warnings.warn(
+                f"{self.run} was computed by {'; '.join(changed)}: what comes is the same to rounding only",
+                stacklevel=4,
+            )
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that shapes the future."""
         state = {
             "iteration": self.iteration,
             "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.outer.optimizer.state_dict(),
             "tasks": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "config": self.config,
             "settled": self.learner.settled,
+            "skipped": self.faults.skipped,
             "environment": environment(self.device),
             "phases": self.phases.seconds,
         }
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
-        self.checkpoints.save(state)
+        if isinstance(self.train, Stateful):
+            state["source"] = self.train.state_dict()
+        return state
+
+    def _save(self) -> None:
+        """A checkpoint."""
+        assert self.checkpoints is not None
+        self.recorder.metrics.sync()
+        self.checkpoints.save(self._state())
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         try:
             self.learner.load_state_dict(state["learner"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.outer.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
         self.learner.settle(state.get("settled", {}))
@@ -310,41 +328,20 @@ class Trainer:
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
-        self.iteration = state["iteration"]
+        if isinstance(self.train, Stateful) and "source" in state:
+            self.train.load_state_dict(state["source"])
+        self.iteration, self.faults.skipped = state["iteration"], state.get("skipped", 0)
         self.phases.seconds = dict(state["phases"] if "phases" in state else {"gradient": state["seconds"]})
 
     def _finish(self) -> Result:
-        best = self.checkpoints.best if self.checkpoints else []
+        best = self.world.told(self.checkpoints.best if self.checkpoints else [])
         result = Result(self.iteration, self.phases.training, tuple(best), self._best)
-        if self.run is None or self.checkpoints is None:
-            return result
         if best:
-            self.learner.load_state_dict(self.checkpoints.weights()["learner"])
-        results = {"iterations": self.iteration, "seconds": self.phases.training, "validation": list(best)}
-        write_results(self.run, {**results, "environment": environment(self.device)})
+            self.learner.load_state_dict(self.world.told(self.checkpoints and self.checkpoints.weights()["learner"]))
+        if self.run is not None:
+            results = {"iterations": self.iteration, "seconds": self.phases.training, "validation": list(best)}
+            write_results(self.run, {**results, "environment": environment(self.device)})
         return result
-
-
-def make_optimizer(
-    optimizer: Optimizer, parameters: list[nn.Parameter], lr: float, momentum: float
-) -> torch.optim.Optimizer:
-    """The outer optimiser by its name or factory."""
-    if momentum and optimizer != "sgd":
-        raise ValueError(f'momentum is of optimizer="sgd"; {optimizer!r} does not take it')
-    if optimizer == "adam":
-        return torch.optim.Adam(parameters, lr)
-    if optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum)
-    if callable(optimizer):
-        return optimizer(parameters)
-    raise ValueError(f'optimizer is "adam", "sgd" or a function from the parameters, got {optimizer!r}')
-
-
-def require_at_least(least: float, **numbers: float | None) -> None:
-    """Raise a ValueError that names the number which is below the least one."""
-    for name, number in numbers.items():
-        if number is not None and number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
 
 
 def derive_seed(purpose: str, seed: int) -> int:

@@ -1,0 +1,99 @@
+"""One training at a time in a run directory."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+LOCK = ".lock"
+_held: set[Path] = set()
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Within, no other process can claim the run directory, which is made if need be, and unmade if nothing came into
+    it. The claim ends with the process, however that ends. Within a claim of this process it is held already.
+
+    Raises:
+        BlockingIOError: another process is at it.
+        OSError: the directory cannot be written to.
+    """
+    path = run.resolve() / LOCK
+    if path in _held:
+        yield
+        return
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with _opened(path, run) as file:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            _held.add(path)
+            try:
+                yield
+            finally:
+                _held.discard(path)
+                with suppress(OSError):  # as on Windows, where no open file can be removed
+                    path.unlink()
+    finally:
+        with suppress(OSError):  # something came into it
+            for folder in missing:
+                folder.rmdir()
+
+
+def is_claimed(run: Path) -> bool:
+    """Whether a process of this machine, or of its shared file system, trains in a run directory."""
+    path = run.resolve() / LOCK
+    if path in _held or not path.exists():
+        return path in _held
+    with path.open("a+", encoding="utf-8") as file:
+        return not _lock(file)
+
+
+@contextmanager
+def _opened(path: Path, run: Path) -> Iterator[IO[str]]:
+    """The file, locked."""
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            if not _lock(file):
+                file.seek(0)
+                raise BlockingIOError(
+                    f"{run} is being trained by {file.read().strip() or 'another process'}: wait for it, stop it, or "
+                    "use another directory"
+                )
+            if _is(file, path):  # who had it before may have removed it after it was opened here
+                yield file
+                return
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock an open file until it is closed; whether nobody else had."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        import msvcrt
+
+        try:
+            file.seek(2**20)  # far behind what is in it, which others may read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""What goes wrong with numbers and with memory while training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..inner import stack
+from ..learner import MetaLearner, Outcome
+from ..memory import is_out_of_memory
+from ..task import Batch, Params, Task, count, select, to
+from .checkpoint import Checkpoints, load, save
+from .ranges import require_at_least
+from .world import World
+
+NonFinite = Literal["stop", "skip"]
+
+FAILED = "failed_task.pt"
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient that is not a finite number. Training stopped before it could reach the parameters."""
+
+
+class OutOfMemoryError(MemoryError):
+    """A meta-batch did not fit into memory. The message names the settings that would help."""
+
+
+class Faults:
+    """Looks at what every meta-batch came to.
+
+    Args:
+        learner: what is trained.
+        world: the processes it is trained by.
+        checkpoints: of the run, beside which tasks that failed are kept, if anywhere.
+        policy: what is done about numbers that are not finite: ``"stop"``, or ``"skip"`` the update.
+        most: how many updates may be skipped.
+
+    Attributes:
+        skipped: how many were.
+    """
+
+    def __init__(
+        self, learner: MetaLearner, world: World, checkpoints: Checkpoints | None, policy: NonFinite, most: int
+    ) -> None:
+        if policy not in get_args(NonFinite):
+            raise ValueError(f'non_finite is "stop" or "skip", got {policy!r}')
+        require_at_least(0, max_skipped=most)
+        self.learner, self.world, self.checkpoints, self.policy, self.most = learner, world, checkpoints, policy, most
+        self.skipped = 0
+
+    def usable(self, iteration: int, tasks: Task, grads: Params, outcome: Outcome, norm: Tensor) -> bool:
+        """Whether an update can be made, or is to be skipped.
+
+        Args:
+            iteration: the number of the update, from 1.
+            tasks: the whole meta-batch.
+            grads, outcome, norm: what it came to.
+
+        Raises:
+            NonFiniteError: it cannot, and is not to be skipped. The tasks at fault are named, and kept in
+                ``failed_task.pt``.
+        """
+        if bool(torch.isfinite(torch.stack([outcome.objective.sum(), outcome.loss.sum(), norm])).all()):
+            return True
+        finite = torch.isfinite(outcome.objective) & torch.isfinite(outcome.loss)
+        what = "the loss"
+        if bool(finite.all()):
+            if all(bool(torch.isfinite(grad).all()) for grad in grads.values()):
+                return True  # it was only the norm, or a sum, that overflowed
+            what, finite = "the gradient", self._each(tasks, iteration)
+        indices = (~finite).nonzero().flatten().tolist() or list(range(len(finite)))
+        names = f"task{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+        message = f"iteration {iteration}: {what} of {names} (counted from 0) of the meta-batch is not finite"
+        if self.policy == "skip" and self.skipped < self.most:
+            self.skipped += 1
+            return False
+        if self.policy == "skip":
+            message += f", after {self.skipped} updates were skipped, as many as max_skipped allows"
+        raise NonFiniteError(
+            f"{message}{self._keep(iteration, tasks, indices)}. A smaller lr, inner or outer, often helps"
+        )
+
+    def _each(self, tasks: Task, iteration: int) -> Tensor:
+        """Whether the gradient of each task by itself is finite."""
+        own, device, alone = self.world.bounds(count(tasks)), next(self.learner.parameters()).device, []
+        self.learner.training = False  # itself alone, not its modules: statistics stay as they are
+        for index in range(own.start, own.stop):
+            task = to(select(tasks, slice(index, index + 1)), device)
+            grads, _ = self.learner.meta_gradient(task, iteration - 1)
+            alone.append(all(bool(torch.isfinite(grad).all()) for grad in grads.values()))
+        self.learner.training = True
+        return self.world.whole(torch.tensor(alone, dtype=torch.float32, device=device), count(tasks)) > 0
+
+    def _keep(self, iteration: int, tasks: Task, indices: list[int]) -> str:
+        """Save the tasks at fault, to look at them and to try again; where."""
+        if self.checkpoints is None:
+            return ""
+        failed = to(stack([select(tasks, index) for index in indices]), "cpu")
+        plain = {name: part._asdict() for name, part in failed._asdict().items()}
+        path, last = self.checkpoints.directory.parent / FAILED, self.checkpoints.iterations()[-1]
+        save(path, {"iteration": iteration, "tasks": plain, "learner": self.learner.state_dict()})
+        return f"; see {path}. The last good checkpoint, of iteration {last}, is kept"
+
+
+def load_failed(run: Path) -> tuple[Task, Params, int]:
+    """The tasks that stopped a training, the state of its learner then, and the outer iteration, counted from 0 as
+    `MetaLearner.meta_gradient` takes it: what it takes to try again.
+
+    Raises:
+        FileNotFoundError: nothing failed.
+        ValueError: the file is damaged.
+    """
+    found = load(run / FAILED)
+    tasks = Task(*(Batch(**found["tasks"][part]) for part in Task._fields))
+    return tasks, found["learner"], found["iteration"] - 1
+
+
+@contextmanager
+def enough_memory(learner: MetaLearner, tasks: int, iteration: int) -> Iterator[None]:
+    """Within, an error for want of memory becomes one that names the settings which would help."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = [f"a smaller meta-batch (tasks={max(1, tasks // 2)})"] if tasks > 1 else []
+        if learner.engine.vectorize != 1:
+            advice.append("fewer tasks at once (vectorize=1)")
+        if learner.memory != "constant" and learner.steps > 1:
+            advice.append(f'memory="constant", which keeps one of the {learner.steps} inner steps at a time')
+        advice += ['precision="bfloat16"', "first order", "a smaller model, or fewer query examples"]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OutOfMemoryError(
+            f"iteration {iteration}: a meta-batch of {tasks} tasks does not fit into memory ({reason}). What would "
+            f"help: {'; '.join(advice)}"
+        ) from error

@@ -1,0 +1,79 @@
+"""The outer step: an optimiser of the meta-parameters, its rate, and the clipping of the meta-gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..schedules import Schedule, value
+from ..task import Params
+from .ranges import require_at_least
+
+Optimizer = Literal["adam", "sgd"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""By name, or a function from the meta-parameters, whose own rate is overridden by the trainer's."""
+
+
+class OuterStep:
+    """Moves meta-parameters by meta-gradients.
+
+    Args:
+        learner: whose parameters are moved, those that require a gradient.
+        optimizer: ``"adam"``, ``"sgd"`` or a function from the parameters to an optimizer.
+        lr: its rate, or the schedule of it.
+        momentum: of SGD.
+        clip: each element of the gradient is clamped to ``[-clip, clip]``.
+        clip_norm: the gradient is scaled to at most this norm (after ``clip``).
+
+    Raises:
+        ValueError: an unknown optimizer, momentum for another than SGD, or nothing left by clipping.
+    """
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        optimizer: Optimizer,
+        lr: Schedule[float],
+        momentum: float = 0.0,
+        clip: float | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        require_at_least(1e-30, clip=clip, clip_norm=clip_norm)
+        self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+        self.lr, self.clip, self.clip_norm = lr, clip, clip_norm
+        self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
+
+    def __call__(self, grads: Params, iteration: int) -> float:
+        """One step; the rate it was taken at."""
+        lr = self.rate(iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for name, parameter in self.parameters.items():
+            grad = grads[name]
+            parameter.grad = grad if self.clip is None else grad.clamp(-self.clip, self.clip)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return lr
+
+    def rate(self, iteration: int) -> float:
+        """That of an iteration, counted from 0."""
+        return value(self.lr, iteration)
+
+
+def make_optimizer(
+    optimizer: Optimizer, parameters: list[nn.Parameter], lr: float, momentum: float
+) -> torch.optim.Optimizer:
+    """The outer optimiser by its name or factory."""
+    if momentum and optimizer != "sgd":
+        raise ValueError(f'momentum is of optimizer="sgd"; {optimizer!r} does not take it')
+    if optimizer == "adam":
+        return torch.optim.Adam(parameters, lr)
+    if optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum)
+    if callable(optimizer):
+        return optimizer(parameters)
+    raise ValueError(f'optimizer is "adam", "sgd" or a function from the parameters, got {optimizer!r}')

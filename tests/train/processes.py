@@ -1,0 +1,73 @@
+"""One process of a training by several: python processes.py RUN NAME ITERATIONS [ACTION]
+
+The action is taken at the tenth meta-batch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop.train import Interrupted, LostProcessError, World, joined
+
+LEARNERS = {
+    "maml": lambda: il.maml(il.models.mlp(1, 20, 1), lr=0.01, steps=2, loss=F.mse_loss, compile=False),
+    "maml-plus-plus": lambda: il.maml_plus_plus(
+        il.models.conv4(channels=1, ways=3, width=4, image_size=16, running=True), steps=2, compile=False
+    ),
+}
+
+
+class Doubles:
+    """Tasks in double precision, and something that happens at one of them."""
+
+    def __init__(self, source, action: str):
+        self.source, self.action, self.draws = source, action, 0
+
+    def sample(self, n, generator):
+        self.draws += n > 1
+        if self.draws == 10 and os.environ.get("RANK", "0") == "1":
+            if self.action == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.action == "term":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif self.action == "die-once" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+                os.kill(os.getpid(), signal.SIGKILL)
+        tasks = self.source.sample(n, generator)
+        if self.action == "poison" and self.draws == 10:
+            tasks.query.y[n - 2, 0] = float("nan")
+        return il.Task(*(il.Batch(x.double(), y.double() if y.is_floating_point() else y) for x, y in tasks))
+
+
+def main(run: Path, name: str, iterations: int, action: str) -> int:
+    torch.set_num_threads(1)
+    with joined(torch.device("cpu")) as world:
+        torch.manual_seed(world.rank)  # whatever the others begin with, the first one's counts
+        source = il.Sinusoid(5) if name == "maml" else il.Strokes(ways=3, shots=1, queries=2, size=16)
+        learner = LEARNERS[name]().double()
+        trainer = il.Trainer(learner, Doubles(source, action), Doubles(source, ""), run, tasks=7, val_tasks=8,
+                             iterations=iterations, checkpoint_every=5, validate_every=10, log_every=1, world=world,
+                             progress=False)  # fmt: skip
+        try:
+            trainer.fit(resume=True)
+        except Interrupted as stop:
+            print(f"process {world.rank}: {stop}")
+            return 128 + stop.signal
+        except (LostProcessError, il.train.NonFiniteError) as error:
+            print(f"process {world.rank} after {time.perf_counter():.0f}: {type(error).__name__}: {error}")
+            return 1
+        same = world.everybody([p.detach() for p in learner.state_dict().values()])
+        assert all(torch.equal(a, b) for other in same for a, b in zip(other, same[0], strict=True))
+        assert isinstance(world, World)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), (*sys.argv, "")[4]))
