@@ -22,7 +22,7 @@ FLOORS = [
     ("models", "presets", "testing"),
     ("data",),
     ("train",),
-    ("schema", "config"),
+    ("schema", "config", "experiment", "sweep"),
     ("report",),
     ("cli", "__main__"),
 ]
@@ -69,6 +69,7 @@ EXTRAS = {
     "train": {"rich"},
     "report": {"matplotlib", "pandas", "rich", "plotly", "scipy", "jinja2"},
     "cli": {"typer", "rich"},
+    "sweep": {"optuna"},
 }
 CONFIG = {"tomllib", "tomli", "tomli_w"}
 

@@ -281,7 +281,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_run(tmp_path, capsys):
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_a_missing_extra_is_named(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    for name in [name for name in sys.modules if name == "innerloop.cli" or name.startswith(f"{missing}.")]:
+    for name in [name for name in sys.modules if name.startswith(("innerloop.cli", f"{missing}."))]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SystemExit) as caught:
         main()

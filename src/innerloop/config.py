@@ -12,6 +12,7 @@ import importlib
 import importlib.resources
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from .schedules import SCHEDULES
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
 from .train import Ensemble, Trainer, evaluate
 from .train.checkpoint import Checkpoints
+from .train.checkpoint import differences as differences
 
 Config = dict[str, Any]
 """A recipe as plain values: what its TOML says."""
@@ -51,12 +53,17 @@ class Section(NamedTuple):
         return options(self.function(where, given), self.without)
 
 
+GIVEN = ("learner", "train", "val", "run", "seed", "config", "loggers", "world", "progress")
+"""Arguments of the trainer that a recipe says elsewhere, or that are of the occasion."""
+
 SECTIONS = {
     "model": Section(MODELS, "name"),
     "learner": Section(PRESETS, "preset", ("model",)),
     "tasks": Section(TASKS, "name", ("root", "device", "download")),
-    "train": Section({"": Trainer}, "", ("learner", "train", "val", "run", "seed", "config", "loggers", "progress")),
-    "evaluate": Section({"": evaluate}, "", ("learner", "source")),
+    "train": Section(
+        {"": Trainer}, "", ("learner", "train", "val", "run", "seed", "config", "loggers", "world", "progress")
+    ),
+    "evaluate": Section({"": evaluate}, "", ("learner", "source", "world")),
 }
 TOP = {"description": Option(str, ""), "seed": Option(int, 0), "extends": Option(str, "")}
 
@@ -203,21 +210,6 @@ def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
             )
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys, as ``section.key``, whose values differ, apart from the description."""
-    first, second = _flat(one), _flat(other)
-    keys = sorted(first.keys() | second.keys(), key=list(first | second).index)
-    return [key for key in keys if key != "description" and first.get(key) != second.get(key)]
-
-
-def _flat(config: Mapping[str, Any]) -> Config:
-    flat = {key: value for key, value in config.items() if not isinstance(value, dict)}
-    for name, section in config.items():
-        if isinstance(section, dict):
-            flat |= {f"{name}.{key}": value for key, value in section.items()}
-    return flat
-
-
 # -- building ---------------------------------------------------------------------------------------------------------
 
 
@@ -272,13 +264,14 @@ def _check_fit(config: Config, sources: Sources) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its name; ``"auto"`` is CUDA where there is one.
+    """A device by its name; ``"auto"`` is CUDA where there is one. Of several processes of a machine, each has its own.
 
     Raises:
         ValueError: there is no such device here.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    local = os.environ.get("LOCAL_RANK")
+    name = f"cuda:{local}" if name == "cuda" and local else name
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -343,22 +336,22 @@ def load_ensemble(
 
 def dumps(config: Mapping[str, Any]) -> str:
     """Plain values as TOML, exactly: reading it gives them back."""
-    lines = [f"{_key(key)} = {_toml(value)}" for key, value in config.items() if not isinstance(value, dict)]
+    lines = [f"{_key(key)} = {toml(value)}" for key, value in config.items() if not isinstance(value, dict)]
     for name, section in config.items():
         if isinstance(section, dict):
-            lines += ["", f"[{_key(name)}]", *(f"{_key(key)} = {_toml(value)}" for key, value in section.items())]
+            lines += ["", f"[{_key(name)}]", *(f"{_key(key)} = {toml(value)}" for key, value in section.items())]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml, value))}]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _toml(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else toml(key)

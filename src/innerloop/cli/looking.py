@@ -1,0 +1,137 @@
+"""`innerloop list`, `plot`, `report` and `watch`: looking at what there is."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import config
+from ..data import TASKS
+from ..models import MODELS
+from ..presets import PRESETS
+from ..report import read_run
+from ..train.record import dumps
+from .app import DataOption, DeviceOption, JsonOption, app
+
+# -- list -------------------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False) -> None:
+    """List the recipes, presets, data sets and models."""
+    shelves = {
+        "recipes": {name: config.load_recipe(name)["description"] for name in config.recipes()},
+        "presets": _first_lines(PRESETS),
+        "data": _first_lines(TASKS),
+        "models": _first_lines(MODELS),
+    }
+    if as_json:
+        print(dumps(shelves))
+        return
+    for title, entries in shelves.items():
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
+        for name, text in entries.items():
+            table.add_row(name, Text(text))
+        Console().print(table)
+
+
+def _first_lines(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
+    return {
+        name: (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ").replace("`", "")
+        for name, function in functions.items()
+    }
+
+
+# -- plot -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    kinds: Annotated[
+        list[str] | None, typer.Option("--kind", help="Which figure, several times for several.", show_default="all")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", help="A folder.", show_default="RUN/figures")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Of running means, in points.", show_default=False)] = None,
+    iteration: Annotated[
+        int | None,
+        typer.Option(
+            help="Of figures of one iteration: the record nearest to it.", show_default="the last, or the best"
+        ),
+    ] = None,
+    task: Annotated[int, typer.Option(help="Of figures of one task: which of those recorded.")] = 0,
+    data: DataOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Draw how a run went, what its model does with unseen tasks, and, of several runs, how they compare.
+
+    Kinds: `inner` (support loss of one problem), `inner-grid` and `query-grid` (many problems over meta-training),
+    `final-support`, `meta-train`, `validation`, `rates`, `adaptation`, `functions`, `episodes`, `compare`.
+    """
+    from ..report import plots
+
+    found = [read_run(run) for run in runs]
+    every = [*plots.PLOTS, *(["compare"] if len(found) > 1 else [])]
+    options = plots.Options(window, iteration, task, data, device)
+    names = [run.name for run in found]
+    drawn = 0
+    for kind, run, figure in plots.plots(found, kinds or every, options):
+        if isinstance(figure, str):
+            print(f"{kind}: not drawn, {figure}", file=sys.stderr)
+            continue
+        folder = output or run.path / "figures"
+        whose = run.name if names.count(run.name) == 1 else "-".join(run.path.resolve().parts[-2:])
+        name = kind if output is None or len(found) == 1 or kind == "compare" else f"{whose}-{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png")
+        print(folder / f"{name}.png")
+        drawn += 1
+    if not drawn:
+        raise typer.Exit(1)
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    output: Annotated[Path, typer.Option("-o", help="The page, an HTML file.")] = Path("report.html"),
+    record_only: Annotated[
+        bool, typer.Option("--record-only", help="Leave out what takes the trained models, their data, and some time.")
+    ] = False,
+    data: DataOption = None,
+) -> None:
+    """Write one page, for any browser and without a network, of how runs went and which is better."""
+    from ..report import write_report
+
+    say = partial(print, file=sys.stderr)
+    for line in write_report(runs, output, data, not record_only, say):
+        print(f"left out: {line}", file=sys.stderr)
+    print(output)
+
+
+# -- watch ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+) -> None:
+    """Show a run in the terminal, until it has finished: losses, validation, learned rates, throughput, memory."""
+    from ..report.watch import watch as show
+
+    try:
+        show(run, Console(), every)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

@@ -1,0 +1,179 @@
+"""`innerloop train` and `innerloop sweep`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .. import config, experiment
+from .. import sweep as sweeping
+from ..train import LOGGERS, Interrupted, joined
+from ..train.checkpoint import writing
+from ..train.record import dumps
+from ..train.world import restarted
+from .app import DataOption, DeviceOption, JsonOption, SetOption, app
+
+Tracker = Enum("Tracker", {name: name for name in LOGGERS}, type=str)  # type: ignore[misc]
+RecipeArgument = Annotated[str, typer.Argument(help="The name of a recipe (see `list`), or the path of a TOML file.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch data that are not there.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", "--run-dir", help="The run directory.", show_default="runs/RECIPE-seedN")
+]
+LogOption = Annotated[
+    list[Tracker] | None, typer.Option(help="Also tell these, several times for several.", show_default=False)
+]
+ChangesOption = Annotated[bool, typer.Option("--accept-changes", help="Resume even under a recipe that has changed.")]
+DeterministicOption = Annotated[
+    bool, typer.Option("--deterministic", help="The same numbers to the bit, every time, on the same machine.")
+]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace some iterations to RUN/profile.json.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Run a few iterations, say what the whole would take, write nothing.")
+]
+HourlyOption = Annotated[float, typer.Option(min=0.0, help="With --dry-run: the price of an hour, for the cost.")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the study is kept: sqlite:///FILE, postgresql+psycopg://USER@HOST/DB, journal:FILE.",
+        show_default="sqlite in the folder",
+    ),
+]
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", help="Of the run directories.", show_default="sweeps/NAME")
+]
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    run: RunOption = None,
+    data: DataOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = "cpu",
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the run directory.")] = False,
+    log: LogOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show progress.")] = True,
+    accept_changes: ChangesOption = False,
+    deterministic: DeterministicOption = False,
+    profile: ProfileOption = False,
+    dry_run: DryRunOption = False,
+    hourly: HourlyOption = 0.0,
+) -> None:
+    """Meta-train by a recipe, then evaluate on the test split as the recipe says.
+
+    Ctrl-C and SIGTERM save a checkpoint and exit with 130 and 143. Started by `torchrun`, several processes share the
+    tasks of every meta-batch; after one of them failed, torchrun's restart goes on from the last checkpoint.
+    """
+    settings = config.load_recipe(recipe, overrides or (), seed)
+    run = run or Path("runs") / f"{_stem(recipe)}-seed{settings['seed']}"
+    loggers = [LOGGERS[tracker.value]() for tracker in log or ()]
+    if deterministic:
+        experiment.make_deterministic()
+    if dry_run:
+        found = experiment.estimate(settings, experiment.Place(data, device, download))
+        print("\n".join(found.lines(hourly)))
+        return
+    command = experiment.command(recipe, overrides or [], run, seed, data, device, deterministic)
+    resume = resume or restarted()
+    with joined(config.find_device(device)) as world:
+        place = experiment.Place(data, device, download, world)
+        try:
+            result, tested = experiment.conduct(
+                settings, run, place, command=command, resume=resume, accept_changes=accept_changes, profile=profile,
+                loggers=loggers, progress=verbose,
+            )  # fmt: skip
+        except Interrupted as stop:
+            if world.first:
+                print(f"{stop.reason}; go on with: {command} --resume", file=sys.stderr)
+            raise typer.Exit(128 + stop.signal) from None
+    if world.first:
+        print(f"test: {tested}\ntrained {result.iterations} iterations in {result.seconds:.0f} s; run: {run}")
+
+
+def _stem(recipe: str) -> str:
+    return Path(recipe).stem if recipe.endswith(".toml") else recipe
+
+
+@app.command()
+def sweep(
+    recipe: RecipeArgument,
+    space: Annotated[Path, typer.Option(help="A TOML file: learner.lr = {low = 0.001, high = 1.0, log = true}.")],
+    trials: Annotated[int, typer.Option(min=1, help="How many are finished at the end, by all workers together.")] = 20,
+    storage: StorageOption = None,
+    name: Annotated[str | None, typer.Option(help="Of the study.", show_default="the recipe's")] = None,
+    folder: FolderOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Under how many seeds each trial is trained.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Workers on this machine, each on its share of the cores.")] = 1,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Search for better values of a recipe, by its meta-validation. The same command goes on with a study, and works on
+    it from several machines where they share the storage.
+    """
+    found = sweeping.load_space(space, recipe, overrides or ())
+    name = name or _stem(recipe)
+    folder = folder or Path("sweeps") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    url = storage or f"sqlite:///{folder / 'sweep.db'}"
+    place = experiment.Place(data, device, download)
+    work = sweeping.Sweep(recipe, tuple(overrides or ()), found, folder, place, seeds)
+    study = work.study(url, name)
+    others = [_worker(jobs) for _ in range(jobs - 1)]
+    try:
+        if jobs > 1:
+            torch.set_num_threads(_cores(jobs))
+        work.run(study, trials, sweeping.say)
+    except KeyboardInterrupt as stop:
+        print("stopped; the same command goes on with the study", file=sys.stderr)
+        raise typer.Exit(128 + getattr(stop, "signal", 2)) from None
+    finally:
+        for other in others:  # which have seen Ctrl-C, too, and have nothing to do once all trials are finished
+            other.wait()
+    told = sweeping.summary(study, recipe, overrides or [])
+    with writing(folder / "sweep.json") as file:
+        file.write((dumps(told, indent=2) + "\n").encode())
+    if as_json:
+        print(dumps(told))
+    else:
+        _show(sweeping.rows(study), told)
+
+
+def _show(rows: list[list[str]], told: dict[str, Any]) -> None:
+    """Print the trials of a sweep."""
+    header, *trials = rows
+    table = Table(*header, box=None)
+    for row in trials:
+        table.add_row(*row)
+    Console().print(table)
+    if "best" in told:
+        print(f"best: trial {told['best']['trial']}, {told['best']['score']:.4g}; train by it: {told['command']}")
+    else:
+        print("no trial was completed")
+
+
+def _worker(jobs: int) -> subprocess.Popen[bytes]:
+    """Another process at the same command."""
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--jobs=")]
+    if "--jobs" in arguments:
+        at = arguments.index("--jobs")
+        del arguments[at : at + 2]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(_cores(jobs))}
+    return subprocess.Popen([sys.executable, "-m", "innerloop", *arguments], env=environment, stdout=subprocess.DEVNULL)
+
+
+def _cores(jobs: int) -> int:
+    return max(1, (os.cpu_count() or 1) // jobs)

@@ -1,0 +1,93 @@
+"""Experiments as a whole: what they would take, traces, the same numbers to the bit, resuming under another recipe."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from innerloop import cli, config, experiment
+
+TINY = ["--set", "train.iterations=20", "--set", "train.tasks=3", "--set", "train.val_tasks=3", "--set",
+        "evaluate.num_tasks=5", "--set", "train.log_every=5", "--set", "model.sizes=[1, 8, 1]", "--quiet"]  # fmt: skip
+
+
+def call(capsys, *words):
+    code = cli.run(list(map(str, words)))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def train(capsys, run, *words):
+    return call(capsys, "train", "sinusoid-maml", *TINY, "--run", run, *words)
+
+
+@pytest.fixture
+def as_before():
+    """Torch's settings are those of the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_dry_run_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(capsys, "train", "sinusoid-maml", *TINY, "--dry-run", "--hourly", "3.6")
+    assert code == 0
+    assert re.search(r"an iteration takes [\d.e-]+ s: training 0:00:0\d\n", out)
+    assert re.search(r"validations 0:00:0\d, test 0:00:0\d\n", out)
+    assert re.search(r"together 0:00:0\d, with [\d,]+ MiB of memory at the most\n", out)
+    assert re.search(r"at 3.6 an hour: 0.0\d\n", out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_estimate_is_of_the_whole_recipe():
+    short = config.load_recipe("sinusoid-maml", ["train.iterations=1000", "model.sizes=[1, 8, 1]"])
+    long = config.load_recipe("sinusoid-maml", ["train.iterations=100000", "model.sizes=[1, 8, 1]"])
+    few, many = (experiment.estimate(settings, experiment.Place()) for settings in (short, long))
+    assert many.training == pytest.approx(100_000 * many.iteration)
+    assert few.training == pytest.approx(1_000 * few.iteration)
+    assert many.validations > 20 * few.validations
+    assert many.seconds == pytest.approx(many.training + many.validations + many.test)
+
+
+def test_a_profile_is_a_trace_of_some_iterations(capsys, tmp_path):
+    code, _, err = train(capsys, tmp_path / "run", "--profile")
+    assert code == 0, err
+    events = json.loads((tmp_path / "run" / "profile.json").read_text())["traceEvents"]
+    names = [event.get("name", "") for event in events]
+    steps = {name for name in names if name.startswith("ProfilerStep")}
+    assert len(steps) == experiment.PROFILED[1]
+    assert any(name.startswith("aten::") for name in names)
+
+
+def test_deterministic_runs_are_equal_to_the_bit(capsys, tmp_path, as_before):
+    for name in ("one", "other"):
+        assert train(capsys, tmp_path / name, "--deterministic")[0] == 0
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert results["command"].endswith("--deterministic")
+    for path in sorted((tmp_path / "one" / "checkpoints").iterdir()):
+        one, other = (torch.load(tmp_path / n / "checkpoints" / path.name, weights_only=True) for n in ("one", "other"))
+        assert all(torch.equal(one["learner"][name], other["learner"][name]) for name in one["learner"])
+
+
+def test_resuming_under_another_recipe_is_refused_unless_told(capsys, tmp_path):
+    run = tmp_path / "run"
+    assert train(capsys, run)[0] == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, _, err = train(capsys, run, "--set", "train.iterations=30", "--set", "train.lr=0.01", "--resume")
+    assert code == 1
+    assert re.search(r"was started with another train.iterations, train.lr; .* with --resume --accept-changes", err)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    code, _, err = train(capsys, run, "--set", "train.iterations=30", "--resume", "--accept-changes")
+    assert code == 0, err
+    assert json.loads((run / "results.json").read_text())["iterations"] == 30
+    assert config.load_recipe(run / "config.toml")["train"]["iterations"] == 30
+
+
+def test_a_recipe_that_cannot_be_built_leaves_nothing(capsys, tmp_path):
+    code, _, err = call(capsys, "train", "omniglot-20w1s-maml", "--data", tmp_path / "none", "--run", tmp_path / "run")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
