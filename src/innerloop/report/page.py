@@ -12,10 +12,11 @@ from typing import Any
 
 from .. import __version__
 from ..train.checkpoint import writing
-from . import answers, interactive, unseen
+from . import answers, interactive, sweeps, unseen
 from .answers import Answer
 from .runs import Run, UnreadableRunError, read_run
 from .series import NothingToDrawError, by_recipe, labelled
+from .sweeps import SweepRecord, read_sweep
 from .traces import LIGHT, SHADES, Interactive, dash
 
 MARK = '<meta name="generator" content="innerloop'
@@ -34,7 +35,8 @@ def write_report(
     """Write the report of some run directories.
 
     Args:
-        runs: the directories; those that cannot be read are left out, and the page says so.
+        runs: the directories; those that cannot be read are left out, and the page says so. The folder of a sweep
+            stands for the runs of its best trials.
         output: the file, which may be there already if it is a report.
         data: where the data are, as in `innerloop.load_run`.
         models: whether trained models, too, are run on unseen tasks, which takes their weights and data, and time.
@@ -54,19 +56,31 @@ def write_report(
         raise FileExistsError(f"{output} is there and not a report: give another file with -o")
     if output.parent.exists() and not output.parent.is_dir():
         raise NotADirectoryError(f"{output.parent} is a file, so {output} cannot be written: give another file with -o")
-    found, broken = [], []
-    for path in runs:
-        try:
-            found.append(read_run(path))
-        except UnreadableRunError as error:
-            broken.append(str(error))
+    found, searched, broken = _read(runs)
     if not found:
         raise UnreadableRunError("; ".join(broken) if broken else "a report takes at least one run directory")
-    text = page(labelled(found), broken, data, models, say)
+    text = page(labelled(found), broken, data, models, say, searched)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as file:
         file.write(text.encode())
     return broken
+
+
+def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[SweepRecord], list[str]]:
+    """The runs of some directories, the sweeps, and what is wrong with others."""
+    found, searched, broken = [], [], []
+    todo = [Path(path) for path in paths]
+    while todo:
+        path = todo.pop(0)
+        try:
+            if (sweep := read_sweep(path)) is None:
+                found.append(read_run(path))
+            else:
+                searched.append(sweep)
+                todo = [*sweep.runs, *todo]
+        except UnreadableRunError as error:
+            broken.append(str(error))
+    return found, searched, broken
 
 
 def page(
@@ -75,6 +89,7 @@ def page(
     data: Path | None = None,
     models: bool = True,
     say: Callable[[str], object] = lambda _: None,
+    searched: Sequence[SweepRecord] = (),
 ) -> str:
     """The report as HTML.
 
@@ -82,8 +97,9 @@ def page(
         runs: by the labels to show them under.
         broken: what is wrong with others that were left out.
         data, models, say: as in `write_report`.
+        searched: sweeps, by which runs were found.
     """
-    sections = _sections(runs)
+    sections = [*map(_sweep, searched), *_sections(runs)]
     if models:
         learned = next(section for section in sections if section["name"] == "learned")
         for found in unseen.figures(runs, data, say):
@@ -145,6 +161,13 @@ def _sections(runs: Mapping[str, Run]) -> list[Section]:
     ]
 
 
+def _sweep(found: SweepRecord) -> Section:
+    """What the sweep found."""
+    draw = {"Trials": lambda _: sweeps.history(found), "Score by value": lambda _: sweeps.slices(found)}
+    name = f"sweep-{found.path.resolve().name}"
+    return _section(name, f"What did the sweep {found.told['study']} find?", sweeps.answer(found), {}, draw)
+
+
 def _section(name: str, question: str, answer: Answer, runs: Mapping[str, Run], draw: Figures) -> Section:
     drawn: list[Interactive] = []
     lacking: dict[str, list[str]] = {}
@@ -159,7 +182,7 @@ def _section(name: str, question: str, answer: Answer, runs: Mapping[str, Run], 
 
 def _state(run: Run) -> str:
     """What there is to know of a run before its numbers are believed."""
-    told = [] if run.finished else ["not finished"]
+    told = [] if run.finished else ["not tested" if run.results else "not finished"]
     told += [f"{run.damaged:,} damaged lines left out"] if run.damaged else []
     return ", ".join(told)
 

@@ -1,0 +1,142 @@
+"""What a sweep found: its trials in words, in a table and in figures. It is read from ``sweep.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .answers import Answer
+from .runs import UnreadableRunError
+from .series import NothingToDrawError
+from .traces import Interactive, new_figure, shade, short
+
+SHOWN = 5
+"""The best trials, whose runs a report compares."""
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A finished sweep.
+
+    Attributes:
+        path: its folder.
+        told: what ``sweep.json`` says.
+    """
+
+    path: Path
+    told: dict[str, Any]
+
+    @property
+    def ranked(self) -> list[dict[str, Any]]:
+        """The completed trials, the best first."""
+        sign = -1 if self.told["direction"] == "maximize" else 1
+        done = [trial for trial in self.told["trials"] if trial["state"] == "complete"]
+        return sorted(done, key=lambda trial: (sign * trial["score"], trial["trial"]))
+
+    @property
+    def runs(self) -> list[Path]:
+        """The run directories of the best trials. They are looked for beside ``sweep.json``, wherever it was moved."""
+        return [self.path / Path(run).name for trial in self.ranked[:SHOWN] for run in trial["runs"]]
+
+    @property
+    def keys(self) -> list[str]:
+        """The values of the recipe that were looked for."""
+        return sorted({key for trial in self.told["trials"] for key in trial["values"]})
+
+
+def read_sweep(path: Path) -> SweepRecord | None:
+    """The sweep of a folder; ``None`` if it is no folder of one.
+
+    Raises:
+        UnreadableRunError: its ``sweep.json`` is damaged.
+    """
+    file = path / "sweep.json"
+    if not file.is_file():
+        return None
+    try:
+        found = SweepRecord(path, json.loads(file.read_text("utf-8")))
+        if not (found.keys and isinstance(found.runs, list)):
+            raise ValueError("it has no trials")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableRunError(f"{path}: its sweep.json cannot be read ({error})") from error
+    return found
+
+
+def answer(sweep: SweepRecord) -> Answer:
+    """The best values, and all trials."""
+    trials, ranked = sweep.told["trials"], sweep.ranked
+    rows = [_row(trial, sweep.keys) for trial in (*ranked, *(t for t in trials if t["state"] != "complete"))]
+    pruned = sum(trial["state"] == "pruned" for trial in trials)
+    sentence = f"Of {len(ranked) + pruned} trials, {pruned} were pruned."
+    if ranked:
+        values = ", ".join(f"{key} = {_plain(value)}" for key, value in ranked[0]["values"].items())
+        sentence = (
+            f"Best by meta-validation: {values} (trial {ranked[0]['trial']}, {ranked[0]['score']:.4g}). {sentence}"
+        )
+        sentence += " The score of the best of many flatters it: its meta-test is to be judged by."
+    return Answer(sentence, ["trial", "state", "score", *sweep.keys], rows)
+
+
+def _row(trial: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    score = "" if trial["score"] is None else f"{trial['score']:.4g}"
+    return [str(trial["trial"]), trial["state"], score, *(_plain(trial["values"].get(key, "")) for key in keys)]
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def history(sweep: SweepRecord) -> Interactive:
+    """Scores in the order of trials, and the best so far."""
+    done = sorted(sweep.ranked, key=lambda trial: trial["trial"])
+    if not done:
+        raise NothingToDrawError("no trial was completed")
+    better = max if sweep.told["direction"] == "maximize" else min
+    x, y = [trial["trial"] for trial in done], [trial["score"] for trial in done]
+    best = [better(y[: i + 1]) for i in range(len(y))]
+    names = [", ".join(f"{key} = {_plain(value)}" for key, value in trial["values"].items()) for trial in done]
+    dots = {"type": "scatter", "mode": "markers", "name": "trial", "marker": {"color": shade(0), "size": 8}}
+    line = {"type": "scatter", "mode": "lines", "name": "best so far", "line": {"color": shade(1), "shape": "hv"}}
+    traces = [{**dots, "x": x, "y": y, "text": names}, {**line, "x": x, "y": best}]
+    about = f"The best meta-validation of each completed trial; {'higher' if better is max else 'lower'} is better."
+    figure = new_figure(traces, "trial", "score", xaxis_dtick=max(1, len(sweep.told["trials"]) // 8))
+    return Interactive(figure, "Trials", about, own_legend=True)
+
+
+def slices(sweep: SweepRecord) -> Interactive:
+    """Scores against each value that was looked for, one below the other."""
+    done, keys = sweep.ranked, sweep.keys
+    if not done:
+        raise NothingToDrawError("no trial was completed")
+    height = 60 + 260 * len(keys)
+    figure, gap = new_figure(height=height), 80 / height  # in which an axis has its name
+    for index, key in enumerate(keys):
+        axis = "" if index == 0 else str(index + 1)
+        values = [trial["values"].get(key) for trial in done]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        wide = numbers and min(values) > 0 and max(values) / min(values) > 20
+        figure.add_scatter(
+            x=[short(value) if numbers else str(value) for value in values],
+            y=[short(trial["score"]) for trial in done],
+            mode="markers",
+            showlegend=False,
+            marker={"color": shade(0), "size": 8},
+            text=[f"trial {trial['trial']}" for trial in done],
+            xaxis=f"x{axis}",
+            yaxis=f"y{axis}",
+        )
+        top = 1 - index / len(keys)
+        kind = "log" if wide else "linear" if numbers else "category"
+        plain = {"automargin": True, "zeroline": False}
+        figure.update_layout({
+            f"xaxis{axis}": {"title": {"text": key}, "type": kind, "anchor": f"y{axis}", **plain},
+            f"yaxis{axis}": {"title": {"text": "score"}, "domain": [top - 1 / len(keys) + gap, top],
+                             "anchor": f"x{axis}", **plain},
+        })  # fmt: skip
+    about = (
+        "Each point is a completed trial. What a value does by itself and what others do at the same time are mixed."
+    )
+    return Interactive(figure, "Score by value", about, own_legend=True)
