@@ -1,4 +1,6 @@
+import struct
 import sys
+import zlib
 
 import pytest
 import torch
@@ -106,3 +108,18 @@ def test_without_pillow_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r"pip install 'innerloop\[vision\]'"):
         decode.require_pillow()
+
+
+def test_a_picture_that_unpacks_to_more_than_memory_holds_is_named(tmp_path):
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)  # 30 GB of pixels in some hundred bytes
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    (tmp_path / "a").mkdir()
+    content = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+    (tmp_path / "a" / "bomb.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"1 of 1 files are not readable images: a/bomb.png \(.*decompression bomb"):
+        decode_classes(Files(tmp_path), {"a": ["a/bomb.png"]}, 8, 3)

@@ -1,9 +1,10 @@
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from innerloop.data.files import Files, candidates, some
+from innerloop.data.files import LARGEST, Files, candidates, some
 
 from .stand_ins import write_tree, write_zip
 
@@ -85,3 +86,25 @@ def test_where_data_is_looked_for(monkeypatch, tmp_path):
 def test_long_lists_are_cut():
     assert some(["a", "b"]) == "a, b"
     assert some(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+def test_a_link_to_above_is_not_followed_for_ever(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "picture.png").touch()
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
+    assert set(Files(tmp_path).stamps) == {"a/b/picture.png"}
+
+
+def test_what_unpacks_to_more_than_any_picture_is_refused(tmp_path):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/b.png", "w") as member:
+        for _ in range(LARGEST // 2**20 + 1):
+            member.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    with pytest.raises(ValueError, match=r"a/b.png has 269,484,032 bytes, more than the 268,435,456 that are read"):
+        Files(path).read("a/b.png")
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(ValueError, match=r"large.png has 268,435,457 bytes"):
+        Files(tmp_path).read("large.png")

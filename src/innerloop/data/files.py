@@ -8,6 +8,9 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+LARGEST = 2**28
+"""Bytes. No picture or list of pictures is larger; what unpacks to more is there to fill the memory."""
+
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/innerloop``, or ``~/.cache/innerloop``."""
@@ -48,8 +51,11 @@ class Files:
         """The content of one file.
 
         Raises:
-            ValueError: its place in the zip is damaged or encrypted.
+            ValueError: its place in the zip is damaged or encrypted, or it is larger than any picture.
         """
+        size = (self.path / name).stat().st_size if self._zip is None else self._zip.getinfo(name).file_size
+        if size > LARGEST:  # zipfile never unpacks more than it says there is
+            raise ValueError(f"{self.path}: {name} has {size:,} bytes, more than the {LARGEST:,} that are read")
         if self._zip is None:
             return (self.path / name).read_bytes()
         try:
@@ -81,7 +87,9 @@ def _open(path: Path) -> zipfile.ZipFile:
 
 def _walk(path: Path) -> dict[str, str]:
     stamps = {}
-    for folder, _, names in os.walk(path, followlinks=True):  # class folders are often links
+    for folder, below, names in os.walk(path, followlinks=True):  # class folders are often links
+        real = Path(folder).resolve()
+        below[:] = [name for name in below if not real.is_relative_to((real / name).resolve())]  # but not to above
         for name in names:
             file = Path(folder) / name
             if file.is_file():
