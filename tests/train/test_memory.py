@@ -52,8 +52,8 @@ print(json.dumps(source.seen))
 CASES = {
     "functions": ("il.maml(il.models.mlp(1, 40, 40, 1), lr=0.01, loss=F.mse_loss)", "il.Sinusoid(10)"),
     "images": (
-        "il.maml_plus_plus(il.models.conv4(channels=1, ways=5, width=8, image_size=16, running=True), steps=2)",
-        "il.Strokes(ways=5, shots=1, queries=1, size=16)",
+        "il.maml_plus_plus(il.models.conv4(channels=1, ways=2, width=4, image_size=16, running=True), steps=1)",
+        "il.Strokes(ways=2, shots=1, queries=1, size=16)",
     ),
 }
 
