@@ -22,7 +22,7 @@ from innerloop.train.record import environment
 
 RESULT = Path(__file__).parent / "processes.json"
 RECIPE = "omniglot-5w1s-maml"
-TASKS, ITERATIONS, WARM = 32, 24, 4
+TASKS, ITERATIONS, WARM = 64, 16, 3
 SETTINGS = (
     f"train.iterations={ITERATIONS}", "train.log_every=1", "train.trace_every=0", "train.val_tasks=2",
     "evaluate.num_tasks=2", f"train.tasks={TASKS}", "learner.vectorize=8", "learner.compile=false",
