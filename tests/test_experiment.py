@@ -86,6 +86,16 @@ def test_resuming_under_another_recipe_is_refused_unless_told(capsys, tmp_path):
     assert config.load_recipe(run / "config.toml")["train"]["iterations"] == 30
 
 
+def test_a_finished_run_is_not_told_to_have_been_another(capsys, tmp_path):
+    run = tmp_path / "run"
+    assert train(capsys, run)[0] == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, _, err = train(capsys, run, "--set", "train.lr=0.01", "--resume", "--accept-changes")
+    assert code == 1
+    assert re.search(r"has trained 20 iterations, so nothing would come of another train.lr: give more train.iter", err)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_recipe_that_cannot_be_built_leaves_nothing(capsys, tmp_path):
     code, _, err = call(capsys, "train", "omniglot-20w1s-maml", "--data", tmp_path / "none", "--run", tmp_path / "run")
     assert code == 1

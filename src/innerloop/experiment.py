@@ -163,9 +163,14 @@ def require_free(run: Path, settings: config.Config, resume: bool, accept_change
     saved = run / "config.toml"
     if not resume and (saved.exists() or holds_run(run)):
         raise FileExistsError(f"{run} already holds a run: add --resume to go on with it, or give another --run")
-    if resume and saved.exists() and not accept_changes:
-        before = config.load_recipe(saved)
-        if changed := config.differences(before, settings):
+    if resume and saved.exists() and (changed := config.differences(config.load_recipe(saved), settings)):
+        done = max(config.Checkpoints(run).iterations(), default=0)
+        if accept_changes and done >= settings["train"]["iterations"]:  # else its recipe would tell of what never was
+            raise ValueError(
+                f"{run} has trained {done} iterations, so nothing would come of another {', '.join(changed)}: give "
+                "more train.iterations, or another --run"
+            )
+        if not accept_changes:
             raise ValueError(
                 f"{run} was started with another {', '.join(changed)}; resume it with `innerloop train {saved} "
                 f"--run {run} --resume`, or go on under the new recipe with --resume --accept-changes, or give "
