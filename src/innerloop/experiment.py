@@ -18,7 +18,7 @@ from . import config
 from .learner import MetaLearner
 from .task import Task, TaskSource
 from .train import Evaluation, Logger, Result, Trainer, World, evaluate
-from .train.checkpoint import holds_run, writing
+from .train.checkpoint import Checkpoints, holds_run, writing
 from .train.claim import claimed
 from .train.progress import clock
 from .train.record import environment, peak_memory, write_results
@@ -164,7 +164,7 @@ def require_free(run: Path, settings: config.Config, resume: bool, accept_change
     if not resume and (saved.exists() or holds_run(run)):
         raise FileExistsError(f"{run} already holds a run: add --resume to go on with it, or give another --run")
     if resume and saved.exists() and (changed := config.differences(config.load_recipe(saved), settings)):
-        done = max(config.Checkpoints(run).iterations(), default=0)
+        done = max(Checkpoints(run).iterations(), default=0)
         if accept_changes and done >= settings["train"]["iterations"]:  # else its recipe would tell of what never was
             raise ValueError(
                 f"{run} has trained {done} iterations, so nothing would come of another {', '.join(changed)}: give "
