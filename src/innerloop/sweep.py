@@ -138,7 +138,7 @@ def optuna() -> Any:
         import optuna as module
     except ImportError as error:
         raise ImportError("sweeps need Optuna: pip install 'innerloop[sweep]'") from error
-    module.logging.set_verbosity(module.logging.WARNING)
+    module.logging.set_verbosity(module.logging.ERROR)  # what a trial fails of is told by us, without a traceback
     warnings.filterwarnings("ignore", category=module.exceptions.ExperimentalWarning)
     return module
 
@@ -345,10 +345,11 @@ def counts(study: Any) -> tuple[int, int]:
 
 def summary(study: Any, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Of all trials, as plain values."""
-    best = study.best_trial if any(t.value is not None for t in study.get_trials(deepcopy=False)) else None
+    trials, complete = study.get_trials(deepcopy=False), optuna().trial.TrialState.COMPLETE
+    best = study.best_trial if any(trial.state == complete for trial in trials) else None
     told: dict[str, Any] = {"study": study.study_name, "recipe": recipe, "overrides": list(overrides)}
     told["direction"], told["trials"] = study.direction.name.lower(), []
-    for trial in study.get_trials(deepcopy=False):
+    for trial in trials:
         attributes = {key: trial.user_attrs[key] for key in ("runs", "scores", "why") if key in trial.user_attrs}
         state = trial.state.name.lower()
         told["trials"].append(
@@ -361,22 +362,6 @@ def summary(study: Any, recipe: str, overrides: Sequence[str]) -> dict[str, Any]
             ["innerloop", "train", recipe, *(word for one in changed for word in ("--set", one))]
         )
     return told
-
-
-def rows(study: Any) -> list[list[str]]:
-    """A table of the trials, the best first: number, state, score, values, seeds' scores, run directory."""
-    states = optuna().trial.TrialState
-    sign = -1 if study.direction.name == "MAXIMIZE" else 1
-    trials = [t for t in study.get_trials(deepcopy=False) if t.state in (states.COMPLETE, states.PRUNED)]
-    trials.sort(key=lambda t: (t.state != states.COMPLETE, sign * (t.value or 0.0), t.number))
-    keys = sorted({key for trial in trials for key in trial.params})
-    table = [["trial", "state", "score", *keys, "run"]]
-    for trial in trials:
-        score = "" if trial.value is None else f"{trial.value:.4g}"
-        values = [_plain(trial.params.get(key, "")) for key in keys]
-        run = (trial.user_attrs.get("runs") or [""])[0]
-        table.append([str(trial.number), trial.state.name.lower(), score, *values, run])
-    return table
 
 
 def _said(values: Mapping[str, Any]) -> str:

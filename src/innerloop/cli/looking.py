@@ -104,7 +104,7 @@ def plot(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or the folder of a sweep.")],
     output: Annotated[Path, typer.Option("-o", help="The page, an HTML file.")] = Path("report.html"),
     record_only: Annotated[
         bool, typer.Option("--record-only", help="Leave out what takes the trained models, their data, and some time.")

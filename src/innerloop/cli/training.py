@@ -7,7 +7,7 @@ import subprocess
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -16,6 +16,8 @@ from rich.table import Table
 
 from .. import config, experiment
 from .. import sweep as sweeping
+from ..report.sweeps import SweepRecord
+from ..report.sweeps import answer as sweep_answer
 from ..train import LOGGERS, Interrupted, joined
 from ..train.checkpoint import writing
 from ..train.record import dumps
@@ -61,7 +63,9 @@ def train(
     download: DownloadOption = False,
     device: DeviceOption = "cpu",
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the run directory.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the run directory, or begin it.")
+    ] = False,
     log: LogOption = None,
     verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show progress.")] = True,
     accept_changes: ChangesOption = False,
@@ -108,7 +112,10 @@ def _stem(recipe: str) -> str:
 @app.command()
 def sweep(
     recipe: RecipeArgument,
-    space: Annotated[Path, typer.Option(help="A TOML file: learner.lr = {low = 0.001, high = 1.0, log = true}.")],
+    space: Annotated[
+        Path,
+        typer.Option(help="A TOML file: learner.lr = {low = 0.001, high = 1.0, log = true}, or {choices = [...]}."),
+    ],
     trials: Annotated[int, typer.Option(min=1, help="How many are finished at the end, by all workers together.")] = 20,
     storage: StorageOption = None,
     name: Annotated[str | None, typer.Option(help="Of the study.", show_default="the recipe's")] = None,
@@ -149,14 +156,14 @@ def sweep(
     if as_json:
         print(dumps(told))
     else:
-        _show(sweeping.rows(study), told)
+        _show(SweepRecord(folder, told))
 
 
-def _show(rows: list[list[str]], told: dict[str, Any]) -> None:
-    """Print the trials of a sweep."""
-    header, *trials = rows
-    table = Table(*header, box=None)
-    for row in trials:
+def _show(found: SweepRecord) -> None:
+    """Print the trials of a sweep, as its report does."""
+    trials, told = sweep_answer(found), found.told
+    table = Table(*trials.header, box=None)
+    for row in trials.rows:
         table.add_row(*row)
     Console().print(table)
     if "best" in told:

@@ -137,7 +137,9 @@ class Checkpoints:
                 continue
             self.best, self._before = list(state["best"]), list(state["best"])
             return state
-        raise ValueError(f"no usable checkpoint in {self.directory}: all of them are damaged")
+        raise ValueError(
+            f"no usable checkpoint in {self.directory}: all of them are damaged; move it away, or use another directory"
+        )
 
     def consider(self, weights: Mapping[str, Any], entry: dict[str, Any], higher_is_better: bool) -> bool:
         """Keep the weights if they are among the best so far. Returns whether they are the very best.

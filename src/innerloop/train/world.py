@@ -161,9 +161,8 @@ def joined(device: torch.device) -> Iterator[World]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-        if (
-            os.environ.get("GROUP_WORLD_SIZE") == "1"
-        ):  # torchrun on one host keeps the store, and what died is still in it
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # After a restart torchrun on one host hands out the same store, and what died is still in it.
             store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
