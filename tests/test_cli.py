@@ -233,8 +233,12 @@ def test_version_and_help(capsys):
         (["train", "sinusoid-mmal"], "did you mean 'sinusoid-maml'?"),
         (["train", "none.toml"], "no recipe at none.toml"),
         (["train", "sinusoid-maml", "--set", "train.iteratoins=3"], "did you mean 'iterations'?"),
+        (["train", "sinusoid-maml", "--set", "train.nope=3"], "unknown key train.nope. Keys of [train]"),
         (["train", "sinusoid-maml", "--set", "learner.lr=fast"], "expected a number"),
-        (["train", "sinusoid-maml", "--set", "learner.steps=-1"], "steps must be at least 0"),
+        (
+            ["train", "sinusoid-maml", "--set", "learner.steps=-1"],
+            "[learner] steps is an integer of at least 0, got -1",
+        ),
         (["train", "sinusoid-maml", "--set", "train.tasks=0"], "tasks must be at least 1"),
         (["train", "sinusoid-maml", "--set", "tasks.shots=0"], "shots=0"),
         (["train", "sinusoid-maml", "--device", "warp"], "device 'warp' is not available here"),

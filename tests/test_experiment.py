@@ -38,7 +38,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, monkeypatch):
     assert re.search(r"an iteration takes [\d.e-]+ s: training 0:00:0\d\n", out)
     assert re.search(r"validations 0:00:0\d, test 0:00:0\d\n", out)
     assert re.search(r"together 0:00:0\d, with [\d,]+ MiB of memory at the most\n", out)
-    assert re.search(r"at 3.6 an hour: 0.0\d\n", out)
+    assert re.search(r"at 3.6 an hour: 0.000\d\n", out)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,11 +62,28 @@ def test_a_profile_is_a_trace_of_some_iterations(capsys, tmp_path):
     assert any(name.startswith("aten::") for name in names)
 
 
+def test_a_run_too_short_for_a_trace_says_so(capsys, tmp_path):
+    code, _, err = train(capsys, tmp_path / "run", "--profile", "--set", "train.iterations=3")
+    assert code == 0
+    assert "profile.json was not written: a trace is of iterations 6 to 8, and fewer were left to train" in err
+    assert not (tmp_path / "run" / "profile.json").exists()
+
+
+def test_the_price_of_an_hour_without_an_estimate_is_wrong_usage(capsys, tmp_path):
+    code, _, err = train(capsys, tmp_path / "run", "--hourly", "2")
+    assert code == 2
+    assert "--dry-run" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_deterministic_runs_are_equal_to_the_bit(capsys, tmp_path, as_before):
     for name in ("one", "other"):
         assert train(capsys, tmp_path / name, "--deterministic")[0] == 0
     results = json.loads((tmp_path / "one" / "results.json").read_text())
     assert results["command"].endswith("--deterministic")
+    code, _, err = train(capsys, tmp_path / "one", "--deterministic", "--resume", "--set", "train.lr=0.5")
+    assert code == 1
+    assert f"--run {tmp_path / 'one'} --resume --deterministic`" in err
     for path in sorted((tmp_path / "one" / "checkpoints").iterdir()):
         one, other = (torch.load(tmp_path / n / "checkpoints" / path.name, weights_only=True) for n in ("one", "other"))
         assert all(torch.equal(one["learner"][name], other["learner"][name]) for name in one["learner"])

@@ -181,8 +181,8 @@ def test_evaluation_keeps_memory_flat(regression: Callable[..., il.Task]) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "steps must be at least 0"),
-        ({"batch_size": 0}, "batch_size at least 1"),
+        ({"steps": -1}, "steps is an integer of at least 0"),
+        ({"batch_size": 0}, "batch_size is an integer of at least 1"),
         ({"statistics": "moving"}, "'moving'"),
         ({"vectorize": "yes"}, "'yes'"),
         ({"order": 3}, "order is 1 or 2"),

@@ -58,6 +58,10 @@ def test_a_space(tmp_path):
         ("learner.lr = {choices = []}", "one value or more"),
         ("learner.lrr = {low = 0.1, high = 1}", "lrr"),
         ("learner.steps = {low = 0.5, high = 1.5}", "learner.steps"),
+        (
+            "learner.steps = {low = -2, high = 2}",
+            r"sinusoid-maml does not take learner.steps = -2: \[learner\] steps is an integer of at least 0",
+        ),
         ('train.optimizer = {choices = ["adam", "adagrad"]}', "adagrad"),
         ("learner.lr = {low", "space.toml"),
     ],
@@ -194,6 +198,7 @@ def test_an_interrupted_worker_goes_on_with_its_trial(tmp_path):
     _, err = first.communicate(timeout=60)
     assert first.returncode == 143, err
     assert "the same command goes on with the study" in err
+    assert json.loads((runs / "sweep.json").read_text())["trials"][0]["state"] == "fail"
     told = finish(worker(tmp_path, url, 3))
     assert [trial["state"] for trial in told["trials"]].count("fail") == 1
     done = [trial for trial in told["trials"] if trial["state"] in ("complete", "pruned")]
@@ -221,6 +226,17 @@ def test_a_study_of_another_recipe_is_refused(tmp_path):
     _, err = other.communicate(timeout=60)
     assert other.returncode == 1
     assert "the study sinusoid-maml is of another train.tasks: give another --name" in err
+
+
+def test_a_study_of_another_space_is_refused(tmp_path):
+    space(tmp_path, "learner.lr = {choices = [0.01, 0.001]}\n")
+    url = f"sqlite:///{tmp_path / 'sweep.db'}"
+    finish(worker(tmp_path, url, 1))
+    space(tmp_path, "learner.lr = {low = 0.001, high = 0.1}\n")
+    other = worker(tmp_path, url, 1)
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 1
+    assert "the study sinusoid-maml is of another space of learner.lr: give another --name" in err
 
 
 def test_a_storage_that_cannot_be_used():

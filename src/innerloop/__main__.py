@@ -14,6 +14,8 @@ def main() -> None:
         if missing not in ("typer", "rich"):
             raise
         sys.exit(f"error: the command line needs {missing}: pip install 'innerloop[cli]'")
+    except KeyboardInterrupt:  # torch takes seconds to import
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -13,7 +13,8 @@ import importlib.resources
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,12 +222,28 @@ def arguments(config: Config, name: str) -> dict[str, Any]:
 
 
 def build_learner(config: Config, device: str = "cpu") -> MetaLearner:
-    """The learner of a resolved recipe, initialised under its seed. Torch's random state is left as it was."""
-    model, preset = (SECTIONS[name].function(name, config[name]) for name in ("model", "learner"))
+    """The learner of a resolved recipe, initialised under its seed. Torch's random state is left as it was.
+
+    Raises:
+        ValueError: a value that its model or its preset refuses; the message begins with the section.
+    """
+    build_model, preset = (SECTIONS[name].function(name, config[name]) for name in ("model", "learner"))
     with torch.random.fork_rng([]):
         torch.manual_seed(config["seed"])
-        learner: MetaLearner = preset(call(model, arguments(config, "model")), **arguments(config, "learner"))
+        with _speaking_of("model"):
+            model = call(build_model, arguments(config, "model"))
+        with _speaking_of("learner"):
+            learner: MetaLearner = preset(model, **arguments(config, "learner"))
     return learner.to(find_device(device))
+
+
+@contextmanager
+def _speaking_of(section: str) -> Iterator[None]:
+    """Within, a value that is refused is one of this section of the recipe."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"[{section}] {error}") from error
 
 
 def build(

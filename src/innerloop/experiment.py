@@ -6,6 +6,7 @@ import os
 import shlex
 import statistics
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -171,10 +172,11 @@ def require_free(run: Path, settings: config.Config, resume: bool, accept_change
                 "more train.iterations, or another --run"
             )
         if not accept_changes:
+            again = shlex.join(["innerloop", "train", str(saved), "--run", str(run), "--resume"])
+            again += " --deterministic" if torch.are_deterministic_algorithms_enabled() else ""
             raise ValueError(
-                f"{run} was started with another {', '.join(changed)}; resume it with `innerloop train {saved} "
-                f"--run {run} --resume`, or go on under the new recipe with --resume --accept-changes, or give "
-                "another --run"
+                f"{run} was started with another {', '.join(changed)}; resume it with `{again}`, or go on under the "
+                "new recipe with --resume --accept-changes, or give another --run"
             )
 
 
@@ -208,14 +210,23 @@ def profiled(source: TaskSource, path: Path) -> Iterator[TaskSource]:
     """The source; within, some iterations of the training that draws from it are profiled."""
     from torch.profiler import ProfilerActivity, profile, schedule
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or it tells the terminal of what it does
     cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-    before, number = PROFILED
+    (before, number), written = PROFILED, list[Path]()
+
+    def write(profiler: Any) -> None:
+        profiler.export_chrome_trace(str(path))
+        written.append(path)
+
     with profile(
         activities=[ProfilerActivity.CPU, *cuda],
         schedule=schedule(wait=before - 1, warmup=1, active=number, repeat=1),
-        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
+        on_trace_ready=write,
     ) as profiler:
         yield Counted(source, profiler.step)
+    if not written:
+        few = f"a trace is of iterations {before + 1} to {before + number}, and fewer were left to train"
+        warnings.warn(f"{path} was not written: {few}", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -246,7 +257,9 @@ class Estimate:
             f"validations {clock(self.validations)}, test {clock(self.test)}",
             f"together {clock(self.seconds)}, with {self.memory:,.0f} MiB of memory at the most",
         ]
-        return told + ([f"at {hourly:g} an hour: {hourly * self.seconds / 3600:.2f}"] if hourly else [])
+        cost = hourly * self.seconds / 3600
+        plain = f"{cost:.2f}" if cost >= 0.1 else f"{cost:.1g}"
+        return told + ([f"at {hourly:g} an hour: {plain}"] if hourly else [])
 
 
 def estimate(settings: config.Config, place: Place, patience: float = 10.0) -> Estimate:

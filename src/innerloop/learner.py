@@ -109,8 +109,9 @@ class MetaLearner(nn.Module):
         citation: str = "",
     ) -> None:
         super().__init__()
-        if not isinstance(steps, int) or steps < 0 or (batch_size is not None and batch_size < 1):
-            raise ValueError(f"steps must be at least 0 and batch_size at least 1, got {steps} and {batch_size}")
+        for name, number, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
+            if number is not None and (not isinstance(number, int) or number < least):
+                raise ValueError(f"{name} is an integer of at least {least}, got {number}")
         for name, given, kinds in (
             ("statistics", statistics, Statistics), ("memory", memory, Memory), ("precision", precision, Precision)
         ):  # fmt: skip
@@ -122,7 +123,7 @@ class MetaLearner(nn.Module):
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective = objective or Unrolled()
         self.initial, self.steps, self.batch_size = initial, steps, batch_size
-        self.statistics, self.memory, self.citation = statistics, memory, citation
+        self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
         self.selection = adapt.description
         self.adapted = adapt.names(model)
         self.engine = Engine(model, vectorize, lean=memory == "constant")

@@ -70,7 +70,7 @@ def lookup(what: str, name: Any, table: Mapping[str, Value]) -> Value:
 def nearest(name: Any, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or ``"."`` when nothing is near."""
     plain = {word.lower().replace("-", "_"): word for word in known}
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), plain, 1, 0.4)
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), plain, 1, 0.6)
     return f"; did you mean {plain[near[0]]!r}?" if near else "."
 
 

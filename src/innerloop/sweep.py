@@ -71,6 +71,12 @@ class Domain:
             raise ValueError(f"{key}: low and high are numbers, low < high, and of log = true above 0, got {given}")
         return cls(low, high, bool(log))
 
+    def as_dict(self) -> dict[str, Any]:
+        """As a space says it."""
+        if self.choices:
+            return {"choices": list(self.choices)}
+        return {"low": self.low, "high": self.high, "log": self.log}
+
     @property
     def examples(self) -> tuple[Any, ...]:
         """Values to check a recipe with."""
@@ -89,7 +95,7 @@ Space = dict[str, Domain]
 
 
 def load_space(path: Path, recipe: str, overrides: Sequence[str] = ()) -> Space:
-    """Read a space, and check that the recipe takes all of it.
+    """Read a space, and check that the recipe takes all of it, and its learner the ends and the choices.
 
     Raises:
         FileNotFoundError: no such file.
@@ -105,7 +111,11 @@ def load_space(path: Path, recipe: str, overrides: Sequence[str] = ()) -> Space:
         raise ValueError(f"{path}: nothing to look for; e.g. learner.lr = {{low = 0.001, high = 1.0, log = true}}")
     for key, domain in space.items():
         for example in domain.examples:
-            config.load_recipe(recipe, [*overrides, override(key, example)])
+            settings = config.load_recipe(recipe, [*overrides, override(key, example)])
+            try:
+                config.build_learner(settings)
+            except ValueError as error:
+                raise ValueError(f"{path}: {recipe} does not take {key} = {example!r}: {error}") from error
     return space
 
 
@@ -253,13 +263,23 @@ class Sweep:
             direction=direction,
             load_if_exists=True,
         )
-        before = study.user_attrs.get("recipe")
-        now = config.dumps(config.load_recipe(self.recipe, self.overrides))
-        if before is None:
-            study.set_user_attr("recipe", now)
-        elif changed := config.differences(config.parse(before), config.parse(now)):
-            raise ValueError(f"the study {name} is of another {', '.join(changed)}: give another --name")
+        self._require_same(study, "recipe", config.load_recipe(self.recipe, self.overrides))
+        self._require_same(study, "space", {key: domain.as_dict() for key, domain in self.space.items()})
         return study
+
+    def _require_same(self, study: Any, what: str, now: Mapping[str, Any]) -> None:
+        """That a study is of one recipe and one space, or its trials could not be compared."""
+        before = study.user_attrs.get(what)
+        if before is None:
+            study.set_user_attr(what, config.dumps(now))
+            return
+        saved, now = config.parse(before), config.parse(config.dumps(now))
+        if what == "space":
+            changed = [f"space of {key}" for key in {**saved, **now} if saved.get(key) != now.get(key)]
+        else:
+            changed = config.differences(saved, now)
+        if changed:
+            raise ValueError(f"the study {study.study_name} is of another {', '.join(changed)}: give another --name")
 
     def run(self, study: Any, trials: int, tell: Callable[[str], None]) -> None:
         """Work until so many trials are finished, by whomever.

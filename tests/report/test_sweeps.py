@@ -41,6 +41,14 @@ def test_the_best_are_told_first(sweep: Path) -> None:
     assert told.rows[-1][1:3] == ["pruned", ""]
 
 
+def test_a_trial_that_failed_is_told_from_one_that_was_pruned(sweep: Path) -> None:
+    found = read_sweep(sweep)
+    found.told["trials"][2]["why"] = "iteration 7: the loss of task 1 is not finite; see failed_task.pt"
+    told = answer(found)
+    assert "Of 7 trials, 0 were pruned. 1 failed" in told.sentence
+    assert told.rows[-1][1] == "failed: iteration 7: the loss of task 1 is not finite"
+
+
 def test_the_figures(sweep: Path) -> None:
     found = read_sweep(sweep)
     dots, best = history(found).figure.data

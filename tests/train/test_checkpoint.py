@@ -80,7 +80,10 @@ def test_all_damaged_and_none_at_all(checkpoints):
         checkpoints.newest()
     checkpoints.save(state(1))
     (checkpoints.directory / "state-00000001.pt").write_bytes(b"?")
-    with pytest.warns(UserWarning, match="falling back"), pytest.raises(ValueError, match="all of them are damaged"):
+    with (
+        pytest.warns(UserWarning, match="there is none before it"),
+        pytest.raises(ValueError, match="all of them are damaged"),
+    ):
         checkpoints.newest()
 
 

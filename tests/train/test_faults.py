@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import innerloop as il
 from innerloop.train import NonFiniteError, load_failed
 from innerloop.train.checkpoint import Checkpoints
+from innerloop.train.faults import OutOfMemoryError, enough_memory
 
 
 class Poisoned:
@@ -123,6 +124,15 @@ def test_out_of_memory_names_what_would_help():
     assert last.startswith("iteration 1: a meta-batch of 16 tasks does not fit into memory (")
     assert "tasks=8" in last
     assert 'memory="constant"' in last
+    assert 'precision="bfloat16"; first order; a smaller model' in last
+
+
+def test_advice_on_memory_leaves_out_what_was_taken():
+    learner = il.fomaml(il.models.mlp(1, 8, 1), steps=1, precision="bfloat16", vectorize=1)
+    with pytest.raises(OutOfMemoryError, match=r"help: a smaller model") as told, enough_memory(learner, 1, 3):
+        raise MemoryError("no more")
+    assert "first order" not in str(told.value)
+    assert "bfloat16" not in str(told.value)
 
 
 def test_other_errors_stay_what_they_are():

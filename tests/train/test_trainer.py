@@ -262,6 +262,12 @@ def test_the_learner_ends_with_the_best_validated_weights(tmp_path):
     assert again.mean == best["score"]
 
 
+def test_a_validation_that_is_not_finite_is_commented_on(capsys):
+    learner = il.maml(il.models.mlp(1, 8, 1), lr=5.0, loss=F.mse_loss)
+    Trainer(learner, il.Sinusoid(5), il.Sinusoid(5), iterations=2, val_tasks=2, val_steps=300).fit()
+    assert "the validation is not finite, so other weights are preferred to these" in capsys.readouterr().err
+
+
 def test_validation_does_not_change_what_is_learned(tmp_path):
     trainer(tmp_path / "a").fit()
     trainer(tmp_path / "b", validate_every=30).fit()

@@ -79,6 +79,8 @@ def train(
     Ctrl-C and SIGTERM save a checkpoint and exit with 130 and 143. Started by `torchrun`, several processes share the
     tasks of every meta-batch; after one of them failed, torchrun's restart goes on from the last checkpoint.
     """
+    if hourly and not dry_run:
+        raise typer.BadParameter("the price of an hour is for the estimate of --dry-run, which is not given")
     settings = config.load_recipe(recipe, overrides or (), seed)
     run = run or Path("runs") / f"{_stem(recipe)}-seed{settings['seed']}"
     loggers = [LOGGERS[tracker.value]() for tracker in log or ()]
@@ -150,9 +152,9 @@ def sweep(
     finally:
         for other in others:  # which have seen Ctrl-C, too, and have nothing to do once all trials are finished
             other.wait()
-    told = sweeping.summary(study, recipe, overrides or [])
-    with writing(folder / "sweep.json") as file:
-        file.write((dumps(told, indent=2) + "\n").encode())
+        told = sweeping.summary(study, recipe, overrides or [])
+        with writing(folder / "sweep.json") as file:
+            file.write((dumps(told, indent=2) + "\n").encode())
     if as_json:
         print(dumps(told))
     else:

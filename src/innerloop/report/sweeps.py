@@ -69,8 +69,10 @@ def answer(sweep: SweepRecord) -> Answer:
     """The best values, and all trials."""
     trials, ranked = sweep.told["trials"], sweep.ranked
     rows = [_row(trial, sweep.keys) for trial in (*ranked, *(t for t in trials if t["state"] != "complete"))]
-    pruned = sum(trial["state"] == "pruned" for trial in trials)
-    sentence = f"Of {len(ranked) + pruned} trials, {pruned} were pruned."
+    ended = [trial for trial in trials if trial["state"] == "pruned"]
+    failed = sum("why" in trial for trial in ended)
+    sentence = f"Of {len(ranked) + len(ended)} trials, {len(ended) - failed} were pruned."
+    sentence += f" {failed} failed: their numbers were not finite, or memory did not suffice." if failed else ""
     if ranked:
         values = ", ".join(f"{key} = {_plain(value)}" for key, value in ranked[0]["values"].items())
         sentence = (
@@ -82,7 +84,12 @@ def answer(sweep: SweepRecord) -> Answer:
 
 def _row(trial: dict[str, Any], keys: Sequence[str]) -> list[str]:
     score = "" if trial["score"] is None else f"{trial['score']:.4g}"
-    return [str(trial["trial"]), trial["state"], score, *(_plain(trial["values"].get(key, "")) for key in keys)]
+    return [str(trial["trial"]), _state(trial), score, *(_plain(trial["values"].get(key, "")) for key in keys)]
+
+
+def _state(trial: dict[str, Any]) -> str:
+    """What became of a trial: one that could not be carried through is not one that others were better than."""
+    return "failed: " + trial["why"].split(";")[0] if "why" in trial else str(trial["state"])
 
 
 def _plain(value: Any) -> str:

@@ -133,7 +133,8 @@ class Checkpoints:
             try:
                 state = load(self.directory / STATE.format(iteration))
             except ValueError as error:
-                warnings.warn(f"{error}; falling back to the one before", stacklevel=3)
+                then = "falling back to the one before" if iteration > iterations[0] else "there is none before it"
+                warnings.warn(f"{error}; {then}", stacklevel=3)
                 continue
             self.best, self._before = list(state["best"]), list(state["best"])
             return state

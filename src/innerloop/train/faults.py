@@ -134,7 +134,11 @@ def enough_memory(learner: MetaLearner, tasks: int, iteration: int) -> Iterator[
             advice.append("fewer tasks at once (vectorize=1)")
         if learner.memory != "constant" and learner.steps > 1:
             advice.append(f'memory="constant", which keeps one of the {learner.steps} inner steps at a time')
-        advice += ['precision="bfloat16"', "first order", "a smaller model, or fewer query examples"]
+        if learner.precision == "float32":
+            advice.append('precision="bfloat16"')
+        if getattr(learner.objective, "order", 1) != 1:
+            advice.append("first order")
+        advice.append("a smaller model, or fewer query examples")
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OutOfMemoryError(
             f"iteration {iteration}: a meta-batch of {tasks} tasks does not fit into memory ({reason}). What would "

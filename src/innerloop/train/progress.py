@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -80,6 +81,11 @@ class Progress:
         self._score = f"val {found.metric} {found.mean:.4g}{unit} ({found.mode})"
         if self.show and self._bar is None:
             self._line(f"iteration {iteration}/{self.iterations}  validation: {found}")
+        if not math.isfinite(found.mean):
+            self.note(
+                f"iteration {iteration}: the validation is not finite, so other weights are preferred to these; "
+                "adaptation diverges on some tasks: a smaller inner lr, or fewer val_steps, often helps"
+            )
 
     def note(self, text: str) -> None:
         """Something to know about this run."""
