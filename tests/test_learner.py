@@ -229,3 +229,23 @@ def test_a_learner_with_nothing_to_learn_says_so(regression: Callable[..., il.Ta
     model = il.models.mlp(2, 1).requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to meta-learn"):
         il.MetaLearner(model, il.SGD(0.1), adapt=il.named("0.*"), loss=F.mse_loss).meta_gradient(regression())
+
+
+def test_adapting_to_many_tasks_is_adapting_to_each():
+    learner = il.maml(il.models.conv4(width=8), lr=0.1, steps=2, vectorize=True)
+    tasks = il.Strokes(ways=5, shots=1).sample(3, torch.Generator().manual_seed(0))
+    together = learner.adapt_all(tasks.support)
+    outputs = together(tasks.query.x)
+    for index in range(3):
+        alone = learner.adapt(il.Batch(tasks.support.x[index], tasks.support.y[index]))
+        torch.testing.assert_close(outputs[index], alone(tasks.query.x[index]), rtol=1e-4, atol=1e-4)
+        assert all(torch.allclose(together.parameters[n][index], p, atol=1e-5) for n, p in alone.parameters.items())
+
+
+def test_another_objective_judges_by_the_same_path():
+    learner = il.maml(il.models.mlp(1, 8, 1), loss=F.mse_loss, steps=3)
+    tasks = il.Sinusoid(5).sample(4, torch.Generator().manual_seed(0))
+    weighted = il.Unrolled(step_weights=[0.2, 0.3, 0.5])
+    other = il.MetaLearner(learner.model, learner.rule, objective=weighted, loss=F.mse_loss, steps=3)
+    torch.testing.assert_close(learner(tasks, objective=weighted).objective, other(tasks).objective)
+    assert not torch.allclose(learner(tasks).objective, other(tasks).objective)

@@ -16,8 +16,8 @@ from . import losses, models, presets, rules, schedules
 from .adapted import Adapted
 from .initial import Initialisation, Prototypes
 from .inner import Episode
-from .learner import MetaLearner, Outcome
-from .objectives import Implicit, Judgement, Objective, Reptile, Unrolled
+from .learner import MetaLearner
+from .objectives import Implicit, Judgement, Objective, Outcome, Reptile, Unrolled
 from .presets import (
     anil,
     boil,

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
-from .inner import BATCH_NORMS, Episode, Statistics, arguments, in_mode
+from .inner import BATCH_NORMS, Episode, Stateless, Statistics, arguments, in_mode
 from .supported import joint
 from .task import Params
 
@@ -44,11 +45,7 @@ class Adapted:
         Raises:
             ValueError: the model judges inputs by the support set.
         """
-        if joint(self._model):
-            raise ValueError(
-                "a plain module cannot be made of one with a SupportNorm2d, which needs the support set beside every "
-                "input: call what was adapted itself"
-            )
+        refuse_joint(self._model)
         module = copy.deepcopy(self._model)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
@@ -59,6 +56,40 @@ class Adapted:
         if self._statistics == "batch":
             gather_statistics(module, self._episode.task.support.x)
         return module
+
+
+def refuse_joint(model: nn.Module) -> None:
+    """Refuse a model that judges inputs by the support set.
+
+    Raises:
+        ValueError: it has a ``SupportNorm2d``.
+    """
+    if joint(model):
+        raise ValueError(
+            "a model with a SupportNorm2d needs the support set beside every input, so adapted parameters alone do not "
+            "make a model: call what `adapt` returns"
+        )
+
+
+class AdaptedTasks:
+    """A model adapted to T tasks: call it on the inputs of all of them.
+
+    Attributes:
+        parameters: all parameters of the model, by name, ``[T, ...]``.
+    """
+
+    def __init__(self, model: Stateless, statistics: Statistics, parameters: Params, buffers: Params) -> None:
+        self._model, self._statistics, self.parameters, self._buffers = model, statistics, parameters, buffers
+
+    @torch.no_grad()
+    def __call__(self, x: Any) -> Any:
+        """The outputs ``[T, N, ...]`` on inputs ``[T, N, ...]``."""
+
+        def one(params: Params, buffers: Params, x: Any) -> Any:
+            return self._model(params, buffers, x)[0]
+
+        with in_mode(self._model.model, self._statistics, training=False):
+            return vmap(one)(self.parameters, self._buffers, x)
 
 
 @torch.no_grad()

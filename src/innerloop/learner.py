@@ -8,30 +8,19 @@ import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .adapted import Adapted
+from .adapted import Adapted, AdaptedTasks, refuse_joint
 from .compiling import Compile, Compiler, of_tensors, signature, tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import (
-    BATCH_NORMS,
-    Episode,
-    Loss,
-    Memory,
-    Precision,
-    Stateless,
-    Statistics,
-    detach,
-    in_mode,
-    stack,
-)
-from .objectives import Objective, Unrolled
+from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
+from .objectives import Objective, Outcome, Unrolled
 from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
@@ -39,22 +28,6 @@ from .slots import Slots, average
 from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, size
 from .threads import independent, mine
-
-
-class Outcome(NamedTuple):
-    """What a meta-batch of T tasks came to, with Q query examples and K inner steps.
-
-    Attributes:
-        objective: ``[T]``; the gradient of its mean is the meta-gradient.
-        loss: ``[T]``; query loss after the last step, detached.
-        output: ``[T, Q, ...]``; the model's output on the query sets after the last step, detached.
-        steps: ``[T, K]``; support loss before each step, detached.
-    """
-
-    objective: Tensor
-    loss: Tensor
-    output: Any
-    steps: Tensor
 
 
 class MetaLearner(nn.Module):
@@ -140,16 +113,17 @@ class MetaLearner(nn.Module):
 
     # -- meta-training ------------------------------------------------------------------------------------------------
 
-    def forward(self, tasks: Task, iteration: int = 0) -> Outcome:
+    def forward(self, tasks: Task, iteration: int = 0, objective: Objective | None = None) -> Outcome:
         """Adapt to every task and judge the result.
 
         Args:
             tasks: a meta-batch, every tensor with a leading task axis ``[T, ...]``.
             iteration: the outer iteration, for schedules.
+            objective: to judge by another than the learner's own.
         """
         self._check(tasks)
         with in_mode(self.model, self._training_statistics):
-            judge = partial(self._judge, iteration=iteration)
+            judge = partial(self._judge, iteration=iteration, objective=objective)
             outcome, left = self.engine.map(judge, tasks, *self._own(), "forward")
         self._renew(average(left))
         return Outcome(*outcome)
@@ -203,10 +177,12 @@ class MetaLearner(nn.Module):
         outcome, left = pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes)
         return mean, Outcome(*outcome), average(left)
 
-    def _judge(self, task: Task, params: Params, buffers: Params, *, iteration: int) -> tuple[Outcome, Params]:
+    def _judge(
+        self, task: Task, params: Params, buffers: Params, *, iteration: int, objective: Objective | None = None
+    ) -> tuple[Outcome, Params]:
         """The outcome, and what each step left in the buffers that it has of its own."""
         episode = self._episode(task, params, buffers, iteration=iteration)
-        judgement = self.objective(episode)
+        judgement = (objective or self.objective)(episode)
         outcome = Outcome(
             judgement.objective,
             judgement.loss.detach(),
@@ -272,6 +248,24 @@ class MetaLearner(nn.Module):
         )
         output = partial(self._output, episode, episode.start, transductive=transductive)
         return Adapted(self.model, self.statistics, episode, losses, output)
+
+    @torch.no_grad()
+    def adapt_all(self, support: Batch, steps: int | None = None) -> AdaptedTasks:
+        """Adapt to many tasks at once, with dropout turned off.
+
+        Args:
+            support: the examples of T tasks: ``x`` is ``[T, S, ...]``.
+            steps: inner steps; ``None`` takes as many as in training.
+        """
+        refuse_joint(self.model)
+
+        def last(task: Task, params: Params, buffers: Params) -> tuple[Params, Params]:
+            episode = self._episode(task, params, buffers, steps)
+            return {**episode.fixed, **episode.last(order=1)}, episode.buffers
+
+        with in_mode(self.model, self._training_statistics, training=False):
+            own = self.engine.map(last, Task(require_batch(support), support), *self._own(), "adapt")
+        return AdaptedTasks(self._stateless, self.statistics, *own)
 
     @property
     def depends_on_query_set(self) -> bool:

@@ -25,6 +25,22 @@ class Judgement(NamedTuple):
     output: Any
 
 
+class Outcome(NamedTuple):
+    """What a meta-batch of T tasks came to, with Q query examples and K inner steps.
+
+    Attributes:
+        objective: ``[T]``; the gradient of its mean is the meta-gradient.
+        loss: ``[T]``; query loss after the last step, detached.
+        output: ``[T, Q, ...]``; the model's output on the query sets after the last step, detached.
+        steps: ``[T, K]``; support loss before each step, detached.
+    """
+
+    objective: Tensor
+    loss: Tensor
+    output: Any
+    steps: Tensor
+
+
 class Objective(ABC):
     """How a task's inner loop becomes one scalar. Walk ``episode.path(order)`` and use its pure functions."""
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..inner import stack
-from ..learner import MetaLearner, Outcome
+from ..learner import MetaLearner
 from ..memory import is_out_of_memory
+from ..objectives import Outcome
 from ..task import Batch, Params, Task, count, select, to
 from .checkpoint import Checkpoints, load, save
 from .ranges import require_at_least

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..learner import MetaLearner, Outcome
+from ..learner import MetaLearner
+from ..objectives import Outcome
 from ..task import Params, Task, select, to
 from .evaluate import Evaluation
 from .ranges import require_at_least

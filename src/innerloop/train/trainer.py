@@ -13,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..learner import MetaLearner, Outcome
+from ..learner import MetaLearner
+from ..objectives import Outcome
 from ..schedules import Schedule
 from ..task import Task, TaskSource, to
 from .checkpoint import Checkpoints, differences, holds_run

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ..learner import Outcome
+from ..objectives import Outcome
 from ..task import Params, Task, count, select
 
 PATIENCE = timedelta(minutes=10)
