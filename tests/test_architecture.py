@@ -21,6 +21,7 @@ FLOORS = [
     ("learner",),
     ("models", "presets", "testing"),
     ("data",),
+    ("rl",),
     ("train",),
     ("schema", "config", "experiment", "sweep"),
     ("report",),

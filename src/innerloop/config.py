@@ -19,16 +19,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from .data import TASKS, Sources
+from . import data, models, presets, rl
+from .data import Sources
 from .learner import MetaLearner
-from .models import MODELS
-from .presets import PRESETS
 from .schedules import SCHEDULES
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
+from .task import InteractiveSource, TaskSource
 from .train import Ensemble, Trainer, evaluate
 from .train.checkpoint import Checkpoints
 from .train.checkpoint import differences as differences
+
+MODELS: dict[str, Callable[..., nn.Module]] = {**models.MODELS, **rl.MODELS}
+PRESETS: dict[str, Callable[..., MetaLearner]] = {**presets.PRESETS, **rl.PRESETS}
+TASKS: dict[str, Callable[..., Sources]] = {**data.TASKS, **rl.TASKS}
 
 Config = dict[str, Any]
 """A recipe as plain values: what its TOML says."""
@@ -59,7 +64,7 @@ GIVEN = ("learner", "train", "val", "run", "seed", "config", "loggers", "world",
 
 SECTIONS = {
     "model": Section(MODELS, "name"),
-    "learner": Section(PRESETS, "preset", ("model",)),
+    "learner": Section(PRESETS, "preset", ("model", "policy")),
     "tasks": Section(TASKS, "name", ("root", "device", "download")),
     "train": Section(
         {"": Trainer}, "", ("learner", "train", "val", "run", "seed", "config", "loggers", "world", "progress")
@@ -266,13 +271,16 @@ def build(
     accepted = inspect.signature(builder).parameters
     outside = {key: value for key, value in given.items() if key in accepted}
     sources: Sources = builder(**arguments(config, "tasks"), **outside)
-    _check_fit(config, sources)
+    if isinstance(sources.train, InteractiveSource):
+        sources.train.require(learner)
+    else:
+        _check_fit(config, sources.train)
     return learner, sources
 
 
-def _check_fit(config: Config, sources: Sources) -> None:
+def _check_fit(config: Config, source: TaskSource) -> None:
     """Compare the model's input with the images, before torch trips over it."""
-    model, x = config["model"], sources.train.sample(1, torch.Generator().manual_seed(0)).support.x
+    model, x = config["model"], source.sample(1, torch.Generator().manual_seed(0)).support.x
     for key, axis in (("channels", -3), ("image_size", -1)):
         if key in model and x.ndim == 5 and model[key] != x.shape[axis]:
             raise ValueError(

@@ -17,7 +17,7 @@ import torch
 
 from . import config
 from .learner import MetaLearner
-from .task import Task, TaskSource
+from .task import InteractiveSource, Source, Task, draw
 from .train import Evaluation, Logger, Result, Trainer, World, evaluate
 from .train.checkpoint import Checkpoints, holds_run, writing
 from .train.claim import claimed
@@ -82,7 +82,7 @@ def conduct(
             require_free(run, settings, resume, accept_changes)
             stack.enter_context(claimed(run))
         learner, sources = config.build(settings, place.data, place.device, place.download)
-        train: TaskSource = sources.train
+        train: Source = sources.train
         if profile and world.first:
             train = stack.enter_context(profiled(train, run / "profile.json"))
         options = config.arguments(settings, "train")
@@ -193,20 +193,26 @@ def make_deterministic() -> None:
 class Counted:
     """A task source that tells of every meta-batch drawn, which is where an iteration begins."""
 
-    def __init__(self, source: TaskSource, tell: Any) -> None:
+    def __init__(self, source: Source, tell: Any) -> None:
         self._source, self._tell = source, tell
+        if isinstance(source, InteractiveSource):
+            self.metric, self.require, self.report = source.metric, source.require, source.report
+            self.collect, self.returns = self._collect, source.returns
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
         """As the source does."""
+        return self._collect(None, n, generator)
+
+    def _collect(self, learner: Any, n: int, generator: torch.Generator) -> Task:
         self._tell()
-        return self._source.sample(n, generator)
+        return draw(self._source, learner, n, generator)
 
 
 @contextmanager
-def profiled(source: TaskSource, path: Path) -> Iterator[TaskSource]:
+def profiled(source: Source, path: Path) -> Iterator[Source]:
     """The source; within, some iterations of the training that draws from it are profiled."""
     from torch.profiler import ProfilerActivity, profile, schedule
 
@@ -296,7 +302,7 @@ def estimate(settings: config.Config, place: Place, patience: float = 10.0) -> E
     return Estimate(each, each * iterations, validations * validation, test, peak_memory(device))
 
 
-def _evaluation(learner: MetaLearner, source: TaskSource, number: int, options: dict[str, Any]) -> float:
+def _evaluation(learner: MetaLearner, source: Source, number: int, options: dict[str, Any]) -> float:
     """Seconds of an evaluation over so many tasks, by one over a few."""
     few, start = min(number, 10), time.perf_counter()
     evaluate(learner, source, few, **options)

@@ -59,7 +59,13 @@ class MetaLearner(nn.Module):
         compile: ``"auto"``, ``True`` or ``False``: whether `meta_gradient` runs compiled; see
             `innerloop.compiling.Compiler`.
         citation: of the algorithm, where it is more than its parts.
+
+    Attributes:
+        outer: how meta-gradients move the meta-parameters where that is part of the algorithm, such as a trust region
+            (`innerloop.train.outer.Outer`); else it is the trainer's optimiser.
     """
+
+    outer: Any = None
 
     def __init__(
         self,
@@ -277,7 +283,7 @@ class MetaLearner(nn.Module):
     def citations(self) -> tuple[str, ...]:
         """The papers behind the parts in use."""
         modules = (*self.rule.modules(), *self.model.modules())
-        parts: Iterable[Any] = (self, self.slots, self.objective, self.initial, *modules)
+        parts: Iterable[Any] = (self, self.slots, self.objective, self.initial, self.outer, *modules)
         return tuple(dict.fromkeys(c for part in parts if isinstance(c := getattr(part, "citation", ""), str) and c))
 
     def references(self) -> None:

@@ -26,12 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import config, experiment
 from .train import Interrupted, NonFiniteError, OutOfMemoryError
 from .train.claim import is_claimed
-from .train.evaluate import higher_is_better, usual_metric
+from .train.evaluate import higher_is_better, judged_by
 
 STALE = int(os.environ.get("INNERLOOP_SWEEP_STALE", "60"))
 """Seconds without a sign of life after which the worker of a trial is taken for dead."""
@@ -253,8 +251,7 @@ class Sweep:
         )
         if sources.val is None:
             raise ValueError(f"{self.recipe} has no meta-validation, by which trials are judged")
-        y = sources.val.sample(1, torch.Generator().manual_seed(0)).query.y
-        direction = "maximize" if higher_is_better(usual_metric(learner, y)) else "minimize"
+        direction = "maximize" if higher_is_better(judged_by(learner, sources.val)) else "minimize"
         study = module.create_study(
             study_name=name,
             storage=storage(url),

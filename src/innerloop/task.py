@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -48,6 +49,44 @@ class TaskSource(Protocol):
     def sample(self, n: int, generator: torch.Generator) -> Task:
         """Draw ``n`` tasks; all randomness comes from ``generator``, so the same state gives the same tasks."""
         ...
+
+
+@runtime_checkable
+class InteractiveSource(Protocol):
+    """Tasks whose data are what the learner itself does in them, as in reinforcement learning. Wherever tasks come from
+    a `TaskSource`, they may come from one of these.
+
+    Attributes:
+        metric: by which an evaluation judges, of which more is better.
+    """
+
+    metric: str
+
+    def require(self, learner: Any) -> None:
+        """Refuse, with a `ValueError`, a learner that cannot act in these tasks."""
+        ...
+
+    def collect(self, learner: Any, n: int, generator: torch.Generator) -> Task:
+        """Draw ``n`` tasks and act in them; the data to adapt on and to be judged on."""
+        ...
+
+    def returns(self, learner: Any, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
+        """How well the learner does in ``n`` tasks after 0, 1, ..., K inner steps, ``[n, K + 1]``."""
+        ...
+
+    def report(self) -> Mapping[str, Any]:
+        """What the last meta-batch came to, as plain values for the record."""
+        ...
+
+
+Source = TaskSource | InteractiveSource
+
+
+def draw(source: Source, learner: Any, n: int, generator: torch.Generator) -> Task:
+    """A meta-batch of ``n`` tasks for a learner."""
+    if isinstance(source, InteractiveSource):
+        return source.collect(learner, n, generator)
+    return source.sample(n, generator)
 
 
 def count(tasks: Task) -> int:

@@ -15,9 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import config
-from ..data import TASKS
-from ..models import MODELS
-from ..presets import PRESETS
 from ..report import read_run
 from ..train.record import dumps
 from .app import DataOption, DeviceOption, JsonOption, app
@@ -30,9 +27,9 @@ def list_(as_json: JsonOption = False) -> None:
     """List the recipes, presets, data sets and models."""
     shelves = {
         "recipes": {name: config.load_recipe(name)["description"] for name in config.recipes()},
-        "presets": _first_lines(PRESETS),
-        "data": _first_lines(TASKS),
-        "models": _first_lines(MODELS),
+        "presets": _first_lines(config.PRESETS),
+        "data": _first_lines(config.TASKS),
+        "models": _first_lines(config.MODELS),
     }
     if as_json:
         print(dumps(shelves))

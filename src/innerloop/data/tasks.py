@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..task import TaskSource
+from ..task import Source
 from .episodes import FewShot
 from .folders import image_folder
 from .functions import Linear, Sinusoid
@@ -21,9 +21,9 @@ from .vision import OmniglotSplit, mini_imagenet, omniglot
 class Sources(NamedTuple):
     """Where the tasks to train on, to choose by and to report on come from."""
 
-    train: TaskSource
-    val: TaskSource
-    test: TaskSource
+    train: Source
+    val: Source
+    test: Source
 
 
 def sinusoid_tasks(shots: int = 10, queries: int | None = None) -> Sources:

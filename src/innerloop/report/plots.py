@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import load_run
+from ..task import InteractiveSource
 from ..train import evaluate
 from .curves import (
     WIDTH,
@@ -87,7 +88,7 @@ def functions(run: Run, options: Options) -> Figure:
 def episodes(run: Run, options: Options) -> Figure:
     """An unseen episode that is solved and one that is not, as pictures."""
     learner, sources, config = load_run(run.path, options.data, options.device)
-    if isinstance(sources.test, FunctionSource):
+    if isinstance(sources.test, FunctionSource | InteractiveSource):
         raise NothingToDrawError(f"{run.path} is not of pictures")
     figure = new_figure(2 * WIDTH, episode_height(sources.test.sample(1, torch.Generator().manual_seed(0))))
     transductive, steps = config["evaluate"].get("transductive", True), config["evaluate"].get("steps")

@@ -13,7 +13,7 @@ import torch
 from ..config import load_run
 from ..data import Sources
 from ..learner import MetaLearner
-from ..task import TaskSource, select
+from ..task import InteractiveSource, TaskSource, select
 from ..train import Evaluation, evaluate
 from .curves import WIDTH
 from .figures import FunctionSource, episode, episode_height, failed_episode, solved_episode
@@ -65,6 +65,8 @@ def figures(
         say(f"showing {name} at work")
         if isinstance(sources.test, FunctionSource):
             yield functions(name, learner, sources.test, learner.steps if steps is None else steps)
+            continue
+        if isinstance(sources.test, InteractiveSource):
             continue
         try:
             yield from pictures(name, learner, sources.test, steps, transductive)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ..learner import MetaLearner
-from ..task import Task, TaskSource, select, to
+from ..task import InteractiveSource, Source, Task, TaskSource, select, to
 from .ensemble import Ensemble
 from .world import World
 
@@ -30,8 +30,8 @@ def accuracy(output: Tensor, y: Tensor) -> Tensor:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a metric is accuracy; errors and losses are better when lower."""
-    return metric == "accuracy"
+    """Whether a metric is accuracy or a return; errors and losses are better when lower."""
+    return metric in ("accuracy", "return")
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": F.mse_loss}
@@ -43,7 +43,8 @@ class Evaluation:
     """What an evaluation over N tasks found.
 
     Attributes:
-        metric: ``"accuracy"`` (in per cent, higher is better), ``"mse"``, or the name of one's own.
+        metric: ``"accuracy"`` (in per cent, higher is better), ``"mse"``, ``"return"`` (of episodes, higher is better),
+            or the name of one's own.
         mean: over tasks, after the last step.
         ci95: half the width of its 95 % interval, 1.96 standard errors over tasks.
         num_tasks: N.
@@ -81,13 +82,13 @@ class Evaluation:
 
     @property
     def higher_is_better(self) -> bool:
-        """True for accuracy; errors and losses are better when lower."""
+        """True for accuracy and returns; errors and losses are better when lower."""
         return higher_is_better(self.metric)
 
     @property
     def mode(self) -> str:
-        """``"transductive"`` or ``"inductive"``."""
-        return "transductive" if self.transductive else "inductive"
+        """``"transductive"`` or ``"inductive"``; of returns, where nothing is predicted, ``"acting"``."""
+        return "acting" if self.metric == "return" else "transductive" if self.transductive else "inductive"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the attributes without ``scores``."""
@@ -113,7 +114,7 @@ class Evaluation:
 
 def evaluate(
     learner: MetaLearner | Ensemble,
-    source: TaskSource,
+    source: Source,
     num_tasks: int = 600,
     steps: int | None = None,
     transductive: bool = True,
@@ -129,7 +130,8 @@ def evaluate(
 
     Args:
         learner: what to evaluate, or several together; tasks are moved to its device.
-        source: where the tasks come from.
+        source: where the tasks come from. In those of an `InteractiveSource` the learner acts, and its returns are the
+            score; ``transductive`` and ``metric`` then say nothing.
         num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
         transductive: whether batch norm sees a task's whole query set; see `MetaLearner.predict`.
@@ -145,6 +147,8 @@ def evaluate(
     _check(num_tasks, batch, steps, metric)
     device, generator = next(learner.parameters()).device, torch.Generator().manual_seed(seed)
     world, scores = world or World(), list[Tensor]()
+    if isinstance(source, InteractiveSource):
+        return Evaluation.of(_lived(learner, source, num_tasks, steps, seed, batch, world), source.metric, False)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, num_tasks, batch):
@@ -156,9 +160,34 @@ def evaluate(
                 scores.append(score(measure, learner.predict(tasks, steps, transductive), tasks.query.y).cpu())
     assert metric is not None
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+    return Evaluation.of(_gathered(world, scores), name, transductive and learner.depends_on_query_set)
+
+
+def _lived(
+    learner: MetaLearner | Ensemble,
+    source: InteractiveSource,
+    num_tasks: int,
+    steps: int | None,
+    seed: int,
+    batch: int,
+    world: World,
+) -> Tensor:
+    """Returns ``[N, K + 1]``. Each batch has a generator of its own: how much is drawn depends on what happens."""
+    if isinstance(learner, Ensemble):
+        raise ValueError("an ensemble does not act: evaluate one learner")
+    source.require(learner)
+    scores = list[Tensor]()
+    for number, start in enumerate(range(0, num_tasks, batch)):
+        if number % world.size == world.rank:
+            generator = torch.Generator().manual_seed(seed + 2**32 * number)
+            scores.append(source.returns(learner, min(batch, num_tasks - start), steps, generator))
+    return _gathered(world, scores)
+
+
+def _gathered(world: World, scores: list[Tensor]) -> Tensor:
+    """Of all processes, whose batches were dealt out in turn."""
     turns = zip_longest(*world.everybody(scores))
-    every = torch.cat([part for turn in turns for part in turn if part is not None])
-    return Evaluation.of(every, name, transductive and learner.depends_on_query_set)
+    return torch.cat([part for turn in turns for part in turn if part is not None])
 
 
 def _check(num_tasks: int, batch: int, steps: int | None, metric: str | Metric | None) -> None:
@@ -184,6 +213,13 @@ def score(metric: Metric, output: Any, y: Any) -> Tensor:
     tasks, points = pytree.tree_leaves(output)[0].shape[:2]
     rows = [[metric(select(select(output, t), k), select(y, t)) for k in range(points)] for t in range(tasks)]
     return torch.stack([torch.stack(row) for row in rows])
+
+
+def judged_by(learner: MetaLearner | Ensemble, source: Source) -> str:
+    """The name of the metric that an evaluation on tasks of this source has unless another is given."""
+    if isinstance(source, InteractiveSource):
+        return source.metric
+    return usual_metric(learner, source.sample(1, torch.Generator().manual_seed(0)).query.y)
 
 
 def usual_metric(learner: MetaLearner | Ensemble, y: Any) -> str:

@@ -1,19 +1,49 @@
-"""The outer step: an optimiser of the meta-parameters, its rate, and the clipping of the meta-gradient."""
+"""The outer step: an optimiser of the meta-parameters, its rate, and the clipping of the meta-gradient; or what an
+algorithm brings of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
 from ..schedules import Schedule, value
-from ..task import Params
+from ..task import Params, Task
 from .ranges import require_at_least
 
 Optimizer = Literal["adam", "sgd"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """By name, or a function from the meta-parameters, whose own rate is overridden by the trainer's."""
+
+LR = 1e-3
+"""The rate of a trainer that is told none."""
+
+
+class Outer(Protocol):
+    """How the meta-parameters are moved. One that looks at more than the meta-gradient, such as the trust region of
+    `innerloop.rl.TRPO`, is brought by the learner (`MetaLearner.outer`), and first told of it by
+    ``bind(learner, mean)``: ``mean`` makes means over all processes' tasks of means over this one's.
+
+    Attributes:
+        told: plain numbers about the last step, for the record.
+    """
+
+    @property
+    def told(self) -> Mapping[str, float]: ...
+
+    def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
+        """Move them, by the meta-gradient of a meta-batch (this process's part of it is given); the rate, or what
+        stands for it in the record."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What of it changes in training."""
+        ...
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take it up."""
+        ...
 
 
 class OuterStep:
@@ -41,12 +71,13 @@ class OuterStep:
         clip_norm: float | None = None,
     ) -> None:
         require_at_least(1e-30, clip=clip, clip_norm=clip_norm)
+        self.told: dict[str, float] = {}
         self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self.lr, self.clip, self.clip_norm = lr, clip, clip_norm
         self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
 
-    def __call__(self, grads: Params, iteration: int) -> float:
-        """One step; the rate it was taken at."""
+    def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
+        """One step; the rate it was taken at. The tasks are not looked at again."""
         lr = self.rate(iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -62,6 +93,41 @@ class OuterStep:
     def rate(self, iteration: int) -> float:
         """That of an iteration, counted from 0."""
         return value(self.lr, iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take it up."""
+        self.optimizer.load_state_dict(state)
+
+
+def outer_step(
+    learner: nn.Module,
+    mean: Callable[[Params], Params],
+    optimizer: Optimizer,
+    lr: Schedule[float],
+    momentum: float,
+    clip: float | None,
+    clip_norm: float | None,
+) -> Outer:
+    """The learner's own, or one by an optimizer.
+
+    Raises:
+        ValueError: the learner has its own, and an optimizer is given all the same; and as `OuterStep` does.
+    """
+    own = getattr(learner, "outer", None)
+    if own is None:
+        return OuterStep(learner, optimizer, lr, momentum, clip, clip_norm)
+    if (optimizer, momentum, clip, clip_norm) != ("adam", 0.0, None, None) or lr != LR:
+        raise ValueError(
+            f"this learner moves its meta-parameters by {type(own).__name__}, which has settings of its own: leave "
+            "optimizer, lr, momentum, clip and clip_norm out"
+        )
+    own.bind(learner, mean)
+    step: Outer = own
+    return step
 
 
 def make_optimizer(

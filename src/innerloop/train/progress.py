@@ -6,7 +6,8 @@ import math
 import statistics
 import sys
 import time
-from types import TracebackType
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -47,8 +48,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, iteration: int, rate: float, loss: Tensor) -> None:
-        """One more iteration is done. The loss is only read when it is to be shown, which on a GPU costs a wait."""
+    def advance(
+        self, iteration: int, rate: float, loss: Tensor, told: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """One more iteration is done. The loss is only read when it is to be shown, which on a GPU costs a wait. Of
+        tasks that are acted in, returns and environment steps are shown, too."""
         now = time.monotonic()
         if self._begun is None:
             self._begun = iteration - 1
@@ -57,7 +61,7 @@ class Progress:
         ):
             return
         self._shown = now
-        mean = f"{loss.mean().item():.4g}"
+        mean = f"{loss.mean().item():.4g}{_lived(told)}"
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=iteration, rate=f"{rate:,.0f}", loss=mean, score=self._score)
@@ -96,6 +100,14 @@ class Progress:
 
     def _line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+def _lived(told: Mapping[str, Any]) -> str:
+    """What episodes came to."""
+    if "returns" not in told:
+        return ""
+    returns = " -> ".join(f"{mean:.4g}" for mean in told["returns"])
+    return f"  return {returns}  {told['environment_steps_per_second']:,.0f} environment steps/s"
 
 
 def clock(seconds: float) -> str:

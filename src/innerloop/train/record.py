@@ -16,7 +16,9 @@ import torch
 from .checkpoint import writing
 from .loggers import Logger, numbers
 
-MACHINE_FIELDS = ("seconds", "phases", "tasks_per_second", "memory_mib", "environment")
+MACHINE_FIELDS = (
+    "seconds", "phases", "tasks_per_second", "environment_steps_per_second", "memory_mib", "environment",
+)  # fmt: skip
 """The fields of ``metrics.jsonl`` and ``results.json`` that tell of the machine: time, memory, versions. Those alone
 differ between two runs of the same computation."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,9 +92,9 @@ class Recorder:
         lr: float,
         rate: float,
         phases: Phases,
-        skipped: int,
+        told: Mapping[str, Any],
     ) -> None:
-        """What an update came to, and the rates after it, if it is time."""
+        """What an update came to, the rates after it, and what else there is to tell, if it is time."""
         if self.trace_every and due(iteration, self.trace_every, self.iterations):
             self._rates(iteration)
         if not due(iteration, self.log_every, self.iterations):
@@ -110,7 +111,7 @@ class Recorder:
             seconds=phases.training,
             phases=phases.seconds,
             memory_mib=peak_memory(norm.device),
-            **({"skipped": skipped} if skipped else {}),
+            **told,
         )
 
     def validation(self, iteration: int, found: Evaluation, phases: Phases) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,13 +17,13 @@ from torch import Tensor
 from ..learner import MetaLearner
 from ..objectives import Outcome
 from ..schedules import Schedule
-from ..task import Task, TaskSource, to
+from ..task import InteractiveSource, Source, Task, draw, to
 from .checkpoint import Checkpoints, differences, holds_run
 from .claim import claimed
 from .evaluate import Evaluation, Metric, evaluate
 from .faults import Faults, NonFinite, enough_memory
 from .loggers import Logger
-from .outer import Optimizer, OuterStep
+from .outer import LR, Optimizer, outer_step
 from .progress import Progress
 from .ranges import require_at_least
 from .record import Metrics, environment, write_results
@@ -106,14 +107,14 @@ class Trainer:
     def __init__(
         self,
         learner: MetaLearner,
-        train: TaskSource,
-        val: TaskSource | None = None,
+        train: Source,
+        val: Source | None = None,
         run: str | Path | None = None,
         *,
         iterations: int = 10_000,
         tasks: int = 16,
         optimizer: Optimizer = "adam",
-        lr: Schedule[float] = 1e-3,
+        lr: Schedule[float] = LR,
         momentum: float = 0.0,
         clip: float | None = None,
         clip_norm: float | None = None,
@@ -147,7 +148,8 @@ class Trainer:
         self._validation: dict[str, Any] = {"num_tasks": val_tasks, "steps": val_steps, "transductive": transductive}
         self._validation |= {"metric": metric, "seed": derive_seed("validation", val_seed), "world": self.world}
         self.generator = torch.Generator().manual_seed(derive_seed("tasks", seed))
-        self.outer = OuterStep(learner, optimizer, lr, momentum, clip, clip_norm)
+        mean = partial(self.world.mean, tasks)
+        self.outer = outer_step(learner, mean, optimizer, lr, momentum, clip, clip_norm)
         self.checkpoints, self.phases = Checkpoints(self.run, keep_best) if self.run else None, Phases()
         self.faults = Faults(learner, self.world, self.checkpoints, non_finite, max_skipped)
         self.show, every = progress and self.world.first, validate_every if trace_every is None else trace_every
@@ -157,7 +159,7 @@ class Trainer:
     @property
     def device(self) -> torch.device:
         """Where the learner is."""
-        return next(iter(self.outer.parameters.values())).device
+        return next(self.learner.parameters()).device
 
     def fit(self, resume: bool = False, accept_changes: bool = False) -> Result:
         """Train up to the given number of iterations. Afterwards the learner has the best validated weights, if there
@@ -182,6 +184,8 @@ class Trainer:
             ValueError: the checkpoints are damaged, or of another learner, optimizer or ``config``.
         """
         self.world.bounds(self.tasks)
+        if isinstance(self.train, InteractiveSource):
+            self.train.require(self.learner)
         if self.run is not None and not resume and holds_run(self.run):
             raise FileExistsError(
                 f"{self.run} already holds a run: resume it (fit(resume=True)) or use another directory"
@@ -209,8 +213,8 @@ class Trainer:
                 own, outcome, norm, lr = self._iterate(stop)
             seconds = self.phases.training - before
             rate = 0.9 * (rate or self.tasks / seconds) + 0.1 * self.tasks / seconds
-            self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases, self.faults.skipped)
-            progress.advance(self.iteration, rate, outcome.loss)
+            self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases, self._told())
+            progress.advance(self.iteration, rate, outcome.loss, self._told())
             for choice in self.learner.choices[told:]:
                 progress.note(choice)
                 told += 1
@@ -227,7 +231,7 @@ class Trainer:
     def _iterate(self, stop: Stop) -> tuple[Task, Outcome, Tensor, float]:
         """One update: this process's tasks, what those of all came to, the norm of the meta-gradient, and the rate."""
         with self.phases("tasks"):
-            tasks = self.train.sample(self.tasks, self.generator)
+            tasks = draw(self.train, self.learner, self.tasks, self.generator)
             own = to(self.world.share(tasks), self.device)
         if self.world.size > 1:  # else processes would draw alike, and a resumed run of other processes otherwise
             torch.manual_seed(derive_seed(f"iteration {self.iteration} process {self.world.rank}", self.seed))
@@ -240,10 +244,16 @@ class Trainer:
         with self.phases("record"):  # before the update, of which the tasks know nothing yet
             self.recorder.tasks(self.iteration + 1, tasks, grads, outcome)
         with self.phases("update"):
-            lr = self.outer(grads, self.iteration) if usable else self.outer.rate(self.iteration)
+            lr = self.outer(grads, own, self.iteration) if usable else 0.0
         self.iteration += 1
         stop.agree(asked)
         return own, outcome, norm, lr
+
+    def _told(self) -> dict[str, Any]:
+        """What else there is to say of the last iteration."""
+        lived = self.train.report() if isinstance(self.train, InteractiveSource) else {}
+        skipped = {"skipped": self.faults.skipped} if self.faults.skipped else {}
+        return {**lived, **self.outer.told, **skipped}
 
     def _due(self, every: int) -> bool:
         return due(self.iteration, every, self.iterations)
@@ -297,7 +307,7 @@ class Trainer:
         state = {
             "iteration": self.iteration,
             "learner": self.learner.state_dict(),
-            "optimizer": self.outer.optimizer.state_dict(),
+            "optimizer": self.outer.state_dict(),
             "tasks": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "config": self.config,
@@ -321,7 +331,7 @@ class Trainer:
     def _restore(self, state: Mapping[str, Any]) -> None:
         try:
             self.learner.load_state_dict(state["learner"])
-            self.outer.optimizer.load_state_dict(state["optimizer"])
+            self.outer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
         self.learner.settle(state.get("settled", {}))

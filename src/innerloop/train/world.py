@@ -95,6 +95,14 @@ class World:
         whole = Outcome(objective, loss, outcome.output, steps)
         return dict(zip(grads, summed, strict=False)), whole, bool(flags > 0)
 
+    def mean(self, total: int, means: Params) -> Params:
+        """Means over all T tasks, from means over this process's."""
+        if self.size == 1:
+            return means
+        own = self.bounds(total)
+        weight = (own.stop - own.start) / total
+        return dict(zip(means, self._sum([weight * mean.detach() for mean in means.values()]), strict=True))
+
     def whole(self, own: Tensor, total: int) -> Tensor:
         """Of T tasks ``[T, ...]``, from what this process has of its own."""
         return own if self.size == 1 else self._sum([_placed(own, self.bounds(total), total)])[0]

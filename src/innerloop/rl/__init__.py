@@ -1,0 +1,70 @@
+"""Meta-reinforcement learning: the task is a Markov decision process, the data are what the policy does in it."""
+
+from .advantages import LinearBaseline, ValueFunction, discounted, generalised
+from .distributions import Categorical, Gaussian
+from .environments import Bandit, Environment, Navigation, Step, Tabular, TabularTask, best_arm
+from .interaction import Interaction
+from .losses import Clipped, Decisions, InnerDivergence, Judging, Penalised, Sampling, divergence, ratio, score
+from .outer import PPO, TRPO
+from .policies import CategoricalPolicy, GaussianPolicy, categorical_policy, gaussian_policy
+from .presets import (
+    PRESETS,
+    anil_trpo,
+    cavia_trpo,
+    e_maml,
+    fomaml_trpo,
+    maml_trpo,
+    meta_sgd_trpo,
+    promp,
+    trpo,
+)
+from .rollouts import Episodes, rollout
+from .tasks import TASKS
+
+MODELS = {"gaussian-policy": gaussian_policy, "categorical-policy": categorical_policy}
+"""The policies that a recipe can name."""
+
+__all__ = [
+    "MODELS",
+    "PPO",
+    "PRESETS",
+    "TASKS",
+    "TRPO",
+    "Bandit",
+    "Categorical",
+    "CategoricalPolicy",
+    "Clipped",
+    "Decisions",
+    "Environment",
+    "Episodes",
+    "Gaussian",
+    "GaussianPolicy",
+    "InnerDivergence",
+    "Interaction",
+    "Judging",
+    "LinearBaseline",
+    "Navigation",
+    "Penalised",
+    "Sampling",
+    "Step",
+    "Tabular",
+    "TabularTask",
+    "ValueFunction",
+    "anil_trpo",
+    "best_arm",
+    "categorical_policy",
+    "cavia_trpo",
+    "discounted",
+    "divergence",
+    "e_maml",
+    "fomaml_trpo",
+    "gaussian_policy",
+    "generalised",
+    "maml_trpo",
+    "meta_sgd_trpo",
+    "promp",
+    "ratio",
+    "rollout",
+    "score",
+    "trpo",
+]

@@ -1,0 +1,177 @@
+"""Families of Markov decision processes that act on whole meta-batches: T tasks, E episodes of each, all at once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """What actions led to.
+
+    Attributes:
+        observation: ``[T, E, O]``, float32.
+        reward: ``[T, E]``, float32.
+        done: ``[T, E]``, bool: the episode ended by this step, not counting the horizon.
+    """
+
+    observation: Tensor
+    reward: Tensor
+    done: Tensor
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """A family of tasks, each a Markov decision process.
+
+    Attributes:
+        observations: numbers that an observation has, O.
+        actions: numbers that an action has, A, or how many discrete ones there are.
+        discrete: which of the two.
+        horizon: steps of an episode at the most.
+    """
+
+    observations: int
+    actions: int
+    discrete: bool
+    horizon: int
+
+    def tasks(self, n: int, generator: torch.Generator) -> Any:
+        """Draw ``n`` tasks: what tells one from the others, a tensor ``[n, ...]`` or a pytree of such."""
+        ...
+
+    def reset(self, tasks: Any, episodes: int, generator: torch.Generator) -> Tensor:
+        """Begin ``episodes`` episodes of each task; the first observations ``[T, E, O]``. What is random in these
+        episodes comes from the generator."""
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """One step of all episodes, by actions ``[T, E, A]``, or indices ``[T, E]``."""
+        ...
+
+
+class Navigation:
+    """A point in the plane that is to go to where it cannot see (Finn et al. 2017, section 5.3).
+
+    It starts at the origin, and an action moves it by at most 0.1 along each axis. The reward is the negative distance
+    to the goal, U[-0.5, 0.5]^2, after the move; an episode ends within 0.01 of the goal.
+    """
+
+    observations, actions, discrete = 2, 2, False
+    REACH, NEAR = 0.1, 0.01
+
+    def __init__(self, horizon: int = 100) -> None:
+        self.horizon = horizon
+
+    def tasks(self, n: int, generator: torch.Generator) -> Tensor:
+        """Goals ``[n, 2]``."""
+        return torch.rand(n, 2, generator=generator) - 0.5
+
+    def reset(self, tasks: Tensor, episodes: int, generator: torch.Generator) -> Tensor:
+        """See `Environment`."""
+        self._goal = tasks[:, None]
+        self._position = torch.zeros(len(tasks), episodes, 2)
+        return self._position
+
+    def step(self, action: Tensor) -> Step:
+        """See `Environment`."""
+        self._position = self._position + action.clamp(-self.REACH, self.REACH)
+        distance = torch.linalg.vector_norm(self._position - self._goal, dim=-1)
+        return Step(self._position, -distance, distance < self.NEAR)
+
+
+class TabularTask(NamedTuple):
+    """Finite decision processes.
+
+    Attributes:
+        transition: ``[n, S, A, S]``: the probability of each next state.
+        reward: ``[n, S, A]``.
+    """
+
+    transition: Tensor
+    reward: Tensor
+
+
+class Tabular:
+    """Finite Markov decision processes, small enough to be solved exactly: random ones, from the first state on.
+
+    Observations are one-hot states. Transitions are drawn from Dirichlet(1), rewards from U[-1, 1] for every task.
+
+    Args:
+        states: how many states there are.
+        actions: how many actions.
+        horizon: steps of an episode.
+    """
+
+    discrete = True
+
+    def __init__(self, states: int = 3, actions: int = 2, horizon: int = 4) -> None:
+        self.observations, self.actions, self.horizon = states, actions, horizon
+
+    def tasks(self, n: int, generator: torch.Generator) -> TabularTask:
+        """Draw ``n`` of them."""
+        uniform = torch.rand(n, self.observations, self.actions, self.observations, generator=generator)
+        weights = -uniform.clamp_min(1e-12).log()  # exponential variates, normalised, are Dirichlet
+        reward = 2 * torch.rand(n, self.observations, self.actions, generator=generator) - 1
+        return TabularTask(weights / weights.sum(-1, keepdim=True), reward)
+
+    def reset(self, tasks: TabularTask, episodes: int, generator: torch.Generator) -> Tensor:
+        """See `Environment`."""
+        self._tasks, self._generator = tasks, generator
+        self._state = torch.zeros(len(tasks.reward), episodes, dtype=torch.long)
+        return self._observation()
+
+    def step(self, action: Tensor) -> Step:
+        """See `Environment`."""
+        of = torch.arange(len(self._state))[:, None]
+        reward = self._tasks.reward[of, self._state, action]
+        chances = self._tasks.transition[of, self._state, action].cumsum(-1)
+        draw = torch.rand(self._state.shape, generator=self._generator)[..., None] * chances[..., -1:]
+        self._state = (draw >= chances).sum(-1).clamp_max(self.observations - 1)
+        return Step(self._observation(), reward, torch.zeros_like(self._state, dtype=torch.bool))
+
+    def _observation(self) -> Tensor:
+        return torch.nn.functional.one_hot(self._state, self.observations).float()
+
+
+class Bandit:
+    """Arms whose mean rewards, N(0, 1), differ from task to task; pulls are noisy (Wang et al. 2016, section 3.1).
+
+    There is nothing to observe. The best policy without adapting earns nothing on average, the best one with perfect
+    knowledge the expected maximum of so many normal variates a pull.
+
+    Args:
+        arms: how many there are.
+        horizon: pulls of an episode.
+        noise: the standard deviation of a pull's reward.
+    """
+
+    observations, discrete = 1, True
+
+    def __init__(self, arms: int = 5, horizon: int = 10, noise: float = 0.5) -> None:
+        self.actions, self.horizon, self.noise = arms, horizon, noise
+
+    def tasks(self, n: int, generator: torch.Generator) -> Tensor:
+        """Mean rewards ``[n, arms]``."""
+        return torch.randn(n, self.actions, generator=generator)
+
+    def reset(self, tasks: Tensor, episodes: int, generator: torch.Generator) -> Tensor:
+        """See `Environment`."""
+        self._means, self._generator, self._episodes = tasks, generator, episodes
+        return torch.ones(len(tasks), episodes, 1)
+
+    def step(self, action: Tensor) -> Step:
+        """See `Environment`."""
+        noise = self.noise * torch.randn(action.shape, generator=self._generator)
+        reward = self._means.gather(1, action) + noise
+        return Step(torch.ones(*action.shape, 1), reward, torch.zeros_like(action, dtype=torch.bool))
+
+
+def best_arm(arms: int) -> float:
+    """The expected largest of so many standard normal variates: what the best arm of a `Bandit` earns a pull."""
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    cumulative = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    return float(torch.trapezoid(x * torch.gradient(cumulative**arms, spacing=(x,))[0], x))

@@ -1,0 +1,172 @@
+"""Where the tasks of a policy come from: it lives through them, and adapts to what it has lived through.
+
+A task's support set is the episodes of all inner steps, one after the other: those of the first step were lived by the
+policy as it is meta-learned, those of the next by the policy after the first step, and so on. With ``batch_size`` the
+episodes of a step, the learner's inner loop then takes each step on its own, and the whole adaptation can be
+differentiated, repeated and judged like that of any other task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..adapted import AdaptedTasks
+from ..learner import MetaLearner
+from ..task import Batch, Task, to
+from .advantages import Baseline, LinearBaseline, discounted, generalised, normalised
+from .environments import Environment
+from .losses import Decisions
+from .rollouts import Episodes, rollout
+
+
+class Interaction:
+    """Tasks that a learner's policy collects by acting.
+
+    Args:
+        environment: the family of tasks.
+        discount: of rewards, gamma.
+        trace: of generalised advantage estimation, lambda.
+        baseline: what returns are expected; the linear one unless given.
+
+    Attributes:
+        environment_steps: how many were taken for training.
+    """
+
+    metric = "return"
+
+    def __init__(
+        self,
+        environment: Environment,
+        discount: float = 0.99,
+        trace: float = 1.0,
+        baseline: Baseline | None = None,
+    ) -> None:
+        if not (0 < discount <= 1 and 0 <= trace <= 1):
+            raise ValueError(f"discount is in (0, 1] and trace in [0, 1], got {discount} and {trace}")
+        self.environment, self.discount, self.trace = environment, discount, trace
+        self.baseline = baseline or LinearBaseline()
+        self.environment_steps = 0
+        self._told: dict[str, Any] = {}
+
+    def require(self, learner: MetaLearner) -> None:
+        """Refuse a learner that cannot act here.
+
+        Raises:
+            ValueError: its policy's observations or actions are not the environment's, or it does not say of how many
+                episodes an inner step is.
+        """
+        for name in ("observations", "actions"):
+            has, wanted = getattr(_policy(learner), name, None), getattr(self.environment, name)
+            if has is not None and has != wanted:
+                what = type(self.environment).__name__
+                raise ValueError(f"model.{name} = {has}, but {what} has {wanted}")
+        episodes_of(learner)
+
+    def collect(self, learner: MetaLearner, n: int, generator: torch.Generator) -> Task:
+        """Draw ``n`` tasks, and live through ``learner.batch_size`` episodes of each before every inner step (the
+        support set) and after the last (the query set)."""
+        start = time.perf_counter()
+        tasks = self.environment.tasks(n, generator)
+        lived, batches = zip(*self.episodes(learner, tasks, learner.steps, generator), strict=True)
+        *support, query = batches
+        for found in lived:
+            self.baseline.learn(found, discounted(found.rewards, self.discount))
+        steps, seconds = sum(found.steps for found in lived), time.perf_counter() - start
+        self.environment_steps += steps
+        self._told = {
+            "returns": [found.returns.mean().item() for found in lived],
+            "environment_steps": self.environment_steps,
+            "environment_steps_per_second": steps / seconds,
+        }
+        return Task(_joined(support) if support else _none_of(query), query)
+
+    def episodes(
+        self, learner: MetaLearner, tasks: Any, steps: int, generator: torch.Generator, greedy: bool = False
+    ) -> Iterator[tuple[Episodes, Batch]]:
+        """The episodes of given tasks after 0, 1, ..., ``steps`` inner steps, and what is learned from them: each step
+        is taken on those before it.
+
+        Args:
+            learner: whose policy acts.
+            tasks: T of the environment's.
+            steps: inner steps, which may exceed the trained number.
+            generator: of all randomness.
+            greedy: take the likeliest actions instead of drawing them.
+        """
+        number, device = episodes_of(learner), next(learner.parameters()).device
+        nothing = torch.zeros(len(pytree.tree_leaves(tasks)[0]), 1)
+        support: list[Batch] = []
+        for step in range(steps + 1):
+            policy = learner.adapt_all(_joined(support) if support else Batch(nothing, nothing), step)
+
+            def act(observation: Tensor, policy: AdaptedTasks = policy) -> Any:
+                return policy(observation.to(device))
+
+            found = rollout(self.environment, act, tasks, number, generator, greedy)
+            batch = self._batch(found)
+            support.append(to(batch, device))
+            yield found, batch
+
+    def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
+        """Mean returns of ``n`` new tasks after 0, 1, ..., ``steps`` inner steps, ``[n, steps + 1]``. Training does not
+        learn from them."""
+        steps = learner.steps if steps is None else steps
+        tasks = self.environment.tasks(n, generator)
+        lived = self.episodes(learner, tasks, steps, generator)
+        return torch.stack([found.returns.mean(1) for found, _ in lived], 1)
+
+    def report(self) -> Mapping[str, Any]:
+        """Of the last meta-batch: mean returns after 0, 1, ... inner steps, and environment steps so far."""
+        return self._told
+
+    def _batch(self, found: Episodes) -> Batch:
+        """Episodes as examples."""
+        values = self.baseline(found, discounted(found.rewards, self.discount))
+        advantages = generalised(found.rewards, values, found.alive, self.discount, self.trace)
+        each = found.rewards.sum(2, keepdim=True) / found.alive.sum(2, keepdim=True)
+        worth = each - each.mean()
+        y = Decisions(found.actions, normalised(advantages, found.alive), found.alive, found.behaviour, worth)
+        return Batch(found.observations, y)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What of it changes in training."""
+        return {"environment_steps": self.environment_steps, "baseline": self.baseline.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it up."""
+        self.environment_steps = state["environment_steps"]
+        self.baseline.load_state_dict(state["baseline"])
+
+
+def episodes_of(learner: MetaLearner) -> int:
+    """How many episodes of a task an inner step is taken on.
+
+    Raises:
+        ValueError: the learner does not say.
+    """
+    if learner.batch_size is None:
+        raise ValueError("a policy's learner needs batch_size=, the number of episodes that an inner step is taken on")
+    return learner.batch_size
+
+
+def _policy(learner: MetaLearner) -> Any:
+    """The policy itself, where a wrapper, such as that of a context, stands around it."""
+    return getattr(learner.model, "model", learner.model)
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """Episodes of several steps as one support set."""
+    joined: Batch = pytree.tree_map(lambda *leaves: torch.cat(leaves, 1), *parts)
+    return joined
+
+
+def _none_of(batch: Batch) -> Batch:
+    """No episodes, of the same kind: the support set of no inner steps."""
+    none: Batch = pytree.tree_map(lambda leaf: leaf[:, :0], batch)
+    return none

@@ -1,0 +1,156 @@
+"""Losses and objectives of policies: what the inner loop descends, and what the outer one does."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..inner import Episode, Loss
+from ..objectives import Judgement, Unrolled
+from ..schedules import Schedule, value
+from .distributions import Distribution
+
+
+class Decisions(NamedTuple):
+    """The targets of a policy, ``y`` beside the observations ``x``, of E episodes of H steps each.
+
+    Attributes:
+        actions: ``[E, H, A]``, or indices ``[E, H]``.
+        advantages: ``[E, H]``: how much better than expected each action was.
+        weights: ``[E, H]``: 1 for steps that happened, 0 for those after the end.
+        behaviour: the distributions that the actions were drawn from.
+        worth: ``[E, 1]``: how much better than the other tasks' an episode was, in reward a step.
+    """
+
+    actions: Tensor
+    advantages: Tensor
+    weights: Tensor
+    behaviour: Distribution
+    worth: Tensor
+
+
+def _mean(values: Tensor, y: Decisions) -> Tensor:
+    return (values * y.weights).sum() / y.weights.sum()
+
+
+def score(output: Distribution, y: Decisions) -> Tensor:
+    """``-log pi(a) A``: its gradient is the policy gradient (Williams 1992)."""
+    return -_mean(output.log_prob(y.actions) * y.advantages, y)
+
+
+def ratio(output: Distribution, y: Decisions) -> Tensor:
+    """``-pi(a) / pi_old(a) A``: the same gradient where the policy is the one that acted, and the right second
+    derivative of the expected return, too (Rothfuss et al. 2019, section 5)."""
+    return -_mean(_ratio(output, y) * y.advantages, y)
+
+
+def _ratio(output: Distribution, y: Decisions) -> Tensor:
+    return (output.log_prob(y.actions) - y.behaviour.log_prob(y.actions)).exp()
+
+
+class Clipped:
+    """`ratio`, without reward for leaving ``[1 - clip, 1 + clip]`` (Schulman et al. 2017, Eq. 7)."""
+
+    def __init__(self, clip: float = 0.3) -> None:
+        if clip <= 0:
+            raise ValueError(f"clip must be above 0, got {clip}")
+        self.clip = clip
+
+    def __call__(self, output: Distribution, y: Decisions) -> Tensor:
+        """The loss, a scalar."""
+        plain = _ratio(output, y)
+        clipped = plain.clamp(1 - self.clip, 1 + self.clip)
+        return -_mean(torch.minimum(plain * y.advantages, clipped * y.advantages), y)
+
+
+def divergence(output: Distribution, y: Decisions) -> Tensor:
+    """``KL(pi_old || pi)``, the mean over the steps that happened."""
+    return _mean(y.behaviour.kl(output), y)  # type: ignore[arg-type]
+
+
+class Judging(Unrolled):
+    """What another loss says of the query set, by the same path."""
+
+    def __init__(self, loss: Loss, order: Schedule[int] = 2) -> None:
+        super().__init__(order)
+        self.loss = loss
+
+    def __call__(self, episode: Episode) -> Judgement:
+        episode.loss = self.loss
+        return super().__call__(episode)
+
+
+class Sampling(Unrolled):
+    """`Unrolled`, and what the parameters do to the episodes that adaptation learns from: the gradient of the expected
+    return has a term ``grad log pi(episodes) x return after adapting`` for each inner step (Stadie et al. 2018, Eq. 6;
+    Al-Shedivat et al. 2018, Eq. 7), which MAML leaves out.
+
+    Args:
+        order: as of `Unrolled`.
+        strength: of that term; 1 is exact.
+    """
+
+    citation = (
+        "Stadie, Yang, Houthooft, Chen, Duan, Wu, Abbeel, Sutskever. Some Considerations on Learning to Explore via "
+        "Meta-Reinforcement Learning. 2018. arXiv:1803.01118"
+    )
+
+    def __init__(self, order: Schedule[int] = 2, strength: float = 1.0) -> None:
+        super().__init__(order)
+        self.strength = strength
+
+    def __call__(self, episode: Episode) -> Judgement:
+        points = [episode.start, *episode.path(value(self.order, episode.iteration))]
+        loss, output = episode.query_loss(points[-1])
+        worth, terms = episode.task.query.y.worth.mean(), [torch.zeros_like(loss)]
+        for step, params in enumerate(points[:-1]):
+            x, y = episode.support(step)
+            terms.append(-worth * (episode.output(params, x).log_prob(y.actions) * y.weights).sum())
+        likelihood = self.strength * torch.stack(terms).sum()
+        return Judgement(loss + likelihood - likelihood.detach(), points[-1], loss, output)
+
+
+class InnerDivergence(Unrolled):
+    """How far the policies that acted before each inner step have been left, ``KL(pi_old || pi)``, in the mean over
+    the steps."""
+
+    def __call__(self, episode: Episode) -> Judgement:
+        points = [episode.start, *episode.path(value(self.order, episode.iteration))]
+        loss, output = episode.query_loss(points[-1])
+        return Judgement(inner_divergence(episode, points), points[-1], loss, output)
+
+
+def inner_divergence(episode: Episode, points: list[Any]) -> Tensor:
+    """The mean divergence over the points before each step."""
+    terms = []
+    for step, params in enumerate(points[:-1]):
+        x, y = episode.support(step)
+        terms.append(divergence(episode.output(params, x), y))
+    return torch.stack(terms).mean()
+
+
+class Penalised(Unrolled):
+    """`Unrolled`, plus `InnerDivergence` times a strength that the outer step adapts (Rothfuss et al. 2019, Eq. 13).
+
+    Args:
+        order: as of `Unrolled`.
+        strength: of the penalty at first.
+    """
+
+    citation = "Rothfuss, Lee, Clavera, Asfour, Abbeel. ProMP: Proximal Meta-Policy Search. ICLR 2019. arXiv:1810.06784"
+
+    def __init__(self, order: Schedule[int] = 2, strength: float = 5e-4) -> None:
+        super().__init__(order)
+        self.strength = strength
+
+    def __call__(self, episode: Episode) -> Judgement:
+        points = [episode.start, *episode.path(value(self.order, episode.iteration))]
+        loss, output = episode.query_loss(points[-1])
+        penalty = self.strength * inner_divergence(episode, points) if episode.steps else torch.zeros_like(loss)
+        return Judgement(loss + penalty, points[-1], loss, output)
+
+    def constants(self, iteration: int) -> Hashable:
+        return super().constants(iteration), self.strength

@@ -1,0 +1,206 @@
+"""Outer steps of policies: a trust region, and proximal steps. They take the place of a trainer's optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..learner import MetaLearner
+from ..objectives import conjugate_gradient
+from ..task import Params, Task
+from .losses import InnerDivergence, Judging, Penalised, divergence
+
+Mean = Callable[[Params], Params]
+"""From means over this process's tasks to those over all processes'."""
+
+
+def _alone(means: Params) -> Params:
+    return means
+
+
+class TRPO:
+    """A step along the natural gradient, as long as a bound on the divergence allows, shortened until the surrogate
+    improves (Schulman et al. 2015, appendix C). The Fisher matrix is that of the adapted policies by the
+    meta-parameters: its products go through the adaptation.
+
+    Args:
+        max_kl: the bound on ``KL(pi_old || pi)`` of adapted policies, the mean over tasks and steps.
+        damping: added to the Fisher matrix.
+        iterations: of conjugate gradients.
+        backtracks: how often the step is shortened before it is given up.
+        shrink: by what.
+
+    Attributes:
+        told: of the last step: ``kl``, ``improvement`` of the surrogate, ``backtracks``.
+    """
+
+    citation = "Schulman, Levine, Abbeel, Jordan, Moritz. Trust Region Policy Optimization. ICML 2015. arXiv:1502.05477"
+
+    def __init__(
+        self,
+        max_kl: float = 0.01,
+        damping: float = 1e-5,
+        iterations: int = 10,
+        backtracks: int = 15,
+        shrink: float = 0.8,
+    ) -> None:
+        if max_kl <= 0 or damping < 0 or not 0 < shrink < 1 or iterations < 1 or backtracks < 1:
+            raise ValueError(
+                "TRPO needs max_kl > 0, damping >= 0, 0 < shrink < 1, iterations and backtracks >= 1, got "
+                f"max_kl={max_kl}, damping={damping}, shrink={shrink}, iterations={iterations}, backtracks={backtracks}"
+            )
+        self.max_kl, self.damping, self.iterations = max_kl, damping, iterations
+        self.backtracks, self.shrink = backtracks, shrink
+        self.told: dict[str, float] = {}
+
+    def bind(self, learner: MetaLearner, mean: Mean = _alone) -> None:
+        """Take the learner whose parameters are to be moved; called once, by the trainer."""
+        self.learner, self.mean = learner, mean
+        self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+
+    def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
+        """One step on a meta-batch whose meta-gradient is given.
+
+        Returns:
+            How much of the longest step was taken: 1, ``shrink``, ``shrink ** 2``, ..., or 0 if none improved.
+        """
+        product = self.fisher(tasks, iteration)
+        direction = conjugate_gradient(product, grads, self.iterations)
+        curvature = sum(float((direction[n] * image).sum()) for n, image in product(direction).items())
+        before, _ = self._look(tasks, iteration)
+        self.told = {"kl": 0.0, "improvement": 0.0, "backtracks": float(self.backtracks)}
+        if not curvature > 0:  # a gradient of zero, or roundings
+            return 0.0
+        longest = math.sqrt(2 * self.max_kl / curvature)
+        start = {name: p.detach().clone() for name, p in self.parameters.items()}
+        for number in range(self.backtracks):
+            part = self.shrink**number
+            self._put({name: start[name] - part * longest * d for name, d in direction.items()})
+            after, kl = self._look(tasks, iteration)
+            if after < before and kl <= self.max_kl:
+                self.told = {"kl": kl, "improvement": before - after, "backtracks": float(number)}
+                return part
+        self._put(start)
+        return 0.0
+
+    def fisher(self, tasks: Task, iteration: int) -> Callable[[Params], Params]:
+        """The product with the damped Fisher matrix: the second derivative of the divergence from the policies that
+        acted, at which it is zero."""
+        names, values = list(self.parameters), list(self.parameters.values())
+        with torch.enable_grad():
+            judged = self.learner(tasks, iteration, objective=Judging(divergence, _order(self.learner)))
+            slope = torch.autograd.grad(
+                judged.objective.mean(), values, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+
+        def product(vector: Params) -> Params:
+            along = torch.stack([(s * vector[n]).sum() for s, n in zip(slope, names, strict=True)]).sum()
+            images = torch.autograd.grad(along, values, retain_graph=True, allow_unused=True, materialize_grads=True)
+            means = self.mean(dict(zip(names, images, strict=True)))
+            return {name: means[name] + self.damping * vector[name] for name in names}
+
+        return product
+
+    @torch.no_grad()
+    def _look(self, tasks: Task, iteration: int) -> tuple[float, float]:
+        """The surrogate and the divergence at the parameters as they are."""
+        outcome = self.learner(tasks, iteration)
+        kl = _divergences(outcome.output, tasks)
+        means = self.mean({"objective": outcome.objective.mean(), "kl": kl.mean()})
+        return float(means["objective"]), float(means["kl"])
+
+    @torch.no_grad()
+    def _put(self, values: Params) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """There is none."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take up."""
+
+
+def _order(learner: MetaLearner) -> Any:
+    return getattr(learner.objective, "order", 2)
+
+
+def _divergences(output: Any, tasks: Task) -> Tensor:
+    """``KL(pi_old || pi)`` of each task's query episodes, ``[T]``."""
+    y = tasks.query.y
+    kl: Tensor = (y.behaviour.kl(output) * y.weights).sum((1, 2)) / y.weights.sum((1, 2))
+    return kl
+
+
+class PPO:
+    """Some steps of Adam on the same episodes (Schulman et al. 2017), for surrogates that give no reward for going far.
+    The penalty on leaving the policies that acted before adapting, where the objective has one, is halved or doubled
+    so that the divergence comes near a target (Rothfuss et al. 2019, appendix C).
+
+    Args:
+        lr: of Adam.
+        epochs: steps on each meta-batch.
+        target: of the divergence of the policies before each inner step; ``None`` leaves the penalty as it is.
+
+    Attributes:
+        told: of the last meta-batch: ``kl`` of adapted policies; with a penalty ``inner_kl`` and ``penalty``.
+    """
+
+    citation = "Schulman, Wolski, Dhariwal, Radford, Klimov. Proximal Policy Optimization Algorithms. arXiv:1707.06347"
+    WIDE = 1.5
+
+    def __init__(self, lr: float = 1e-3, epochs: int = 5, target: float | None = None) -> None:
+        if lr <= 0 or epochs < 1 or (target is not None and target <= 0):
+            raise ValueError(f"PPO needs lr > 0, epochs >= 1, target > 0, got {lr}, {epochs}, {target}")
+        self.lr, self.epochs, self.target = lr, epochs, target
+        self.told: dict[str, float] = {}
+
+    def bind(self, learner: MetaLearner, mean: Mean = _alone) -> None:
+        """See `TRPO.bind`."""
+        self.learner, self.mean = learner, mean
+        self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.Adam(list(self.parameters.values()), self.lr)
+
+    def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
+        """The steps on a meta-batch, the first along the meta-gradient that is given. Returns their rate."""
+        for epoch in range(self.epochs):
+            if epoch:
+                grads = self.mean(self.learner.meta_gradient(tasks, iteration)[0])
+            for name, parameter in self.parameters.items():
+                parameter.grad = grads[name]
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self._look_back(tasks, iteration)
+        return self.lr
+
+    @torch.no_grad()
+    def _look_back(self, tasks: Task, iteration: int) -> None:
+        """How far the policies went, and what the penalty is to be."""
+        objective = self.learner.objective
+        judge = InnerDivergence(objective.order) if isinstance(objective, Penalised) else None
+        inner, _, output, _ = self.learner(tasks, iteration, objective=judge)
+        means = self.mean({"kl": _divergences(output, tasks).mean(), "inner": inner.mean()})
+        self.told = {"kl": float(means["kl"])}
+        if isinstance(objective, Penalised):
+            found = float(means["inner"])
+            self.told |= {"inner_kl": found, "penalty": objective.strength}
+            if self.target is not None and found > self.WIDE * self.target:
+                objective.strength *= 2
+            elif self.target is not None and found < self.target / self.WIDE:
+                objective.strength /= 2
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's, and the penalty."""
+        strength = getattr(self.learner.objective, "strength", None)
+        return {"optimizer": self.optimizer.state_dict(), "strength": strength}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them up."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.learner.objective, Penalised):
+            self.learner.objective.strength = state["strength"]

@@ -1,0 +1,123 @@
+"""Policies: ordinary modules whose output is a distribution over actions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .distributions import Categorical, Gaussian
+
+Activation = Literal["tanh", "relu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+MIN_STD = 1e-6
+
+
+class Body(nn.Module):
+    """Linear layers and activations; weights Xavier-uniform, biases zero."""
+
+    def __init__(self, sizes: Sequence[int], activation: Activation) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {' or '.join(ACTIVATIONS)}, got {activation!r}")
+        layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.layers, self.activation = nn.ModuleList(layers), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., inputs] -> [..., outputs]``."""
+        for layer in self.layers:
+            x = ACTIVATIONS[self.activation](layer(x))
+        return x
+
+
+class GaussianPolicy(nn.Module):
+    """Continuous actions: the means from a network, the spread a parameter of each action (Duan et al. 2016).
+
+    Args:
+        observations: numbers that an observation has.
+        actions: numbers that an action has.
+        hidden: sizes of the layers between.
+        activation: ``"tanh"`` or ``"relu"``.
+        std: the standard deviation at first, in units of ``scale``.
+        scale: the unit of actions, such as how far an actuator reaches: what the network gives is multiplied by it.
+        context: numbers that are handed to the network beside every observation, zero and not meta-learned: what CAVIA
+            adapts (Zintgraf et al. 2019, section 5.3).
+    """
+
+    def __init__(
+        self,
+        observations: int,
+        actions: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
+        std: float = 1.0,
+        scale: float = 1.0,
+        context: int = 0,
+    ) -> None:
+        super().__init__()
+        if std <= MIN_STD or scale <= 0:
+            raise ValueError(f"std must be above {MIN_STD} and scale above 0, got {std} and {scale}")
+        self.observations, self.actions, self.scale = observations, actions, scale
+        sizes = (observations + context, *hidden)
+        self.body, self.head = Body(sizes, activation), nn.Linear(sizes[-1], actions)
+        self.context = nn.Parameter(torch.zeros(context), requires_grad=False) if context else None
+        self.log_std = nn.Parameter(torch.full((actions,), math.log(std)))
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, observation: Tensor) -> Gaussian:
+        """Observations ``[..., observations]`` -> a distribution over ``[..., actions]``."""
+        mean = self.head(self.body(_beside(observation, self.context)))
+        log_std = self.log_std.clamp_min(math.log(MIN_STD)) + math.log(self.scale)
+        return Gaussian(self.scale * mean, log_std.expand_as(mean))
+
+
+class CategoricalPolicy(nn.Module):
+    """Discrete actions.
+
+    Args:
+        observations: numbers that an observation has.
+        actions: how many actions there are.
+        hidden: sizes of the layers between; none for a linear policy, which is tabular on one-hot observations.
+        activation: ``"tanh"`` or ``"relu"``.
+        context: see `GaussianPolicy`.
+    """
+
+    def __init__(
+        self,
+        observations: int,
+        actions: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
+        context: int = 0,
+    ) -> None:
+        super().__init__()
+        self.observations, self.actions = observations, actions
+        sizes = (observations + context, *hidden)
+        self.body, self.head = Body(sizes, activation), nn.Linear(sizes[-1], actions)
+        self.context = nn.Parameter(torch.zeros(context), requires_grad=False) if context else None
+        nn.init.zeros_(self.head.weight)  # no preference at first
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, observation: Tensor) -> Categorical:
+        """Observations ``[..., observations]`` -> a distribution over action indices ``[...]``."""
+        return Categorical(self.head(self.body(_beside(observation, self.context))))
+
+
+def _beside(observation: Tensor, context: Tensor | None) -> Tensor:
+    """``[..., O]`` and ``[C]`` -> ``[..., O + C]``."""
+    if context is None:
+        return observation
+    return torch.cat([observation, context.expand(*observation.shape[:-1], -1)], -1)
+
+
+gaussian_policy = GaussianPolicy
+categorical_policy = CategoricalPolicy

@@ -1,0 +1,166 @@
+"""Published algorithms of meta-reinforcement learning, each a small composition: a learner of the core's parts, with
+losses of policies and an outer step of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypedDict
+
+from torch import nn
+from typing_extensions import Unpack  # torch brings it
+
+from .. import rules
+from ..engine import Vectorize
+from ..inner import Memory
+from ..learner import MetaLearner
+from ..objectives import Objective, Unrolled
+from ..select import Selection, everything, head_of, named
+from .losses import Clipped, Penalised, Sampling, ratio, score
+from .outer import PPO, TRPO
+
+Inner = Literal["score", "ratio"]
+INNER = {"score": score, "ratio": ratio}
+
+
+class Running(TypedDict, total=False):
+    """How a learner runs; see `MetaLearner`. Nothing is compiled, since most of the time goes into acting."""
+
+    memory: Memory
+    vectorize: Vectorize
+
+
+class Options(Running, total=False):
+    """What every preset hands on to the learner; see `MetaLearner`."""
+
+    steps: int
+
+
+def _learner(
+    policy: nn.Module,
+    rule: rules.UpdateRule,
+    adapt: Selection,
+    objective: Objective,
+    outer: TRPO | PPO,
+    episodes: int,
+    inner: Inner,
+    citation: str = "",
+    **options: Unpack[Options],
+) -> MetaLearner:
+    if inner not in INNER:
+        raise ValueError(f"inner is {' or '.join(INNER)}, got {inner!r}")
+    loss = Clipped() if isinstance(outer, PPO) else ratio
+    learner = MetaLearner(
+        policy,
+        rule,
+        adapt,
+        objective,
+        loss,
+        inner_loss=INNER[inner],
+        batch_size=episodes,
+        compile=False,
+        citation=citation,
+        **options,
+    )
+    learner.outer = outer
+    return learner
+
+
+def maml_trpo(
+    policy: nn.Module,
+    lr: float = 0.1,
+    episodes: int = 20,
+    order: int = 2,
+    max_kl: float = 0.01,
+    inner: Inner = "score",
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """MAML for policies: inner policy gradients, an outer trust region (Finn et al. 2017, Algorithm 3)."""
+    objective = Unrolled(order)
+    return _learner(policy, rules.SGD(lr), everything, objective, TRPO(max_kl), episodes, inner, **options)
+
+
+def fomaml_trpo(
+    policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
+) -> MetaLearner:
+    """First-order `maml_trpo`: the updates are taken as constants (Finn et al. 2017, section 5.2)."""
+    return maml_trpo(policy, lr, episodes, order=1, max_kl=max_kl, **options)
+
+
+def e_maml(
+    policy: nn.Module,
+    lr: float = 0.1,
+    episodes: int = 20,
+    strength: float = 1.0,
+    max_kl: float = 0.01,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """E-MAML: the meta-gradient counts what the policy samples to adapt from, too (Stadie et al. 2018)."""
+    objective = Sampling(strength=strength)
+    return _learner(policy, rules.SGD(lr), everything, objective, TRPO(max_kl), episodes, "score", **options)
+
+
+def promp(
+    policy: nn.Module,
+    lr: float = 0.1,
+    episodes: int = 20,
+    outer_lr: float = 1e-3,
+    epochs: int = 5,
+    clip: float = 0.3,
+    penalty: float = 5e-4,
+    target_kl: float | None = 0.01,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """Proximal meta-policy search: ratios within, clipped ratios without, a penalty on leaving the policies that
+    sampled (Rothfuss et al. 2019)."""
+    outer, objective = PPO(outer_lr, epochs, target_kl), Penalised(strength=penalty)
+    learner = _learner(policy, rules.SGD(lr), everything, objective, outer, episodes, "ratio", **options)
+    learner.loss = Clipped(clip)
+    return learner
+
+
+def meta_sgd_trpo(
+    policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
+) -> MetaLearner:
+    """`maml_trpo` with a learned rate for every weight (Li et al. 2017, section 4.3)."""
+    rule = rules.ElementwiseSGD(lr)
+    return _learner(policy, rule, everything, Unrolled(), TRPO(max_kl), episodes, "score", **options)
+
+
+def cavia_trpo(
+    policy: nn.Module, lr: float = 10.0, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
+) -> MetaLearner:
+    """Only the policy's context adapts, from zero (Zintgraf et al. 2019, section 5.3)."""
+    citation = "Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson. Fast Context Adaptation via Meta-Learning. ICML 2019."
+    adapt = named("context", "*.context")
+    return _learner(policy, rules.SGD(lr), adapt, Unrolled(), TRPO(max_kl), episodes, "score", citation, **options)
+
+
+def anil_trpo(
+    policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
+) -> MetaLearner:
+    """`maml_trpo` of which only the last layer adapts (Raghu et al. 2020, section 4.3)."""
+    citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
+    adapt = head_of("head")
+    return _learner(policy, rules.SGD(lr), adapt, Unrolled(), TRPO(max_kl), episodes, "score", citation, **options)
+
+
+def trpo(
+    policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **running: Unpack[Running]
+) -> MetaLearner:
+    """Pretraining, to compare with: one policy for all tasks, trained without adapting (Schulman et al. 2015). It takes
+    inner steps when it is evaluated."""
+    objective, outer = Unrolled(), TRPO(max_kl)
+    return _learner(policy, rules.SGD(lr), everything, objective, outer, episodes, "score", steps=0, **running)
+
+
+PRESETS: dict[str, Callable[..., MetaLearner]] = {
+    "maml-trpo": maml_trpo,
+    "fomaml-trpo": fomaml_trpo,
+    "e-maml": e_maml,
+    "promp": promp,
+    "meta-sgd-trpo": meta_sgd_trpo,
+    "cavia-trpo": cavia_trpo,
+    "anil-trpo": anil_trpo,
+    "trpo": trpo,
+}
+"""The algorithms that a recipe can name."""

@@ -1,0 +1,64 @@
+"""The decision processes that a recipe can name: builders of sources, whose signatures say what can be set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from ..data import Sources
+from .advantages import Baseline, LinearBaseline, ValueFunction
+from .environments import Bandit, Environment, Navigation, Tabular
+from .interaction import Interaction
+
+Expected = Literal["linear", "network"]
+
+
+def sources(environment: Environment, discount: float, trace: float, baseline: Expected) -> Sources:
+    """To train, to choose and to report by: tasks never run out, so that all three are of one family."""
+    return Sources(*(Interaction(environment, discount, trace, _baseline(environment, baseline)) for _ in range(3)))
+
+
+def _baseline(environment: Environment, name: Expected) -> Baseline:
+    if name not in ("linear", "network"):
+        raise ValueError(f'baseline is "linear" or "network", got {name!r}')
+    if name == "linear":
+        return LinearBaseline()
+    return ValueFunction(environment.observations, environment.horizon)
+
+
+def navigation_tasks(
+    horizon: int = 100, discount: float = 0.99, trace: float = 1.0, baseline: Expected = "linear"
+) -> Sources:
+    """`Navigation`: a point that is to go to an unknown goal in the plane."""
+    return sources(Navigation(horizon), discount, trace, baseline)
+
+
+def bandit_tasks(
+    arms: int = 5,
+    horizon: int = 10,
+    noise: float = 0.5,
+    discount: float = 1.0,
+    trace: float = 1.0,
+    baseline: Expected = "linear",
+) -> Sources:
+    """`Bandit`: arms whose mean rewards differ from task to task."""
+    return sources(Bandit(arms, horizon, noise), discount, trace, baseline)
+
+
+def tabular_tasks(
+    states: int = 3,
+    actions: int = 2,
+    horizon: int = 4,
+    discount: float = 1.0,
+    trace: float = 1.0,
+    baseline: Expected = "linear",
+) -> Sources:
+    """`Tabular`: small random Markov decision processes."""
+    return sources(Tabular(states, actions, horizon), discount, trace, baseline)
+
+
+TASKS: dict[str, Callable[..., Sources]] = {
+    "navigation": navigation_tasks,
+    "bandit": bandit_tasks,
+    "tabular": tabular_tasks,
+}
