@@ -71,6 +71,7 @@ EXTRAS = {
     "report": {"matplotlib", "pandas", "rich", "plotly", "scipy", "jinja2"},
     "cli": {"typer", "rich"},
     "sweep": {"optuna"},
+    "rl": {"gymnasium", "mujoco", "numpy", "cloudpickle"},
 }
 CONFIG = {"tomllib", "tomli", "tomli_w"}
 

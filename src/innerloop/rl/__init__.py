@@ -1,9 +1,18 @@
-"""Meta-reinforcement learning: the task is a Markov decision process, the data are what the policy does in it."""
+"""Meta-reinforcement learning: the task is a Markov decision process, the data are what the policy does in it.
+
+`Workers`, `WorkerError` and `VectorTasks`, which need Gymnasium, come in when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 from .advantages import LinearBaseline, ValueFunction, discounted, generalised
 from .distributions import Categorical, Gaussian
 from .environments import Bandit, Environment, Navigation, Step, Tabular, TabularTask, best_arm
 from .interaction import Interaction
+from .locomotion import Locomotion
 from .losses import Clipped, Decisions, InnerDivergence, Judging, Penalised, Sampling, divergence, ratio, score
 from .outer import PPO, TRPO
 from .policies import CategoricalPolicy, GaussianPolicy, categorical_policy, gaussian_policy
@@ -24,6 +33,18 @@ from .tasks import TASKS
 MODELS = {"gaussian-policy": gaussian_policy, "categorical-policy": categorical_policy}
 """The policies that a recipe can name."""
 
+_LATER = {"VectorTasks": "gym", "WorkerError": "workers", "Workers": "workers"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} needs Gymnasium and MuJoCo: pip install 'innerloop[rl]'") from error
+
+
 __all__ = [
     "MODELS",
     "PPO",
@@ -43,6 +64,7 @@ __all__ = [
     "Interaction",
     "Judging",
     "LinearBaseline",
+    "Locomotion",
     "Navigation",
     "Penalised",
     "Sampling",
@@ -50,6 +72,9 @@ __all__ = [
     "Tabular",
     "TabularTask",
     "ValueFunction",
+    "VectorTasks",
+    "WorkerError",
+    "Workers",
     "anil_trpo",
     "best_arm",
     "categorical_policy",

@@ -9,6 +9,7 @@ from ..data import Sources
 from .advantages import Baseline, LinearBaseline, ValueFunction
 from .environments import Bandit, Environment, Navigation, Tabular
 from .interaction import Interaction
+from .locomotion import Locomotion
 
 Expected = Literal["linear", "network"]
 
@@ -57,8 +58,21 @@ def tabular_tasks(
     return sources(Tabular(states, actions, horizon), discount, trace, baseline)
 
 
+def locomotion_tasks(
+    body: Literal["half-cheetah", "ant"] = "half-cheetah",
+    goal: Literal["direction", "velocity", "position"] = "direction",
+    horizon: int = 200,
+    discount: float = 0.99,
+    trace: float = 1.0,
+    baseline: Expected = "linear",
+) -> Sources:
+    """`Locomotion`: a half-cheetah or an ant that is to run in a direction, at a speed, or to a place."""
+    return sources(Locomotion(body, goal, horizon), discount, trace, baseline)
+
+
 TASKS: dict[str, Callable[..., Sources]] = {
     "navigation": navigation_tasks,
     "bandit": bandit_tasks,
     "tabular": tabular_tasks,
+    "locomotion": locomotion_tasks,
 }
