@@ -37,7 +37,7 @@ def shaped(vector: torch.Tensor, like) -> dict[str, torch.Tensor]:
 
 def mean_divergence(learner, tasks) -> torch.Tensor:
     """Its slope by the meta-parameters, in one vector."""
-    judged = learner(tasks, objective=rl.Judging(rl.divergence, learner.objective.order)).objective.mean()
+    judged = learner(tasks, objective=rl.Judging(rl.divergence, learner.objective)).objective.mean()
     params = list(learner.outer.parameters.values())
     return torch.cat([g.flatten() for g in torch.autograd.grad(judged, params, allow_unused=True,
                                                                materialize_grads=True)])  # fmt: skip

@@ -117,6 +117,26 @@ def report(
     print(output)
 
 
+# -- film -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def film(
+    run: Annotated[Path, typer.Argument(help="A run directory, of locomotion.")],
+    output: Annotated[Path | None, typer.Option("-o", help="A GIF.", show_default="RUN/figures/film.gif")] = None,
+    steps: Annotated[int | None, typer.Option(help="Inner steps.", show_default="the recipe's")] = None,
+    seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
+) -> None:
+    """Film a simulated body in two unseen tasks, before adaptation (left) and after it (right)."""
+    from ..report.lives import film as show
+
+    learner, sources, settings = config.load_run(run)
+    path = output or run / "figures" / "film.gif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    show(learner, sources.test, path, settings["evaluate"].get("steps") if steps is None else steps, seed)
+    print(path)
+
+
 # -- watch ------------------------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import load_run
+from ..rl import Interaction
 from ..task import InteractiveSource
 from ..train import evaluate
+from . import lives
 from .curves import (
     WIDTH,
     compare,
@@ -100,6 +102,14 @@ def episodes(run: Run, options: Options) -> Figure:
     return figure
 
 
+def paths(run: Run, options: Options) -> Figure:
+    """How a policy lives through six unseen tasks, before and after adaptation."""
+    learner, sources, config = load_run(run.path, options.data, options.device)
+    if not isinstance(sources.test, Interaction):
+        raise NothingToDrawError(f"{run.path} is not of tasks that are acted in")
+    return lives.paths(learner, sources.test, config["evaluate"].get("steps"))
+
+
 def _of_record(draw: Callable[..., Any], *takes: str) -> Callable[[Run, Options], Figure]:
     return lambda run, options: panel(draw, run, **{name: getattr(options, name) for name in takes})
 
@@ -119,6 +129,7 @@ PLOTS: dict[str, Callable[[Run, Options], Figure]] = {
     "adaptation": adaptation,
     "functions": functions,
     "episodes": episodes,
+    "paths": paths,
 }
 """The figures of one run; of several there is also `compare`."""
 

@@ -13,8 +13,10 @@ import torch
 from ..config import load_run
 from ..data import Sources
 from ..learner import MetaLearner
-from ..task import InteractiveSource, TaskSource, select
+from ..rl import Interaction
+from ..task import TaskSource, select
 from ..train import Evaluation, evaluate
+from . import lives
 from .curves import WIDTH
 from .figures import FunctionSource, episode, episode_height, failed_episode, solved_episode
 from .figures import new_figure as new_picture
@@ -66,8 +68,10 @@ def figures(
         if isinstance(sources.test, FunctionSource):
             yield functions(name, learner, sources.test, learner.steps if steps is None else steps)
             continue
-        if isinstance(sources.test, InteractiveSource):
+        if isinstance(sources.test, Interaction):
+            yield lives.interactive(name, learner, sources.test, steps)
             continue
+        assert isinstance(sources.test, TaskSource)
         try:
             yield from pictures(name, learner, sources.test, steps, transductive)
         except ImportError as error:

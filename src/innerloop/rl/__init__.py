@@ -13,7 +13,7 @@ from .distributions import Categorical, Gaussian
 from .environments import Bandit, Environment, Navigation, Step, Tabular, TabularTask, best_arm
 from .interaction import Interaction
 from .locomotion import Locomotion
-from .losses import Clipped, Decisions, InnerDivergence, Judging, Penalised, Sampling, divergence, ratio, score
+from .losses import Along, Clipped, Decisions, InnerDivergence, Judging, Penalised, Sampling, divergence, ratio, score
 from .outer import PPO, TRPO
 from .policies import CategoricalPolicy, GaussianPolicy, categorical_policy, gaussian_policy
 from .presets import (
@@ -51,6 +51,7 @@ __all__ = [
     "PRESETS",
     "TASKS",
     "TRPO",
+    "Along",
     "Bandit",
     "Categorical",
     "CategoricalPolicy",

@@ -8,7 +8,10 @@ left out. The same problems one by one, as Gymnasium environments, are in `inner
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -185,6 +188,36 @@ class Locomotion:
         threads, data = self._threads
         return lambda state, control: threads.rollout(self._model, data, state, control, nstep=self._skip)
 
+    @contextmanager
+    def camera(self, width: int, height: int) -> Iterator[Callable[[Tensor], Any]]:
+        """A function that makes a picture ``[height, width, 3]``, uint8, of a state, as those in ``state`` are.
+
+        Raises:
+            RuntimeError: nothing can be rendered here; the message says what may help.
+        """
+        import mujoco
+
+        data = mujoco.MjData(self._model)
+        try:
+            renderer = mujoco.Renderer(self._model, height, width)
+        except Exception as error:  # of whatever draws, in its own ways
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RuntimeError(
+                f"MuJoCo cannot render here ({reason}); without a screen, install libegl1 and set MUJOCO_GL=egl, or "
+                "libosmesa6 and MUJOCO_GL=osmesa"
+            ) from error
+
+        def look(state: Tensor) -> Any:
+            mujoco.mj_setState(self._model, data, state.numpy(), mujoco.mjtState.mjSTATE_FULLPHYSICS)
+            mujoco.mj_forward(self._model, data)
+            renderer.update_scene(data, camera="track")
+            return renderer.render()
+
+        try:
+            yield look
+        finally:
+            renderer.close()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_threads": None}
 
@@ -195,6 +228,8 @@ def make(name: str, **options: Any) -> Any:
     Raises:
         ImportError: it, or MuJoCo, is not installed; the message says how to install them.
     """
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # it is read once, when MuJoCo is imported
     try:
         import gymnasium
     except ImportError as error:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..inner import Episode, Loss
-from ..objectives import Judgement, Unrolled
+from ..objectives import Judgement, Objective, Unrolled
 from ..schedules import Schedule, value
 from .distributions import Distribution
 
@@ -71,16 +71,45 @@ def divergence(output: Distribution, y: Decisions) -> Tensor:
     return _mean(y.behaviour.kl(output), y)  # type: ignore[arg-type]
 
 
-class Judging(Unrolled):
-    """What another loss says of the query set, by the same path."""
+class Along(Unrolled):
+    """What all policies of an adaptation do, each judged by the episodes that it lived itself: those before an inner
+    step are at the same time what comes after the step before it. It is the multi-step loss of Antoniou et al. 2019
+    (Eq. 4) for tasks that are lived through.
 
-    def __init__(self, loss: Loss, order: Schedule[int] = 2) -> None:
+    Args:
+        order: as of `Unrolled`.
+        weights: of the policies after 0, 1, ..., K inner steps; they are divided by their sum.
+    """
+
+    def __init__(self, order: Schedule[int] = 2, weights: Sequence[float] = (0.0, 1.0)) -> None:
         super().__init__(order)
-        self.loss = loss
+        if not any(weights) or min(weights) < 0:
+            raise ValueError(f"weights are at least 0, and not all 0, got {list(weights)}")
+        self.weights = tuple(weight / sum(weights) for weight in weights)
+
+    def __call__(self, episode: Episode) -> Judgement:
+        if len(self.weights) != episode.steps + 1:
+            raise ValueError(f"{episode.steps} inner steps have {episode.steps + 1} policies, got {self.weights}")
+        points = [episode.start, *episode.path(value(self.order, episode.iteration))]
+        loss, output = episode.query_loss(points[-1])
+        terms = [self.weights[-1] * loss]
+        for step, (weight, params) in enumerate(zip(self.weights[:-1], points, strict=False)):
+            if weight:
+                x, y = episode.support(step)
+                terms.append(weight * episode.loss(episode.output(params, x), y))
+        return Judgement(torch.stack(terms).sum(), points[-1], loss, output)
+
+
+class Judging(Unrolled):
+    """What another loss says of the policies that an objective judges, by the same path."""
+
+    def __init__(self, loss: Loss, objective: Objective) -> None:
+        super().__init__(getattr(objective, "order", 2))
+        self.loss, self.objective = loss, objective
 
     def __call__(self, episode: Episode) -> Judgement:
         episode.loss = self.loss
-        return super().__call__(episode)
+        return self.objective(episode) if isinstance(self.objective, Along) else super().__call__(episode)
 
 
 class Sampling(Unrolled):

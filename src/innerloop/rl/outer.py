@@ -92,7 +92,7 @@ class TRPO:
         acted, at which it is zero."""
         names, values = list(self.parameters), list(self.parameters.values())
         with torch.enable_grad():
-            judged = self.learner(tasks, iteration, objective=Judging(divergence, _order(self.learner)))
+            judged = self.learner(tasks, iteration, objective=self._divergence)
             slope = torch.autograd.grad(
                 judged.objective.mean(), values, create_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -105,12 +105,16 @@ class TRPO:
 
         return product
 
+    @property
+    def _divergence(self) -> Judging:
+        return Judging(divergence, self.learner.objective)
+
     @torch.no_grad()
     def _look(self, tasks: Task, iteration: int) -> tuple[float, float]:
         """The surrogate and the divergence at the parameters as they are."""
-        outcome = self.learner(tasks, iteration)
-        kl = _divergences(outcome.output, tasks)
-        means = self.mean({"objective": outcome.objective.mean(), "kl": kl.mean()})
+        surrogate = self.learner(tasks, iteration).objective.mean()
+        kl = self.learner(tasks, iteration, objective=self._divergence).objective.mean()
+        means = self.mean({"objective": surrogate, "kl": kl})
         return float(means["objective"]), float(means["kl"])
 
     @torch.no_grad()
@@ -124,10 +128,6 @@ class TRPO:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to take up."""
-
-
-def _order(learner: MetaLearner) -> Any:
-    return getattr(learner.objective, "order", 2)
 
 
 def _divergences(output: Any, tasks: Task) -> Tensor:

@@ -3,7 +3,7 @@ losses of policies and an outer step of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypedDict
 
 from torch import nn
@@ -15,7 +15,7 @@ from ..inner import Memory
 from ..learner import MetaLearner
 from ..objectives import Objective, Unrolled
 from ..select import Selection, everything, head_of, named
-from .losses import Clipped, Penalised, Sampling, ratio, score
+from .losses import Along, Clipped, Penalised, Sampling, ratio, score
 from .outer import PPO, TRPO
 
 Inner = Literal["score", "ratio"]
@@ -72,10 +72,12 @@ def maml_trpo(
     order: int = 2,
     max_kl: float = 0.01,
     inner: Inner = "score",
+    weights: Sequence[float] | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """MAML for policies: inner policy gradients, an outer trust region (Finn et al. 2017, Algorithm 3)."""
-    objective = Unrolled(order)
+    """MAML for policies: inner policy gradients, an outer trust region (Finn et al. 2017, Algorithm 3). With weights
+    for the policies after 0, 1, ..., K steps all of them are trained (`Along`), else the last alone."""
+    objective = Unrolled(order) if weights is None else Along(order, weights)
     return _learner(policy, rules.SGD(lr), everything, objective, TRPO(max_kl), episodes, inner, **options)
 
 
