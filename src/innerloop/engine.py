@@ -71,7 +71,8 @@ class Engine:
     @property
     def reasons(self) -> list[str]:
         """What was measured and chosen, in words."""
-        return [*(f"{name}: {search}" for name, search in self._searches.items() if search.found), *self._notes]
+        found = {name: search for name, search in self._searches.items() if search.found}
+        return [*(f"{' '.join(dict.fromkeys(name.split()))}: {search}" for name, search in found.items()), *self._notes]
 
     def settled(self, tasks: Task, purpose: str) -> bool:
         """Whether the plan for such meta-batches stays as it is."""

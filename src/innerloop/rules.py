@@ -15,7 +15,7 @@ tensor([-0.1000, -0.1000, -0.1000])
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -151,17 +151,22 @@ class SGD(UpdateRule):
 
 class PerStepSGD(UpdateRule):
     """Learned rates, one for each parameter tensor and step (LSLR; Antoniou et al. 2019, section 4). They may turn
-    negative. Beyond the trained number of steps the last step's rates are repeated."""
+    negative. Beyond the trained number of steps the last step's rates are repeated.
+
+    Args:
+        lr: the rate at first, or a rate for each step, of which the last is that of the steps beyond, too.
+        learned: whether rates are meta-learned.
+    """
 
     citation = "Antoniou, Edwards, Storkey. How to train your MAML. ICLR 2019. arXiv:1810.09502"
 
-    def __init__(self, lr: float = 0.01, learned: bool = True) -> None:
+    def __init__(self, lr: float | Sequence[float] = 0.01, learned: bool = True) -> None:
         super().__init__()
-        self.initial_lr, self.learned = float(lr), learned
+        self.initial_lr, self.learned = tuple(lr) if isinstance(lr, Sequence) else (float(lr),), learned
 
     def bind(self, params: Params, steps: int) -> None:
-        rates = {n: p.new_full((max(steps, 1),), self.initial_lr) for n, p in params.items()}
-        self.lr = PerParameter(rates, self.learned)
+        rates = [*self.initial_lr, *self.initial_lr[-1:] * (steps - len(self.initial_lr))]
+        self.lr = PerParameter({name: p.new_tensor(rates) for name, p in params.items()}, self.learned)
 
     def rates(self) -> Params:
         return self.lr.learned()

@@ -137,3 +137,28 @@ def test_steps_after_the_end_count_for_nothing():
     logits = torch.tensor([[[0.3, -0.1], [5.0, 2.0]]])
     for loss in (rl.score, rl.ratio, rl.Clipped(), rl.divergence):
         torch.testing.assert_close(loss(rl.Categorical(logits), both), loss(rl.Categorical(logits[:, :1]), y))
+
+
+def lived(**options):
+    torch.manual_seed(0)
+    own = rl.maml_trpo(rl.gaussian_policy(2, 2, hidden=(4,)), episodes=3, steps=2, vectorize=True, **options)
+    return own, rl.Interaction(rl.Navigation(6)).collect(own, 3, torch.Generator().manual_seed(1))
+
+
+def test_all_policies_of_an_adaptation_are_judged_by_their_own_episodes():
+    own, tasks = lived(weights=(1, 0, 3))
+    last = own(tasks, objective=il.Unrolled()).objective
+    first = torch.stack([
+        rl.ratio(own.model(support.x[:3]), select(support.y, slice(0, 3)))
+        for support in (select(tasks.support, task) for task in range(3))
+    ])  # fmt: skip
+    torch.testing.assert_close(own(tasks).objective, 0.25 * first + 0.75 * last)
+    torch.testing.assert_close(own(tasks, objective=rl.Along(weights=(0, 0, 1))).objective, last)
+
+
+def test_weights_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="not all 0"):
+        rl.Along(weights=(0, 0))
+    own, tasks = lived(weights=(1, 1))
+    with pytest.raises(ValueError, match="2 inner steps have 3 policies"):
+        own(tasks)

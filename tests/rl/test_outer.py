@@ -71,7 +71,7 @@ def test_fisher_products_are_those_of_the_dense_matrix(name):
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("max_kl", [0.001, 0.05])
 def test_a_trust_region_step_keeps_its_bound_and_improves(name, max_kl):
-    learner, tasks = collected(name, max_kl=max_kl)
+    learner, tasks = collected(name, max_kl=max_kl, tasks=4)
     before = learner(tasks).objective.mean().item()
     grads, _ = learner.meta_gradient(tasks)
     part = learner.outer(grads, tasks, 0)
@@ -83,6 +83,13 @@ def test_a_trust_region_step_keeps_its_bound_and_improves(name, max_kl):
     assert 0 < kl.item() <= max_kl
     assert learner.outer.told["kl"] == pytest.approx(kl.item())
     assert learner.outer.told["improvement"] == pytest.approx(before - outcome.objective.mean().item())
+
+
+def test_the_bound_is_that_of_all_policies_that_are_judged():
+    learner, tasks = collected("maml-trpo", steps=2, weights=(1, 1, 2), max_kl=0.002)
+    learner.outer(learner.meta_gradient(tasks)[0], tasks, 0)
+    every = rl.Judging(rl.divergence, rl.Along(weights=(1, 1, 2)))
+    assert 0 < learner(tasks, objective=every).objective.mean().item() <= 0.002
 
 
 def test_a_step_that_improves_nothing_is_not_taken():

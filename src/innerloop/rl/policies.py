@@ -56,7 +56,7 @@ class GaussianPolicy(nn.Module):
         self,
         observations: int,
         actions: int,
-        hidden: Sequence[int] = (64, 64),
+        hidden: tuple[int, ...] = (64, 64),
         activation: Activation = "tanh",
         std: float = 1.0,
         scale: float = 1.0,
@@ -95,7 +95,7 @@ class CategoricalPolicy(nn.Module):
         self,
         observations: int,
         actions: int,
-        hidden: Sequence[int] = (64, 64),
+        hidden: tuple[int, ...] = (64, 64),
         activation: Activation = "tanh",
         context: int = 0,
     ) -> None:

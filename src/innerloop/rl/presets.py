@@ -3,7 +3,7 @@ losses of policies and an outer step of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, TypedDict
 
 from torch import nn
@@ -69,16 +69,33 @@ def maml_trpo(
     policy: nn.Module,
     lr: float = 0.1,
     episodes: int = 20,
+    later_lr: float | None = None,
     order: int = 2,
     max_kl: float = 0.01,
     inner: Inner = "score",
-    weights: Sequence[float] | None = None,
+    weights: tuple[float, ...] | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """MAML for policies: inner policy gradients, an outer trust region (Finn et al. 2017, Algorithm 3). With weights
-    for the policies after 0, 1, ..., K steps all of them are trained (`Along`), else the last alone."""
+    """MAML for policies: inner policy gradients, an outer trust region (Finn et al. 2017, Algorithm 3).
+
+    Args:
+        policy: a module whose output is a distribution over actions.
+        lr: of the inner steps.
+        episodes: of a task, that an inner step is taken on.
+        later_lr: of the steps after the first; Finn et al. halve the rate for these.
+        order: 2 differentiates through the inner steps, 1 does not.
+        max_kl: how far the adapted policies may move in an outer step.
+        inner: the inner loss, `score` or `ratio`.
+        weights: of the policies after 0, 1, ..., K steps, to train all of them (`Along`); else it is the last alone.
+        options: see `MetaLearner`.
+    """
     objective = Unrolled(order) if weights is None else Along(order, weights)
-    return _learner(policy, rules.SGD(lr), everything, objective, TRPO(max_kl), episodes, inner, **options)
+    rule = _rule(lr, later_lr)
+    return _learner(policy, rule, everything, objective, TRPO(max_kl), episodes, inner, **options)
+
+
+def _rule(lr: float, later_lr: float | None) -> rules.UpdateRule:
+    return rules.SGD(lr) if later_lr is None else rules.PerStepSGD((lr, later_lr), learned=False)
 
 
 def fomaml_trpo(
@@ -147,12 +164,17 @@ def anil_trpo(
 
 
 def trpo(
-    policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **running: Unpack[Running]
+    policy: nn.Module,
+    lr: float = 0.1,
+    episodes: int = 20,
+    later_lr: float | None = None,
+    max_kl: float = 0.01,
+    **running: Unpack[Running],
 ) -> MetaLearner:
     """Pretraining, to compare with: one policy for all tasks, trained without adapting (Schulman et al. 2015). It takes
-    inner steps when it is evaluated."""
-    objective, outer = Unrolled(), TRPO(max_kl)
-    return _learner(policy, rules.SGD(lr), everything, objective, outer, episodes, "score", steps=0, **running)
+    inner steps, at the rates that are given, when it is evaluated."""
+    rule, objective, outer = _rule(lr, later_lr), Unrolled(), TRPO(max_kl)
+    return _learner(policy, rule, everything, objective, outer, episodes, "score", steps=0, **running)
 
 
 PRESETS: dict[str, Callable[..., MetaLearner]] = {
