@@ -43,9 +43,17 @@ def collect(run: Path, data: str | None = None, device: str = "cpu") -> dict[str
         "depends_on_query_set": learner.depends_on_query_set,
         "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
         "environment": trained["environment"],
+        **acted(run),
         "config": config,
         "curves": curves(run),
     }
+
+
+def acted(run: Path) -> dict[str, int]:
+    """Steps of an environment that training took, if it was of one."""
+    steps = [line["environment_steps"] for line in il.report.read_run(run).lines.get("train", ())
+             if "environment_steps" in line]  # fmt: skip
+    return {"environment_steps": max(steps)} if steps else {}
 
 
 def _members(run: Path) -> int:

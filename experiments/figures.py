@@ -28,7 +28,9 @@ def draw(family: str) -> Path:
         lines(validation, recipe, results, "validation", index)
         panel.sharey(losses[0])
         panel.set(xlabel="iteration", ylabel="training loss after adaptation", title=recipe if alone else "")
-    validation.set(xlabel="iteration", ylabel="validation accuracy, %")
+    metrics = {result["tests"][0]["metric"] for results in found.values() for result in results}
+    judged = "return" if metrics == {"return"} else "accuracy, %"
+    validation.set(xlabel="iteration", ylabel=f"validation {judged}")
     validation.legend(fontsize="small")
     path = HERE / f"{family}.png"
     figure.savefig(path, dpi=100)
@@ -39,6 +41,8 @@ def draw(family: str) -> Path:
 def lines(axis: Any, recipe: str, results: list[dict[str, Any]], kind: str, colour: int) -> None:
     """A curve of every seed, under one label; seeds are shades."""
     for number, result in enumerate(results):
+        if not result["curves"][kind]:
+            continue
         points = list(zip(*result["curves"][kind], strict=True))
         label = recipe if number == 0 else None
         axis.plot(points[0], points[1], color=f"C{colour}", alpha=max(1 - 0.3 * number, 0.2), linewidth=1, label=label)

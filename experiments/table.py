@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import returns
+
 from innerloop import config
 
 HERE = Path(__file__).parent
@@ -19,7 +21,7 @@ MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 FAMILY_MARKS = re.compile(r"(<!-- family (\S+) -->\n).*?(<!-- /family -->)", re.DOTALL)
 MEASURED = re.compile(
     r"(?<=^# )(Hardware and time not yet measured; expected: not yet measured|"
-    r"[^;\n]*: [\d.]+ minutes a run; accuracy [^,]*, \w+ductive)",
+    r"[^;\n]*: [\d.]+ minutes a run; (?:accuracy [^,]*, \w+ductive|returns .* in [^.;\n]* seeds?))",
     re.MULTILINE,
 )
 """What the first comment of a recipe says of time and score."""
@@ -138,6 +140,10 @@ def family(name: str) -> str:
         raise ValueError(f"a table of the family {name} is asked for, but families.toml has {', '.join(families())}")
     about, found = families()[name], members(name)
     published = about.get("published", {})
+    if about.get("kind") == "returns":
+        every = [result for results in found.values() for result in results]
+        command, machines = f"`python experiments/run.py {name}`", _list(set(map(machine, every)))
+        return f"{markdown(returns.rows(found, published))}\n\n{returns.note(command, found, machines)}"
     last = "published" if published else "reaches"
     lines = [["recipe", "seeds", "transductive", "inductive", "ensemble", last, "minutes a run"]]
     base = next(iter(found.values()), None)
@@ -183,6 +189,8 @@ def measured(every: list[dict[str, Any]]) -> str:
     environment, test = every[0]["environment"], every[0]["tests"][0]
     cores = f"{environment['threads']} CPU core{'s' * (environment['threads'] != 1)}"
     on = cores if environment["device"] == "cpu" else f"a GPU, {environment['device']}"
+    if test["metric"] == "return":
+        return f"{on}: {minutes(every)} minutes a run; {returns.measured(every)}"
     kind = evaluations(every, test["transductive"])
     score = mean(kind).replace("*", "").replace("±", "+-")
     seeds = f"{len(kind)} seeds" if len(kind) > 1 else "one seed"

@@ -68,7 +68,7 @@ def test_rooms_are_small(path: Path) -> None:
 EXTRAS = {
     "data": {"PIL", "rich"},
     "train": {"rich"},
-    "report": {"matplotlib", "pandas", "rich", "plotly", "scipy", "jinja2"},
+    "report": {"matplotlib", "pandas", "rich", "plotly", "scipy", "jinja2", "PIL"},
     "cli": {"typer", "rich"},
     "sweep": {"optuna"},
     "rl": {"gymnasium", "mujoco", "numpy", "cloudpickle"},

@@ -53,7 +53,7 @@ def test_results_tell_their_command_protocol_and_machine() -> None:
         assert result["command"].startswith("innerloop train ")
         assert {"seed", "iterations", "seconds", "environment", "config"} <= set(result)
         for test in result["tests"]:
-            assert test["num_tasks"] >= 600
+            assert test["num_tasks"] >= (100 if test["metric"] == "return" else 600)
             assert len(test["steps"]) == len(test["steps_ci95"])
             assert isinstance(test["transductive"], bool)
 

@@ -213,9 +213,41 @@ class WithContext(nn.Module):
         return self.model(*inputs)
 
 
+class Recurrent(nn.Module):
+    """An Elman network: a state that every step of a sequence renews, and a linear output at each (Elman 1990). Torch's
+    own recurrent layers cannot be vectorised over tasks; this one can.
+
+    Args:
+        inputs: numbers that a step of a sequence has.
+        outputs: numbers that are told at each step.
+        hidden: of the state.
+    """
+
+    def __init__(self, inputs: int = 1, outputs: int = 1, hidden: int = 32) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.read, self.keep, self.head = (
+            nn.Linear(i, o) for i, o in ((inputs, hidden), (hidden, hidden), (hidden, outputs))
+        )
+        nn.init.orthogonal_(self.keep.weight, 0.9)  # so that a state fades, and slowly
+        nn.init.zeros_(self.keep.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sequences ``[N, H, inputs]`` -> ``[N, H, outputs]``."""
+        read, states = self.read(x), []
+        state = torch.zeros_like(read[:, 0])
+        for step in read.unbind(1):
+            state = torch.tanh(step + self.keep(state))
+            states.append(state)
+        return self.head(torch.stack(states, 1))  # type: ignore[no-any-return]
+
+
 conv4 = Conv4
+recurrent = Recurrent
 resnet12 = ResNet12
 pair_net = PairNet
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4, "pair-net": pair_net, "resnet12": resnet12}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp, "conv4": conv4, "pair-net": pair_net, "recurrent": recurrent, "resnet12": resnet12,
+}  # fmt: skip
 """The models that a recipe can name."""

@@ -1,10 +1,11 @@
-"""Task sources: functions, invented characters, and few-shot episodes from images."""
+"""Task sources: functions, sequences, invented characters, and few-shot episodes from images."""
 
 from .episodes import FewShot
 from .folders import image_folder
 from .functions import Linear, Lines, Sinusoid, Sinusoids
 from .images import ClassImages, Splits
 from .pairs import Pairs
+from .sequences import Oscillator
 from .strokes import Strokes
 from .tasks import TASKS, Sources, few_shot
 from .vision import mini_imagenet, omniglot
@@ -17,6 +18,7 @@ __all__ = [
     "FewShot",
     "Linear",
     "Lines",
+    "Oscillator",
     "Pairs",
     "Sinusoid",
     "Sinusoids",

@@ -14,6 +14,7 @@ from .folders import image_folder
 from .functions import Linear, Sinusoid
 from .images import Splits
 from .pairs import Pairs
+from .sequences import Oscillator
 from .strokes import Strokes
 from .vision import OmniglotSplit, mini_imagenet, omniglot
 
@@ -41,6 +42,12 @@ def two_phase_tasks(shots: int = 4, queries: int | None = None) -> Sources:
 def linear_tasks(shots: int = 10, queries: int | None = None) -> Sources:
     """`Linear`."""
     source = Linear(shots, queries)
+    return Sources(source, source, source)
+
+
+def oscillator_tasks(shots: int = 5, queries: int | None = None, horizon: int = 30) -> Sources:
+    """`Oscillator`: sequences of an unknown damped oscillator."""
+    source = Oscillator(shots, queries, horizon)
     return Sources(source, source, source)
 
 
@@ -164,6 +171,7 @@ TASKS: dict[str, Callable[..., Sources]] = {
     "sinusoid": sinusoid_tasks,
     "sinusoid-two-phase": two_phase_tasks,
     "linear": linear_tasks,
+    "oscillator": oscillator_tasks,
     "strokes": strokes_tasks,
     "omniglot": omniglot_tasks,
     "omniglot-pairs": omniglot_pairs_tasks,

@@ -171,7 +171,7 @@ def film(learner: MetaLearner, source: Source, path: Path, steps: int | None, se
     watched = Watched(source.environment)
     list(Interaction(watched).episodes(learner, _telling(source.environment, tasks, seed), steps, generator))
     shown = [torch.stack([row[:, 0] for row in watched.lives[at]]) for at in (0, -1)]
-    pictures = [Image.fromarray(picture) for picture in _rendered(source.environment, torch.stack(shown, 2))]
+    pictures = [Image.fromarray(picture.numpy()) for picture in _rendered(source.environment, torch.stack(shown, 2))]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // SPEED, loop=0)
 
 
@@ -205,10 +205,8 @@ def _telling(environment: Locomotion, tasks: int, seed: int) -> Tensor:
     return drawn[order[torch.linspace(0, 63, tasks).long()]]
 
 
-def _rendered(environment: Locomotion, states: Tensor) -> Iterator[Any]:
+def _rendered(environment: Locomotion, states: Tensor) -> Iterator[Tensor]:
     """Pictures of states ``[H, T, 2, state]``, tasks below each other."""
-    import numpy as np
-
     with environment.camera(*SIZE) as look:
         for moment in states:
-            yield np.concatenate([np.concatenate([look(state) for state in row], 1) for row in moment], 0)
+            yield torch.cat([torch.cat([torch.as_tensor(look(state)) for state in row], 1) for row in moment])

@@ -148,8 +148,7 @@ class Trainer:
         self._validation: dict[str, Any] = {"num_tasks": val_tasks, "steps": val_steps, "transductive": transductive}
         self._validation |= {"metric": metric, "seed": derive_seed("validation", val_seed), "world": self.world}
         self.generator = torch.Generator().manual_seed(derive_seed("tasks", seed))
-        mean = partial(self.world.mean, tasks)
-        self.outer = outer_step(learner, mean, optimizer, lr, momentum, clip, clip_norm)
+        self.outer = outer_step(learner, partial(self.world.mean, tasks), optimizer, lr, momentum, clip, clip_norm)
         self.checkpoints, self.phases = Checkpoints(self.run, keep_best) if self.run else None, Phases()
         self.faults = Faults(learner, self.world, self.checkpoints, non_finite, max_skipped)
         self.show, every = progress and self.world.first, validate_every if trace_every is None else trace_every

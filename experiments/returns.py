@@ -1,0 +1,74 @@
+"""Tables of families that are judged by returns: environment, horizon, algorithm, returns after 0, 1, ... steps."""
+
+import math
+import statistics
+from typing import Any
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t for a 95 % interval of the mean of so many values."""
+
+
+def rows(members: dict[str, list[dict[str, Any]]], published: dict[str, str]) -> list[list[str]]:
+    """A header, and a row a recipe."""
+    steps = max((len(result["tests"][0]["steps"]) for every in members.values() for result in every), default=1)
+    after = [f"after {k}" if k else "before" for k in range(steps)]
+    lines = [["recipe", "environment", "horizon", "algorithm", "seeds", *after, "environment steps", "minutes a run"]]
+    for recipe, every in members.items():
+        config = every[0]["config"]
+        seeds = ", ".join(str(result["seed"]) for result in every)
+        returns = [score([result["tests"][0] for result in every], k) for k in range(steps)]
+        taken = statistics.fmean(result.get("environment_steps", 0) for result in every)
+        minutes = statistics.fmean(result["seconds"] for result in every) / 60
+        place = environment(config["tasks"])
+        lines.append(
+            [f"`{recipe}`", place, str(config["tasks"]["horizon"]), algorithm(config), seeds, *returns,
+             f"{taken / 1e6:.1f} million" if taken else "0", f"{minutes:.1f}"]
+        )  # fmt: skip
+        if recipe in published:
+            numbers = [word.strip() for word in published[recipe].split(",")]
+            lines.append(["published", place, "", "", "", *numbers, *[""] * (steps - len(numbers)), "", ""])
+    return lines
+
+
+def score(tests: list[dict[str, Any]], step: int) -> str:
+    """The mean over seeds with its interval; of one seed, with that over tasks."""
+    values = [test["steps"][step] for test in tests]
+    if len(values) == 1:
+        return f"{values[0]:.2f} ± {tests[0]['steps_ci95'][step]:.2f}"
+    half = T95.get(len(values), 2.571) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.fmean(values):.2f} ± {half:.2f}"
+
+
+def environment(tasks: dict[str, Any]) -> str:
+    """What a recipe's tasks are, in words."""
+    return f"{tasks['body']}, {tasks['goal']}" if tasks["name"] == "locomotion" else str(tasks["name"])
+
+
+def algorithm(config: dict[str, Any]) -> str:
+    """What a recipe does, in words."""
+    if not config["train"]["iterations"]:
+        return "random initialisation"
+    return "pretraining (TRPO)" if config["learner"]["preset"] == "trpo" else str(config["learner"]["preset"])
+
+
+def note(command: str, members: dict[str, list[dict[str, Any]]], machine: str) -> str:
+    """What the numbers are."""
+    every = [result for results in members.values() for result in results]
+    if not every:
+        return f"To be made by {command}.\n"
+    tasks = " or ".join(sorted({str(result["tests"][0]["num_tasks"]) for result in every}))
+    threads = " or ".join(sorted({str(result["environment"]["threads"]) for result in every}))
+    return (
+        f"Mean returns (sums of rewards over an episode) in {tasks} unseen tasks, before adaptation and after each "
+        "inner step, by the weights of the best meta-validation: means over seeds and their 95 % intervals (Student's "
+        "t); of one seed, the interval over tasks. Environment steps and minutes are those of training, validations "
+        f"apart, on {threads} core{'s' * (threads != '1')}. Made by {command}. Machine: {machine}.\n"
+    )
+
+
+def measured(every: list[dict[str, Any]]) -> str:
+    """Returns, as the first comment of a recipe has them."""
+    tests = [result["tests"][0] for result in every]
+    means = ", ".join(score(tests, k).replace("±", "+-") for k in range(len(tests[0]["steps"])))
+    seeds = f"{len(tests)} seeds" if len(tests) > 1 else "one seed"
+    return f"returns {means} before and after each step in {seeds}"
