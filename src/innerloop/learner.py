@@ -114,8 +114,7 @@ class MetaLearner(nn.Module):
             self.slots.require_statistics(model)
         self._stateless = Stateless(model, precision)
         self._checked, self._joint = False, joint(model)
-        parameters = dict(model.named_parameters())
-        rule.bind({name: parameters[name].detach() for name in self.adapted}, steps)
+        rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
     # -- meta-training ------------------------------------------------------------------------------------------------
 
@@ -256,17 +255,19 @@ class MetaLearner(nn.Module):
         return Adapted(self.model, self.statistics, episode, losses, output)
 
     @torch.no_grad()
-    def adapt_all(self, support: Batch, steps: int | None = None) -> AdaptedTasks:
+    def adapt_all(self, support: Batch, steps: int | None = None, batch_size: int | None = None) -> AdaptedTasks:
         """Adapt to many tasks at once, with dropout turned off.
 
         Args:
             support: the examples of T tasks: ``x`` is ``[T, S, ...]``.
             steps: inner steps; ``None`` takes as many as in training.
+            batch_size: support examples per inner step; ``None`` takes as many as in training.
         """
         refuse_joint(self.model)
 
         def last(task: Task, params: Params, buffers: Params) -> tuple[Params, Params]:
             episode = self._episode(task, params, buffers, steps)
+            episode.batch_size = batch_size or self.batch_size
             return {**episode.fixed, **episode.last(order=1)}, episode.buffers
 
         with in_mode(self.model, self._training_statistics, training=False):

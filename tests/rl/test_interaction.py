@@ -167,3 +167,19 @@ def test_a_bandit_is_learned():
     found = il.evaluate(own, source, 100, steps=3, seed=1)
     assert abs(found.steps[0]) < 1.5
     assert found.steps[3] > 0.8 * 10 * rl.best_arm(3)
+
+
+def test_returns_may_be_of_more_episodes_than_training():
+    seen = []
+
+    class Counting(rl.Navigation):
+        def reset(self, tasks, episodes, generator):
+            seen.append(episodes)
+            return super().reset(tasks, episodes, generator)
+
+    source = rl.Interaction(Counting(5), eval_episodes=7)
+    source.returns(learner(), 2, 2, G().manual_seed(0))
+    source.collect(learner(), 2, G().manual_seed(0))
+    assert seen == [7, 7, 7, 4, 4]
+    with pytest.raises(ValueError, match="eval_episodes must be at least 1"):
+        rl.Interaction(rl.Navigation(), eval_episodes=0)

@@ -33,6 +33,8 @@ class Interaction:
         discount: of rewards, gamma.
         trace: of generalised advantage estimation, lambda.
         baseline: what returns are expected; the linear one unless given.
+        eval_episodes: episodes of each task that an inner step is taken on when returns are asked for; as many as in
+            training unless given.
 
     Attributes:
         environment_steps: how many were taken for training.
@@ -46,11 +48,14 @@ class Interaction:
         discount: float = 0.99,
         trace: float = 1.0,
         baseline: Baseline | None = None,
+        eval_episodes: int | None = None,
     ) -> None:
         if not (0 < discount <= 1 and 0 <= trace <= 1):
             raise ValueError(f"discount is in (0, 1] and trace in [0, 1], got {discount} and {trace}")
+        if eval_episodes is not None and eval_episodes < 1:
+            raise ValueError(f"eval_episodes must be at least 1, got {eval_episodes}")
         self.environment, self.discount, self.trace = environment, discount, trace
-        self.baseline = baseline or LinearBaseline()
+        self.baseline, self.eval_episodes = baseline or LinearBaseline(), eval_episodes
         self.environment_steps = 0
         self._told: dict[str, Any] = {}
 
@@ -87,7 +92,7 @@ class Interaction:
         return Task(_joined(support) if support else _none_of(query), query)
 
     def episodes(
-        self, learner: MetaLearner, tasks: Any, steps: int, generator: torch.Generator, greedy: bool = False
+        self, learner: MetaLearner, tasks: Any, steps: int, generator: torch.Generator, number: int | None = None
     ) -> Iterator[tuple[Episodes, Batch]]:
         """The episodes of given tasks after 0, 1, ..., ``steps`` inner steps, and what is learned from them: each step
         is taken on those before it.
@@ -97,18 +102,18 @@ class Interaction:
             tasks: T of the environment's.
             steps: inner steps, which may exceed the trained number.
             generator: of all randomness.
-            greedy: take the likeliest actions instead of drawing them.
+            number: episodes of each task; as many as in training unless given.
         """
-        number, device = episodes_of(learner), next(learner.parameters()).device
+        number, device = number or episodes_of(learner), next(learner.parameters()).device
         nothing = torch.zeros(len(pytree.tree_leaves(tasks)[0]), 1)
         support: list[Batch] = []
         for step in range(steps + 1):
-            policy = learner.adapt_all(_joined(support) if support else Batch(nothing, nothing), step)
+            policy = learner.adapt_all(_joined(support) if support else Batch(nothing, nothing), step, number)
 
             def act(observation: Tensor, policy: AdaptedTasks = policy) -> Any:
                 return policy(observation.to(device))
 
-            found = rollout(self.environment, act, tasks, number, generator, greedy)
+            found = rollout(self.environment, act, tasks, number, generator)
             batch = self._batch(found)
             support.append(to(batch, device))
             yield found, batch
@@ -118,7 +123,7 @@ class Interaction:
         learn from them."""
         steps = learner.steps if steps is None else steps
         tasks = self.environment.tasks(n, generator)
-        lived = self.episodes(learner, tasks, steps, generator)
+        lived = self.episodes(learner, tasks, steps, generator, self.eval_episodes)
         return torch.stack([found.returns.mean(1) for found, _ in lived], 1)
 
     def report(self) -> Mapping[str, Any]:

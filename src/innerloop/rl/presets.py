@@ -169,12 +169,13 @@ def trpo(
     episodes: int = 20,
     later_lr: float | None = None,
     max_kl: float = 0.01,
+    inner: Inner = "score",
     **running: Unpack[Running],
 ) -> MetaLearner:
     """Pretraining, to compare with: one policy for all tasks, trained without adapting (Schulman et al. 2015). It takes
     inner steps, at the rates that are given, when it is evaluated."""
     rule, objective, outer = _rule(lr, later_lr), Unrolled(), TRPO(max_kl)
-    return _learner(policy, rule, everything, objective, outer, episodes, "score", steps=0, **running)
+    return _learner(policy, rule, everything, objective, outer, episodes, inner, steps=0, **running)
 
 
 PRESETS: dict[str, Callable[..., MetaLearner]] = {

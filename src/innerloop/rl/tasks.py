@@ -14,9 +14,12 @@ from .locomotion import Locomotion
 Expected = Literal["linear", "network"]
 
 
-def sources(environment: Environment, discount: float, trace: float, baseline: Expected) -> Sources:
+def sources(
+    environment: Environment, discount: float, trace: float, baseline: Expected, eval_episodes: int | None = None
+) -> Sources:
     """To train, to choose and to report by: tasks never run out, so that all three are of one family."""
-    return Sources(*(Interaction(environment, discount, trace, _baseline(environment, baseline)) for _ in range(3)))
+    expected = (_baseline(environment, baseline) for _ in range(3))
+    return Sources(*(Interaction(environment, discount, trace, one, eval_episodes) for one in expected))
 
 
 def _baseline(environment: Environment, name: Expected) -> Baseline:
@@ -28,10 +31,15 @@ def _baseline(environment: Environment, name: Expected) -> Baseline:
 
 
 def navigation_tasks(
-    horizon: int = 100, discount: float = 0.99, trace: float = 1.0, baseline: Expected = "linear"
+    horizon: int = 100,
+    discount: float = 0.99,
+    trace: float = 1.0,
+    baseline: Expected = "linear",
+    eval_episodes: int | None = None,
 ) -> Sources:
-    """`Navigation`: a point that is to go to an unknown goal in the plane."""
-    return sources(Navigation(horizon), discount, trace, baseline)
+    """`Navigation`: a point that is to go to an unknown goal in the plane. ``eval_episodes`` is what an inner step is
+    taken on in val and test."""
+    return sources(Navigation(horizon), discount, trace, baseline, eval_episodes)
 
 
 def bandit_tasks(
@@ -65,9 +73,10 @@ def locomotion_tasks(
     discount: float = 0.99,
     trace: float = 1.0,
     baseline: Expected = "linear",
+    eval_episodes: int | None = None,
 ) -> Sources:
     """`Locomotion`: a half-cheetah or an ant that is to run in a direction, at a speed, or to a place."""
-    return sources(Locomotion(body, goal, horizon), discount, trace, baseline)
+    return sources(Locomotion(body, goal, horizon), discount, trace, baseline, eval_episodes)
 
 
 TASKS: dict[str, Callable[..., Sources]] = {
