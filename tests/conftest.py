@@ -11,6 +11,9 @@ import torch
 
 import innerloop as il
 
+if not os.environ.get("DISPLAY"):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # which MuJoCo reads once, when it is imported
+
 # Tests run in several processes on few cores; threads inside them only get in each other's way.
 torch.set_num_threads(int(os.environ.get("INNERLOOP_TEST_THREADS", "1")))
 

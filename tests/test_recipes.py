@@ -61,6 +61,9 @@ def test_every_recipe_trains_and_evaluates(
     changes = {f"train.{key}": value for key, value in SMALL.items()} | {"evaluate.num_tasks": 3}
     if "width" in settings["model"]:
         changes["model.width"] = 4
+    if "episodes" in settings["learner"]:
+        pytest.importorskip("mujoco")
+        changes |= {"learner.episodes": 2, "tasks.eval_episodes": 2, "tasks.horizon": 5}
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     data = settings["tasks"]["name"].removesuffix("-pairs")
     if data in ("omniglot", "mini-imagenet"):

@@ -4,7 +4,8 @@ A `MetaLearner` runs one inner loop: an `UpdateRule` moves the `Selection` of a 
 support set, and an `Objective` turns what happens on the query set into one scalar per task whose gradient is the
 meta-gradient.
 
-The core imports only torch. `innerloop.data`, `innerloop.train` and `innerloop.report` come in when first used.
+The core imports only torch. `innerloop.data`, `innerloop.rl`, `innerloop.train` and `innerloop.report` come in when
+first used.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    if name in ("config", "data", "report", "testing", "train"):
+    if name in ("config", "data", "report", "rl", "testing", "train"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -132,6 +133,7 @@ __all__ = [
     "prototypical",
     "report",
     "reptile",
+    "rl",
     "rules",
     "schedules",
     "testing",

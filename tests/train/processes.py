@@ -19,6 +19,7 @@ from innerloop.train import Interrupted, LostProcessError, World, joined
 
 LEARNERS = {
     "maml": lambda: il.maml(il.models.mlp(1, 20, 1), lr=0.01, steps=2, loss=F.mse_loss, compile=False),
+    "promp": lambda: il.rl.promp(il.rl.gaussian_policy(2, 2, hidden=(8,)), episodes=3, vectorize=True),
     "maml-plus-plus": lambda: il.maml_plus_plus(
         il.models.conv4(channels=1, ways=3, width=4, image_size=16, running=True), steps=2, compile=False
     ),
@@ -46,13 +47,20 @@ class Doubles:
         return il.Task(*(il.Batch(x.double(), y.double() if y.is_floating_point() else y) for x, y in tasks))
 
 
+def sources(name: str, action: str):
+    if name == "promp":
+        return il.rl.Interaction(il.rl.Navigation(5)), il.rl.Interaction(il.rl.Navigation(5))
+    source = il.Sinusoid(5) if name == "maml" else il.Strokes(ways=3, shots=1, queries=2, size=16)
+    return Doubles(source, action), Doubles(source, "")
+
+
 def main(run: Path, name: str, iterations: int, action: str) -> int:
     torch.set_num_threads(1)
     with joined(torch.device("cpu")) as world:
         torch.manual_seed(world.rank)  # whatever the others begin with, the first one's counts
-        source = il.Sinusoid(5) if name == "maml" else il.Strokes(ways=3, shots=1, queries=2, size=16)
         learner = LEARNERS[name]().double()
-        trainer = il.Trainer(learner, Doubles(source, action), Doubles(source, ""), run, tasks=7, val_tasks=8,
+        train, val = sources(name, action)
+        trainer = il.Trainer(learner, train, val, run, tasks=7, val_tasks=8,
                              iterations=iterations, checkpoint_every=5, validate_every=10, log_every=1, world=world,
                              progress=False)  # fmt: skip
         try:

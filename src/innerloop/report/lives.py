@@ -51,7 +51,8 @@ def live(learner: MetaLearner, source: Interaction, steps: int | None, tasks: in
     """Live through unseen tasks; the same seed gives the same ones."""
     generator = torch.Generator().manual_seed(seed)
     drawn = source.environment.tasks(tasks, generator)
-    found = source.episodes(learner, drawn, learner.steps if steps is None else steps, generator)
+    steps = learner.steps if steps is None else steps
+    found = source.episodes(learner, drawn, steps, generator, source.eval_episodes)
     return Lives(drawn, tuple(episodes for episodes, _ in found))
 
 
@@ -71,7 +72,7 @@ def paths(learner: MetaLearner, source: Interaction, steps: int | None) -> Figur
 
 def _ways(axes: Axes, found: Lives, task: int) -> None:
     for (episodes, name), colour in zip(_ends(found), (BEFORE, AFTER), strict=True):
-        for number in range(SHOWN):
+        for number in range(min(SHOWN, episodes.returns.shape[1])):
             x, y = _way(episodes, task, number)
             axes.plot(x, y, color=colour, linewidth=1, alpha=0.7, label=None if number else name)
     goal = found.tasks[task].tolist()
@@ -115,7 +116,7 @@ def interactive(name: str, learner: MetaLearner, source: Interaction, steps: int
         traces: list[Trace] = []
         for task in range(4):
             axes: dict[str, Any] = {"xaxis": f"x{task + 1}", "yaxis": f"y{task + 1}", "showlegend": not task}
-            for number in range(SHOWN if navigates else 1):
+            for number in range(min(SHOWN, episodes.returns.shape[1]) if navigates else 1):
                 shown = {**axes, "showlegend": not task and not number, "mode": "lines"}
                 if navigates:
                     x, y = _way(episodes, task, number)

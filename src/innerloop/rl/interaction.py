@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ..adapted import AdaptedTasks
 from ..learner import MetaLearner
-from ..task import Batch, Task, to
+from ..task import Batch, Task
 from .advantages import Baseline, LinearBaseline, discounted, generalised, normalised
 from .environments import Environment
 from .losses import Decisions
@@ -104,18 +105,18 @@ class Interaction:
             generator: of all randomness.
             number: episodes of each task; as many as in training unless given.
         """
-        number, device = number or episodes_of(learner), next(learner.parameters()).device
+        number, like = number or episodes_of(learner), next(learner.parameters())
         nothing = torch.zeros(len(pytree.tree_leaves(tasks)[0]), 1)
         support: list[Batch] = []
         for step in range(steps + 1):
             policy = learner.adapt_all(_joined(support) if support else Batch(nothing, nothing), step, number)
 
             def act(observation: Tensor, policy: AdaptedTasks = policy) -> Any:
-                return policy(observation.to(device))
+                return policy(observation.to(like))
 
             found = rollout(self.environment, act, tasks, number, generator)
-            batch = self._batch(found)
-            support.append(to(batch, device))
+            batch: Batch = pytree.tree_map(partial(_like, like), self._batch(found))
+            support.append(batch)
             yield found, batch
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
@@ -163,6 +164,11 @@ def episodes_of(learner: MetaLearner) -> int:
 def _policy(learner: MetaLearner) -> Any:
     """The policy itself, where a wrapper, such as that of a context, stands around it."""
     return getattr(learner.model, "model", learner.model)
+
+
+def _like(parameter: Tensor, leaf: Tensor) -> Tensor:
+    """Where the learner is, and as precise."""
+    return leaf.to(parameter) if leaf.is_floating_point() else leaf.to(parameter.device)
 
 
 def _joined(parts: list[Batch]) -> Batch:
