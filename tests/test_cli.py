@@ -244,6 +244,13 @@ def test_version_and_help(capsys):
         (["train", "sinusoid-maml", "--device", "warp"], "device 'warp' is not available here"),
         (["train", "omniglot-5w1s-quick", "--data", "nowhere"], "no Omniglot in"),
         (["train", "omniglot-5w1s-quick", "--set", "tasks.split=vinyls"], 'expected "random" or'),
+        (
+            ["train", "navigation-maml-trpo", "--set", "model.observations=3"],
+            "model.observations = 3, but Navigation has 2",
+        ),
+        (["train", "navigation-maml-trpo", "--set", "train.lr=0.1"], "moves its meta-parameters by TRPO"),
+        (["train", "navigation-maml-trpo", "--set", "learner.max_kl=0"], "[learner] TRPO needs max_kl > 0"),
+        (["train", "half-cheetah-direction-quick", "--set", "tasks.goal=speed"], 'expected "direction" or "velocity"'),
         (["evaluate", "nowhere"], "is not a run directory"),
         (["evaluate", "nowhere", "--json"], "is not a run directory"),
     ],

@@ -101,6 +101,7 @@ def test_evaluation_is_of_returns_after_each_step():
     assert found.scores.shape == (6, 3)
     assert il.evaluate(own, source, 6, steps=2, seed=3, batch=3) == found
     assert torch.equal(il.evaluate(own, source, 3, steps=2, seed=3, batch=3).scores, found.scores[:3])
+    assert not torch.isclose(found.scores[:3], found.scores[3:]).any()  # other batches are other tasks
     assert source.environment_steps == 0
 
 

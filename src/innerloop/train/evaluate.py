@@ -132,12 +132,13 @@ def evaluate(
         learner: what to evaluate, or several together; tasks are moved to its device.
         source: where the tasks come from. In those of an `InteractiveSource` the learner acts, and its returns are the
             score; ``transductive`` and ``metric`` then say nothing.
-        num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one.
+        num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one; of those that are
+            acted in, the first whole batches.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
         transductive: whether batch norm sees a task's whole query set; see `MetaLearner.predict`.
         metric: ``"accuracy"``, ``"mse"`` or a function like a loss. If not given: accuracy where targets are class
             indices or the loss is binary cross-entropy, else the mean squared error.
-        seed: of the tasks: the same seed gives the same ones, whatever ``batch``.
+        seed: of the tasks: the same seed gives the same ones, whatever ``batch``, unless they are acted in.
         batch: how many tasks are adapted at once.
         world: the processes that share the work, all of which make this call, and get the same result.
 
@@ -176,10 +177,11 @@ def _lived(
     if isinstance(learner, Ensemble):
         raise ValueError("an ensemble does not act: evaluate one learner")
     source.require(learner)
-    scores = list[Tensor]()
+    scores, seeds = list[Tensor](), torch.Generator().manual_seed(seed)
     for number, start in enumerate(range(0, num_tasks, batch)):
+        own = int(torch.randint(2**31 - 1, (1,), generator=seeds))
         if number % world.size == world.rank:
-            generator = torch.Generator().manual_seed(seed + 2**32 * number)
+            generator = torch.Generator().manual_seed(own)
             scores.append(source.returns(learner, min(batch, num_tasks - start), steps, generator))
     return _gathered(world, scores)
 
