@@ -27,7 +27,7 @@ from .learner import MetaLearner
 from .schedules import SCHEDULES
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
 from .task import InteractiveSource, TaskSource
-from .train import Ensemble, Trainer, evaluate
+from .train import Ensemble, Stateful, Trainer, evaluate
 from .train.checkpoint import Checkpoints
 from .train.checkpoint import differences as differences
 
@@ -328,8 +328,11 @@ def load_run(
         if changed == "seed" or changed.startswith("train."):
             hint = "; the tasks' is evaluate.seed" if changed == "seed" else ""
             raise ValueError(f"{changed} is of the training, which is over: it changes nothing now{hint}")
-    weights = Checkpoints(Path(run)).weights()["learner"]
+    checkpoints = Checkpoints(Path(run))
+    weights, newest = checkpoints.weights()["learner"], checkpoints.newest()
     learner, sources = build(config, root, device)
+    if isinstance(sources.train, Stateful) and "source" in newest:  # what it learned, the others may share
+        sources.train.load_state_dict(newest["source"])
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:

@@ -18,7 +18,7 @@ import torch
 from . import config
 from .learner import MetaLearner
 from .task import InteractiveSource, Source, Task, draw
-from .train import Evaluation, Logger, Result, Trainer, World, evaluate
+from .train import Evaluation, Logger, Result, Stateful, Trainer, World, evaluate
 from .train.checkpoint import Checkpoints, holds_run, writing
 from .train.claim import claimed
 from .train.progress import clock
@@ -196,8 +196,10 @@ class Counted:
     def __init__(self, source: Source, tell: Any) -> None:
         self._source, self._tell = source, tell
         if isinstance(source, InteractiveSource):
-            self.metric, self.require, self.report = source.metric, source.require, source.report
+            self.require, self.report = source.require, source.report
             self.collect, self.returns = self._collect, source.returns
+        if isinstance(source, Stateful):
+            self.state_dict, self.load_state_dict = source.state_dict, source.load_state_dict
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)

@@ -129,7 +129,7 @@ class MetaLearner(nn.Module):
         self._check(tasks)
         with in_mode(self.model, self._training_statistics):
             judge = partial(self._judge, iteration=iteration, objective=objective)
-            outcome, left = self.engine.map(judge, tasks, *self._own(), "forward")
+            outcome, left = self.engine.map(judge, tasks, *self._own(), f"forward{torch.is_grad_enabled():d}")
         self._renew(average(left))
         return Outcome(*outcome)
 

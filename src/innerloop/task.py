@@ -55,12 +55,7 @@ class TaskSource(Protocol):
 class InteractiveSource(Protocol):
     """Tasks whose data are what the learner itself does in them, as in reinforcement learning. Wherever tasks come from
     a `TaskSource`, they may come from one of these.
-
-    Attributes:
-        metric: by which an evaluation judges, of which more is better.
     """
-
-    metric: str
 
     def require(self, learner: Any) -> None:
         """Refuse, with a `ValueError`, a learner that cannot act in these tasks."""

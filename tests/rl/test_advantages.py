@@ -51,12 +51,16 @@ def test_with_lambda_1_advantages_are_returns_minus_values():
 
 def test_normalised_over_the_steps_that_happened():
     lived = episodes()
-    found = normalised(5 + 3 * torch.randn(lived.rewards.shape), lived.alive)
+    plain = 5 + 3 * torch.randn(lived.rewards.shape)
+    found, spread = normalised(plain, lived.alive)
     for task in range(3):
         happened = found[task][lived.alive[task] > 0]
         assert happened.mean().abs() < 1e-5
         assert happened.std(correction=0).item() == pytest.approx(1, abs=1e-4)
         assert not found[task][lived.alive[task] == 0].any()
+        assert spread[task].item() == pytest.approx(
+            plain[task][lived.alive[task] > 0].std(correction=0).item(), abs=1e-4
+        )
 
 
 def test_the_linear_baseline_is_least_squares_of_each_task():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +135,8 @@ class Line(gymnasium.Env):
     def step(self, action):
         if self.trouble == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.trouble == "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
         if self.trouble == "hangs":
             time.sleep(60)
         if self.trouble == "fails":
@@ -181,6 +186,7 @@ def test_worker_processes_give_what_one_process_does():
     [
         ("dies", r"worker [01] of 2 ended \(exit code -9\)"),
         ("hangs", r"worker [01] of 2 did not answer within 8 s"),
+        ("stops", r"worker [01] of 2 did not answer within 8 s"),
         ("fails", r"worker [01] of 2 failed: KeyError: 'where am I' \(step, line \d+\)"),
     ],
 )
@@ -205,6 +211,47 @@ def test_a_vector_environment_of_ones_own():
         assert torch.equal(a.y.weights, b.y.weights)
         torch.testing.assert_close(a.y.advantages, b.y.advantages)
         torch.testing.assert_close(a.x * a.y.weights[..., None], b.x * b.y.weights[..., None])
+
+
+def test_observations_are_kept_though_an_environment_uses_its_memory_again():
+    class Reused(gymnasium.vector.SyncVectorEnv):
+        def __init__(self, makers):
+            super().__init__(makers, copy=False)
+
+        def set_task(self, tasks):
+            for environment, task in zip(self.envs, tasks, strict=True):
+                environment.set_task(task)
+
+    environment = rl.VectorTasks(lambda n: Reused([make_line() for _ in range(n)]), goals, horizon=6)
+    found = rl.Interaction(environment).collect(learner(), 2, G().manual_seed(0))
+    assert (found.query.x[:, :, 1:] != found.query.x[:, :, :-1]).any()
+
+
+def test_ctrl_c_is_for_the_trainer(tmp_path):
+    """A terminal sends it to all processes at once; the iteration is finished and saved all the same."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.rl.test_gym import *\n"
+        "if __name__ == '__main__':\n"
+        "    source = rl.Interaction(family(2))\n"
+        "    print('begins', flush=True)\n"
+        "    il.Trainer(learner(), source, run=sys.argv[2], iterations=10**6, tasks=3, log_every=1).fit()\n"
+    )
+    root = str(Path(__file__).parents[2])
+    words = [sys.executable, str(script), root, str(tmp_path / "run")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "begins\n"
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    end = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count('"train"') > 1):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "Interrupted" in err, err
+    assert "WorkerError" not in err
+    assert len(list((tmp_path / "run" / "checkpoints").glob("state-*.pt"))) == 2
 
 
 def test_environments_without_tasks_are_refused():

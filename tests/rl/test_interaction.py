@@ -87,6 +87,10 @@ def test_a_learner_that_cannot_act_is_refused():
     source = rl.Interaction(rl.Navigation())
     with pytest.raises(ValueError, match=r"model.observations = 3, but Navigation has 2"):
         source.require(rl.maml_trpo(rl.gaussian_policy(3, 2)))
+    with pytest.raises(ValueError, match=r"model.discrete = True, but Navigation has False"):
+        source.require(rl.maml_trpo(rl.categorical_policy(2, 2)))
+    with pytest.raises(ValueError, match="horizon must be at least 1"):
+        rl.Navigation(0)
     with pytest.raises(ValueError, match="needs batch_size="):
         source.require(il.maml(rl.gaussian_policy(2, 2)))
     with pytest.raises(ValueError, match="discount is in"):
@@ -150,6 +154,36 @@ def test_the_record_tells_of_returns_and_of_the_outer_step(tmp_path, capsys):
     assert "environment steps/s" in capsys.readouterr().err
     validation = [line for line in lines(tmp_path) if line["kind"] == "validation"][-1]
     assert validation["metric"] == "return"
+
+
+def test_a_checkpoint_of_another_outer_step_is_refused(tmp_path):
+    trainer(tmp_path, "promp", iterations=2).fit()
+    with pytest.raises(ValueError, match="are of another learner or optimizer"):
+        trainer(tmp_path, "maml-trpo").fit(resume=True, accept_changes=True)
+
+
+def test_a_run_is_evaluated_with_the_baseline_that_it_learned(tmp_path):
+    settings = il.config.load_recipe("navigation-maml-trpo", [
+        'tasks.baseline="network"', "tasks.horizon=5", "learner.episodes=3", "tasks.eval_episodes=3",
+        "train.iterations=2", "train.tasks=3", "train.val_tasks=2", "evaluate.num_tasks=4",
+    ])  # fmt: skip
+    place = il.experiment.Place()
+    _, tested = il.experiment.conduct(settings, tmp_path / "run", place, progress=False)
+    own, sources, loaded = il.load_run(tmp_path / "run")
+    assert sources.test.baseline is sources.train.baseline
+    assert sources.test.baseline.spread > 0
+    again = il.evaluate(own, sources.test, **il.config.arguments(loaded, "evaluate"))
+    assert again.steps == pytest.approx(tested.steps, abs=1e-4)
+
+
+def test_policies_without_inner_steps(tmp_path):
+    for name, options in (("trpo", {}), ("promp", {"steps": 0})):
+        torch.manual_seed(0)
+        own = rl.PRESETS[name](rl.gaussian_policy(2, 2, hidden=(8,)), episodes=4, vectorize=True, **options)
+        source = rl.Interaction(rl.Navigation(5))
+        il.Trainer(own, source, source, tmp_path / name, iterations=2, tasks=3, val_tasks=2, progress=False).fit()
+        tasks = [line for line in lines(tmp_path / name) if line["kind"] == "tasks"][-1]
+        assert all(isinstance(loss, float) for row in tasks["support_loss"] for loss in row)
 
 
 def test_an_optimizer_beside_the_outer_step_is_refused(tmp_path):

@@ -159,6 +159,22 @@ def test_all_policies_of_an_adaptation_are_judged_by_their_own_episodes():
 def test_weights_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="not all 0"):
         rl.Along(weights=(0, 0))
-    own, tasks = lived(weights=(1, 1))
+    with pytest.raises(ValueError, match=r"weights are of the policies after 0, 1, ..., 2 steps, got \(1, 1\)"):
+        lived(weights=(1, 1))
+    own, tasks = lived()
     with pytest.raises(ValueError, match="2 inner steps have 3 policies"):
-        own(tasks)
+        own(tasks, objective=rl.Along(weights=(1, 1)))
+
+
+def test_the_correction_is_nothing_where_the_policies_are_those_that_acted():
+    own, tasks = lived()
+    torch.testing.assert_close(own(tasks, objective=rl.Sampling()).objective, own(tasks).objective, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("loss", [rl.score, rl.ratio, rl.Clipped(), rl.divergence])
+def test_infinities_after_the_end_do_no_harm(loss):
+    y = rl.Decisions(
+        torch.tensor([[0, 1]]), torch.tensor([[1.0, float("inf")]]), torch.tensor([[1.0, 0.0]]),
+        rl.Categorical(torch.tensor([[[0.0, 0.0], [float("nan"), 0.0]]])), torch.ones(1, 1),
+    )  # fmt: skip
+    assert loss(rl.Categorical(torch.zeros(1, 2, 2)), y).isfinite()

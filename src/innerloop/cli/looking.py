@@ -72,7 +72,7 @@ def plot(
     """Draw how a run went, what its model does with unseen tasks, and, of several runs, how they compare.
 
     Kinds: `inner` (support loss of one problem), `inner-grid` and `query-grid` (many problems over meta-training),
-    `final-support`, `meta-train`, `validation`, `rates`, `adaptation`, `functions`, `episodes`, `compare`.
+    `final-support`, `meta-train`, `validation`, `rates`, `adaptation`, `functions`, `episodes`, `paths`, `compare`.
     """
     from ..report import plots
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..learner import MetaLearner
-from ..rl import Episodes, Interaction, Locomotion, Navigation, Step
+from ..rl import Episodes, Interaction, Locomotion, Navigation, Step, rollout
 from ..task import Source
 from .figures import AFTER, BEFORE, TRUTH, new_figure
 from .series import NothingToDrawError
@@ -53,7 +53,7 @@ def live(learner: MetaLearner, source: Interaction, steps: int | None, tasks: in
     drawn = source.environment.tasks(tasks, generator)
     steps = learner.steps if steps is None else steps
     found = source.episodes(learner, drawn, steps, generator, source.eval_episodes)
-    return Lives(drawn, tuple(episodes for episodes, _ in found))
+    return Lives(drawn, tuple(part.episodes for part in found))
 
 
 def paths(learner: MetaLearner, source: Interaction, steps: int | None) -> Figure:
@@ -169,15 +169,17 @@ def film(learner: MetaLearner, source: Source, path: Path, steps: int | None, se
         from PIL import Image
     except ImportError as error:
         raise ImportError("films need Pillow: pip install 'innerloop[vision]'") from error
-    watched = Watched(source.environment)
-    list(Interaction(watched).episodes(learner, _telling(source.environment, tasks, seed), steps, generator))
-    shown = [torch.stack([row[:, 0] for row in watched.lives[at]]) for at in (0, -1)]
+    watched, drawn = Watched(source.environment), _telling(source.environment, tasks, seed)
+    lived = list(source.episodes(learner, drawn, steps, generator, source.eval_episodes))
+    for at in (0, -1):
+        rollout(watched, lived[at].policy, drawn, 1, torch.Generator().manual_seed(seed), greedy=True)
+    shown = [_padded(states, source.environment.horizon + 1) for states in watched.lives]
     pictures = [Image.fromarray(picture.numpy()) for picture in _rendered(source.environment, torch.stack(shown, 2))]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // SPEED, loop=0)
 
 
 class Watched:
-    """A body whose states are kept, ``lives[k][step]`` of ``[T, E, state]``."""
+    """A body whose states are kept, ``lives[rollout][step]`` of ``[T, E, state]``."""
 
     def __init__(self, environment: Locomotion) -> None:
         self._environment = environment
@@ -197,6 +199,11 @@ class Watched:
         found = self._environment.step(action)
         self.lives[-1].append(self._environment.state)
         return found
+
+
+def _padded(states: list[Tensor], length: int) -> Tensor:
+    """Of one episode of each task, ``[length, T, state]``; whose end came early stays as it was."""
+    return torch.stack([*states, *states[-1:] * (length - len(states))])[:, :, 0]
 
 
 def _telling(environment: Locomotion, tasks: int, seed: int) -> Tensor:

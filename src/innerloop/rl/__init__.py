@@ -11,7 +11,7 @@ from typing import Any
 from .advantages import LinearBaseline, ValueFunction, discounted, generalised
 from .distributions import Categorical, Gaussian
 from .environments import Bandit, Environment, Navigation, Step, Tabular, TabularTask, best_arm
-from .interaction import Interaction
+from .interaction import Interaction, Lived
 from .locomotion import Locomotion
 from .losses import Along, Clipped, Decisions, InnerDivergence, Judging, Penalised, Sampling, divergence, ratio, score
 from .outer import PPO, TRPO
@@ -33,7 +33,7 @@ from .tasks import TASKS
 MODELS = {"gaussian-policy": gaussian_policy, "categorical-policy": categorical_policy}
 """The policies that a recipe can name."""
 
-_LATER = {"VectorTasks": "gym", "WorkerError": "workers", "Workers": "workers"}
+_LATER = {"VectorTasks": "workers", "WorkerError": "workers", "Workers": "workers"}
 
 
 def __getattr__(name: str) -> Any:
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{name} needs Gymnasium and MuJoCo: pip install 'innerloop[rl]'") from error
+        raise ImportError(f"{name} needs NumPy, and environments Gymnasium: pip install 'innerloop[rl]'") from error
 
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "Interaction",
     "Judging",
     "LinearBaseline",
+    "Lived",
     "Locomotion",
     "Navigation",
     "Penalised",
@@ -73,9 +74,6 @@ __all__ = [
     "Tabular",
     "TabularTask",
     "ValueFunction",
-    "VectorTasks",
-    "WorkerError",
-    "Workers",
     "anil_trpo",
     "best_arm",
     "categorical_policy",

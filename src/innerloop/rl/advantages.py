@@ -33,12 +33,13 @@ def generalised(rewards: Tensor, values: Tensor, alive: Tensor, discount: float,
     return discounted((rewards + discount * later - values) * alive, discount * trace)
 
 
-def normalised(advantages: Tensor, alive: Tensor) -> Tensor:
-    """With mean 0 and standard deviation 1 over the steps that happened, of each task ``[T, E, H]``."""
+def normalised(advantages: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """With mean 0 and standard deviation 1 over the steps that happened, of each task ``[T, E, H]``; and what they were
+    divided by, ``[T, 1, 1]``."""
     number = alive.sum((1, 2), keepdim=True)
     centred = (advantages - (advantages * alive).sum((1, 2), keepdim=True) / number) * alive
-    spread = (centred.square().sum((1, 2), keepdim=True) / number).sqrt()
-    return centred / (spread + 1e-8)
+    spread = (centred.square().sum((1, 2), keepdim=True) / number).sqrt() + 1e-8
+    return centred / spread, spread
 
 
 class Baseline(Protocol):
@@ -63,7 +64,7 @@ class Baseline(Protocol):
 
 class LinearBaseline:
     """Least squares on features of observation and time, for the episodes of each task by themselves (Duan et al.
-    2016, section 4): ``[o, o^2, t, t^2, t^3, 1]`` with observations clipped to 10 and time in hundreds of steps.
+    2016, section 5): ``[o, o^2, t, t^2, t^3, 1]`` with observations clipped to 10 and time in hundreds of steps.
 
     Args:
         ridge: added to the diagonal of the normal equations.
@@ -111,7 +112,7 @@ class ValueFunction:
         horizon: steps of an episode.
         hidden: sizes of the layers between.
         lr: of Adam.
-        epochs: steps that are taken on every meta-batch.
+        epochs: steps that are taken on the episodes before, between and after the inner steps of every meta-batch.
     """
 
     def __init__(

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..ranges import require_at_least
+
 
 class Step(NamedTuple):
     """What actions led to.
@@ -57,13 +59,15 @@ class Navigation:
     """A point in the plane that is to go to where it cannot see (Finn et al. 2017, section 5.3).
 
     It starts at the origin, and an action moves it by at most 0.1 along each axis. The reward is the negative distance
-    to the goal, U[-0.5, 0.5]^2, after the move; an episode ends within 0.01 of the goal.
+    to the goal, U[-0.5, 0.5]^2, after the move; an episode ends within 0.01 of the goal. (The paper says the squared
+    distance, its code takes the distance.)
     """
 
     observations, actions, discrete = 2, 2, False
     REACH, NEAR = 0.1, 0.01
 
     def __init__(self, horizon: int = 100) -> None:
+        require_at_least(1, horizon=horizon)
         self.horizon = horizon
 
     def tasks(self, n: int, generator: torch.Generator) -> Tensor:
@@ -109,6 +113,7 @@ class Tabular:
     discrete = True
 
     def __init__(self, states: int = 3, actions: int = 2, horizon: int = 4) -> None:
+        require_at_least(1, states=states, actions=actions, horizon=horizon)
         self.observations, self.actions, self.horizon = states, actions, horizon
 
     def tasks(self, n: int, generator: torch.Generator) -> TabularTask:
@@ -138,7 +143,7 @@ class Tabular:
 
 
 class Bandit:
-    """Arms whose mean rewards, N(0, 1), differ from task to task; pulls are noisy (Wang et al. 2016, section 3.1).
+    """Arms whose mean rewards, N(0, 1), differ from task to task; pulls are noisy.
 
     There is nothing to observe. The best policy without adapting earns nothing on average, the best one with perfect
     knowledge the expected maximum of so many normal variates a pull.
@@ -152,6 +157,8 @@ class Bandit:
     observations, discrete = 1, True
 
     def __init__(self, arms: int = 5, horizon: int = 10, noise: float = 0.5) -> None:
+        require_at_least(1, arms=arms, horizon=horizon)
+        require_at_least(0, noise=noise)
         self.actions, self.horizon, self.noise = arms, horizon, noise
 
     def tasks(self, n: int, generator: torch.Generator) -> Tensor:

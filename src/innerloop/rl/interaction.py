@@ -9,9 +9,9 @@ differentiated, repeated and judged like that of any other task.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,20 @@ from .advantages import Baseline, LinearBaseline, discounted, generalised, norma
 from .environments import Environment
 from .losses import Decisions
 from .rollouts import Episodes, rollout
+
+
+class Lived(NamedTuple):
+    """What the policies of T tasks lived through after some inner steps.
+
+    Attributes:
+        policy: ``[T, E, O]`` -> distributions over actions.
+        episodes: its episodes.
+        batch: what is learned from them.
+    """
+
+    policy: Callable[[Tensor], Any]
+    episodes: Episodes
+    batch: Batch
 
 
 class Interaction:
@@ -40,8 +54,6 @@ class Interaction:
     Attributes:
         environment_steps: how many were taken for training.
     """
-
-    metric = "return"
 
     def __init__(
         self,
@@ -67,7 +79,7 @@ class Interaction:
             ValueError: its policy's observations or actions are not the environment's, or it does not say of how many
                 episodes an inner step is.
         """
-        for name in ("observations", "actions"):
+        for name in ("observations", "actions", "discrete"):
             has, wanted = getattr(_policy(learner), name, None), getattr(self.environment, name)
             if has is not None and has != wanted:
                 what = type(self.environment).__name__
@@ -79,8 +91,8 @@ class Interaction:
         support set) and after the last (the query set)."""
         start = time.perf_counter()
         tasks = self.environment.tasks(n, generator)
-        lived, batches = zip(*self.episodes(learner, tasks, learner.steps, generator), strict=True)
-        *support, query = batches
+        parts = list(self.episodes(learner, tasks, learner.steps, generator))
+        lived, (*support, query) = [part.episodes for part in parts], [part.batch for part in parts]
         for found in lived:
             self.baseline.learn(found, discounted(found.rewards, self.discount))
         steps, seconds = sum(found.steps for found in lived), time.perf_counter() - start
@@ -90,11 +102,11 @@ class Interaction:
             "environment_steps": self.environment_steps,
             "environment_steps_per_second": steps / seconds,
         }
-        return Task(_joined(support) if support else _none_of(query), query)
+        return Task(_joined(support) if support else query, query)  # of which no step is taken
 
     def episodes(
         self, learner: MetaLearner, tasks: Any, steps: int, generator: torch.Generator, number: int | None = None
-    ) -> Iterator[tuple[Episodes, Batch]]:
+    ) -> Iterator[Lived]:
         """The episodes of given tasks after 0, 1, ..., ``steps`` inner steps, and what is learned from them: each step
         is taken on those before it.
 
@@ -109,15 +121,14 @@ class Interaction:
         nothing = torch.zeros(len(pytree.tree_leaves(tasks)[0]), 1)
         support: list[Batch] = []
         for step in range(steps + 1):
-            policy = learner.adapt_all(_joined(support) if support else Batch(nothing, nothing), step, number)
+            adapted = learner.adapt_all(_joined(support) if support else Batch(nothing, nothing), step, number)
 
-            def act(observation: Tensor, policy: AdaptedTasks = policy) -> Any:
-                return policy(observation.to(like))
+            def policy(observation: Tensor, adapted: AdaptedTasks = adapted) -> Any:
+                return adapted(observation.to(like))
 
-            found = rollout(self.environment, act, tasks, number, generator)
-            batch: Batch = pytree.tree_map(partial(_like, like), self._batch(found))
-            support.append(batch)
-            yield found, batch
+            found = rollout(self.environment, policy, tasks, number, generator)
+            support.append(pytree.tree_map(partial(_like, like), self._batch(found)))
+            yield Lived(policy, found, support[-1])
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
         """Mean returns of ``n`` new tasks after 0, 1, ..., ``steps`` inner steps, ``[n, steps + 1]``. Training does not
@@ -125,7 +136,7 @@ class Interaction:
         steps = learner.steps if steps is None else steps
         tasks = self.environment.tasks(n, generator)
         lived = self.episodes(learner, tasks, steps, generator, self.eval_episodes)
-        return torch.stack([found.returns.mean(1) for found, _ in lived], 1)
+        return torch.stack([part.episodes.returns.mean(1) for part in lived], 1)
 
     def report(self) -> Mapping[str, Any]:
         """Of the last meta-batch: mean returns after 0, 1, ... inner steps, and environment steps so far."""
@@ -135,9 +146,8 @@ class Interaction:
         """Episodes as examples."""
         values = self.baseline(found, discounted(found.rewards, self.discount))
         advantages = generalised(found.rewards, values, found.alive, self.discount, self.trace)
-        each = found.rewards.sum(2, keepdim=True) / found.alive.sum(2, keepdim=True)
-        worth = each - each.mean()
-        y = Decisions(found.actions, normalised(advantages, found.alive), found.alive, found.behaviour, worth)
+        plain, spread = normalised(advantages, found.alive)
+        y = Decisions(found.actions, plain, found.alive, found.behaviour, _worth(found) / spread)
         return Batch(found.observations, y)
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,6 +158,14 @@ class Interaction:
         """Take it up."""
         self.environment_steps = state["environment_steps"]
         self.baseline.load_state_dict(state["baseline"])
+
+
+def _worth(found: Episodes) -> Tensor:
+    """How much more reward a step an episode had than those of the other tasks, ``[T, E, 1]``."""
+    each = found.rewards.sum(2, keepdim=True) / found.alive.sum(2, keepdim=True)
+    tasks = each.mean(1, keepdim=True)
+    others = (tasks.sum() - tasks) / max(1, len(tasks) - 1)
+    return each - others
 
 
 def episodes_of(learner: MetaLearner) -> int:
@@ -175,9 +193,3 @@ def _joined(parts: list[Batch]) -> Batch:
     """Episodes of several steps as one support set."""
     joined: Batch = pytree.tree_map(lambda *leaves: torch.cat(leaves, 1), *parts)
     return joined
-
-
-def _none_of(batch: Batch) -> Batch:
-    """No episodes, of the same kind: the support set of no inner steps."""
-    none: Batch = pytree.tree_map(lambda leaf: leaf[:, :0], batch)
-    return none

@@ -1,8 +1,9 @@
 """Half-cheetah and ant whose goals differ from task to task, all at once in MuJoCo's own threads.
 
-Bodies are those of Gymnasium's current MuJoCo environments (version 5), goals and rewards those of Finn et al. 2017,
-section 5.3, but for the cost of contact forces, which was always zero under the simulator's versions since 2018 and is
-left out. The same problems one by one, as Gymnasium environments, are in `innerloop.rl.gym`.
+Bodies are those of Gymnasium's current MuJoCo environments (version 5), goals and rewards those of the code of Finn et
+al. 2017 (of the ant's position: of later code), but for the cost of contact forces, which was always zero under the
+simulator's versions since 2018 and is left out. The same problems one by one, as Gymnasium environments, are in
+`innerloop.rl.gym`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..ranges import require_at_least
 from .environments import Step
 
 Goal = Literal["direction", "velocity", "position"]
@@ -130,6 +132,7 @@ class Locomotion:
     NOISE = 0.1
 
     def __init__(self, body: str = "half-cheetah", goal: str = "direction", horizon: int = 200) -> None:
+        require_at_least(1, horizon=horizon)
         self.family, self.horizon = family(body, goal), horizon
         base = make(self.family.environment, **self.family.options).unwrapped
         self._model = base.model
@@ -172,10 +175,10 @@ class Locomotion:
         finite = self.state.isfinite().all(-1)
         if math.isfinite(high):
             finite &= (self.state[..., 3] >= low) & (self.state[..., 3] <= high)
-        return Step(self._observation(), reward.float().nan_to_num(), ~finite)
+        return Step(self._observation(), reward.float().nan_to_num(0, 0, 0), ~finite)
 
     def _observation(self) -> Tensor:
-        return self.state[..., 1 + self.family.skipped :].float().nan_to_num()
+        return self.state[..., 1 + self.family.skipped :].float().nan_to_num(0, 0, 0)
 
     def _rollout(self) -> Callable[[Any, Any], Any]:
         """MuJoCo's threads, which are started at the first step and left behind by copies."""
@@ -235,6 +238,11 @@ def make(name: str, **options: Any) -> Any:
     except ImportError as error:
         raise ImportError("simulators need Gymnasium and MuJoCo: pip install 'innerloop[rl]'") from error
     try:
-        return gymnasium.make(name, **options)
-    except gymnasium.error.DependencyNotInstalled as error:
+        import mujoco
+    except ImportError as error:
         raise ImportError(f"{name} needs MuJoCo: pip install 'innerloop[rl]' ({error})") from error
+    mujoco.set_mju_user_warning(lambda message: None)  # of what bodies say that is deprecated, into a file beside us
+    try:
+        return gymnasium.make(name, **options)
+    finally:
+        mujoco.set_mju_user_warning(None)

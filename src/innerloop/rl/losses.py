@@ -22,7 +22,8 @@ class Decisions(NamedTuple):
         advantages: ``[E, H]``: how much better than expected each action was.
         weights: ``[E, H]``: 1 for steps that happened, 0 for those after the end.
         behaviour: the distributions that the actions were drawn from.
-        worth: ``[E, 1]``: how much better than the other tasks' an episode was, in reward a step.
+        worth: ``[E, 1]``: how much better than the other tasks' an episode was, in reward a step, and in the units of
+            the advantages.
     """
 
     actions: Tensor
@@ -33,7 +34,7 @@ class Decisions(NamedTuple):
 
 
 def _mean(values: Tensor, y: Decisions) -> Tensor:
-    return (values * y.weights).sum() / y.weights.sum()
+    return torch.where(y.weights > 0, values, 0).sum() / y.weights.sum()  # what comes after the end may be infinite
 
 
 def score(output: Distribution, y: Decisions) -> Tensor:
@@ -42,8 +43,8 @@ def score(output: Distribution, y: Decisions) -> Tensor:
 
 
 def ratio(output: Distribution, y: Decisions) -> Tensor:
-    """``-pi(a) / pi_old(a) A``: the same gradient where the policy is the one that acted, and the right second
-    derivative of the expected return, too (Rothfuss et al. 2019, section 5)."""
+    """``-pi(a) / pi_old(a) A``: the same gradient where the policy is the one that acted, and a second derivative of
+    low variance that, near an optimum, is that of the expected return (Rothfuss et al. 2019, section 5)."""
     return -_mean(_ratio(output, y) * y.advantages, y)
 
 
@@ -114,12 +115,12 @@ class Judging(Unrolled):
 
 class Sampling(Unrolled):
     """`Unrolled`, and what the parameters do to the episodes that adaptation learns from: the gradient of the expected
-    return has a term ``grad log pi(episodes) x return after adapting`` for each inner step (Stadie et al. 2018, Eq. 6;
-    Al-Shedivat et al. 2018, Eq. 7), which MAML leaves out.
+    return has a term ``grad log pi(episodes) x return after adapting`` for each inner step (Stadie et al. 2018), which
+    MAML leaves out. Its value is zero where the policies are those that acted.
 
     Args:
         order: as of `Unrolled`.
-        strength: of that term; 1 is exact.
+        strength: of that term; 1 is exact, up to discounting.
     """
 
     citation = (
@@ -137,9 +138,9 @@ class Sampling(Unrolled):
         worth, terms = episode.task.query.y.worth.mean(), [torch.zeros_like(loss)]
         for step, params in enumerate(points[:-1]):
             x, y = episode.support(step)
-            terms.append(-worth * (episode.output(params, x).log_prob(y.actions) * y.weights).sum())
-        likelihood = self.strength * torch.stack(terms).sum()
-        return Judgement(loss + likelihood - likelihood.detach(), points[-1], loss, output)
+            likelier = episode.output(params, x).log_prob(y.actions) - y.behaviour.log_prob(y.actions)
+            terms.append(-worth * torch.where(y.weights > 0, likelier, 0).sum())
+        return Judgement(loss + self.strength * torch.stack(terms).sum(), points[-1], loss, output)
 
 
 class InnerDivergence(Unrolled):
@@ -154,7 +155,7 @@ class InnerDivergence(Unrolled):
 
 def inner_divergence(episode: Episode, points: list[Any]) -> Tensor:
     """The mean divergence over the points before each step."""
-    terms = []
+    terms = [] if len(points) > 1 else [torch.zeros_like(next(iter(points[0].values())).sum())]
     for step, params in enumerate(points[:-1]):
         x, y = episode.support(step)
         terms.append(divergence(episode.output(params, x), y))
@@ -178,8 +179,7 @@ class Penalised(Unrolled):
     def __call__(self, episode: Episode) -> Judgement:
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
         loss, output = episode.query_loss(points[-1])
-        penalty = self.strength * inner_divergence(episode, points) if episode.steps else torch.zeros_like(loss)
-        return Judgement(loss + penalty, points[-1], loss, output)
+        return Judgement(loss + self.strength * inner_divergence(episode, points), points[-1], loss, output)
 
     def constants(self, iteration: int) -> Hashable:
         return super().constants(iteration), self.strength

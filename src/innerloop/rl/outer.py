@@ -127,13 +127,19 @@ class TRPO:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take up."""
+        """Nothing to take up.
+
+        Raises:
+            ValueError: it is the state of something else.
+        """
+        if state:
+            raise ValueError("a trust region has no state, and this is one")
 
 
 def _divergences(output: Any, tasks: Task) -> Tensor:
     """``KL(pi_old || pi)`` of each task's query episodes, ``[T]``."""
     y = tasks.query.y
-    kl: Tensor = (y.behaviour.kl(output) * y.weights).sum((1, 2)) / y.weights.sum((1, 2))
+    kl: Tensor = torch.where(y.weights > 0, y.behaviour.kl(output), 0).sum((1, 2)) / y.weights.sum((1, 2))
     return kl
 
 
@@ -171,6 +177,8 @@ class PPO:
         for epoch in range(self.epochs):
             if epoch:
                 grads = self.mean(self.learner.meta_gradient(tasks, iteration)[0])
+            if not all(bool(grad.isfinite().all()) for grad in grads.values()):
+                break  # too far; what the steps before came to is judged by the next meta-batch
             for name, parameter in self.parameters.items():
                 parameter.grad = grads[name]
             self.optimizer.step()

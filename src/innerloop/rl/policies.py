@@ -52,6 +52,8 @@ class GaussianPolicy(nn.Module):
             adapts (Zintgraf et al. 2019, section 5.3).
     """
 
+    discrete = False
+
     def __init__(
         self,
         observations: int,
@@ -90,6 +92,8 @@ class CategoricalPolicy(nn.Module):
         activation: ``"tanh"`` or ``"relu"``.
         context: see `GaussianPolicy`.
     """
+
+    discrete = True
 
     def __init__(
         self,

@@ -90,6 +90,8 @@ def maml_trpo(
         options: see `MetaLearner`.
     """
     objective = Unrolled(order) if weights is None else Along(order, weights)
+    if weights is not None and len(weights) != options.get("steps", 1) + 1:
+        raise ValueError(f"weights are of the policies after 0, 1, ..., {options.get('steps', 1)} steps, got {weights}")
     rule = _rule(lr, later_lr)
     return _learner(policy, rule, everything, objective, TRPO(max_kl), episodes, inner, **options)
 

@@ -70,7 +70,7 @@ def rollout(
         seen.append(observation)
         done.append(action.cpu())
         behaviour.append(pytree.tree_map(lambda leaf: leaf.cpu(), distribution))
-        earned.append(step.reward * alive)
+        earned.append(torch.where(alive > 0, step.reward, 0))
         lived.append(alive)
         observation, alive = step.observation, alive * ~step.done
         if not alive.any():

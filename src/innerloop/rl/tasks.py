@@ -17,9 +17,10 @@ Expected = Literal["linear", "network"]
 def sources(
     environment: Environment, discount: float, trace: float, baseline: Expected, eval_episodes: int | None = None
 ) -> Sources:
-    """To train, to choose and to report by: tasks never run out, so that all three are of one family."""
-    expected = (_baseline(environment, baseline) for _ in range(3))
-    return Sources(*(Interaction(environment, discount, trace, one, eval_episodes) for one in expected))
+    """To train, to choose and to report by: tasks never run out, so that all three are of one family, and have one
+    baseline, which training alone teaches."""
+    expected = _baseline(environment, baseline)
+    return Sources(*(Interaction(environment, discount, trace, expected, eval_episodes) for _ in range(3)))
 
 
 def _baseline(environment: Environment, name: Expected) -> Baseline:
@@ -49,9 +50,10 @@ def bandit_tasks(
     discount: float = 1.0,
     trace: float = 1.0,
     baseline: Expected = "linear",
+    eval_episodes: int | None = None,
 ) -> Sources:
     """`Bandit`: arms whose mean rewards differ from task to task."""
-    return sources(Bandit(arms, horizon, noise), discount, trace, baseline)
+    return sources(Bandit(arms, horizon, noise), discount, trace, baseline, eval_episodes)
 
 
 def tabular_tasks(
@@ -61,9 +63,10 @@ def tabular_tasks(
     discount: float = 1.0,
     trace: float = 1.0,
     baseline: Expected = "linear",
+    eval_episodes: int | None = None,
 ) -> Sources:
     """`Tabular`: small random Markov decision processes."""
-    return sources(Tabular(states, actions, horizon), discount, trace, baseline)
+    return sources(Tabular(states, actions, horizon), discount, trace, baseline, eval_episodes)
 
 
 def locomotion_tasks(

@@ -1,9 +1,10 @@
-"""Environments of Gymnasium's in worker processes, for simulators that know neither batches nor threads."""
+"""Anybody's environments of Gymnasium's as families of tasks, in worker processes where that is worth their cost."""
 
 from __future__ import annotations
 
 import multiprocessing
-import time
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -11,6 +12,83 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from ..ranges import require_at_least
+from .environments import Step
+
+
+class VectorTasks:
+    """A family of tasks in a vector environment of Gymnasium's kind: episodes of all tasks are its sub-environments.
+
+    Args:
+        make: ``number -> vector environment`` with so many sub-environments, ``set_task(tasks)`` for an array
+            ``[number, ...]``, ``reset(seed=[...])`` and ``step(actions)``; see `Workers` for plain environments.
+        draw: ``(n, generator) -> tasks [n, ...]``, a tensor.
+        horizon: steps of an episode.
+
+    Raises:
+        TypeError: its sub-environments have no ``set_task``, or spaces that policies do not know.
+    """
+
+    def __init__(
+        self, make: Callable[[int], Any], draw: Callable[[int, torch.Generator], Tensor], horizon: int = 200
+    ) -> None:
+        import gymnasium
+
+        require_at_least(1, horizon=horizon)
+        self._make, self._draw, self.horizon = make, draw, horizon
+        self._vectors = {1: make(1)}
+        self._vector = self._vectors[1]
+        if not hasattr(self._vector, "set_task"):
+            raise TypeError(f"{type(self._vector).__name__} has no set_task(tasks), so its tasks cannot be set")
+        seen, acted = self._vector.single_observation_space, self._vector.single_action_space
+        self.discrete = isinstance(acted, gymnasium.spaces.Discrete)
+        if not isinstance(seen, gymnasium.spaces.Box) or not (self.discrete or isinstance(acted, gymnasium.spaces.Box)):
+            raise TypeError(f"policies know Box observations and Box or Discrete actions, not {seen} and {acted}")
+        self.observations = int(np.prod(seen.shape))
+        self.actions = int(acted.n) if self.discrete else int(np.prod(acted.shape))
+        self._first = int(acted.start) if self.discrete else 0
+
+    def tasks(self, n: int, generator: torch.Generator) -> Tensor:
+        """Tasks ``[n, ...]``."""
+        return self._draw(n, generator)
+
+    def reset(self, tasks: Tensor, episodes: int, generator: torch.Generator) -> Tensor:
+        """See `Environment`. Every episode has a seed of its own."""
+        number = len(tasks) * episodes
+        if number not in self._vectors:  # training and evaluation have numbers of their own
+            self._vectors[number] = self._make(number)
+        self._vector = self._vectors[number]
+        self._shape = (len(tasks), episodes)
+        seeds = torch.randint(2**31 - 1, (number,), generator=generator).tolist()
+        self._vector.set_task(tasks.repeat_interleave(episodes, 0).numpy())
+        return self._tensor(self._vector.reset(seed=seeds)[0])
+
+    def step(self, action: Tensor) -> Step:
+        """See `Environment`. Continuous actions are clipped to their space."""
+        taken, space = action.flatten(0, 1).numpy(), self._vector.single_action_space
+        if self.discrete:
+            taken = taken + self._first
+        else:
+            taken = np.clip(taken.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+        observation, reward, ended, cut, _ = self._vector.step(taken)
+        done = torch.as_tensor(np.asarray(ended) | np.asarray(cut)).view(self._shape)
+        return Step(self._tensor(observation), torch.as_tensor(np.asarray(reward)).float().view(self._shape), done)
+
+    def _tensor(self, observation: Any) -> Tensor:
+        # A copy: environments may hand out the same memory every time.
+        return torch.tensor(np.asarray(observation), dtype=torch.float32).reshape(*self._shape, self.observations)
+
+    def close(self) -> None:
+        """End what runs the sub-environments."""
+        for vector in self._vectors.values():
+            vector.close()
+
+
+STARTING = 60.0
+"""Seconds that processes have to start."""
 
 
 class WorkerError(RuntimeError):
@@ -20,13 +98,16 @@ class WorkerError(RuntimeError):
 class Workers:
     """So many copies of an environment as one vector environment, each worker process stepping its share of them.
 
-    An episode that has ended is not stepped until the next reset: its observation stays and its reward is 0.
+    An episode that has ended is not stepped until the next reset: its observation stays and its reward is 0. Workers
+    import the main module of the program, which therefore has to begin its own work under ``if __name__ ==
+    "__main__":``.
 
     Args:
         make: makes one environment, whose ``unwrapped`` has ``set_task(task)``; it has to be picklable by cloudpickle.
         num_envs: how many.
         workers: processes; 0 steps all of them in this one.
-        timeout: seconds after which a worker that does not answer is given up.
+        timeout: seconds after which a worker that does not answer is given up; before its first answer it has a minute
+            more, to start.
 
     Raises:
         WorkerError: a worker fails, ends, or does not answer; all of them are ended then.
@@ -48,6 +129,7 @@ class Workers:
         self._parts = [slice(a, b) for a, b in pairwise(bounds)]
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
+        self._begun = False
         self._own = None if number else Group(make, num_envs)
         context = multiprocessing.get_context("spawn")
         for part in self._parts if number else []:
@@ -86,37 +168,54 @@ class Workers:
             self._own.close()
 
     def _all(self, name: str, arguments: Iterable[Any]) -> list[Any]:
-        """Have all workers do the same at the same time."""
+        """Have all workers do the same at the same time. Who has not answered in time is killed, which ends whatever
+        waits for it."""
         if self._own is not None:
             return [getattr(self._own, name)(argument) for argument in arguments]
+        if not self._processes:
+            raise WorkerError("the workers were ended, by an error before or by close()")
+        self._late: list[int] = []
+        self._waiting = set(range(len(self._processes)))
+        watch = threading.Timer(self.timeout if self._begun else self.timeout + STARTING, self._kill)
+        watch.start()
         try:
             for number, (connection, argument) in enumerate(zip(self._connections, arguments, strict=True)):
                 try:
                     connection.send((name, argument))
                 except OSError as error:
                     raise self._ended(number) from error
-            end = time.monotonic() + self.timeout
-            return [self._answer(number, end) for number in range(len(self._connections))]
+            answers = [self._answer(number) for number in range(len(self._connections))]
+            self._begun = True
+            return answers
         except WorkerError:
             self.close()
             raise
+        finally:
+            watch.cancel()
 
-    def _answer(self, number: int, end: float) -> Any:
-        connection = self._connections[number]
-        if not connection.poll(max(0.0, end - time.monotonic())):
-            raise WorkerError(f"worker {number} of {len(self._processes)} did not answer within {self.timeout:g} s")
+    def _kill(self) -> None:
+        self._late = sorted(self._waiting)
+        for number in self._late:
+            self._processes[number].kill()
+
+    def _answer(self, number: int) -> Any:
         try:
-            failed, answer = connection.recv()
+            failed, answer = self._connections[number].recv()
         except (EOFError, OSError) as error:
             raise self._ended(number) from error
+        self._waiting.discard(number)
         if failed:
             raise WorkerError(f"worker {number} of {len(self._processes)} failed: {answer}")
         return answer
 
     def _ended(self, number: int) -> WorkerError:
+        of = f"of {len(self._processes)}"
+        if self._late:
+            return WorkerError(f"worker {self._late[0]} {of} did not answer within {self.timeout:g} s")
         process = self._processes[number]
         process.join(1)
-        return WorkerError(f"worker {number} of {len(self._processes)} ended (exit code {process.exitcode})")
+        hint = "" if self._begun else '; does the program begin under if __name__ == "__main__":?'
+        return WorkerError(f"worker {number} {of} ended (exit code {process.exitcode}){hint}")
 
 
 class Group:
@@ -165,17 +264,20 @@ def _serve(make: bytes, number: int, connection: Connection) -> None:
     """What a worker does: answer until nobody asks."""
     import pickle
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which finishes its iteration
     group: Group | None = None
     while True:
         try:
             name, argument = connection.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
+        except (EOFError, OSError):
             return
         try:
             group = group or Group(pickle.loads(make), number)
-            connection.send((False, getattr(group, name)(argument)))
-        except KeyboardInterrupt:
-            return
+            answer = False, getattr(group, name)(argument)
         except Exception as error:  # of anybody's environment
             where = traceback.extract_tb(error.__traceback__)[-1]
-            connection.send((True, f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"))
+            answer = True, f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+        try:
+            connection.send(answer)
+        except OSError:
+            return

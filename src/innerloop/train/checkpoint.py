@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import torch
 
-from .ranges import require_at_least
+from ..ranges import require_at_least
 
 FORMAT = 1
 DIGEST = hashlib.sha256().digest_size

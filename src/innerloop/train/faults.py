@@ -14,9 +14,9 @@ from ..inner import stack
 from ..learner import MetaLearner
 from ..memory import is_out_of_memory
 from ..objectives import Outcome
+from ..ranges import require_at_least
 from ..task import Batch, Params, Task, count, select, to
 from .checkpoint import Checkpoints, load, save
-from .ranges import require_at_least
 from .world import World
 
 NonFinite = Literal["stop", "skip"]

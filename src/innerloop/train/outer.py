@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from ..ranges import require_at_least
 from ..schedules import Schedule, value
 from ..task import Params, Task
-from .ranges import require_at_least
 
 Optimizer = Literal["adam", "sgd"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """By name, or a function from the meta-parameters, whose own rate is overridden by the trainer's."""

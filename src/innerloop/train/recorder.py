@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..learner import MetaLearner
 from ..objectives import Outcome
+from ..ranges import require_at_least
 from ..task import Params, Task, select, to
 from .evaluate import Evaluation
-from .ranges import require_at_least
 from .record import SCHEMA, Metrics, environment, peak_memory
 from .trace import trace
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..learner import MetaLearner
 from ..objectives import Outcome
+from ..ranges import require_at_least
 from ..schedules import Schedule
 from ..task import InteractiveSource, Source, Task, draw, to
 from .checkpoint import Checkpoints, differences, holds_run
@@ -25,7 +26,6 @@ from .faults import Faults, NonFinite, enough_memory
 from .loggers import Logger
 from .outer import LR, Optimizer, outer_step
 from .progress import Progress
-from .ranges import require_at_least
 from .record import Metrics, environment, write_results
 from .recorder import Phases, Recorder, due
 from .signals import Stop, stopping
@@ -331,7 +331,7 @@ class Trainer:
         try:
             self.learner.load_state_dict(state["learner"])
             self.outer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
         self.learner.settle(state.get("settled", {}))
         self.generator.set_state(state["tasks"])
