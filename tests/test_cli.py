@@ -141,6 +141,19 @@ def test_a_run_is_evaluated_by_other_statistics(tmp_path, capsys):
     assert call(capsys, "evaluate", run, "--set", "learner.statistics=stored")[0] == 1
 
 
+def test_rates_that_are_not_learned_may_be_others_at_test(trained, capsys):
+    found = {}
+    for lr in (None, 0.0, 0.5):
+        words = ["--set", f"learner.lr={lr}"] if lr is not None else []
+        run = trained[0] / "runs" / "sinusoid-maml-seed0"
+        code, out, err = call(capsys, "evaluate", run, "--tasks", "4", "--json", *words)
+        assert code == 0, err
+        found[lr] = json.loads(out.splitlines()[-1])["steps"]
+    assert found[0.0][0] == found[0.0][-1]  # nothing is adapted at a rate of zero
+    assert found[None] != found[0.5]
+    assert found[None][0] == found[0.5][0] == found[0.0][0]
+
+
 def test_evaluate_repeats_the_test_of_training(trained, capsys):
     cwd, _ = trained
     run = cwd / "runs" / "sinusoid-maml-seed0"

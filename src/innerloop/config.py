@@ -331,6 +331,9 @@ def load_run(
     checkpoints = Checkpoints(Path(run))
     weights, newest = checkpoints.weights()["learner"], checkpoints.newest()
     learner, sources = build(config, root, device)
+    if overrides and not any(p.requires_grad for p in learner.rule.parameters()):  # whose rates a recipe may say anew
+        given = {f"rule.{name}": value for name, value in learner.rule.state_dict().items()}
+        weights = {name: value for name, value in weights.items() if not name.startswith("rule.")} | given
     if isinstance(sources.train, Stateful) and "source" in newest:  # what it learned, the others may share
         sources.train.load_state_dict(newest["source"])
     try:
