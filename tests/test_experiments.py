@@ -172,3 +172,46 @@ def test_what_fails_is_named_and_the_rest_is_run(tree: Path) -> None:
     assert "wide-seed0: failed with exit code 1" in found.stderr
     assert "no " in (tree / "runs" / "wide-seed0.log").read_text()
     assert (tree / "experiments" / "results" / "tiny" / "plain-seed1.json").is_file()
+
+
+POLICY = """# innerloop train policy
+# Hardware and time not yet measured; expected: not yet measured
+description = "tiny"
+extends = "navigation-maml-trpo"
+[learner]
+episodes = 3
+[tasks]
+horizon = 5
+eval_episodes = 3
+[train]
+iterations = 2
+tasks = 2
+val_tasks = 2
+validate_every = 1
+[evaluate]
+num_tasks = 4
+steps = 2
+"""
+
+
+def test_a_family_of_policies_is_told_by_returns(tree: Path) -> None:
+    recipe = "src/innerloop/recipes/policy.toml"
+    (tree / recipe).write_text(POLICY)
+    text = f'[tiny]\ntitle = "A policy"\nkind = "returns"\n[tiny.seeds]\n"{recipe}" = [0, 1]\n'
+    (tree / "experiments" / "families.toml").write_text(text + f'[tiny.published]\n"{recipe}" = "-40, -12, -3"\n')
+    found = family(tree)
+    assert found.returncode == 0, found.stderr
+    rows = [row.strip("| ").split(" | ") for row in (tree / "README.md").read_text().splitlines() if row[:1] == "|"]
+    header, _, own, published = rows
+    assert header[5:8] == ["before", "after 1", "after 2"]
+    assert own[1:5] == ["navigation", "5", "maml-trpo", "0, 1"]
+    results = [json.loads(path.read_text()) for path in (tree / "experiments" / "results" / "tiny").iterdir()]
+    for step in range(3):
+        mean = sum(result["tests"][0]["steps"][step] for result in results) / 2
+        assert own[5 + step].startswith(f"{mean:.2f} ± ")
+    assert all(0 < result["environment_steps"] <= 2 * 2 * 3 * 5 * 2 for result in results)
+    assert published[5:8] == ["-40", "-12", "-3"]
+    comment = (tree / recipe).read_text().splitlines()[1]
+    assert " minutes a run; returns " in comment
+    assert comment.endswith(" before and after each step in 2 seeds")
+    assert "validations apart, on" in (tree / "README.md").read_text()
