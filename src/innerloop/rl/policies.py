@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..ranges import require_at_least
 from .distributions import Categorical, Gaussian
 
 Activation = Literal["tanh", "relu"]
@@ -38,7 +39,29 @@ class Body(nn.Module):
         return x
 
 
-class GaussianPolicy(nn.Module):
+class Policy(nn.Module):
+    """What policies have in common: a number for each action, from an observation and, if wanted, a context."""
+
+    def __init__(
+        self, observations: int, actions: int, hidden: tuple[int, ...], activation: Activation, context: int
+    ) -> None:
+        super().__init__()
+        require_at_least(1, observations=observations, actions=actions)
+        require_at_least(0, context=context)
+        self.observations, self.actions = observations, actions
+        sizes = (observations + context, *hidden)
+        self.body, self.head = Body(sizes, activation), nn.Linear(sizes[-1], actions)
+        self.context = nn.Parameter(torch.zeros(context), requires_grad=False) if context else None
+        nn.init.zeros_(self.head.bias)
+
+    def numbers(self, observation: Tensor) -> Tensor:
+        """``[..., observations] -> [..., actions]``."""
+        if self.context is not None:
+            observation = torch.cat([observation, self.context.expand(*observation.shape[:-1], -1)], -1)
+        return self.head(self.body(observation))  # type: ignore[no-any-return]
+
+
+class GaussianPolicy(Policy):
     """Continuous actions: the means from a network, the spread a parameter of each action (Duan et al. 2016).
 
     Args:
@@ -64,25 +87,21 @@ class GaussianPolicy(nn.Module):
         scale: float = 1.0,
         context: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(observations, actions, hidden, activation, context)
         if std <= MIN_STD or scale <= 0:
             raise ValueError(f"std must be above {MIN_STD} and scale above 0, got {std} and {scale}")
-        self.observations, self.actions, self.scale = observations, actions, scale
-        sizes = (observations + context, *hidden)
-        self.body, self.head = Body(sizes, activation), nn.Linear(sizes[-1], actions)
-        self.context = nn.Parameter(torch.zeros(context), requires_grad=False) if context else None
+        self.scale = scale
         self.log_std = nn.Parameter(torch.full((actions,), math.log(std)))
         nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, observation: Tensor) -> Gaussian:
         """Observations ``[..., observations]`` -> a distribution over ``[..., actions]``."""
-        mean = self.head(self.body(_beside(observation, self.context)))
+        mean = self.numbers(observation)
         log_std = self.log_std.clamp_min(math.log(MIN_STD)) + math.log(self.scale)
         return Gaussian(self.scale * mean, log_std.expand_as(mean))
 
 
-class CategoricalPolicy(nn.Module):
+class CategoricalPolicy(Policy):
     """Discrete actions.
 
     Args:
@@ -103,24 +122,12 @@ class CategoricalPolicy(nn.Module):
         activation: Activation = "tanh",
         context: int = 0,
     ) -> None:
-        super().__init__()
-        self.observations, self.actions = observations, actions
-        sizes = (observations + context, *hidden)
-        self.body, self.head = Body(sizes, activation), nn.Linear(sizes[-1], actions)
-        self.context = nn.Parameter(torch.zeros(context), requires_grad=False) if context else None
+        super().__init__(observations, actions, hidden, activation, context)
         nn.init.zeros_(self.head.weight)  # no preference at first
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, observation: Tensor) -> Categorical:
         """Observations ``[..., observations]`` -> a distribution over action indices ``[...]``."""
-        return Categorical(self.head(self.body(_beside(observation, self.context))))
-
-
-def _beside(observation: Tensor, context: Tensor | None) -> Tensor:
-    """``[..., O]`` and ``[C]`` -> ``[..., O + C]``."""
-    if context is None:
-        return observation
-    return torch.cat([observation, context.expand(*observation.shape[:-1], -1)], -1)
+        return Categorical(self.numbers(observation))
 
 
 gaussian_policy = GaussianPolicy
