@@ -37,6 +37,40 @@ def test_examples_learn(example: str, better: object, tmp_path: Path) -> None:
     assert better(before, after) == after != before
 
 
+def test_an_environment_of_ones_own_is_learned(tmp_path: Path) -> None:
+    output = run(EXAMPLES / "environment.py", cwd=tmp_path)
+    before, after = (float(mean) for mean in re.findall(r"return (-[\d.]+) ", output))
+    assert after > before + 2
+
+
+def test_the_code_of_the_page_on_reinforcement_learning_runs(tmp_path: Path) -> None:
+    """Its blocks in order, with fewer and shorter episodes, and an environment of one's own that they speak of."""
+    text = (EXAMPLES.parent / "RL.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    short = {
+        "horizon=100": "horizon=4", "iterations=80": "iterations=2", "tasks=40": "tasks=2", "episodes=20": "episodes=3",
+        "num_tasks=100": "num_tasks=2", "validate_every=10": "validate_every=2, val_tasks=2",
+    }  # fmt: skip
+    for one, other in short.items():
+        assert one in text
+        blocks = [block.replace(one, other) for block in blocks]
+    own = (
+        "import gymnasium, numpy\n\n\nclass MyEnvironment(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Box(-9, 9, (2,), numpy.float32)\n"
+        "    action_space = gymnasium.spaces.Box(-1, 1, (2,), numpy.float32)\n"
+        "    def set_task(self, task): self.task = task\n"
+        "    def reset(self, seed=None, options=None): return numpy.zeros(2, numpy.float32), {}\n"
+        "    def step(self, action): return numpy.zeros(2, numpy.float32), float(action[0]), False, False, {}\n"
+    )
+    shorter = blocks[1].replace("rl.Interaction(family), ...", "rl.Interaction(family), iterations=1, tasks=2")
+    pytest.importorskip("gymnasium")
+    main = blocks[0].replace("\n", "\n    ")
+    script = f"import torch\n{own}\nif __name__ == '__main__':\n    {main}\n{shorter}"
+    (tmp_path / "script.py").write_text(script)
+    assert "return " in run(tmp_path / "script.py", cwd=tmp_path)
+
+
 def test_pictures_of_runs(tmp_path: Path) -> None:
     """The demo, shortened: two runs, their numbers before and after adaptation, their pictures."""
     tiny = ["--set", "train.iterations=60", "--set", "train.val_tasks=4", "--quiet"]

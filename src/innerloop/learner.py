@@ -124,12 +124,12 @@ class MetaLearner(nn.Module):
         Args:
             tasks: a meta-batch, every tensor with a leading task axis ``[T, ...]``.
             iteration: the outer iteration, for schedules.
-            objective: to judge by another than the learner's own.
+            objective: another than the learner's own, to judge by.
         """
         self._check(tasks)
         with in_mode(self.model, self._training_statistics):
             judge = partial(self._judge, iteration=iteration, objective=objective)
-            outcome, left = self.engine.map(judge, tasks, *self._own(), f"forward{torch.is_grad_enabled():d}")
+            outcome, left = self.engine.map(judge, tasks, *self._own(), ("judge", "forward")[torch.is_grad_enabled()])
         self._renew(average(left))
         return Outcome(*outcome)
 
