@@ -218,7 +218,6 @@ def profiled(source: Source, path: Path) -> Iterator[Source]:
     """The source; within, some iterations of the training that draws from it are profiled."""
     from torch.profiler import ProfilerActivity, profile, schedule
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or it tells the terminal of what it does
     cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
     (before, number), written = PROFILED, list[Path]()
 
