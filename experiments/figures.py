@@ -16,21 +16,23 @@ SIDE_BY_SIDE = 3
 
 
 def draw(family: str) -> Path:
-    """Losses, of few recipes side by side, and validations: a line for every seed of a recipe."""
-    found = table.members(family)
+    """Losses, of few recipes side by side, and validations: a line for every seed of a recipe. Of policies validations
+    alone: the value of a surrogate says nothing."""
+    found = {recipe: results for recipe, results in table.members(family).items() if any(map(validated, results))}
+    acting = all(result["tests"][0]["metric"] == "return" for results in found.values() for result in results)
     alone = len(found) <= SIDE_BY_SIDE
-    panels = len(found) if alone else 1
+    panels = 0 if acting else len(found) if alone else 1
     figure, axes = plt.subplots(1, panels + 1, figsize=(5 * (panels + 1), 4), layout="constrained", squeeze=False)
     losses, validation = axes[0, :-1], axes[0, -1]
     for index, (recipe, results) in enumerate(found.items()):
+        lines(validation, recipe, results, "validation", index)
+        if acting:
+            continue
         panel = losses[index] if alone else losses[0]
         lines(panel, recipe, results, "train", index)
-        lines(validation, recipe, results, "validation", index)
         panel.sharey(losses[0])
         panel.set(xlabel="iteration", ylabel="training loss after adaptation", title=recipe if alone else "")
-    metrics = {result["tests"][0]["metric"] for results in found.values() for result in results}
-    judged = "return" if metrics == {"return"} else "accuracy, %"
-    validation.set(xlabel="iteration", ylabel=f"validation {judged}")
+    validation.set(xlabel="iteration", ylabel=f"validation {'return' if acting else 'accuracy, %'}")
     validation.legend(fontsize="small")
     path = HERE / f"{family}.png"
     figure.savefig(path, dpi=100)
@@ -38,11 +40,14 @@ def draw(family: str) -> Path:
     return path
 
 
+def validated(result: dict[str, Any]) -> bool:
+    """Whether a run was trained, so that there are curves of it."""
+    return bool(result["curves"]["validation"])
+
+
 def lines(axis: Any, recipe: str, results: list[dict[str, Any]], kind: str, colour: int) -> None:
     """A curve of every seed, under one label; seeds are shades."""
     for number, result in enumerate(results):
-        if not result["curves"][kind]:
-            continue
         points = list(zip(*result["curves"][kind], strict=True))
         label = recipe if number == 0 else None
         axis.plot(points[0], points[1], color=f"C{colour}", alpha=max(1 - 0.3 * number, 0.2), linewidth=1, label=label)
