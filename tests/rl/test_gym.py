@@ -109,6 +109,36 @@ def test_locomotion_is_repeated_by_its_generator():
     assert torch.equal(one.query.y.advantages, other.query.y.advantages)
 
 
+def test_the_number_of_threads_changes_nothing():
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            environment, g = rl.Locomotion("ant", "velocity", 10), G().manual_seed(0)
+            environment.reset(environment.tasks(3, g), 4, g)
+            for _ in range(10):
+                environment.step(2 * torch.rand(3, 4, 8, generator=g) - 1)
+            found.append(environment.state)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_a_resumed_run_of_a_simulator_is_the_undisturbed_one(tmp_path):
+    def trainer(name, iterations):
+        torch.manual_seed(0)
+        own = rl.maml_trpo(rl.gaussian_policy(17, 6, hidden=(8,)), episodes=2, vectorize=True)
+        source = rl.Interaction(rl.Locomotion("half-cheetah", "velocity", 8))
+        return il.Trainer(own, source, run=tmp_path / name, iterations=iterations, tasks=2, progress=False)
+
+    whole, half, rest = trainer("whole", 4), trainer("half", 2), trainer("half", 4)
+    whole.fit()
+    half.fit()
+    rest.fit(resume=True)
+    for (key, one), other in zip(whole.learner.state_dict().items(), rest.learner.state_dict().values(), strict=True):
+        assert torch.equal(one, other), key
+
+
 def test_unknown_bodies_are_refused():
     with pytest.raises(ValueError, match=r"no 'ant' with the goal 'speed'; there are half-cheetah direction"):
         rl.Locomotion("ant", "speed")

@@ -68,6 +68,21 @@ def test_discrete_actions(environment):
     own.outer(own.meta_gradient(tasks)[0], tasks, 0)
 
 
+def test_all_at_once_is_one_episode_after_the_other():
+    """By the likeliest actions, so that nothing random sets them apart."""
+    own = learner()
+    policy = own.adapt_all(il.Batch(torch.zeros(3, 1), torch.zeros(3, 1)), 0)
+    goals = rl.Navigation().tasks(3, G().manual_seed(0))
+    found = rl.rollout(rl.Navigation(6), policy, goals, 2, G().manual_seed(0), greedy=True)
+    for task in range(3):
+        place, earned = torch.zeros(2), 0.0
+        for _ in range(6):
+            move = own.model(place).mean.clamp(-0.1, 0.1)
+            place = (place + move).detach()
+            earned -= (place - goals[task]).norm().item()
+        torch.testing.assert_close(found.returns[task], torch.full((2,), earned), atol=1e-4, rtol=1e-4)
+
+
 def test_episodes_that_end_early_have_the_shape_of_all():
     class Near(rl.Navigation):
         def tasks(self, n, generator):
