@@ -2,14 +2,15 @@
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a 95 % interval of the mean of so many values."""
 
 
-def rows(members: dict[str, list[dict[str, Any]]], published: dict[str, str]) -> list[list[str]]:
-    """A header, and a row a recipe."""
+def rows(members: dict[str, list[dict[str, Any]]], published: dict[str, str], wanted: Iterable[str]) -> list[list[str]]:
+    """A header, and a row a recipe; of wanted ones without a result that they were not run."""
     steps = max((len(result["tests"][0]["steps"]) for every in members.values() for result in every), default=1)
     after = [f"after {k}" if k else "before" for k in range(steps)]
     lines = [["recipe", "environment", "horizon", "algorithm", "seeds", *after, "environment steps", "minutes a run"]]
@@ -27,6 +28,7 @@ def rows(members: dict[str, list[dict[str, Any]]], published: dict[str, str]) ->
         if recipe in published:
             numbers = [word.strip() for word in published[recipe].split(",")]
             lines.append(["published", place, "", "", "", *numbers, *[""] * (steps - len(numbers)), "", ""])
+    lines += [[f"`{recipe}`", "not run", *[""] * (len(lines[0]) - 2)] for recipe in wanted if recipe not in members]
     return lines
 
 

@@ -143,7 +143,7 @@ def family(name: str) -> str:
     if about.get("kind") == "returns":
         every = [result for results in found.values() for result in results]
         command, machines = f"`python experiments/run.py {name}`", _list(set(map(machine, every)))
-        return f"{markdown(returns.rows(found, published))}\n\n{returns.note(command, found, machines)}"
+        return f"{markdown(returns.rows(found, published, about['seeds']))}\n\n{returns.note(command, found, machines)}"
     last = "published" if published else "reaches"
     lines = [["recipe", "seeds", "transductive", "inductive", "ensemble", last, "minutes a run"]]
     base = next(iter(found.values()), None)
