@@ -215,13 +215,13 @@ def test_worker_processes_give_what_one_process_does():
     ("trouble", "message"),
     [
         ("dies", r"worker [01] of 2 ended \(exit code -9\)"),
-        ("hangs", r"worker [01] of 2 did not answer within 8 s"),
-        ("stops", r"worker [01] of 2 did not answer within 8 s"),
+        ("hangs", r"worker [01] of 2 did not answer within 4 s"),
+        ("stops", r"worker [01] of 2 did not answer within 4 s"),
         ("fails", r"worker [01] of 2 failed: KeyError: 'where am I' \(step, line \d+\)"),
     ],
 )
 def test_a_worker_in_trouble_ends_all_with_a_message(trouble, message):
-    environment, start = family(2, trouble, timeout=8.0), time.monotonic()
+    environment, start = family(2, trouble, timeout=4.0), time.monotonic()
     with pytest.raises(rl.WorkerError, match=message):
         rl.Interaction(environment).collect(learner(), 2, G().manual_seed(0))
     assert time.monotonic() - start < 30
