@@ -179,7 +179,8 @@ def test_a_checkpoint_of_another_outer_step_is_refused(tmp_path):
 
 def test_a_run_is_evaluated_with_the_baseline_that_it_learned(tmp_path):
     settings = il.config.load_recipe("navigation-maml-trpo", [
-        'tasks.baseline="network"', "tasks.horizon=5", "learner.vectorize=true", "learner.episodes=3", "tasks.eval_episodes=3",
+        'tasks.baseline="network"', "tasks.horizon=5", "learner.vectorize=true", "learner.episodes=3",
+        "tasks.eval_episodes=3",
         "train.iterations=2", "train.tasks=3", "train.val_tasks=2", "evaluate.num_tasks=4",
     ])  # fmt: skip
     place = il.experiment.Place()
