@@ -8,6 +8,7 @@ loop lives through fewer episodes: what it does in a second does not depend on h
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -16,8 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
 
 from innerloop import Batch, rl
 from innerloop.train.record import environment
@@ -85,15 +84,15 @@ def at_once(place: rl.Environment, learner: Any, tasks: Any) -> float:
 def one_by_one(single: Single, horizon: int, policy: torch.nn.Module, tasks: Any, episodes: int) -> float:
     """Steps a second of a plain loop."""
     steps, generator = 0, torch.Generator().manual_seed(0)
-    each: list[dict[str, Tensor]] = [{n: p.clone() for n, p in policy.named_parameters()} for _ in tasks]
+    each = [copy.deepcopy(policy) for _ in tasks]
     start = time.perf_counter()
-    for task, params in zip(tasks, each, strict=True):
+    for task, own in zip(tasks, each, strict=True):
         single.set_task(task)
         for _ in range(episodes):
             seen = single.reset()
             for _ in range(horizon):
                 observation = torch.as_tensor(seen, dtype=torch.float32)
-                action = functional_call(policy, params, (observation,)).sample(generator)
+                action = own(observation).sample(generator)
                 seen, _, done = single.step(action)
                 steps += 1
                 if done:

@@ -14,7 +14,7 @@ def main() -> None:
         if missing not in ("typer", "rich"):
             raise
         sys.exit(f"error: the command line needs {missing}: pip install 'innerloop[cli]'")
-    except KeyboardInterrupt:  # torch takes seconds to import
+    except KeyboardInterrupt:  # what the command line imports takes a second or two
         sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 

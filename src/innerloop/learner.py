@@ -59,13 +59,10 @@ class MetaLearner(nn.Module):
         compile: ``"auto"``, ``True`` or ``False``: whether `meta_gradient` runs compiled; see
             `innerloop.compiling.Compiler`.
         citation: of the algorithm, where it is more than its parts.
-
-    Attributes:
-        outer: how meta-gradients move the meta-parameters where that is part of the algorithm, such as a trust region
-            (`innerloop.train.outer.Outer`); else it is the trainer's optimiser.
     """
 
     outer: Any = None
+    """How meta-gradients move the meta-parameters, where that is part of the algorithm (`innerloop.train.outer`)."""
 
     def __init__(
         self,

@@ -292,6 +292,13 @@ def test_environments_without_tasks_are_refused():
 
 
 def test_training_in_workers():
-    environment = family(2)
-    il.Trainer(learner(), rl.Interaction(environment), iterations=2, tasks=3, progress=False).fit()
-    environment.close()
+    found = []
+    for workers in (0, 2):
+        environment, own = family(workers), learner()
+        source, before = rl.Interaction(environment), own.model.head.weight.clone()
+        il.Trainer(own, source, iterations=2, tasks=3, progress=False).fit()
+        environment.close()
+        assert not torch.equal(own.model.head.weight, before)
+        found.append((source.environment_steps, own.model.head.weight))
+    assert found[0][0] == found[1][0] > 0
+    assert torch.equal(found[0][1], found[1][1])

@@ -96,6 +96,7 @@ def test_episodes_that_end_early_have_the_shape_of_all():
     assert lived.steps < 2 * 4 * 9
     assert not lived.rewards[lived.alive == 0].any()
     assert (lived.alive[..., 1:] <= lived.alive[..., :-1]).all()
+    assert not lived.observations[lived.alive == 0].any()
 
 
 def test_a_learner_that_cannot_act_is_refused():

@@ -15,17 +15,17 @@ import torch
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 
-from .locomotion import FAMILIES, family
+from .locomotion import FAMILIES, Body, Goal, family
 
-BODIES = {"half-cheetah": ("HalfCheetah", HalfCheetahEnv), "ant": ("Ant", AntEnv)}
+BODIES: dict[Body, tuple[str, type]] = {"half-cheetah": ("HalfCheetah", HalfCheetahEnv), "ant": ("Ant", AntEnv)}
 HORIZON = 200
 
 
 class _Goal:
     """What makes an environment of Gymnasium's one whose goal can be set; a task of the next episodes."""
 
-    body: str
-    goal: str
+    body: Body
+    goal: Goal
 
     def __init__(self, **options: Any) -> None:
         self.family = family(self.body, self.goal)
@@ -46,7 +46,7 @@ class _Goal:
         return observation, reward, bool(ended), cut, info
 
 
-def _class(body: str, goal: str) -> type:
+def _class(body: Body, goal: Goal) -> type:
     name, base = BODIES[body]
     return type(f"{name}{goal.capitalize()}", (_Goal, base), {"body": body, "goal": goal, "__module__": __name__})
 

@@ -80,7 +80,7 @@ class Interaction:
                 episodes an inner step is.
         """
         for name in ("observations", "actions", "discrete"):
-            has, wanted = getattr(_policy(learner), name, None), getattr(self.environment, name)
+            has, wanted = getattr(learner.model, name, None), getattr(self.environment, name)
             if has is not None and has != wanted:
                 what = type(self.environment).__name__
                 raise ValueError(f"model.{name} = {has}, but {what} has {wanted}")
@@ -177,11 +177,6 @@ def episodes_of(learner: MetaLearner) -> int:
     if learner.batch_size is None:
         raise ValueError("a policy's learner needs batch_size=, the number of episodes that an inner step is taken on")
     return learner.batch_size
-
-
-def _policy(learner: MetaLearner) -> Any:
-    """The policy itself, where a wrapper, such as that of a context, stands around it."""
-    return getattr(learner.model, "model", learner.model)
 
 
 def _like(parameter: Tensor, leaf: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..ranges import require_at_least
 from .environments import Step
 
+Body = Literal["half-cheetah", "ant"]
 Goal = Literal["direction", "velocity", "position"]
 
 
@@ -82,7 +83,7 @@ def _ant_position(velocity: Any, position: Any, action: Any, goal: Any) -> Any:
 _UNSEEN_CONTACTS = {"include_cfrc_ext_in_observation": False}
 _ANT: dict[str, Any] = {"environment": "Ant-v5", "healthy": (0.2, 1.0)}
 
-FAMILIES = {
+FAMILIES: dict[tuple[Body, Goal], Family] = {
     ("half-cheetah", "direction"): Family("HalfCheetah-v5", _directions, _cheetah_direction),
     ("half-cheetah", "velocity"): Family("HalfCheetah-v5", _uniform(0, 2), _cheetah_velocity),
     ("ant", "direction"): Family(
@@ -100,7 +101,7 @@ FAMILIES = {
 U[0, 3] of the ant), to a place (U[-3, 3]^2 m, which the ant sees its own position for)."""
 
 
-def family(body: str, goal: str) -> Family:
+def family(body: Body, goal: Goal) -> Family:
     """What is known of a body and a goal.
 
     Raises:
@@ -131,7 +132,7 @@ class Locomotion:
     discrete = False
     NOISE = 0.1
 
-    def __init__(self, body: str = "half-cheetah", goal: str = "direction", horizon: int = 200) -> None:
+    def __init__(self, body: Body = "half-cheetah", goal: Goal = "direction", horizon: int = 200) -> None:
         require_at_least(1, horizon=horizon)
         self.family, self.horizon = family(body, goal), horizon
         base = make(self.family.environment, **self.family.options).unwrapped

@@ -79,38 +79,40 @@ class Along(Unrolled):
 
     Args:
         order: as of `Unrolled`.
-        weights: of the policies after 0, 1, ..., K inner steps; they are divided by their sum.
+        weights: of the policies after 0, 1, ..., K inner steps; they are divided by their sum. ``None`` counts the last
+            alone.
     """
 
-    def __init__(self, order: Schedule[int] = 2, weights: Sequence[float] = (0.0, 1.0)) -> None:
+    def __init__(self, order: Schedule[int] = 2, weights: Sequence[float] | None = None) -> None:
         super().__init__(order)
-        if not any(weights) or min(weights) < 0:
+        if weights is not None and (not any(weights) or min(weights) < 0):
             raise ValueError(f"weights are at least 0, and not all 0, got {list(weights)}")
-        self.weights = tuple(weight / sum(weights) for weight in weights)
+        self.weights = weights and tuple(weight / sum(weights) for weight in weights)
 
     def __call__(self, episode: Episode) -> Judgement:
-        if len(self.weights) != episode.steps + 1:
+        weights = self.weights or (*[0.0] * episode.steps, 1.0)
+        if len(weights) != episode.steps + 1:
             raise ValueError(f"{episode.steps} inner steps have {episode.steps + 1} policies, got {self.weights}")
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
         loss, output = episode.query_loss(points[-1])
-        terms = [self.weights[-1] * loss]
-        for step, (weight, params) in enumerate(zip(self.weights[:-1], points, strict=False)):
+        terms = [weights[-1] * loss]
+        for step, (weight, params) in enumerate(zip(weights[:-1], points, strict=False)):
             if weight:
                 x, y = episode.support(step)
                 terms.append(weight * episode.loss(episode.output(params, x), y))
         return Judgement(torch.stack(terms).sum(), points[-1], loss, output)
 
 
-class Judging(Unrolled):
+class Judging(Along):
     """What another loss says of the policies that an objective judges, by the same path."""
 
     def __init__(self, loss: Loss, objective: Objective) -> None:
-        super().__init__(getattr(objective, "order", 2))
-        self.loss, self.objective = loss, objective
+        super().__init__(getattr(objective, "order", 2), getattr(objective, "weights", None))
+        self.loss = loss
 
     def __call__(self, episode: Episode) -> Judgement:
         episode.loss = self.loss
-        return self.objective(episode) if isinstance(self.objective, Along) else super().__call__(episode)
+        return super().__call__(episode)
 
 
 class Sampling(Unrolled):

@@ -11,7 +11,7 @@ from typing_extensions import Unpack  # torch brings it
 
 from .. import rules
 from ..engine import Vectorize
-from ..inner import Memory
+from ..inner import Loss, Memory
 from ..learner import MetaLearner
 from ..objectives import Objective, Unrolled
 from ..select import Selection, everything, head_of, named
@@ -44,11 +44,11 @@ def _learner(
     episodes: int,
     inner: Inner,
     citation: str = "",
+    loss: Loss = ratio,
     **options: Unpack[Options],
 ) -> MetaLearner:
     if inner not in INNER:
         raise ValueError(f"inner is {' or '.join(INNER)}, got {inner!r}")
-    loss = Clipped() if isinstance(outer, PPO) else ratio
     learner = MetaLearner(
         policy,
         rule,
@@ -89,10 +89,9 @@ def maml_trpo(
         weights: of the policies after 0, 1, ..., K steps, to train all of them (`Along`); else it is the last alone.
         options: see `MetaLearner`.
     """
-    objective = Unrolled(order) if weights is None else Along(order, weights)
     if weights is not None and len(weights) != options.get("steps", 1) + 1:
         raise ValueError(f"weights are of the policies after 0, 1, ..., {options.get('steps', 1)} steps, got {weights}")
-    rule = _rule(lr, later_lr)
+    rule, objective = _rule(lr, later_lr), Along(order, weights)
     return _learner(policy, rule, everything, objective, TRPO(max_kl), episodes, inner, **options)
 
 
@@ -134,9 +133,8 @@ def promp(
     """Proximal meta-policy search: ratios within, clipped ratios without, a penalty on leaving the policies that
     sampled (Rothfuss et al. 2019)."""
     outer, objective = PPO(outer_lr, epochs, target_kl), Penalised(strength=penalty)
-    learner = _learner(policy, rules.SGD(lr), everything, objective, outer, episodes, "ratio", **options)
-    learner.loss = Clipped(clip)
-    return learner
+    rule, loss = rules.SGD(lr), Clipped(clip)
+    return _learner(policy, rule, everything, objective, outer, episodes, "ratio", loss=loss, **options)
 
 
 def meta_sgd_trpo(

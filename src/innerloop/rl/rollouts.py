@@ -17,7 +17,7 @@ class Episodes(NamedTuple):
     """What T tasks x E episodes of at most H steps were like.
 
     Attributes:
-        observations: ``[T, E, H, O]``: what was seen before each action.
+        observations: ``[T, E, H, O]``: what was seen before each action, 0 after the end.
         actions: ``[T, E, H, A]``, or indices ``[T, E, H]``.
         rewards: ``[T, E, H]``, 0 after the end.
         alive: ``[T, E, H]``, 1 for the steps that happened and 0 for those after the end.
@@ -64,6 +64,8 @@ def rollout(
     alive = torch.ones(observation.shape[:2])
     seen, done, earned, lived, behaviour = [], [], [], [], []
     for _ in range(environment.horizon):
+        # Whatever an environment shows after the end, an infinity perhaps, is nothing to anybody.
+        observation = torch.where(alive[..., None] > 0, observation, 0)
         distribution = policy(observation)
         action = distribution.mode() if greedy else distribution.sample(generator)
         step = environment.step(action.cpu())

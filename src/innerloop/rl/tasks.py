@@ -9,7 +9,7 @@ from ..data import Sources
 from .advantages import Baseline, LinearBaseline, ValueFunction
 from .environments import Bandit, Environment, Navigation, Tabular
 from .interaction import Interaction
-from .locomotion import Locomotion
+from .locomotion import Body, Goal, Locomotion
 
 Expected = Literal["linear", "network"]
 
@@ -70,8 +70,8 @@ def tabular_tasks(
 
 
 def locomotion_tasks(
-    body: Literal["half-cheetah", "ant"] = "half-cheetah",
-    goal: Literal["direction", "velocity", "position"] = "direction",
+    body: Body = "half-cheetah",
+    goal: Goal = "direction",
     horizon: int = 200,
     discount: float = 0.99,
     trace: float = 1.0,

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -48,9 +48,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(
-        self, iteration: int, rate: float, loss: Tensor, told: Mapping[str, Any] = MappingProxyType({})
-    ) -> None:
+    def advance(self, iteration: int, rate: float, loss: Tensor, told: Mapping[str, Any]) -> None:
         """One more iteration is done. The loss is only read when it is to be shown, which on a GPU costs a wait. Of
         tasks that are acted in, returns and environment steps are shown, too."""
         now = time.monotonic()

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -103,6 +104,7 @@ class Trainer:
 
     iteration = 0
     _best: Evaluation | None = None
+    _outer_told: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -244,6 +246,7 @@ class Trainer:
             self.recorder.tasks(self.iteration + 1, tasks, grads, outcome)
         with self.phases("update"):
             lr = self.outer(grads, own, self.iteration) if usable else 0.0
+            self._outer_told = dict(self.outer.told) if usable else {}
         self.iteration += 1
         stop.agree(asked)
         return own, outcome, norm, lr
@@ -252,7 +255,7 @@ class Trainer:
         """What else there is to say of the last iteration."""
         lived = self.train.report() if isinstance(self.train, InteractiveSource) else {}
         skipped = {"skipped": self.faults.skipped} if self.faults.skipped else {}
-        return {**lived, **self.outer.told, **skipped}
+        return {**lived, **self._outer_told, **skipped}
 
     def _due(self, every: int) -> bool:
         return due(self.iteration, every, self.iterations)
