@@ -158,6 +158,7 @@ def test_a_journal_survives_a_killed_worker_and_finds_a_better_rate(tmp_path):
     assert survive(tmp_path, f"journal:{tmp_path / 'journal.log'}") < default(tmp_path)
 
 
+@pytest.mark.slow
 def test_postgresql_survives_a_killed_worker_and_finds_a_better_rate(tmp_path, postgresql):
     assert survive(tmp_path, postgresql) < default(tmp_path)
 

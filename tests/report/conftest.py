@@ -53,7 +53,7 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recorded() -> Callable[..., Path]:
     """``(folder, name, lines, config, test) -> run directory`` with a record that no training is behind."""
 

@@ -45,7 +45,10 @@ def test_every_figure_is_drawn(runs: Path, capsys: pytest.CaptureFixture[str]) -
         *("inner", "inner-grid", "query-grid", "final-support", "meta-train", "validation", "rates"),
         *("adaptation", "episodes"),
     ]
-    assert err == f"functions: not drawn, {strokes} is not of functions that can be drawn\n"
+    assert err.splitlines() == [
+        f"functions: not drawn, {strokes} is not of functions that can be drawn",
+        f"paths: not drawn, {strokes} is not of tasks that are acted in",
+    ]
     assert all(ink(Path(line)) > 20 for line in out.split())
     assert cli.run(["plot", str(runs / "sinusoids"), "--kind", "functions", "--kind", "adaptation"]) == 0
     assert all(ink(Path(line)) > 20 for line in capsys.readouterr().out.split())

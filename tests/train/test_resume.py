@@ -46,7 +46,10 @@ def same(one: object, other: object) -> bool:
     )
 
 
-@pytest.fixture(scope="module", params=["maml", "maml-plus-plus", "reptile"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("maml-plus-plus", "reptile")]
+
+
+@pytest.fixture(scope="module", params=["maml", *SLOW])
 def undisturbed(request, tmp_path_factory) -> tuple[str, Path]:
     run = tmp_path_factory.mktemp("undisturbed") / request.param
     assert lives(run, request.param, signal.SIGKILL, 0) == 0

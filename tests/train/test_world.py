@@ -66,7 +66,10 @@ def assert_close(run: Path, other: Path) -> None:
     assert losses(run) == pytest.approx(losses(other), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["maml", "maml-plus-plus", "promp"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("maml-plus-plus", "promp")]
+
+
+@pytest.mark.parametrize("name", ["maml", *SLOW])
 def test_two_processes_come_to_what_one_does_and_so_do_resumed_ones(tmp_path, name):
     succeed(1, tmp_path / "one", name, 50)
     succeed(2, tmp_path / "two", name, 50)

@@ -75,8 +75,9 @@ def curve(values: Sequence[float], width: int = WIDTH) -> str:
     stretches = [finite_mean(values[i : i + each]) for i in range(0, len(values), each)]
     finite = [value for value in stretches if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((v - low) * scale)] if math.isfinite(v) else "?" for v in stretches)
+    spread = high / 2 - low / 2 or 1.0  # halves, whose difference no two numbers are too far apart for
+    parts = ((v / 2 - low / 2) / spread for v in stretches)
+    return "".join(BARS[round(part * (len(BARS) - 1))] if math.isfinite(part) else "?" for part in parts)
 
 
 def _progress(run: Run) -> str:
