@@ -67,7 +67,7 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    if name in ("config", "data", "report", "rl", "testing", "train"):
+    if name in ("config", "data", "imitation", "report", "rl", "testing", "train"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import data, models, presets, rl
+from . import data, imitation, models, presets, rl
 from .data import Sources
 from .learner import MetaLearner
 from .schedules import SCHEDULES
@@ -31,9 +31,9 @@ from .train import Ensemble, Stateful, Trainer, evaluate
 from .train.checkpoint import Checkpoints
 from .train.checkpoint import differences as differences
 
-MODELS: dict[str, Callable[..., nn.Module]] = {**models.MODELS, **rl.MODELS}
-PRESETS: dict[str, Callable[..., MetaLearner]] = {**presets.PRESETS, **rl.PRESETS}
-TASKS: dict[str, Callable[..., Sources]] = {**data.TASKS, **rl.TASKS}
+MODELS: dict[str, Callable[..., nn.Module]] = {**models.MODELS, **rl.MODELS, **imitation.MODELS}
+PRESETS: dict[str, Callable[..., MetaLearner]] = {**presets.PRESETS, **rl.PRESETS, **imitation.PRESETS}
+TASKS: dict[str, Callable[..., Sources]] = {**data.TASKS, **rl.TASKS, **imitation.TASKS}
 
 Config = dict[str, Any]
 """A recipe as plain values: what its TOML says."""

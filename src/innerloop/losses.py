@@ -1,11 +1,21 @@
-"""Losses by name: ``(output, y) -> scalar``, averaged over the examples of one task."""
+"""Losses: by name, ``(output, y) -> scalar``, averaged over the examples of one task; and losses that are learned.
+
+A learned loss is a module that is given to a learner as ``inner_loss=``: the inner loop descends it, and the
+meta-gradient, through the inner loop, says what it is to be. It trains the parameters that the learner's selection
+names (``adapt=``), of which those that its value does not depend on stay where they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .ranges import require_at_least
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,
@@ -14,3 +24,79 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
 }
 """The losses that a recipe can name; outputs are logits for the first two."""
+
+
+class TemporalLoss(nn.Module):
+    """A loss of what a policy computes while it watches, for demonstrations that say nothing of actions: convolutions
+    over time, and the mean square of what comes out (Yu et al. 2018, section 4.2). It needs no targets.
+
+    Args:
+        heads: features of each part of the output that is looked at: one head is ``{"hidden": 64}``, two are
+            ``{"points": 32, "actions": 2}``. Each has a network of its own, and the loss is the sum. The parts are
+            attributes of the output, ``[S, H, features]``: S sequences of H steps.
+        channels: of the convolutions between.
+        kernel: steps that a convolution looks at, an odd number.
+        layers: convolutions, the last of which is of one step.
+    """
+
+    citation = (
+        "Yu, Finn, Xie, Dasari, Zhang, Abbeel, Levine. One-Shot Imitation from Observing Humans via Domain-Adaptive "
+        "Meta-Learning. RSS 2018. arXiv:1802.01557"
+    )
+
+    def __init__(self, heads: Mapping[str, int], channels: int = 32, kernel: int = 5, layers: int = 3) -> None:
+        super().__init__()
+        require_at_least(1, heads=len(heads), channels=channels, kernel=kernel, layers=layers)
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel is odd, so that steps stay in their places, got {kernel}")
+        self.heads = nn.ModuleDict(
+            {name: _temporal(features, channels, kernel, layers) for name, features in heads.items()}
+        )
+
+    def forward(self, output: Any, y: Any = None) -> Tensor:
+        """The loss, a scalar."""
+        return sum((self.over_time(output)[name].mean() for name in self.heads), torch.zeros(()).to(output[0]))
+
+    def over_time(self, output: Any) -> dict[str, Tensor]:
+        """What each head makes of every step, ``[S, H]``."""
+        parts = {name: getattr(output, name) for name in self.heads}
+        return {name: head(parts[name].mT).square().mean(1) for name, head in self.heads.items()}
+
+
+def _temporal(features: int, channels: int, kernel: int, layers: int) -> nn.Sequential:
+    sizes = [features, *[channels] * layers]
+    parts: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), 1):
+        size = kernel if number < layers else 1
+        parts += [nn.Conv1d(inputs, outputs, size, padding=size // 2), nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+class OutputLoss(nn.Module):
+    """A small network that judges the output of each example, beside its target if there is one (Bechtle et al. 2021).
+
+    Args:
+        outputs: numbers that an example's output has.
+        targets: numbers that its target has; 0 for a loss that is not told.
+        hidden: units between.
+    """
+
+    citation = (
+        "Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier. Meta-Learning via Learned Loss. ICPR "
+        "2021. arXiv:1906.05374"
+    )
+
+    def __init__(self, outputs: int, targets: int = 0, hidden: int = 40) -> None:
+        super().__init__()
+        require_at_least(1, outputs=outputs, hidden=hidden)
+        require_at_least(0, targets=targets)
+        self.targets = targets
+        self.judge = nn.Sequential(
+            nn.Linear(outputs + targets, hidden), nn.Softplus(), nn.Linear(hidden, hidden), nn.Softplus(),
+            nn.Linear(hidden, 1), nn.Softplus(),
+        )  # fmt: skip
+
+    def forward(self, output: Tensor, y: Tensor | None = None) -> Tensor:
+        """The loss, a scalar, of outputs ``[..., outputs]`` and targets ``[..., targets]``."""
+        seen = torch.cat([output, y], -1) if self.targets and y is not None else output
+        return self.judge(seen).mean()  # type: ignore[no-any-return]

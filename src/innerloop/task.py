@@ -53,16 +53,21 @@ class TaskSource(Protocol):
 
 @runtime_checkable
 class InteractiveSource(Protocol):
-    """Tasks whose data are what the learner itself does in them, as in reinforcement learning. Wherever tasks come from
-    a `TaskSource`, they may come from one of these.
+    """Tasks in which the learner acts: its data are what it does there, as in reinforcement learning, or it is judged
+    by what it does, as a robot that imitates. Wherever tasks come from a `TaskSource`, they may come from one of these.
+
+    Attributes:
+        metric: what it is judged by, ``"return"`` or, in per cent, ``"success"``.
     """
+
+    metric: str
 
     def require(self, learner: Any) -> None:
         """Refuse, with a `ValueError`, a learner that cannot act in these tasks."""
         ...
 
     def collect(self, learner: Any, n: int, generator: torch.Generator) -> Task:
-        """Draw ``n`` tasks and act in them; the data to adapt on and to be judged on."""
+        """Draw ``n`` tasks, and act in them where data are to come from that; what to adapt on and to be judged on."""
         ...
 
     def returns(self, learner: Any, n: int, steps: int | None, generator: torch.Generator) -> Tensor:

@@ -55,6 +55,8 @@ class Interaction:
         environment_steps: how many were taken for training.
     """
 
+    metric = "return"
+
     def __init__(
         self,
         environment: Environment,

@@ -30,8 +30,12 @@ def accuracy(output: Tensor, y: Tensor) -> Tensor:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a metric is accuracy or a return; errors and losses are better when lower."""
-    return metric in ("accuracy", "return")
+    """Whether a metric is accuracy, success or a return; errors and losses are better when lower."""
+    return metric in ("accuracy", *ACTING)
+
+
+ACTING = ("return", "success")
+"""What a learner that acts is judged by; success is in per cent."""
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": F.mse_loss}
@@ -44,7 +48,7 @@ class Evaluation:
 
     Attributes:
         metric: ``"accuracy"`` (in per cent, higher is better), ``"mse"``, ``"return"`` (of episodes, higher is better),
-            or the name of one's own.
+            ``"success"`` (likewise, in per cent), or the name of one's own.
         mean: over tasks, after the last step.
         ci95: half the width of its 95 % interval, 1.96 standard errors over tasks.
         num_tasks: N.
@@ -82,13 +86,13 @@ class Evaluation:
 
     @property
     def higher_is_better(self) -> bool:
-        """True for accuracy and returns; errors and losses are better when lower."""
+        """True for accuracy, success and returns; errors and losses are better when lower."""
         return higher_is_better(self.metric)
 
     @property
     def mode(self) -> str:
-        """``"transductive"`` or ``"inductive"``; of returns, where nothing is predicted, ``"acting"``."""
-        return "acting" if self.metric == "return" else "transductive" if self.transductive else "inductive"
+        """``"transductive"`` or ``"inductive"``; where nothing is predicted but something done, ``"acting"``."""
+        return "acting" if self.metric in ACTING else "transductive" if self.transductive else "inductive"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the attributes without ``scores``."""
@@ -103,7 +107,7 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        number, unit = (".2f", " %") if self.metric == "accuracy" else (".4g", "")
+        number, unit = (".2f", " %") if self.metric in ("accuracy", "success") else (".4g", "")
         taken = len(self.steps) - 1
         return (
             f"{self.metric} {self.mean:{number}} +- {self.ci95:{number}}{unit} after {taken} "
@@ -130,8 +134,8 @@ def evaluate(
 
     Args:
         learner: what to evaluate, or several together; tasks are moved to its device.
-        source: where the tasks come from. In those of an `InteractiveSource` the learner acts, and its returns are the
-            score; ``transductive`` and ``metric`` then say nothing.
+        source: where the tasks come from. In those of an `InteractiveSource` the learner acts, and what it comes to
+            is the score; ``transductive`` and ``metric`` then say nothing.
         num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one; of those that are
             acted in, the first whole batches.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
@@ -149,7 +153,7 @@ def evaluate(
     device, generator = next(learner.parameters()).device, torch.Generator().manual_seed(seed)
     world, scores = world or World(), list[Tensor]()
     if isinstance(source, InteractiveSource):
-        return Evaluation.of(_lived(learner, source, num_tasks, steps, seed, batch, world), "return", False)
+        return Evaluation.of(_lived(learner, source, num_tasks, steps, seed, batch, world), source.metric, False)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, num_tasks, batch):
@@ -173,7 +177,8 @@ def _lived(
     batch: int,
     world: World,
 ) -> Tensor:
-    """Returns ``[N, K + 1]``. Each batch has a generator of its own: how much is drawn depends on what happens."""
+    """What acting comes to, ``[N, K + 1]``. Each batch has a generator of its own: how much is drawn depends on what
+    happens."""
     if isinstance(learner, Ensemble):
         raise ValueError("an ensemble does not act: evaluate one learner")
     source.require(learner)
@@ -220,7 +225,7 @@ def score(metric: Metric, output: Any, y: Any) -> Tensor:
 def judged_by(learner: MetaLearner | Ensemble, source: Source) -> str:
     """The name of the metric that an evaluation on tasks of this source has unless another is given."""
     if isinstance(source, InteractiveSource):
-        return "return"
+        return source.metric
     return usual_metric(learner, source.sample(1, torch.Generator().manual_seed(0)).query.y)
 
 

@@ -1,0 +1,108 @@
+"""Where the tasks of a robot that imitates come from, and how its attempts are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..learner import MetaLearner
+from ..task import Batch, Task
+from .worlds import Split, World
+
+Shown = Literal["video", "robot"]
+
+
+class Imitation:
+    """One-shot imitation: the support set is a demonstration, the query set one by an expert at the robot.
+
+    Args:
+        world: where.
+        split: whose objects and demonstrators: ``"train"``, ``"val"`` or ``"test"``.
+        shown: ``"video"``: pictures of somebody else, and nothing of actions or states; ``"robot"``: the robot itself,
+            with pictures, states and actions.
+
+    A task's support set is ``x = {"images": [T, 1, frames, 3, h, w]}`` with targets of no number, ``[T, 1, 0]``; with
+    ``shown="robot"`` there are states beside the pictures, and actions to compare with. Its query set is ``x =
+    {"images": [T, 1, moments, 3, h, w], "state": ..., "demonstration": ...}`` and actions ``[T, 1, moments, A]``; the
+    demonstration is there for policies that read it.
+    """
+
+    metric = "success"
+
+    def __init__(self, world: World, split: Split = "train", shown: Shown = "video") -> None:
+        if shown not in ("video", "robot"):
+            raise ValueError(f'what is shown is "video" or "robot", got {shown!r}')
+        self.world, self.split, self.shown = world, split, shown
+
+    def require(self, learner: MetaLearner) -> None:
+        """Refuse a learner that cannot act here.
+
+        Raises:
+            ValueError: its policy's state or actions are not the robot's.
+        """
+        for name in ("state", "actions"):
+            has, wanted = getattr(learner.model, name, None), getattr(self.world, name)
+            if has is not None and has != wanted:
+                raise ValueError(f"model.{name} = {has}, but the robot of {type(self.world).__name__} has {wanted}")
+
+    def collect(self, learner: MetaLearner, n: int, generator: torch.Generator) -> Task:
+        """``n`` tasks, and what a policy of this kind reads of them."""
+        tasks = self.world.tasks(n, self.split, generator)
+        support, images, state, actions = self.shows(tasks, generator), *self.world.demonstration(tasks, generator)
+        query = Batch({"images": images, "state": state, **self._read(learner, support)}, actions)
+        return Task(support if learner.steps else query, query)  # of which no step is taken
+
+    def shows(self, tasks: Any, generator: torch.Generator) -> Batch:
+        """The demonstrations of tasks, as support sets."""
+        if self.shown == "video":
+            video = self.world.video(tasks, generator)
+            return Batch({"images": video}, torch.zeros(*video.shape[:2], 0))
+        images, state, actions = self.world.demonstration(tasks, generator)
+        return Batch({"images": images, "state": state}, actions)
+
+    @staticmethod
+    def _read(learner: MetaLearner, support: Batch) -> dict[str, Tensor]:
+        """What a policy reads beside the present: the demonstration, where it is one of those."""
+        reads = getattr(learner.model, "reads_demonstration", False)
+        return {"demonstration": support.x["images"]} if reads else {}
+
+    def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
+        """100 where the policy did it and 0 where not, after 0, 1, ..., ``steps`` inner steps, ``[n, steps + 1]``, each
+        time from the same beginning."""
+        device = next(learner.parameters()).device
+        tasks = self.world.tasks(n, self.split, generator)
+        support = self.shows(tasks, generator)
+        begin = generator.get_state()
+        found = []
+        for step in range((learner.steps if steps is None else steps) + 1):
+            self.attempt(learner, tasks, support, step, generator.set_state(begin), device)
+            found.append(100.0 * self.world.success()[:, 0])
+        return torch.stack(found, 1)
+
+    def attempt(
+        self,
+        learner: MetaLearner,
+        tasks: Any,
+        support: Batch,
+        steps: int,
+        generator: torch.Generator,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """What the robot sees while it does each task once after some inner steps, ``[T, horizon + 1, 3, h, w]``."""
+        there = device or torch.device("cpu")
+        moved = Batch({name: part.to(there) for name, part in support.x.items()}, support.y.to(there))
+        policy, read = learner.adapt_all(moved, steps), self._read(learner, moved)
+        seen = self.world.reset(tasks, 1, generator)
+        pictures = [seen.images[:, 0]]
+        for _ in range(self.world.horizon):
+            now = {"images": seen.images[:, :, None].to(there), "state": seen.state[:, :, None].to(there), **read}
+            seen = self.world.step(policy(now).actions[:, :, 0].cpu())
+            pictures.append(seen.images[:, 0])
+        return torch.stack(pictures, 1)
+
+    def report(self) -> Mapping[str, Any]:
+        """Nothing but what every training tells."""
+        return {}

@@ -1,0 +1,26 @@
+"""The problems of imitation that a recipe can name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..data import Sources
+from .plane import Reach
+from .source import Imitation, Shown
+from .worlds import World
+
+
+def sources(world: World, shown: Shown) -> Sources:
+    """To train, to choose and to report by: of one world, whose splits share neither objects nor demonstrators."""
+    return Sources(*(Imitation(world, split, shown) for split in ("train", "val", "test")))
+
+
+def reach_2d_tasks(
+    objects: int = 3, frames: int = 8, horizon: int = 8, moments: int = 3, size: int = 32, shown: Shown = "video"
+) -> Sources:
+    """`Reach`: a video of an arm that reaches for one of several objects; a robot in the plane is to do the same."""
+    return sources(Reach(objects, frames, horizon, moments, size), shown)
+
+
+TASKS: dict[str, Callable[..., Sources]] = {"reach-2d": reach_2d_tasks}
+"""The builders, by name."""
