@@ -18,7 +18,6 @@ from benchmarks.measure import flops
 from benchmarks.rows import INNERLOOP, PLAIN, PLAIN_BARE, ROWS
 from benchmarks.subjects import Innerloop, Job, Plain, build
 
-
 FEW = ("sinusoid-1", "conv4-5w1s-q1", "memory-50")
 
 

@@ -43,7 +43,7 @@ def clouds(n: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def from_segment(points: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Distances ``[T, F, size, size]`` of points ``[T, F, size, size, 2]`` from lines between two others ``[T, F, 2]``."""
+    """Distances ``[T, F, size, size]`` of points ``[T, F, size, size, 2]`` from lines between others, ``[T, F, 2]``."""
     a, way = a[:, :, None, None], (b - a)[:, :, None, None]
     part = ((points - a) * way).sum(-1, keepdim=True) / way.square().sum(-1, keepdim=True)
     distance: Tensor = (points - a - part.clamp(0, 1) * way).norm(dim=-1)

@@ -24,6 +24,8 @@ CLOSE = 0.2
 """How near to the middle of the object the robot has to be at the end, and nearer than to any other."""
 STRIDE = 0.3
 """How far it gets in a step."""
+PUSHED = 0.05
+"""How far the expert is pushed off its way, a standard deviation."""
 ALIKE = 0.12
 """Objects of one scene differ by at least this part of the circle of hues."""
 MOST = 5
@@ -108,12 +110,9 @@ class Reach:
         """Pictures of an arm that reaches, uint8 ``[T, 1, frames, 3, size, size]``."""
         n = len(tasks.objects)
         places, points = self._places(n, generator)[:, None], self._camera(n, generator)
-        picture = (
-            0.25 * clouds(n, self.size, generator)[:, None]
-            + 0.05
-            + 0.1 * torch.rand(n, 1, 1, 1, 1, generator=generator)
-        )
-        picture = self._put(picture, points, tasks.objects, places)
+        ground = 0.25 * clouds(n, self.size, generator)[:, None] + 0.05
+        ground = ground + 0.1 * torch.rand(n, 1, 1, 1, 1, generator=generator)
+        picture = self._put(ground, points, tasks.objects, places)
         arm = arms(tasks.demonstrators)
         shoulder = (arm.shoulder + 0.15 * torch.randn(n, 2, generator=generator))[:, None]
         start = 0.55 * shoulder + 0.2 * torch.randn(n, 1, 2, generator=generator)
@@ -140,13 +139,15 @@ class Reach:
     # -- the robot ----------------------------------------------------------------------------------------------------
 
     def demonstration(self, tasks: Scenes, generator: torch.Generator) -> Demonstration:
-        """What an expert at the robot sees and does at some moments of its way, ``[T, 1, moments, ...]``."""
+        """What an expert at the robot sees and does at some moments of its way, on which it is pushed about a little,
+        ``[T, 1, moments, ...]``."""
         n = len(tasks.objects)
         places, start = self._places(n, generator)[:, None], self._start(n, 1, generator)
         way = places[:, :, 0] - start
         length = way.norm(dim=-1, keepdim=True)
-        passed = STRIDE * torch.randint(self.horizon, (n, self.moments, 1), generator=generator)
+        passed = (length + STRIDE) * torch.rand(n, self.moments, 1, generator=generator)
         robot = start + way / length * torch.minimum(passed, length)
+        robot = (robot + PUSHED * torch.randn(robot.shape, generator=generator)).clamp(-1, 1)
         left = places[:, :, 0] - robot
         actions = left / left.norm(dim=-1, keepdim=True).clamp_min(STRIDE)
         table = self._table(tasks, places, generator)
@@ -155,7 +156,7 @@ class Reach:
     def reset(self, tasks: Scenes, episodes: int, generator: torch.Generator) -> Seen:
         """The beginning of episodes of every task."""
         n = len(tasks.objects)
-        self._lying = self._places(n * episodes, generator).unflatten(0, (n, episodes))
+        self._lying = self._places(n * episodes, generator).view(n, episodes, self.objects, 2)
         self._robot = self._start(n, episodes, generator)
         self._before = self._table(tasks, self._lying, generator)
         return self._seen()
