@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import partial
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import Any, get_args
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .adapted import Adapted, AdaptedTasks, refuse_joint
+from .checks import check_dependence, parameters_of, refuse_order
 from .compiling import Compile, Compiler, of_tensors, signature, tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
@@ -366,7 +366,7 @@ class MetaLearner(nn.Module):
         return stack([alone(select(x, index), episode.buffers) for index in range(size(x))])
 
     def _check(self, tasks: Task) -> None:
-        """On the first meta-batch, name the adapted parameters that the inner loss does not depend on."""
+        """On the first meta-batch, name what has no part in adapting."""
         if self._checked:
             return
         count(tasks)
@@ -379,16 +379,8 @@ class MetaLearner(nn.Module):
             # Random draws depend on how many tasks run at once, so that is then not a matter of speed.
             self.engine.random = not torch.equal(random_state, torch.get_rng_state())
             self.engine.separable = self._separable(episode)
-            grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True) if loss.requires_grad else ()
-        unused = [name for name, grad in zip_longest(start, grads) if grad is None]
-        if len(unused) == len(start):
-            raise ValueError(f"the inner loss depends on none of the adapted parameters: {', '.join(start)}")
-        if unused:
-            warnings.warn(
-                f"the inner loss does not depend on {', '.join(unused)}: these get an update of zero. Leave them out "
-                f"of adapt= if that is meant, e.g. adapt=il.everything - il.named({unused[0]!r})",
-                stacklevel=3,
-            )
+            refuse_order(self.objective, learned := parameters_of(self.inner_loss, self.loss))
+            check_dependence(loss, start, learned)
         self._checked = True
 
     def _separable(self, episode: Episode) -> bool:

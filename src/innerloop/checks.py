@@ -1,0 +1,69 @@
+"""What a learner finds out on its first task: which parts have no part in adapting."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .inner import Loss
+from .task import Params
+
+
+def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
+    """Name the adapted parameters that an inner loss does not depend on, and the parameters of a learned loss that its
+    gradient does not depend on, which the meta-gradient therefore cannot reach.
+
+    Args:
+        loss: of one task at its start, a scalar.
+        start: the adapted parameters there.
+        learned: the parameters of the inner loss, where it is a module.
+
+    Raises:
+        ValueError: it depends on none of the adapted parameters.
+    """
+    by = list(start.values())
+    graph = bool(learned)
+    grads = torch.autograd.grad(loss, by, create_graph=graph, allow_unused=True) if loss.requires_grad else ()
+    unused = [name for name, grad in zip_longest(start, grads) if grad is None]
+    if len(unused) == len(start):
+        raise ValueError(f"the inner loss depends on none of the adapted parameters: {', '.join(start)}")
+    if unused:
+        warnings.warn(
+            f"the inner loss does not depend on {', '.join(unused)}: these get an update of zero. Leave them out "
+            f"of adapt= if that is meant, e.g. adapt=il.everything - il.named({unused[0]!r})",
+            stacklevel=4,
+        )
+    size = torch.stack([grad.square().sum() for grad in grads if grad is not None]).sum()
+    by = list(learned.values())
+    reach = torch.autograd.grad(size, by, allow_unused=True) if by and size.requires_grad else [None] * len(by)
+    if lost := [name for name, grad in zip(learned, reach, strict=True) if grad is None]:
+        warnings.warn(
+            f"the gradient of the learned inner loss does not depend on its {', '.join(lost)}, which no meta-gradient "
+            "therefore reaches. What is only added to a loss, for one, has no part in its gradient",
+            stacklevel=4,
+        )
+
+
+def parameters_of(loss: Loss, outer: Loss) -> Params:
+    """Those of a learned inner loss that nothing but its gradient can teach, by name; none if it is the outer loss
+    too."""
+    if not isinstance(loss, nn.Module) or loss is outer:
+        return {}
+    return {name: p for name, p in loss.named_parameters() if p.requires_grad}
+
+
+def refuse_order(objective: Any, learned: Params) -> None:
+    """Refuse to learn an inner loss by first-order gradients, which never see it.
+
+    Raises:
+        ValueError: the objective takes updates as constants.
+    """
+    if learned and getattr(objective, "order", 2) == 1:
+        raise ValueError(
+            f"a learned inner loss ({', '.join(learned)}) takes order=2: with order=1 updates are constants, and no "
+            "meta-gradient reaches it"
+        )

@@ -1,0 +1,141 @@
+"""Imitation as tasks: what is shown, the preset beside MAML, and how attempts are judged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import innerloop as il
+from innerloop import imitation
+from innerloop.losses import TemporalLoss
+from innerloop.task import InteractiveSource
+from innerloop.train.evaluate import judged_by
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def world() -> imitation.Reach:
+    return imitation.Reach(frames=4, horizon=3, moments=2, size=16)
+
+
+def small(kind: type = imitation.Visuomotor) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return kind(filters=4, hidden=(8,))
+
+
+def test_a_demonstration_has_no_action_and_no_state() -> None:
+    source = imitation.Imitation(world())
+    assert isinstance(source, InteractiveSource)
+    task = source.collect(imitation.daml(small()), 3, rng())
+    assert list(task.support.x) == ["images"]
+    assert task.support.x["images"].dtype == torch.uint8
+    assert task.support.y.numel() == 0
+    assert task.query.y.shape == (3, 1, 2, 2)
+    assert sorted(task.query.x) == ["images", "state"]
+
+
+def test_the_robots_own_demonstration_has_both() -> None:
+    task = imitation.Imitation(world(), shown="robot").collect(imitation.mil(small()), 3, rng())
+    assert sorted(task.support.x) == ["images", "state"]
+    assert task.support.y.shape == (3, 1, 2, 2)
+    assert not torch.equal(task.support.x["state"], task.query.x["state"])
+
+
+def test_with_the_true_loss_of_actions_it_is_maml_to_the_bit() -> None:
+    source, policy = imitation.Imitation(world(), shown="robot"), small()
+    ours = imitation.daml(policy, lr=0.1, steps=2, inner_loss=imitation.cloning)
+    maml = il.maml(policy, lr=0.1, steps=2, loss=imitation.cloning, compile=False)
+    tasks = source.collect(ours, 3, rng())
+    (grads, outcome), (expected, reference) = ours.meta_gradient(tasks), maml.meta_gradient(tasks)
+    assert grads.keys() == expected.keys()
+    assert all(torch.equal(grads[name], expected[name]) for name in expected)
+    leaves, others = (pytree.tree_leaves(found) for found in (outcome, reference))
+    assert all(torch.equal(a, b) for a, b in zip(leaves, others, strict=True))
+
+
+@pytest.mark.parametrize("heads", [("seen",), ("points", "seen"), ("hidden",), ("points", "actions")])
+def test_the_learned_loss_moves_what_is_before_what_it_looks_at(heads: tuple[str, ...]) -> None:
+    learner = imitation.daml(small(), heads=heads)
+    eye = {name for name, _ in learner.model.named_parameters() if name.startswith("eye.")}
+    every = {name for name, _ in learner.model.named_parameters()}
+    assert set(learner.adapted) == (eye if {*heads} <= {"points", "seen"} else every)
+    grads, _ = learner.meta_gradient(imitation.Imitation(world()).collect(learner, 3, rng()))
+    assert isinstance(learner.inner_loss, TemporalLoss)
+    for name, _ in learner.inner_loss.named_parameters():
+        assert grads[f"inner_loss.{name}"].abs().sum() > 0, name
+
+
+def test_tasks_at_once_are_tasks_one_by_one() -> None:
+    policy = small()
+    at_once, one_by_one = (imitation.daml(policy, vectorize=number) for number in (True, False))
+    at_once.inner_loss = one_by_one.inner_loss
+    tasks = imitation.Imitation(world()).collect(at_once, 3, rng())
+    grads, expected = (learner.meta_gradient(tasks)[0] for learner in (at_once, one_by_one))
+    for name, grad in expected.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_success_is_counted_after_every_step_from_the_same_beginning() -> None:
+    source = imitation.Imitation(world(), "test")
+    learner = imitation.daml(small())
+    found = il.evaluate(learner, source, num_tasks=6, steps=2, batch=4)
+    assert found.metric == judged_by(learner, source) == "success"
+    assert found.higher_is_better
+    assert found.mode == "acting"
+    assert set(found.scores.unique().tolist()) <= {0.0, 100.0}
+    assert found.scores.shape == (6, 3)
+    assert str(found).startswith("success ")
+    still = imitation.daml(small(), lr=0.0)
+    scores = il.evaluate(still, source, num_tasks=6, steps=2).scores
+    assert torch.equal(scores[:, 0], scores[:, 2])
+
+
+class Knowing(torch.nn.Module):
+    """A policy that is told where the object lies, and goes there."""
+
+    def __init__(self, world: imitation.Reach) -> None:
+        super().__init__()
+        self.weight, self.world = torch.nn.Parameter(torch.zeros(())), world
+
+    def forward(self, images: torch.Tensor, state: torch.Tensor) -> imitation.Behaviour:
+        actions = torch.full_like(state, torch.nan)
+        return imitation.Behaviour(actions + self.weight, state, state, state)
+
+
+def test_a_policy_that_does_it_has_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actions are replaced by the expert's, so that only the judging is ours."""
+    wide = imitation.Reach(size=16)
+    step = wide.step
+    monkeypatch.setattr(wide, "step", lambda actions: step(wide._lying[:, :, 0] - wide._robot))
+    learner = imitation.cloned(Knowing(wide))
+    assert il.evaluate(learner, imitation.Imitation(wide), num_tasks=10).mean == 100.0
+
+
+@pytest.mark.parametrize("kind", [imitation.Contextual, imitation.Watching])
+def test_policies_that_read_the_demonstration(kind: type) -> None:
+    source, learner = imitation.Imitation(world()), imitation.cloned(small(kind))
+    tasks = source.collect(learner, 3, rng())
+    assert tasks.query.x["demonstration"].shape == (3, 1, 4, 3, 16, 16)
+    grads, _ = learner.meta_gradient(tasks)
+    assert grads["model.eye.filters.0.weight"].abs().sum() > 0
+    other = pytree.tree_map(lambda leaf: leaf, tasks)
+    other.query.x["demonstration"] = other.query.x["demonstration"].flip(0)
+    with torch.no_grad():
+        assert not torch.equal(learner(tasks).output.actions, learner(other).output.actions)
+    assert il.evaluate(learner, source, num_tasks=4).scores.shape == (4, 1)
+
+
+def test_a_policy_of_another_robot_is_refused() -> None:
+    learner = imitation.daml(imitation.Visuomotor(state=3, filters=4, hidden=(8,)))
+    with pytest.raises(ValueError, match=r"model.state = 3, but the robot of Reach has 2"):
+        imitation.Imitation(world()).require(learner)
+
+
+def test_wrong_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="heads look at actions, points, seen, hidden; there is no pixels"):
+        imitation.daml(small(), heads=("pixels",))
+    with pytest.raises(ValueError, match='what is shown is "video" or "robot", got \'film\''):
+        imitation.Imitation(world(), shown="film")
