@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import returns
+import acting
 
 from innerloop import config
 
@@ -21,7 +21,7 @@ MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 FAMILY_MARKS = re.compile(r"(<!-- family (\S+) -->\n).*?(<!-- /family -->)", re.DOTALL)
 MEASURED = re.compile(
     r"(?<=^# )(Hardware and time not yet measured; expected: not yet measured|"
-    r"[^;\n]*: [\d.]+ minutes a run; (?:accuracy [^,]*, \w+ductive|returns .* in [^.;\n]* seeds?))",
+    r"[^;\n]*: [\d.]+ minutes a run; (?:accuracy [^,]*, \w+ductive|(?:returns|success) .* in [^.;\n]* seeds?))",
     re.MULTILINE,
 )
 """What the first comment of a recipe says of time and score."""
@@ -61,7 +61,7 @@ def rows(name: str, result: dict[str, Any]) -> list[list[str]]:
     """One row an evaluation: the same weights, judged transductively and inductively."""
     found = []
     for test in result["tests"]:
-        digits, unit = (2, " %") if test["metric"] == "accuracy" else (3, "")
+        digits, unit = (2, " %") if test["metric"] in ("accuracy", "success") else (3, "")
         mode = "transductive" if test["transductive"] else "inductive"
         protocol = f"{test['num_tasks']} tasks" + (f", {mode}" if result["depends_on_query_set"] else "")
         protocol += f", ensemble of {test['ensemble']}" if "ensemble" in test else ""
@@ -140,10 +140,10 @@ def family(name: str) -> str:
         raise ValueError(f"a table of the family {name} is asked for, but families.toml has {', '.join(families())}")
     about, found = families()[name], members(name)
     published = about.get("published", {})
-    if about.get("kind") == "returns":
+    if about.get("kind") == "acting":
         every = [result for results in found.values() for result in results]
         command, machines = f"`python experiments/run.py {name}`", _list(set(map(machine, every)))
-        return f"{markdown(returns.rows(found, published, about['seeds']))}\n\n{returns.note(command, found, machines)}"
+        return f"{markdown(acting.rows(found, published, about['seeds']))}\n\n{acting.note(command, found, machines)}"
     last = "published" if published else "reaches"
     lines = [["recipe", "seeds", "transductive", "inductive", "ensemble", last, "minutes a run"]]
     base = next(iter(found.values()), None)
@@ -190,7 +190,7 @@ def measured(every: list[dict[str, Any]]) -> str:
     cores = f"{environment['threads']} CPU core{'s' * (environment['threads'] != 1)}"
     on = cores if environment["device"] == "cpu" else f"a GPU, {environment['device']}"
     if test["metric"] == "return":
-        return f"{on}: {minutes(every)} minutes a run; {returns.measured(every)}"
+        return f"{on}: {minutes(every)} minutes a run; {acting.measured(every)}"
     kind = evaluations(every, test["transductive"])
     score = mean(kind).replace("*", "").replace("±", "+-")
     seeds = f"{len(kind)} seeds" if len(kind) > 1 else "one seed"

@@ -197,7 +197,7 @@ steps = 2
 def test_a_family_of_policies_is_told_by_returns(tree: Path) -> None:
     recipe = "src/innerloop/recipes/policy.toml"
     (tree / recipe).write_text(POLICY)
-    text = f'[tiny]\ntitle = "A policy"\nkind = "returns"\n[tiny.seeds]\n"{recipe}" = [0, 1]\n'
+    text = f'[tiny]\ntitle = "A policy"\nkind = "acting"\n[tiny.seeds]\n"{recipe}" = [0, 1]\n'
     (tree / "experiments" / "families.toml").write_text(text + f'[tiny.published]\n"{recipe}" = "-40, -12, -3"\n')
     found = family(tree)
     assert found.returncode == 0, found.stderr

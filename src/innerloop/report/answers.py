@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import config
-from ..train.evaluate import higher_is_better
+from ..train.evaluate import PER_CENT, higher_is_better
 from ..train.progress import clock
 from .differences import Interval, What, change, comparable, difference, judged, score
 from .runs import Line, Run
@@ -231,7 +231,7 @@ def _signed(text: str) -> str:
 
 
 def _format(metric: str) -> tuple[str, str]:
-    return (".2f", " %") if metric == "accuracy" else (".3g", "")
+    return (".2f", " %") if metric in PER_CENT else (".3g", "")
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from ..train.evaluate import PER_CENT
 from .runs import Line, Run
 
 # Okabe and Ito (2008), colour-blind-safe, in an order that keeps neighbours apart.
@@ -128,4 +129,4 @@ def or_nan(value: float | None) -> float:
 
 def unit(metric: str) -> str:
     """A metric as the title of an axis."""
-    return "accuracy (%)" if metric == "accuracy" else metric
+    return f"{metric} (%)" if metric in PER_CENT else metric

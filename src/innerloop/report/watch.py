@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..train.evaluate import PER_CENT
 from ..train.progress import clock
 from .runs import Run, read_run
 from .series import finite_mean, usual_window
@@ -115,7 +116,7 @@ def _validation(table: Table, run: Run) -> None:
     means, best = run.column("validation", "mean")[1], run.best
     if best is None:
         return
-    unit = " %" if best["metric"] == "accuracy" else ""
+    unit = " %" if best["metric"] in PER_CENT else ""
     last = run.lines["validation"][-1]
     now = "not finite" if last["mean"] is None else f"{last['mean']:.4g} ± {last['ci95']:.2g}{unit}"
     table.add_row(f"meta-validation {best['metric']}", f"{curve(means)}  {now}")

@@ -35,7 +35,9 @@ def higher_is_better(metric: str) -> bool:
 
 
 ACTING = ("return", "success")
-"""What a learner that acts is judged by; success is in per cent."""
+"""What a learner that acts is judged by."""
+PER_CENT = ("accuracy", "success")
+"""Metrics in per cent."""
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": F.mse_loss}
@@ -107,7 +109,7 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        number, unit = (".2f", " %") if self.metric in ("accuracy", "success") else (".4g", "")
+        number, unit = (".2f", " %") if self.metric in PER_CENT else (".4g", "")
         taken = len(self.steps) - 1
         return (
             f"{self.metric} {self.mean:{number}} +- {self.ci95:{number}}{unit} after {taken} "

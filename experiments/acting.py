@@ -1,4 +1,4 @@
-"""Tables of families that are judged by returns: environment, horizon, algorithm, returns after 0, 1, ... steps."""
+"""Tables of families that act: environment, horizon, algorithm, and returns or success after 0, 1, ... steps."""
 
 import math
 import statistics
@@ -13,7 +13,9 @@ def rows(members: dict[str, list[dict[str, Any]]], published: dict[str, str], wa
     """A header, and a row a recipe; of wanted ones without a result that they were not run."""
     steps = max((len(result["tests"][0]["steps"]) for every in members.values() for result in every), default=1)
     after = [f"after {k}" if k else "before" for k in range(steps)]
-    lines = [["recipe", "environment", "horizon", "algorithm", "seeds", *after, "environment steps", "minutes a run"]]
+    lives = any(result.get("environment_steps") for every in members.values() for result in every)
+    last = ["environment steps", "minutes a run"] if lives else ["minutes a run"]
+    lines = [["recipe", "environment", "horizon", "algorithm", "seeds", *after, *last]]
     for recipe, every in members.items():
         config = every[0]["config"]
         seeds = ", ".join(str(result["seed"]) for result in every)
@@ -21,20 +23,21 @@ def rows(members: dict[str, list[dict[str, Any]]], published: dict[str, str], wa
         taken = statistics.fmean(result.get("environment_steps", 0) for result in every)
         minutes = statistics.fmean(result["seconds"] for result in every) / 60
         place = environment(config["tasks"])
-        lines.append(
-            [f"`{recipe}`", place, str(config["tasks"]["horizon"]), algorithm(config), seeds, *returns,
-             f"{taken / 1e6:.1f} million" if taken else "0", f"{minutes:.1f}"]
-        )  # fmt: skip
+        cost = [f"{taken / 1e6:.1f} million" if taken else "0", f"{minutes:.1f}"][-len(last) :]
+        horizon, who = str(config["tasks"]["horizon"]), algorithm(config)
+        lines.append([f"`{recipe}`", place, horizon, who, seeds, *returns, *cost])
         if recipe in published:
             numbers = [word.strip() for word in published[recipe].split(",")]
-            lines.append(["published", place, "", "", "", *numbers, *[""] * (steps - len(numbers)), "", ""])
+            lines.append(["published", place, "", "", "", *numbers, *[""] * (steps - len(numbers)), *[""] * len(last)])
     lines += [[f"`{recipe}`", "not run", *[""] * (len(lines[0]) - 2)] for recipe in wanted if recipe not in members]
     return lines
 
 
 def score(tests: list[dict[str, Any]], step: int) -> str:
-    """The mean over seeds with its interval; of one seed, with that over tasks."""
-    values = [test["steps"][step] for test in tests]
+    """The mean over seeds with its interval; of one seed, with that over tasks. Nothing where no step was taken."""
+    values = [test["steps"][step] for test in tests if step < len(test["steps"])]
+    if not values:
+        return ""
     if len(values) == 1:
         return f"{values[0]:.2f} ± {tests[0]['steps_ci95'][step]:.2f}"
     half = T95.get(len(values), 2.571) * statistics.stdev(values) / math.sqrt(len(values))
@@ -50,7 +53,16 @@ def algorithm(config: dict[str, Any]) -> str:
     """What a recipe does, in words."""
     if not config["train"]["iterations"]:
         return "random initialisation"
-    return "pretraining (TRPO)" if config["learner"]["preset"] == "trpo" else str(config["learner"]["preset"])
+    preset = str(config["learner"]["preset"])
+    return WORDS.get(f"{preset} {config['model']['name']}", WORDS.get(preset, preset))
+
+
+WORDS = {
+    "trpo": "pretraining (TRPO)",
+    "cloned visuomotor": "no adaptation",
+    "cloned contextual": "a policy that reads the last picture",
+    "cloned watching": "a recurrent policy that watches",
+}
 
 
 def note(command: str, members: dict[str, list[dict[str, Any]]], machine: str) -> str:
@@ -60,17 +72,23 @@ def note(command: str, members: dict[str, list[dict[str, Any]]], machine: str) -
         return f"To be made by {command}.\n"
     tasks = " or ".join(sorted({str(result["tests"][0]["num_tasks"]) for result in every}))
     threads = " or ".join(sorted({str(result["environment"]["threads"]) for result in every}))
+    what = SUCCESS if every[0]["tests"][0]["metric"] == "success" else RETURNS
     return (
-        f"Mean returns (sums of rewards over an episode) in {tasks} unseen tasks, before adaptation and after each "
-        "inner step, by the weights of the best meta-validation: means over seeds and their 95 % intervals (Student's "
-        "t); of one seed, the interval over tasks. Environment steps and minutes are those of training, validations "
-        f"apart, on {threads} core{'s' * (threads != '1')}. Made by {command}. Machine: {machine}.\n"
+        f"{what.format(tasks)}, before adaptation and after each inner step, by the weights of the best "
+        "meta-validation: means over seeds and their 95 % intervals (Student's t); of one seed, the interval over "
+        f"tasks. What training took is told, validations apart, on {threads} core{'s' * (threads != '1')}. Made by "
+        f"{command}. Machine: {machine}.\n"
     )
 
 
+RETURNS = "Mean returns (sums of rewards over an episode) in {} unseen tasks"
+SUCCESS = "Success, in per cent of one attempt at each of {} tasks with unseen objects and demonstrators"
+
+
 def measured(every: list[dict[str, Any]]) -> str:
-    """Returns, as the first comment of a recipe has them."""
+    """Returns or success, as the first comment of a recipe has them."""
     tests = [result["tests"][0] for result in every]
     means = ", ".join(score(tests, k).replace("±", "+-") for k in range(len(tests[0]["steps"])))
     seeds = f"{len(tests)} seeds" if len(tests) > 1 else "one seed"
-    return f"returns {means} before and after each step in {seeds}"
+    what, unit = ("success", " %") if tests[0]["metric"] == "success" else ("returns", "")
+    return f"{what} {means}{unit} before and after each step in {seeds}"
