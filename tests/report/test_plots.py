@@ -48,6 +48,8 @@ def test_every_figure_is_drawn(runs: Path, capsys: pytest.CaptureFixture[str]) -
     assert err.splitlines() == [
         f"functions: not drawn, {strokes} is not of functions that can be drawn",
         f"paths: not drawn, {strokes} is not of tasks that are acted in",
+        f"strips: not drawn, {strokes} is not of a robot that imitates",
+        f"gaze: not drawn, {strokes} is not of a robot that imitates",
     ]
     assert all(ink(Path(line)) > 20 for line in out.split())
     assert cli.run(["plot", str(runs / "sinusoids"), "--kind", "functions", "--kind", "adaptation"]) == 0

@@ -72,7 +72,8 @@ def plot(
     """Draw how a run went, what its model does with unseen tasks, and, of several runs, how they compare.
 
     Kinds: `inner` (support loss of one problem), `inner-grid` and `query-grid` (many problems over meta-training),
-    `final-support`, `meta-train`, `validation`, `rates`, `adaptation`, `functions`, `episodes`, `paths`, `compare`.
+    `final-support`, `meta-train`, `validation`, `rates`, `adaptation`, `functions`, `episodes`, `paths`, `strips`,
+    `gaze`, `compare`.
     """
     from ..report import plots
 
@@ -122,17 +123,20 @@ def report(
 
 @app.command()
 def film(
-    run: Annotated[Path, typer.Argument(help="A run directory, of locomotion.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, of locomotion or imitation.")],
     output: Annotated[Path | None, typer.Option("-o", help="A GIF.", show_default="RUN/figures/film.gif")] = None,
     steps: Annotated[int | None, typer.Option(help="Inner steps.", show_default="the recipe's")] = None,
     seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
 ) -> None:
-    """Film a simulated body in two unseen tasks, before adaptation (left) and after it (right)."""
-    from ..report.lives import film as show
+    """Film unseen tasks: a simulated body before adaptation (left) and after it (right), or, of a robot that imitates,
+    the demonstration, and the robot before and after."""
+    from ..imitation import Imitation
+    from ..report import lives, strips
 
     learner, sources, settings = config.load_run(run)
     path = output or run / "figures" / "film.gif"
     path.parent.mkdir(parents=True, exist_ok=True)
+    show: Any = strips.film if isinstance(sources.test, Imitation) else lives.film
     show(learner, sources.test, path, settings["evaluate"].get("steps") if steps is None else steps, seed)
     print(path)
 

@@ -54,16 +54,15 @@ def daml(
         heads: what the learned loss looks at: ``"seen"``, ``"points"``, ``"hidden"``, ``"actions"``, one or more.
         channels, kernel, layers: of the learned loss; see `TemporalLoss`.
         inner_loss: another inner loss than that.
-        adapt: which of the policy's parameters the learned loss moves; if not given, those before what it looks at: the
-            eye's, or all.
+        adapt: which of the policy's parameters the learned loss moves; if not given, those before what it looks at.
         options: see `MetaLearner`.
     """
     if inner_loss is None:
         if unknown := [head for head in heads if head not in policy.sizes]:
             raise ValueError(f"heads look at {', '.join(policy.sizes)}; there is no {', '.join(unknown)}")
         inner_loss = TemporalLoss({head: policy.sizes[head] for head in heads}, channels, kernel, layers)
-        if adapt is None and {*heads} <= {"points", "seen"}:
-            adapt = named("eye.*")
+        if adapt is None and "actions" not in heads:
+            adapt = named("eye.*") if {*heads} <= {"points", "seen"} else everything - named("head.*")
     return MetaLearner(
         policy, _rule(lr, clip), adapt or everything, Unrolled(), cloning, inner_loss=inner_loss, steps=steps, **options
     )

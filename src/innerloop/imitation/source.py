@@ -70,17 +70,23 @@ class Imitation:
         return {"demonstration": support.x["images"]} if reads else {}
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
-        """100 where the policy did it and 0 where not, after 0, 1, ..., ``steps`` inner steps, ``[n, steps + 1]``, each
-        time from the same beginning."""
+        """100 where the policy did it and 0 where not, after 0, 1, ..., K inner steps, ``[n, K + 1]``, each time from
+        the same beginning; K is ``steps``, or 0 if the policy was not trained to take any."""
         device = next(learner.parameters()).device
         tasks = self.world.tasks(n, self.split, generator)
         support = self.shows(tasks, generator)
         begin = generator.get_state()
         found = []
-        for step in range((learner.steps if steps is None else steps) + 1):
+        for step in range(self.steps(learner, steps) + 1):
             self.attempt(learner, tasks, support, step, generator.set_state(begin), device)
             found.append(100.0 * self.world.success()[:, 0])
         return torch.stack(found, 1)
+
+    @staticmethod
+    def steps(learner: MetaLearner, wanted: int | None) -> int:
+        """How many inner steps are taken: those of training unless others are wanted, and none by a policy that was
+        trained without, for which a demonstration may have nothing to go by."""
+        return learner.steps if wanted is None or not learner.steps else wanted
 
     def attempt(
         self,

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import load_run
+from ..imitation import Imitation
+from ..learner import MetaLearner
 from ..rl import Interaction
 from ..task import InteractiveSource
 from ..train import evaluate
 from . import lives
+from . import strips as film_strips
 from .curves import (
     WIDTH,
     compare,
@@ -110,6 +113,23 @@ def paths(run: Run, options: Options) -> Figure:
     return lives.paths(learner, sources.test, config["evaluate"].get("steps"))
 
 
+def strips(run: Run, options: Options) -> Figure:
+    """What was demonstrated and what the robot did, in four unseen tasks."""
+    return film_strips.strips(*_robot(run, options))
+
+
+def gaze(run: Run, options: Options) -> Figure:
+    """What a learned loss learns from, and where the policy looks before and after."""
+    return film_strips.gaze(*_robot(run, options))
+
+
+def _robot(run: Run, options: Options) -> tuple[MetaLearner, Imitation, int | None]:
+    learner, sources, config = load_run(run.path, options.data, options.device)
+    if not isinstance(sources.test, Imitation):
+        raise NothingToDrawError(f"{run.path} is not of a robot that imitates")
+    return learner, sources.test, config["evaluate"].get("steps")
+
+
 def _of_record(draw: Callable[..., Any], *takes: str) -> Callable[[Run, Options], Figure]:
     return lambda run, options: panel(draw, run, **{name: getattr(options, name) for name in takes})
 
@@ -130,6 +150,8 @@ PLOTS: dict[str, Callable[[Run, Options], Figure]] = {
     "functions": functions,
     "episodes": episodes,
     "paths": paths,
+    "strips": strips,
+    "gaze": gaze,
 }
 """The figures of one run; of several there is also `compare`."""
 

@@ -12,11 +12,12 @@ import torch
 
 from ..config import load_run
 from ..data import Sources
+from ..imitation import Imitation
 from ..learner import MetaLearner
 from ..rl import Interaction
 from ..task import TaskSource, select
 from ..train import Evaluation, evaluate
-from . import lives
+from . import lives, strips
 from .curves import WIDTH
 from .figures import FunctionSource, episode, episode_height, failed_episode, solved_episode
 from .figures import new_figure as new_picture
@@ -70,6 +71,9 @@ def figures(
             continue
         if isinstance(sources.test, Interaction):
             yield lives.interactive(name, learner, sources.test, steps)
+            continue
+        if isinstance(sources.test, Imitation):
+            yield from attempts(name, learner, sources.test, steps)
             continue
         assert isinstance(sources.test, TaskSource)
         try:
@@ -144,14 +148,34 @@ def pictures(
     for kind, find in (("most", solved_episode), ("fewest", failed_episode)):
         seed = find(learner, source, transductive, steps=steps)
         height = episode_height(source.sample(1, torch.Generator().manual_seed(seed)))
-        file = io.BytesIO()
-        episode(new_picture(WIDTH, height), learner, source, steps, transductive, seed).savefig(file, format="png")
+        drawn = episode(new_picture(WIDTH, height), learner, source, steps, transductive, seed)
         about = (
             f"Of 100 unseen tasks, the one with the {kind} query images told right. Their frames are blue where they "
             "were told right, and orange where not."
         )
-        encoded = base64.b64encode(file.getvalue()).decode()
-        yield Picture(f"data:image/png;base64,{encoded}", f"The {kind} told right: {name}", about)
+        yield Picture(_address(drawn), f"The {kind} told right: {name}", about)
+
+
+def attempts(name: str, learner: MetaLearner, source: Imitation, steps: int | None) -> Iterator[Picture]:
+    """What was demonstrated and what the robot did; what a learned loss learns from."""
+    about = "Four unseen tasks: the demonstration, and what the robot sees while it acts."
+    yield Picture(_address(strips.strips(learner, source, steps)), f"Unseen tasks: {name}", about)
+    try:
+        figure = strips.gaze(learner, source, steps)
+    except NothingToDrawError:
+        return
+    about = (
+        "The same tasks. Bright: pixels that the gradient of the learned loss depends on, and where the filters look "
+        "in the robot's first picture."
+    )
+    yield Picture(_address(figure), f"What the learned loss looks at: {name}", about)
+
+
+def _address(figure: Any) -> str:
+    """Of a figure that may be no file: all of it."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _listed(numbers: set[int]) -> str:

@@ -1,0 +1,185 @@
+"""What a robot saw, what it then did, and what its learned loss looks at: film strips of unseen tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..imitation import Eye, Imitation
+from ..learner import MetaLearner
+from ..losses import TemporalLoss
+from ..task import Batch, select
+from .figures import AFTER, BEFORE, new_figure
+from .series import NothingToDrawError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TASKS = 4
+"""Tasks that are shown."""
+PAUSE, ENLARGED = 250, 6
+"""Of films: milliseconds a picture, and pixels a pixel."""
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Some unseen tasks and what the robot did in them, each time from the same beginning.
+
+    Attributes:
+        support: the demonstrations.
+        pictures: what the robot saw after 0, 1, ..., K inner steps, each ``[T, horizon + 1, 3, h, w]``.
+        success: whether it did it, ``[K + 1, T]``.
+    """
+
+    support: Batch
+    pictures: tuple[Tensor, ...]
+    success: Tensor
+
+    @property
+    def shown(self) -> Tensor:
+        """The pictures of the demonstrations, ``[T, frames, 3, h, w]``."""
+        images: Tensor = self.support.x["images"]
+        return images[:, 0]
+
+
+def attempt(learner: MetaLearner, source: Imitation, steps: int | None, tasks: int = TASKS, seed: int = 0) -> Attempts:
+    """Let the robot attempt unseen tasks; the same seed gives the same ones."""
+    source.require(learner)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = source.world.tasks(tasks, source.split, generator)
+    support, begin = source.shows(drawn, generator), generator.get_state()
+    pictures, success = [], []
+    for step in range(source.steps(learner, steps) + 1):
+        pictures.append(source.attempt(learner, drawn, support, step, generator.set_state(begin)))
+        success.append(source.world.success()[:, 0])
+    return Attempts(support, tuple(pictures), torch.stack(success))
+
+
+def strips(learner: MetaLearner, source: Imitation, steps: int | None = None, seed: int = 0) -> Figure:
+    """Four unseen tasks: the demonstration, what the robot does before adaptation and after it, and, where the inner
+    loss is learned, what it makes of every picture of the demonstration."""
+    found = attempt(learner, source, steps, seed=seed)
+    losses = [_over_time(learner, found.support, task) for task in range(TASKS)]
+    last = len(found.pictures) - 1
+    rows: list[tuple[str, Tensor]] = [("demonstration", found.shown)]
+    rows += [("before adaptation" if last else "the robot", found.pictures[0])]
+    rows += [(f"after {last} step{'s' * (last > 1)}", found.pictures[last])] if last else []
+    number = len(rows) + any(losses)
+    figure = new_figure(13, 1.15 * number * 2)
+    parts: Any = figure.subfigures(2, 2)
+    for task, part in enumerate(parts.flat):
+        panels = part.subplots(number, 1)
+        for axes, (name, pictures) in zip(panels, rows, strict=False):
+            axes.imshow(_row(pictures[task]), aspect="equal", interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_title(name, fontsize="small", loc="left")
+        for (name, values), colour in zip(losses[task].items(), ("C0", "C2", "C3", "C4"), strict=False):
+            panels[-1].plot(range(1, len(values) + 1), values, marker="o", markersize=3, color=colour, label=name)
+        if losses[task]:
+            panels[-1].set_title("learned loss over the demonstration", fontsize="small", loc="left")
+            panels[-1].legend(fontsize="x-small")
+        words = ["no", "yes"]
+        outcome = " → ".join(words[int(found.success[step, task])] for step in ([0, last] if last else [0]))
+        part.suptitle(f"task {task}: done: {outcome}", fontsize="medium")
+    return figure
+
+
+def _over_time(learner: MetaLearner, support: Batch, task: int) -> dict[str, list[float]]:
+    """What each head of a learned loss makes of every step of a task's demonstration, before adaptation."""
+    if not isinstance(learner.inner_loss, TemporalLoss) or not learner.steps:
+        return {}
+    with torch.no_grad():
+        heads = learner.inner_loss.over_time(learner.adapt(select(support, task), steps=0)(select(support.x, task)))
+    return {name: values[0].tolist() for name, values in heads.items()}
+
+
+def _row(pictures: Tensor) -> Any:
+    """Pictures ``[H, 3, h, w]`` beside each other, with a white line between."""
+    framed = torch.nn.functional.pad(pictures, (0, 1, 0, 0), value=255)
+    return torch.cat([*framed], -1).permute(1, 2, 0).numpy()
+
+
+def gaze(learner: MetaLearner, source: Imitation, steps: int | None = None, seed: int = 0) -> Figure:
+    """Four unseen tasks: the end of the demonstration, the pixels of it that the gradient of the learned loss by the
+    filters depends on most, what the robot sees, and where its filters look before adaptation and after it.
+
+    Raises:
+        NothingToDrawError: nothing is learned from the demonstration, or the policy has no such filters.
+    """
+    eye = getattr(learner.model, "eye", None)
+    if not isinstance(eye, Eye) or not isinstance(learner.inner_loss, TemporalLoss):
+        raise NothingToDrawError("there is no learned loss that looks at what an eye sees")
+    found = attempt(learner, source, steps, seed=seed)
+    last, titles = len(found.pictures) - 1, ["end of the demonstration", "what the update learns from",
+                                             "what the robot sees", "it looks, before", "and after"]  # fmt: skip
+    figure = new_figure(11, 2.3 * TASKS)
+    for task, row in enumerate(figure.subplots(TASKS, 5)):
+        demonstration, scene = found.shown[task], found.pictures[0][task, :1]
+        support = select(found.support, task)
+        before, after = (_adapted_eye(learner, support, step) for step in (0, last))
+        maps = [None, _learned_from(learner, support), None, _where(before, scene), _where(after, scene)]
+        for axes, picture, over, title in zip(
+            row, (demonstration[-1], demonstration[-1], scene[0], scene[0], scene[0]), maps, titles, strict=True
+        ):
+            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            if over is not None:
+                extent = (-0.5, picture.shape[-1] - 0.5, picture.shape[-2] - 0.5, -0.5)
+                axes.imshow(over.numpy(), cmap="inferno", alpha=0.75, extent=extent, interpolation="bilinear")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if not task:
+                axes.set_title(title, fontsize="small", color={3: BEFORE, 4: AFTER}.get(titles.index(title), "black"))
+    return figure
+
+
+def _adapted_eye(learner: MetaLearner, support: Batch, steps: int) -> Eye:
+    eye = learner.adapt(support, steps).module().eye
+    assert isinstance(eye, Eye)
+    return eye
+
+
+def _where(eye: Eye, picture: Tensor) -> Tensor:
+    """How much all filters together look at each place of a picture ``[1, 3, h, w]``."""
+    with torch.no_grad():
+        maps = eye.filters(picture.to(eye.look.sharpness) / 255 - 0.5)[0]
+        looks: Tensor = (eye.look.sharpness * maps.flatten(1)).softmax(-1).mean(0).view(maps.shape[1:])
+    return looks
+
+
+def _learned_from(learner: MetaLearner, support: Batch) -> Tensor:
+    """How much the inner gradient by the filters depends on each pixel of the last picture, ``[h, w]``."""
+    images = support.x["images"].float().requires_grad_()
+    parameters = [p for name, p in learner.model.named_parameters() if name in learner.adapted]
+    loss = learner.inner_loss(learner.model(images), support.y)
+    grads = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    size = torch.stack([grad.square().sum() for grad in grads if grad is not None]).sum()
+    (by,) = torch.autograd.grad(size, images)
+    pixels: Tensor = by[0, -1].abs().sum(0)
+    return pixels
+
+
+def film(learner: MetaLearner, source: Imitation, path: Path, steps: int | None = None, seed: int = 0) -> None:
+    """Write a GIF of four unseen tasks below each other: the demonstration, the robot before adaptation and after it.
+
+    Raises:
+        ImportError: Pillow is missing.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("films need Pillow: pip install 'innerloop[vision]'") from error
+    found = attempt(learner, source, steps, seed=seed)
+    parts = [found.shown, found.pictures[0], *found.pictures[-1:]][: 2 + (len(found.pictures) > 1)]
+    length = max(part.shape[1] for part in parts)
+    moments = [torch.cat([part[:, min(t, part.shape[1] - 1)] for part in parts], -1) for t in range(length)]
+    moments += moments[-1:] * 4  # to see how it ended
+    frames = []
+    for moment in moments:
+        picture = Image.fromarray(torch.cat([*moment], -2).permute(1, 2, 0).numpy())
+        frames.append(picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.NEAREST))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=PAUSE, loop=0)
