@@ -9,8 +9,8 @@ import torch
 
 from innerloop.imitation import Reach
 from innerloop.imitation.drawing import from_shape, grid, paint
-from innerloop.imitation.plane import ALIKE, DEMONSTRATORS, OBJECTS, RADIUS, _hues, arms
-from innerloop.imitation.worlds import SHARES, members
+from innerloop.imitation.plane import RADIUS, arms
+from innerloop.imitation.worlds import ALIKE, DEMONSTRATORS, OBJECTS, SHARES, hues, members
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -36,7 +36,7 @@ def test_tasks_of_different_splits_have_neither_objects_nor_demonstrators_in_com
 
 def test_objects_of_a_scene_can_be_told_apart() -> None:
     objects = Reach(objects=5).tasks(500, "train", rng()).objects
-    for a, b in combinations(_hues(objects).unbind(1), 2):
+    for a, b in combinations(hues(objects).unbind(1), 2):
         difference = (a - b).abs()
         assert torch.minimum(difference, 1 - difference).min() >= ALIKE
 

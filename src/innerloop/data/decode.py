@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .files import Files, cache_folder, some
+from .cache import kept
+from .files import Files, some
 from .progress import progress
 
 FORMAT = 1
@@ -58,23 +57,14 @@ def decode_classes(
 
 
 def cached(stem: str, build: Callable[[], Decoded]) -> Decoded:
-    """``build()``, or what it returned before under this name; a damaged file is built anew.
+    """``build()``, or what it returned before under this name; see `kept`."""
+    return Decoded(*kept(f"{stem}-v{FORMAT}", build, _whole, "decoded images"))
 
-    The file is memory-mapped, so its pixels are read as they are used. Where the cache cannot be written, a
-    warning says so and the result is returned all the same.
-    """
-    path = cache_folder() / f"{stem}-v{FORMAT}.pt"
-    if (decoded := _load(path)) is None:
-        decoded = build()
-        try:
-            _save(path, decoded)
-        except (OSError, RuntimeError) as error:
-            warnings.warn(
-                f"cannot keep the decoded images in {path} ({error}): they are decoded again next time; "
-                "set XDG_CACHE_HOME to a writable folder",
-                stacklevel=3,
-            )
-    return decoded
+
+def _whole(parts: tuple[Any, ...]) -> bool:
+    images, counts, names = parts
+    pixels = images.dtype == torch.uint8 and images.ndim == 4 and len(images) == int(counts.sum())
+    return pixels and len(counts) == len(names)
 
 
 def require_pillow() -> Any:
@@ -101,26 +91,6 @@ def _decode(pillow: Any, content: bytes, size: int, channels: int) -> Tensor:
         image = image.resize((size, size), pillow.Resampling.LANCZOS)  # Pillow's filters smooth when shrinking
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(size, size, channels).movedim(-1, 0)
-
-
-def _load(path: Path) -> Decoded | None:
-    try:
-        decoded = Decoded(*torch.load(path, weights_only=True, mmap=True))
-        images, counts = decoded.images, decoded.counts
-        whole = images.dtype == torch.uint8 and images.ndim == 4 and len(images) == int(counts.sum())
-        return decoded if whole and len(counts) == len(decoded.names) else None
-    except Exception:  # torch.load raises nearly anything on a damaged file
-        return None
-
-
-def _save(path: Path, decoded: Decoded) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        torch.save(tuple(decoded), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_size(size: int) -> None:

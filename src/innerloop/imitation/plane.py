@@ -14,10 +14,8 @@ from torch import Tensor
 
 from ..ranges import require_at_least
 from .drawing import SHAPES, clouds, colour, from_segment, from_shape, grid, paint, to_bytes
-from .worlds import Demonstration, Seen, Split, members
+from .worlds import MOST, Demonstration, Scenes, Seen, Split, hues, number_of, scenes
 
-OBJECTS, DEMONSTRATORS = 160, 80
-"""How many there are, over all splits."""
 RADIUS = 0.2
 """Of an object."""
 CLOSE = 0.2
@@ -26,22 +24,6 @@ STRIDE = 0.3
 """How far it gets in a step."""
 PUSHED = 0.05
 """How far the expert is pushed off its way, a standard deviation."""
-ALIKE = 0.12
-"""Objects of one scene differ by at least this part of the circle of hues."""
-MOST = 5
-"""Objects for which there is room."""
-
-
-class Scenes(NamedTuple):
-    """What T tasks are of.
-
-    Attributes:
-        objects: ``[T, N]``; the first is the one to reach.
-        demonstrators: ``[T]``.
-    """
-
-    objects: Tensor
-    demonstrators: Tensor
 
 
 class Arms(NamedTuple):
@@ -89,12 +71,7 @@ class Reach:
 
     def tasks(self, n: int, split: Split, generator: torch.Generator) -> Scenes:
         """Which objects and whose arm, of a split's."""
-        known, arms = members(OBJECTS, split), members(DEMONSTRATORS, split)
-        chosen = torch.randint(len(known), (n, self.objects), generator=generator)
-        for number in range(1, self.objects):
-            while (again := _alike(_hues(known[chosen]), number)).any():
-                chosen[again, number] = torch.randint(len(known), (int(again.sum()),), generator=generator)
-        return Scenes(known[chosen], arms[torch.randint(len(arms), (n,), generator=generator)])
+        return scenes(n, self.objects, split, generator)
 
     def _places(self, n: int, generator: torch.Generator) -> Tensor:
         """Of objects, apart from each other, ``[n, N, 2]``."""
@@ -196,27 +173,11 @@ class Reach:
     @staticmethod
     def _put(picture: Tensor, points: Tensor, objects: Tensor, places: Tensor) -> Tensor:
         """Objects ``[T, N]`` at places ``[T, F, N, 2]`` into pictures."""
-        colours, shapes = colour(_hues(objects)), objects % SHAPES
+        colours, shapes = colour(hues(objects)), objects % SHAPES
         for number in range(objects.shape[1]):
             at = points - places[:, :, number, None, None]
             picture = paint(picture, from_shape(at, shapes[:, number], RADIUS), colours[:, None, number])
         return picture
-
-
-def _number(identities: Tensor, which: int) -> Tensor:
-    """A number in [0, 1) of each identity, of which it has several."""
-    return torch.frac(identities.double() * (0.6180339887498949 + 0.1379 * which) + 0.37 * which).float()
-
-
-def _hues(objects: Tensor) -> Tensor:
-    return _number(objects, 0)
-
-
-def _alike(hues: Tensor, number: int) -> Tensor:
-    """Whether an object of a scene ``[n, N]`` has nearly the hue of one before it."""
-    difference = (hues[:, :number] - hues[:, number, None]).abs()
-    alike: Tensor = (torch.minimum(difference, 1 - difference) < ALIKE).any(1)
-    return alike
 
 
 def _near(places: Tensor, number: int) -> Tensor:
@@ -227,13 +188,13 @@ def _near(places: Tensor, number: int) -> Tensor:
 
 def arms(identities: Tensor) -> Arms:
     """The arms of demonstrators ``[T]``."""
-    angle = 2 * math.pi * _number(identities, 1)
+    angle = 2 * math.pi * number_of(identities, 1)
     return Arms(
         1.3 * torch.stack([angle.cos(), angle.sin()], -1),
-        1.1 + 0.5 * _number(identities, 2),
-        torch.where(_number(identities, 3) < 0.5, -1.0, 1.0),
-        0.05 + 0.05 * _number(identities, 4),
-        colour(_number(identities, 5), 0.35, 0.5) + 0.35 * _number(identities, 6)[:, None],
+        1.1 + 0.5 * number_of(identities, 2),
+        torch.where(number_of(identities, 3) < 0.5, -1.0, 1.0),
+        0.05 + 0.05 * number_of(identities, 4),
+        colour(number_of(identities, 5), 0.35, 0.5) + 0.35 * number_of(identities, 6)[:, None],
     )
 
 

@@ -18,6 +18,53 @@ def members(number: int, split: Split) -> Tensor:
     return order[round(low * number) : round(high * number)].sort().values
 
 
+class Scenes(NamedTuple):
+    """What T tasks are of.
+
+    Attributes:
+        objects: ``[T, N]``; the first is the one that is meant.
+        demonstrators: ``[T]``.
+    """
+
+    objects: Tensor
+    demonstrators: Tensor
+
+
+OBJECTS, DEMONSTRATORS = 160, 80
+"""How many there are, over all splits."""
+ALIKE = 0.12
+"""Objects of one scene differ by at least this part of the circle of hues."""
+MOST = 5
+"""Objects that a scene has room for."""
+
+
+def scenes(n: int, objects: int, split: Split, generator: torch.Generator) -> Scenes:
+    """Which objects, of different hues, and which demonstrators, of a split's."""
+    known, people = members(OBJECTS, split), members(DEMONSTRATORS, split)
+    chosen = torch.randint(len(known), (n, objects), generator=generator)
+    for number in range(1, objects):
+        while (again := _alike(hues(known[chosen]), number)).any():
+            chosen[again, number] = torch.randint(len(known), (int(again.sum()),), generator=generator)
+    return Scenes(known[chosen], people[torch.randint(len(people), (n,), generator=generator)])
+
+
+def number_of(identities: Tensor, which: int) -> Tensor:
+    """A number in [0, 1) of each identity, of which it has several."""
+    return torch.frac(identities.double() * (0.6180339887498949 + 0.1379 * which) + 0.37 * which).float()
+
+
+def hues(objects: Tensor) -> Tensor:
+    """Of objects, in [0, 1)."""
+    return number_of(objects, 0)
+
+
+def _alike(hues: Tensor, number: int) -> Tensor:
+    """Whether an object of a scene ``[n, N]`` has nearly the hue of one before it."""
+    difference = (hues[:, :number] - hues[:, number, None]).abs()
+    alike: Tensor = (torch.minimum(difference, 1 - difference) < ALIKE).any(1)
+    return alike
+
+
 class Seen(NamedTuple):
     """What a robot knows of E episodes of T tasks: pictures, uint8 ``[T, E, 3, h, w]``, and its state ``[T, E, S]``."""
 
