@@ -16,6 +16,7 @@ from .policies import (
 )
 from .presets import PRESETS, cloned, cloning, daml, mil
 from .source import Imitation
+from .table import Table
 from .tasks import TASKS
 from .worlds import Demonstration, Seen, World
 
@@ -31,6 +32,7 @@ __all__ = [
     "Look",
     "Reach",
     "Seen",
+    "Table",
     "Transformed",
     "Visuomotor",
     "Watching",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..data import Sources
 from .plane import Reach
 from .source import Imitation, Shown
+from .table import Goal, Table
 from .worlds import World
 
 
@@ -22,5 +23,20 @@ def reach_2d_tasks(
     return sources(Reach(objects, frames, horizon, moments, size), shown)
 
 
-TASKS: dict[str, Callable[..., Sources]] = {"reach-2d": reach_2d_tasks}
+def table_tasks(
+    goal: Goal = "push",
+    objects: int = 2,
+    cases: int = 1000,
+    frames: int = 8,
+    horizon: int = 16,
+    moments: int = 4,
+    size: int = 48,
+    shown: Shown = "video",
+) -> Sources:
+    """`Table`: a video of somebody who pushes one of several objects, or reaches for it; a robot arm is to do the same.
+    In MuJoCo."""
+    return sources(Table(goal, objects, cases, frames, horizon, moments, size), shown)
+
+
+TASKS: dict[str, Callable[..., Sources]] = {"reach-2d": reach_2d_tasks, "table": table_tasks}
 """The builders, by name."""

@@ -1,0 +1,292 @@
+"""What lies on a table and whose arm is at it, in MuJoCo: objects that slide, links with a finger, a camera."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .drawing import colour
+from .worlds import hues, number_of
+
+CONTROL, PHYSICS = 10, 0.01
+"""Physical steps in one of the robot, and how long one takes."""
+STRIDE = 0.08
+"""How far a tip gets in a step, at most."""
+FINGER = 0.025
+"""Half its width."""
+SHAPES = 4
+"""Shapes of which an object has all, and shows some: a cylinder, a box, two bars."""
+PARTS = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 1))
+"""Which it shows and is touched by: a cylinder, a box, a cross."""
+HALF = 0.06
+"""Half the width of an object."""
+HEIGHT = 0.25
+"""Of the links above the table."""
+TILES = 5
+"""Of the table, along each side."""
+SMOOTH = 2
+"""Rendered pixels along each side of one of a picture."""
+ROBOT, OTHER = ((0.0, -1.0), (0.85, 0.85)), ((0.85, -0.9), (0.65, 0.65, 0.6))
+"""Where an arm stands, and how long its links are."""
+
+
+def simulator() -> Any:
+    """The module ``mujoco``, set up to render without a screen.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # it is read once, when MuJoCo is imported
+    try:
+        import mujoco
+    except ImportError as error:
+        raise ImportError("the table needs MuJoCo: pip install 'innerloop[rl]'") from error
+    return mujoco
+
+
+def _shapes() -> str:
+    """All shapes that an object can be made of."""
+    third = HALF / 2.5
+    return (
+        f'<geom type="cylinder" size="{HALF} 0.05"/><geom type="box" size="{0.9 * HALF} {0.9 * HALF} 0.05"/>'
+        f'<geom type="box" size="{HALF} {third} 0.05"/><geom type="box" size="{third} {HALF} 0.05"/>'
+    )
+
+
+def _arm(base: tuple[float, float], links: tuple[float, ...]) -> str:
+    """Links that turn about upright axes, and a finger down from the last."""
+    inner = f'<geom class="finger" fromto="0 0 0 0 0 {0.03 - HEIGHT}"/><site name="tip" pos="0 0 {0.03 - HEIGHT}"/>'
+    for number, length in reversed(list(enumerate(links))):
+        at = f"{base[0]} {base[1]} {HEIGHT}" if number == 0 else f"{links[number - 1]} 0 0"
+        end = f'<body pos="{length} 0 0">{inner}</body>' if number == len(links) - 1 else inner
+        inner = (
+            f'<body name="link{number}" pos="{at}"><joint name="turn{number}" class="turn"/>'
+            f'<geom class="link" fromto="0 0 0 {length} 0 0"/>{end}</body>'
+        )
+    return inner
+
+
+def _xml(number: int, base: tuple[float, float], links: tuple[float, ...]) -> str:
+    """Tiles, then objects, then an arm."""
+    side = 1.3 / TILES
+    tiles = "".join(
+        f'<geom class="tile" pos="{side * (i - (TILES - 1) / 2)} {side * (j - (TILES - 1) / 2)} -0.01" '
+        f'size="{side / 2} {side / 2} 0.01"/>'
+        for i in range(TILES)
+        for j in range(TILES)
+    )
+    objects = "".join(
+        f'<body name="object{k}" pos="0 0 0.055"><joint class="slide" axis="1 0 0"/><joint class="slide" axis="0 1 0"/>'
+        f"{_shapes()}</body>"
+        for k in range(number)
+    )
+    turns = "".join(f'<velocity joint="turn{k}" kv="200"/>' for k in range(len(links)))
+    return f"""<mujoco>
+<option timestep="{PHYSICS}" integrator="implicitfast" gravity="0 0 0"/>
+<visual>
+  <headlight ambient="0.45 0.45 0.45" diffuse="0.35 0.35 0.35" specular="0 0 0"/>
+  <quality offsamples="0"/>
+</visual>
+<default>
+  <default class="tile"><geom type="box" contype="0" conaffinity="0"/></default>
+  <default class="turn"><joint type="hinge" axis="0 0 1" armature="0.1" damping="0.1"/></default>
+  <default class="slide"><joint type="slide" damping="3" frictionloss="0.3"/></default>
+  <default class="link"><geom type="capsule" size="0.03" contype="0" conaffinity="0"/></default>
+  <default class="finger"><geom type="capsule" size="{FINGER}"/></default>
+</default>
+<worldbody>
+  <light name="lamp" pos="0 0 2" dir="0 0 -1" castshadow="false"/>
+  {tiles}{objects}{_arm(base, links)}
+</worldbody>
+<actuator>{turns}</actuator>
+</mujoco>"""
+
+
+class Looks(NamedTuple):
+    """How a table looks.
+
+    Attributes:
+        tiles: colours ``[TILES ** 2, 3]``.
+        arm: its colour ``[3]``.
+        width: of its links.
+        lamp: how bright it is, in [0, 1].
+        azimuth, elevation, distance: of the camera, in degrees and metres, around ``middle``.
+    """
+
+    tiles: Tensor
+    arm: Tensor
+    width: float = 0.03
+    lamp: float = 0.5
+    azimuth: float = 90.0
+    elevation: float = -60.0
+    distance: float = 1.5
+    middle: tuple[float, float] = (0.0, 0.0)
+
+
+def robots() -> Looks:
+    """What a robot sees: a grey table and its own arm."""
+    return Looks(torch.full((TILES**2, 3), 0.35), torch.tensor([0.75, 0.75, 0.8]))
+
+
+def somebodys(demonstrator: int, generator: torch.Generator) -> Looks:
+    """What somebody's camera sees: an arm of their own, and a table, a light and a view that are left to chance."""
+    who = torch.tensor([demonstrator])
+    arm = colour(number_of(who, 5), 0.4, 0.6) + 0.3 * number_of(who, 6)[:, None]
+    lamp, azimuth, elevation, distance, *middle = torch.rand(6, generator=generator).tolist()
+    return Looks(
+        0.15 + 0.35 * torch.rand(TILES**2, 3, generator=generator), arm[0], 0.02 + 0.03 * float(number_of(who, 4)),
+        0.3 + 0.5 * lamp, 70 + 40 * azimuth, -65 + 20 * elevation, 1.5 + 0.3 * distance,
+        (0.1 * middle[0] - 0.05, 0.1 * middle[1] - 0.05),
+    )  # fmt: skip
+
+
+class Stage:
+    """A table with so many objects and the robot's arm, or the other one: a model, and what renders it.
+
+    Args:
+        objects: their number N.
+        other: whether it is the other arm.
+
+    Raises:
+        ImportError: MuJoCo is not installed.
+    """
+
+    def __init__(self, objects: int, other: bool) -> None:
+        self.mujoco, self.objects = simulator(), objects
+        self.model = self.mujoco.MjModel.from_xml_string(_xml(objects, *(OTHER if other else ROBOT)))
+        self._renderers: dict[int, Any] = {}
+
+    def picture(self, body: Body, size: int) -> Tensor:
+        """Of a table as it is now, uint8 ``[3, size, size]``.
+
+        Raises:
+            RuntimeError: nothing can be rendered here; the message says what may help.
+        """
+        self._paint(body)
+        camera, looks = self.mujoco.MjvCamera(), body.looks
+        camera.azimuth, camera.elevation, camera.distance = looks.azimuth, looks.elevation, looks.distance
+        camera.lookat[:] = (*looks.middle, 0.0)
+        renderer = self._renderer(size)
+        renderer.update_scene(body.data, camera)
+        fine = torch.from_numpy(renderer.render().copy()).movedim(-1, 0).float()
+        return F.avg_pool2d(fine, SMOOTH).round().to(torch.uint8)
+
+    def _renderer(self, size: int) -> Any:
+        if size not in self._renderers:
+            try:
+                self._renderers[size] = self.mujoco.Renderer(self.model, SMOOTH * size, SMOOTH * size)
+            except Exception as error:  # of whatever draws, in its own ways
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise RuntimeError(
+                    f"MuJoCo cannot render here ({reason}); without a screen, install libegl1 and set MUJOCO_GL=egl, "
+                    "or libosmesa6 and MUJOCO_GL=osmesa"
+                ) from error
+        return self._renderers[size]
+
+    def _paint(self, body: Body) -> None:
+        """Give the model, which all tables share, the looks of one."""
+        colours, width, last = self.model.geom_rgba, self.model.geom_size, TILES**2
+        colours[:last, :3] = body.looks.tiles.numpy()
+        for number in range(self.objects):
+            own = slice(last + SHAPES * number, last + SHAPES * (number + 1))
+            colours[own, :3] = body.colours[number].numpy()
+            colours[own, 3] = body.present[number].numpy()
+        arm = slice(last + SHAPES * self.objects, None)
+        colours[arm, :3] = body.looks.arm.numpy()
+        width[arm, 0] = body.looks.width
+        colours[-1, :3] = 0.5 * colours[-1, :3]  # the finger
+        width[-1, 0] = FINGER
+        self.model.light_diffuse[0] = body.looks.lamp
+
+    def touch(self, body: Body) -> None:
+        """Have the shapes touched that this table's objects have, and no others."""
+        last = TILES**2
+        flat = (body.present * body.solid).flatten().numpy()
+        for field in (self.model.geom_contype, self.model.geom_conaffinity):
+            field[last : last + len(flat)] = flat
+
+
+@lru_cache(maxsize=8)
+def stage(objects: int, other: bool) -> Stage:
+    """The stage of this kind, of which one is enough."""
+    return Stage(objects, other)
+
+
+class Body:
+    """One table with its objects and an arm.
+
+    Args:
+        stage: whose model it is of.
+        objects: their identities ``[N]``.
+        places: where they lie, ``[N, 2]``.
+        tip: where the finger begins, ``[2]``.
+        looks: of it.
+        solid: whether the finger moves objects, or passes over them.
+    """
+
+    def __init__(
+        self, stage: Stage, objects: Tensor, places: Tensor, tip: Tensor, looks: Looks, solid: bool = True
+    ) -> None:
+        self.stage, self.looks, self.begun, self.solid = stage, looks, places, solid
+        self.colours, self.present = colour(hues(objects)), torch.tensor(PARTS)[objects % len(PARTS)]
+        self.data = stage.mujoco.MjData(stage.model)
+        self._slides = 2 * len(objects)
+        self.data.qpos[: self._slides] = places.flatten().numpy()
+        self._place(tip.double())
+
+    def _place(self, tip: Tensor) -> None:
+        """Turn the joints until the finger is there."""
+        joints, model = self.data.qpos[self._slides :], self.stage.model
+        joints[:] = [math.pi / 2 + 0.8, *[-1.2] * (len(joints) - 1)]
+        for _ in range(100):
+            self.stage.mujoco.mj_forward(model, self.data)
+            joints += self._turn(0.3 * (tip - self._tip))
+        self.stage.mujoco.mj_forward(model, self.data)
+
+    def _turn(self, way: Tensor) -> Any:
+        """By how much the joints turn for the finger to go a way: of all turns the least."""
+        import numpy
+
+        jacobian = numpy.zeros((3, self.stage.model.nv))
+        self.stage.mujoco.mj_jacSite(self.stage.model, self.data, jacobian, None, 0)
+        wide = torch.from_numpy(jacobian[:2, self._slides :])
+        return (wide.T @ torch.linalg.solve(wide @ wide.T + 1e-4 * torch.eye(2, dtype=torch.float64), way)).numpy()
+
+    @property
+    def _tip(self) -> Tensor:
+        return torch.from_numpy(self.data.site_xpos[0, :2].copy())
+
+    @property
+    def tip(self) -> Tensor:
+        """Where the finger is, ``[2]``."""
+        return self._tip.float()
+
+    @property
+    def places(self) -> Tensor:
+        """Where the objects are, ``[N, 2]``."""
+        return torch.from_numpy(self.data.qpos[: self._slides].copy()).float().view(-1, 2)
+
+    @property
+    def state(self) -> Tensor:
+        """The angles of the last two joints and the place of the tip, ``[4]``."""
+        return torch.cat([torch.from_numpy(self.data.qpos[-2:].copy()).float(), self.tip])
+
+    def move(self, action: Tensor) -> None:
+        """A step, in strides; longer ones are shortened."""
+        stride = STRIDE * action.double() / max(1.0, float(action.norm()))
+        self.stage.touch(self)
+        for _ in range(CONTROL):
+            self.data.ctrl[:] = self._turn(stride) / (CONTROL * PHYSICS)
+            self.stage.mujoco.mj_step(self.stage.model, self.data)
+
+    def picture(self, size: int) -> Tensor:
+        """See `Stage.picture`."""
+        return self.stage.picture(self, size)

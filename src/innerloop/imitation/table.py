@@ -1,0 +1,221 @@
+"""A table with a robot arm in MuJoCo: somebody with another arm pushes an object, or reaches for it; the robot is to do
+the same with the same object, which lies somewhere else before it.
+
+Lengths are in metres, x to the right and y away from the robot, the middle of the table at the origin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.cache import kept
+from ..data.progress import progress
+from ..ranges import require_at_least
+from .bodies import STRIDE, Body, robots, somebodys, stage
+from .worlds import Demonstration, Seen, Split, scenes
+
+Goal = Literal["push", "reach"]
+
+VERSION = 1
+"""Raised when what is demonstrated, or how it is drawn, changes."""
+BEHIND = -0.36
+"""Where tips wait, on this side of all objects."""
+FAR = 0.25
+"""How far away from the robot the object has to be pushed, and no other by half as much."""
+CLOSE = 0.1
+"""How near to the object's middle the tip has to be in the end, to have reached it, and nearer than to any other."""
+
+
+class Cases(NamedTuple):
+    """C demonstrated cases of a split.
+
+    Attributes:
+        objects, demonstrators: see `Scenes`, ``[C, N]`` and ``[C]``.
+        videos: of somebody else, uint8 ``[C, frames, 3, size, size]``.
+        images, state, actions: of an expert at the robot, ``[C, horizon, ...]``.
+    """
+
+    objects: Tensor
+    demonstrators: Tensor
+    videos: Tensor
+    images: Tensor
+    state: Tensor
+    actions: Tensor
+
+
+@dataclass
+class Table:
+    """Pushing or reaching on a table; demonstrations are made by planned experts and kept in the cache.
+
+    The robot's arm has two links, the demonstrator's three, at either side of the table; its colour and width are the
+    demonstrator's, and camera, light and the tiles of the table differ from video to video. An action is the velocity
+    of the robot's tip, in strides; its state are both joint angles and the tip's place.
+
+    Args:
+        goal: ``"push"``: the object away from the robot; ``"reach"``: the tip to the object.
+        objects: that lie there.
+        cases: demonstrations of the training split; val and test have a tenth of it each, at least 100.
+        frames: of a video.
+        horizon: steps of the robot.
+        moments: of a robot's demonstration that a task has.
+        size: height and width of a picture.
+    """
+
+    goal: Goal = "push"
+    objects: int = 2
+    cases: int = 1000
+    frames: int = 8
+    horizon: int = 16
+    moments: int = 4
+    size: int = 48
+
+    state, actions = 4, 2
+
+    def __post_init__(self) -> None:
+        if self.goal not in ("push", "reach"):
+            raise ValueError(f'goal is "push" or "reach", got {self.goal!r}')
+        require_at_least(2, objects=self.objects, frames=self.frames)
+        require_at_least(1, cases=self.cases, horizon=self.horizon, moments=self.moments)
+        require_at_least(16, size=self.size)
+        if self.objects > 3:
+            raise ValueError(f"there is room for 3 objects side by side, got {self.objects}")
+        if self.moments > self.horizon:
+            raise ValueError(f"moments = {self.moments} are of a horizon of {self.horizon}")
+        self._made: dict[Split, Cases] = {}
+        self._episodes: list[Body] = []
+
+    def demonstrated(self, split: Split) -> Cases:
+        """All cases of a split, which are made at the first call and then kept."""
+        if split not in self._made:
+            number = self.cases if split == "train" else max(100, self.cases // 10)
+            name = (
+                f"table-{self.goal}-{self.objects}-{number}-{self.frames}-{self.horizon}-{self.size}-{split}-v{VERSION}"
+            )
+            parts = kept(name, lambda: self._demonstrate(number, split), _whole, "demonstrations")
+            self._made[split] = Cases(*parts)
+        return self._made[split]
+
+    def _demonstrate(self, number: int, split: Split) -> Cases:
+        seed = {"train": 0, "val": 1, "test": 2}[split]
+        generator = torch.Generator().manual_seed(seed)
+        cast = scenes(number, self.objects, split, generator)
+        videos, demonstrations = [], []
+        with progress(f"demonstrating, {split}", number) as advance:
+            for case in range(number):
+                videos.append(self._watch(cast.objects[case], int(cast.demonstrators[case]), generator))
+                demonstrations.append(self._show(cast.objects[case], generator))
+                advance(1)
+        parts = [torch.stack(part) for part in zip(*demonstrations, strict=True)]
+        return Cases(cast.objects, cast.demonstrators, torch.stack(videos), *parts)
+
+    def _watch(self, objects: Tensor, demonstrator: int, generator: torch.Generator) -> Tensor:
+        """A video of a demonstrator, ``[frames, 3, size, size]``."""
+        at = torch.linspace(0, self.horizon, self.frames).round().long().tolist()
+        body, pictures = self._body(objects, generator, demonstrator), []
+        for step in range(self.horizon + 1):
+            pictures += [body.picture(self.size)] * at.count(step) if step in at else []
+            body.move(self._plan(body))
+        return torch.stack(pictures)
+
+    def _show(self, objects: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """What an expert at the robot sees, is and does, ``[horizon, ...]``; it is pushed about a little."""
+        body = self._body(objects, generator)
+        images, states, actions = [], [], []
+        for _ in range(self.horizon):
+            images.append(body.picture(self.size))
+            states.append(body.state)
+            actions.append(self._plan(body))
+            body.move(actions[-1] + 0.2 * torch.randn(2, generator=generator))
+        return torch.stack(images), torch.stack(states), torch.stack(actions)
+
+    def _body(self, objects: Tensor, generator: torch.Generator, demonstrator: int | None = None) -> Body:
+        """A table of these objects, at the robot unless it is a demonstrator's."""
+        places, tip = _places(len(objects), generator), _start(generator)
+        looks = robots() if demonstrator is None else somebodys(demonstrator, generator)
+        kind = stage(len(objects), demonstrator is not None)
+        return Body(kind, objects, places, tip, looks, solid=self.goal == "push")
+
+    def _plan(self, body: Body) -> Tensor:
+        """What an expert does now, in strides of at most 1: behind the object, then through it; or straight to it."""
+        way = body.places[0] - body.tip
+        if self.goal == "push":
+            if body.places[0, 1] - body.begun[0, 1] > FAR + 0.05:
+                return torch.zeros(2)
+            beside = way[0].abs() > 0.02 and way[1] > 0.12
+            way = (
+                torch.stack([way[0], BEHIND - body.tip[1]]) if beside else torch.stack([way[0], torch.full((), STRIDE)])
+            )
+        action: Tensor = way / way.norm().clamp_min(STRIDE)
+        return action
+
+    # -- the world ----------------------------------------------------------------------------------------------------
+
+    def tasks(self, n: int, split: Split, generator: torch.Generator) -> tuple[Split, Tensor]:
+        """Cases of a split, by their numbers."""
+        return split, torch.randint(len(self.demonstrated(split).objects), (n,), generator=generator)
+
+    def video(self, tasks: tuple[Split, Tensor], generator: torch.Generator) -> Tensor:
+        """Of somebody else, uint8 ``[T, 1, frames, 3, size, size]``."""
+        split, cases = tasks
+        return self.demonstrated(split).videos[cases][:, None]
+
+    def demonstration(self, tasks: tuple[Split, Tensor], generator: torch.Generator) -> Demonstration:
+        """An expert at the robot, at moments of its way, ``[T, 1, moments, ...]``."""
+        split, cases = tasks
+        found = self.demonstrated(split)
+        order = torch.rand(len(cases), self.horizon, generator=generator).argsort(-1)[:, : self.moments]
+        parts = (part[cases[:, None], order][:, None] for part in (found.images, found.state, found.actions))
+        return Demonstration(*parts)
+
+    def reset(self, tasks: tuple[Split, Tensor], episodes: int, generator: torch.Generator) -> Seen:
+        """The beginning of episodes of every task."""
+        split, cases = tasks
+        objects = self.demonstrated(split).objects[cases]
+        self._shape = (len(cases), episodes)
+        self._episodes = [self._body(own, generator) for own in objects for _ in range(episodes)]
+        return self._seen()
+
+    def step(self, actions: Tensor) -> Seen:
+        """Actions ``[T, E, 2]`` in strides; longer ones are shortened."""
+        for body, action in zip(self._episodes, actions.flatten(0, 1), strict=True):
+            body.move(action)
+        return self._seen()
+
+    def success(self) -> Tensor:
+        """Whether it is done, ``[T, E]``."""
+        return torch.tensor([self._done(body) for body in self._episodes]).view(self._shape)
+
+    def _done(self, body: Body) -> bool:
+        if self.goal == "reach":
+            distances = (body.places - body.tip).norm(dim=-1)
+            return bool(distances[0] < CLOSE and distances.argmin() == 0)
+        pushed = body.places[:, 1] - body.begun[:, 1]
+        return bool(pushed[0] > FAR and (pushed[1:].abs() < FAR / 2).all())
+
+    def _seen(self) -> Seen:
+        pictures = torch.stack([body.picture(self.size) for body in self._episodes])
+        states = torch.stack([body.state for body in self._episodes])
+        return Seen(pictures.view(*self._shape, *pictures.shape[1:]), states.view(*self._shape, -1))
+
+
+def _whole(parts: tuple[Any, ...]) -> bool:
+    cases = Cases(*parts)
+    return cases.videos.dtype == torch.uint8 and all(len(part) == len(cases.objects) for part in cases)
+
+
+def _places(number: int, generator: torch.Generator) -> Tensor:
+    """Of objects beside each other, in any order, ``[N, 2]``."""
+    width = 0.9 / number
+    x = -0.45 + width * (torch.arange(number) + 0.25 + 0.5 * torch.rand(number, generator=generator))
+    y = -0.1 + 0.2 * torch.rand(number, generator=generator)
+    return torch.stack([x[torch.randperm(number, generator=generator)], y], -1)
+
+
+def _start(generator: torch.Generator) -> Tensor:
+    """Of the tip."""
+    x, y = torch.rand(2, generator=generator)
+    return torch.stack([0.8 * x - 0.4, BEHIND - 0.1 * y])
