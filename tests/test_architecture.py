@@ -74,6 +74,7 @@ EXTRAS = {
     "cli": {"typer", "rich"},
     "sweep": {"optuna"},
     "rl": {"gymnasium", "mujoco", "numpy", "cloudpickle"},
+    "imitation": {"mujoco", "numpy"},
 }
 CONFIG = {"tomllib", "tomli", "tomli_w"}
 

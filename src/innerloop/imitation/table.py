@@ -26,6 +26,8 @@ BEHIND = -0.36
 """Where tips wait, on this side of all objects."""
 FAR = 0.25
 """How far away from the robot the object has to be pushed, and no other by half as much."""
+FEWEST = 100
+"""Demonstrated cases of val and of test, at least."""
 CLOSE = 0.1
 """How near to the object's middle the tip has to be in the end, to have reached it, and nearer than to any other."""
 
@@ -58,7 +60,7 @@ class Table:
     Args:
         goal: ``"push"``: the object away from the robot; ``"reach"``: the tip to the object.
         objects: that lie there.
-        cases: demonstrations of the training split; val and test have a tenth of it each, at least 100.
+        cases: demonstrations of the training split; val and test have a tenth of it each, at least `FEWEST`.
         frames: of a video.
         horizon: steps of the robot.
         moments: of a robot's demonstration that a task has.
@@ -91,7 +93,7 @@ class Table:
     def demonstrated(self, split: Split) -> Cases:
         """All cases of a split, which are made at the first call and then kept."""
         if split not in self._made:
-            number = self.cases if split == "train" else max(100, self.cases // 10)
+            number = self.cases if split == "train" else max(FEWEST, self.cases // 10)
             name = (
                 f"table-{self.goal}-{self.objects}-{number}-{self.frames}-{self.horizon}-{self.size}-{split}-v{VERSION}"
             )
