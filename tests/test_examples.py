@@ -71,6 +71,20 @@ def test_the_code_of_the_page_on_reinforcement_learning_runs(tmp_path: Path) -> 
     assert "return " in run(tmp_path / "script.py", cwd=tmp_path)
 
 
+def test_the_code_of_the_page_on_imitation_runs(tmp_path: Path) -> None:
+    text = (EXAMPLES.parent / "IMITATION.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    short = {
+        "filters=16": "filters=4", "iterations=2000": "iterations=2", "tasks=16": "tasks=2", "num_tasks=200": "num_tasks=2",
+        "validate_every=250": "validate_every=2, val_tasks=2",
+    }  # fmt: skip
+    for one, other in short.items():
+        assert one in block
+        block = block.replace(one, other, 1)
+    (tmp_path / "script.py").write_text(block)
+    assert "success " in run(tmp_path / "script.py", cwd=tmp_path)
+
+
 def test_pictures_of_runs(tmp_path: Path) -> None:
     """The demo, shortened: two runs, their numbers before and after adaptation, their pictures."""
     tiny = ["--set", "train.iterations=20", "--set", "train.val_tasks=4", "--quiet"]

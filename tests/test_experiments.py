@@ -37,6 +37,12 @@ def test_a_stale_number_is_found(tmp_path: Path) -> None:
     assert table(tmp_path) == 0
 
 
+def test_the_page_on_imitation_has_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    questions = importlib.import_module("questions")
+    assert questions.table(json.loads(questions.RESULT.read_text())) in questions.PAGE.read_text()
+
+
 def test_the_page_of_the_study_has_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     study = importlib.import_module("alphabet_pairs")
