@@ -5,6 +5,7 @@ python experiments/questions.py RUN [--tasks N]; the answers go to imitation/que
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -55,9 +56,12 @@ class Meant(Partly):
 
 def last(number: int) -> Callable[[Tensor], Tensor]:
     """The last pictures alone, over and over."""
-    return lambda video: video[:, :, -number:].repeat(1, 1, -(-video.shape[2] // number), 1, 1, 1)[
-        :, :, : video.shape[2]
-    ]
+
+    def change(video: Tensor) -> Tensor:
+        frames = video.shape[2]
+        return video[:, :, -number:].repeat(1, 1, math.ceil(frames / number), 1, 1, 1)[:, :, :frames]
+
+    return change
 
 
 QUESTIONS: dict[str, tuple[type[Reach], Callable[[Tensor], Tensor]]] = {

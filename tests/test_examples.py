@@ -75,8 +75,8 @@ def test_the_code_of_the_page_on_imitation_runs(tmp_path: Path) -> None:
     text = (EXAMPLES.parent / "IMITATION.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     short = {
-        "filters=16": "filters=4", "iterations=2000": "iterations=2", "tasks=16": "tasks=2", "num_tasks=200": "num_tasks=2",
-        "validate_every=250": "validate_every=2, val_tasks=2",
+        "filters=16": "filters=4", "iterations=2000": "iterations=2", "tasks=16": "tasks=2",
+        "num_tasks=200": "num_tasks=2", "validate_every=250": "validate_every=2, val_tasks=2",
     }  # fmt: skip
     for one, other in short.items():
         assert one in block
