@@ -173,6 +173,7 @@ def test_a_change_of_mode_steps_or_learned_parameters_compiles_anew(regression: 
     assert len(compiled.compiler.reasons) == len(changes) + 1
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_run_that_goes_on_repeats_to_the_bit(regression: Callable[..., il.Task]) -> None:
     tasks = [regression() for _ in range(3)]

@@ -200,6 +200,7 @@ steps = 2
 """
 
 
+@pytest.mark.slow
 def test_a_family_of_policies_is_told_by_returns(tree: Path) -> None:
     recipe = "src/innerloop/recipes/policy.toml"
     (tree / recipe).write_text(POLICY)

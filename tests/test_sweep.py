@@ -110,10 +110,10 @@ def text(path: Path) -> str:
         return ""
 
 
-def survive(tmp_path: Path, url: str) -> float:
-    """Two workers, one of which is killed in the midst of a trial, and is not replaced; the best score of 20 trials."""
+def survive(tmp_path: Path, url: str, trials: int = 20) -> float:
+    """Two workers, one of which is killed in the midst of a trial, and is not replaced; the best score."""
     space(tmp_path, SPACE)
-    doomed, other = worker(tmp_path, url, 20), worker(tmp_path, url, 20)
+    doomed, other = (worker(tmp_path, url, trials) for _ in range(2))
     runs = tmp_path / "runs"
     until(lambda: len(finished(runs)) >= 3)
 
@@ -128,14 +128,14 @@ def survive(tmp_path: Path, url: str) -> float:
     before = finished(runs)
     told = finish(other)
     done = [trial for trial in told["trials"] if trial["state"] in ("complete", "pruned")]
-    assert len(done) == 20
+    assert len(done) == trials
     kept = {Path(run).name for trial in done for run in trial["runs"]}
     assert before <= kept
     assert set(interrupted) <= kept
     scores = [trial["score"] for trial in done if trial["state"] == "complete"]
     assert told["best"]["score"] == min(scores)
     assert told["direction"] == "minimize"
-    again = finish(worker(tmp_path, url, 20))  # nothing is left to do
+    again = finish(worker(tmp_path, url, trials))  # nothing is left to do
     assert again["best"] == told["best"]
     assert len(again["trials"]) == len(told["trials"])
     return told["best"]["score"]
@@ -149,6 +149,11 @@ def default(tmp_path: Path) -> float:
     return json.loads((tmp_path / "default" / "results.json").read_text())["validation"][0]["score"]
 
 
+def test_a_killed_worker_loses_nothing(tmp_path):
+    survive(tmp_path, f"sqlite:///{tmp_path / 'sweep.db'}", trials=7)
+
+
+@pytest.mark.slow
 def test_sqlite_survives_a_killed_worker_and_finds_a_better_rate(tmp_path):
     assert survive(tmp_path, f"sqlite:///{tmp_path / 'sweep.db'}") < default(tmp_path)
 

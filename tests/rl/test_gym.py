@@ -216,7 +216,7 @@ def test_worker_processes_give_what_one_process_does():
     [
         ("dies", r"worker [01] of 2 ended \(exit code -9\)"),
         ("hangs", r"worker [01] of 2 did not answer within 4 s"),
-        ("stops", r"worker [01] of 2 did not answer within 4 s"),
+        pytest.param("stops", r"worker [01] of 2 did not answer within 4 s", marks=pytest.mark.slow),
         ("fails", r"worker [01] of 2 failed: KeyError: 'where am I' \(step, line \d+\)"),
     ],
 )

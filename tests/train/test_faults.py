@@ -273,6 +273,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk, tmp_path):
     disk, grow_disk = small_disk
     words = ["train", "sinusoid-maml", "--quiet", "--deterministic"]

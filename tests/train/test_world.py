@@ -129,6 +129,7 @@ def hosts(names: list[str]) -> list[tuple[list[str], str]]:
     return [([], "127.0.0.1"), ([], "127.0.0.2")]
 
 
+@pytest.mark.slow
 def test_two_hosts(tmp_path):
     names = [f"il{os.getpid()}{letter}" for letter in "ab"]
     try:
