@@ -30,7 +30,9 @@ def test_every_example_is_run_here() -> None:
     assert all(f'"{example.name}"' in text for example in EXAMPLES.glob("*.py"))
 
 
-@pytest.mark.parametrize(("example", "better"), [("sinusoids.py", min), pytest.param("own_parts.py", max, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("example", "better"), [("sinusoids.py", min), pytest.param("own_parts.py", max, marks=pytest.mark.slow)]
+)
 def test_examples_learn(example: str, better: object, tmp_path: Path) -> None:
     output = run(EXAMPLES / example, "150", cwd=tmp_path)
     before, after = (float(value) for value in re.findall(r"meta-training: *\w+ ([\d.]+)", output))

@@ -463,3 +463,14 @@ def test_a_mistake_is_the_callers_whatever_is_demanded_and_changes_nothing(vecto
 def test_frozen_parameters_are_named_where_nothing_is_left() -> None:
     with pytest.raises(ValueError, match=r"weight \(frozen\), bias \(frozen\)"):
         il.maml(nn.Linear(2, 1).requires_grad_(False))
+
+
+def test_a_bias_transformation_has_more_freedom_than_a_bias() -> None:
+    """A step on it moves the output by more than one on the bias, which moves by as much too."""
+    layer = il.models.BiasTransformed(3, 2, size=4)
+    x = torch.randn(5, 3)
+    out = layer(x)
+    torch.testing.assert_close(out, x @ layer.weight[:, :3].T + layer.weight[:, 3:] @ layer.transformation + layer.bias)
+    grads = torch.autograd.grad(out.sum(), [layer.transformation, layer.weight])
+    assert grads[0].shape == (4,)
+    torch.testing.assert_close(grads[1][:, 3:], 5 * layer.transformation.expand(2, 4))

@@ -213,6 +213,26 @@ class WithContext(nn.Module):
         return self.model(*inputs)
 
 
+class BiasTransformed(nn.Linear):
+    """A linear layer with inputs of its own beside those it is given: a bias transformation, whose gradient has more
+    freedom than a bias's (Finn et al. 2017, One-Shot Visual Imitation Learning, section 4.1).
+
+    Args:
+        inputs, outputs: of the layer.
+        size: inputs of its own.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int = 10) -> None:
+        super().__init__(inputs + size, outputs)
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.transformation = nn.Parameter(0.1 * torch.randn(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., inputs] -> [..., outputs]``."""
+        return super().forward(torch.cat([x, self.transformation.expand(*x.shape[:-1], -1)], -1))
+
+
 class Recurrent(nn.Module):
     """An Elman network: a state that every step of a sequence renews, and a linear output at each (Elman 1990). Torch's
     own recurrent layers cannot be vectorised over tasks; this one can.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from innerloop.imitation import Look, Transformed, Visuomotor
+from innerloop.imitation import Look, Visuomotor
 
 
 def test_a_look_goes_to_the_brightest_place_and_tells_what_all_filters_find_there() -> None:
@@ -49,17 +49,6 @@ def test_points_follow_what_they_look_at() -> None:
     steps = 4 / 2 * 2 / 15  # of a map of 16 x 16 that reaches from -1 to 1
     followed = ((shift[..., :4] - steps).abs() < 1e-3) & (shift[..., 4:].abs() < 1e-3)
     assert followed.any()
-
-
-def test_a_bias_transformation_has_more_freedom_than_a_bias() -> None:
-    """A step on it moves the output by more than one on the bias, which moves by as much too."""
-    layer = Transformed(3, 2, size=4)
-    x = torch.randn(5, 3)
-    out = layer(x)
-    torch.testing.assert_close(out, x @ layer.weight[:, :3].T + layer.weight[:, 3:] @ layer.transformation + layer.bias)
-    grads = torch.autograd.grad(out.sum(), [layer.transformation, layer.weight])
-    assert grads[0].shape == (4,)
-    torch.testing.assert_close(grads[1][:, 3:], 5 * layer.transformation.expand(2, 4))
 
 
 def test_impossible_policies_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..models import Recurrent
+from ..models import BiasTransformed, Recurrent
 from ..ranges import require_at_least
 
 
@@ -75,26 +75,6 @@ class Eye(nn.Module):
         return points.unflatten(0, images.shape[:2]), seen.unflatten(0, images.shape[:2])
 
 
-class Transformed(nn.Linear):
-    """A linear layer with inputs of its own beside those it is given: a bias transformation, whose gradient has more
-    freedom than a bias's (Finn et al. 2017, One-Shot Visual Imitation Learning, section 4.1).
-
-    Args:
-        inputs, outputs: of the layer.
-        size: inputs of its own.
-    """
-
-    def __init__(self, inputs: int, outputs: int, size: int = 10) -> None:
-        super().__init__(inputs + size, outputs)
-        nn.init.xavier_uniform_(self.weight)
-        nn.init.zeros_(self.bias)
-        self.transformation = nn.Parameter(0.1 * torch.randn(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., inputs] -> [..., outputs]``."""
-        return super().forward(torch.cat([x, self.transformation.expand(*x.shape[:-1], -1)], -1))
-
-
 class Policy(nn.Module):
     """What policies have in common: an eye, hidden layers that are told what it sees and the robot's state, actions.
 
@@ -124,8 +104,8 @@ class Policy(nn.Module):
         self.sizes = {"actions": actions, "points": 2 * filters, "seen": filters**2, "hidden": hidden[-1]}
         self.eye = Eye(filters, layers)
         sizes = (2 * filters + more + state, *hidden)
-        self.body = nn.ModuleList(Transformed(i, o, transformation) for i, o in zip(sizes, hidden, strict=False))
-        self.head = Transformed(hidden[-1], actions, transformation)
+        self.body = nn.ModuleList(BiasTransformed(i, o, transformation) for i, o in zip(sizes, hidden, strict=False))
+        self.head = BiasTransformed(hidden[-1], actions, transformation)
 
     def behave(self, points: Tensor, seen: Tensor, state: Tensor, *more: Tensor) -> Behaviour:
         """From what the eye gives, ``[S, H, ...]``, the state, and whatever else the hidden layers are told."""
