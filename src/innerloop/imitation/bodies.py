@@ -25,7 +25,7 @@ SHAPES = 4
 """Shapes of which an object has all, and shows some: a cylinder, a box, two bars."""
 PARTS = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 1))
 """Which it shows and is touched by: a cylinder, a box, a cross."""
-HALF = 0.06
+HALF = 0.085
 """Half the width of an object."""
 HEIGHT = 0.25
 """Of the links above the table."""
@@ -127,8 +127,8 @@ class Looks(NamedTuple):
     lamp: float = 0.5
     azimuth: float = 90.0
     elevation: float = -60.0
-    distance: float = 1.5
-    middle: tuple[float, float] = (0.0, 0.0)
+    distance: float = 1.4
+    middle: tuple[float, float] = (0.0, 0.05)
 
 
 def robots() -> Looks:
@@ -143,8 +143,8 @@ def somebodys(demonstrator: int, generator: torch.Generator) -> Looks:
     lamp, azimuth, elevation, distance, *middle = torch.rand(6, generator=generator).tolist()
     return Looks(
         0.15 + 0.35 * torch.rand(TILES**2, 3, generator=generator), arm[0], 0.02 + 0.03 * float(number_of(who, 4)),
-        0.3 + 0.5 * lamp, 70 + 40 * azimuth, -65 + 20 * elevation, 1.5 + 0.3 * distance,
-        (0.1 * middle[0] - 0.05, 0.1 * middle[1] - 0.05),
+        0.3 + 0.5 * lamp, 70 + 40 * azimuth, -65 + 20 * elevation, 1.4 + 0.3 * distance,
+        (0.1 * middle[0] - 0.05, 0.1 * middle[1]),
     )  # fmt: skip
 
 

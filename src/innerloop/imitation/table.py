@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.cache import kept
 from ..data.progress import progress
 from ..ranges import require_at_least
-from .bodies import STRIDE, Body, robots, somebodys, stage
+from .bodies import HALF, STRIDE, Body, robots, somebodys, stage
 from .worlds import Demonstration, Seen, Split, scenes
 
 Goal = Literal["push", "reach"]
@@ -147,7 +147,7 @@ class Table:
         if self.goal == "push":
             if body.places[0, 1] - body.begun[0, 1] > FAR + 0.05:
                 return torch.zeros(2)
-            beside = way[0].abs() > 0.02 and way[1] > 0.12
+            beside = way[0].abs() > 0.02 and way[1] > HALF + 0.05
             way = (
                 torch.stack([way[0], BEHIND - body.tip[1]]) if beside else torch.stack([way[0], torch.full((), STRIDE)])
             )
