@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils import _pytree as pytree
@@ -141,3 +143,21 @@ def test_wrong_words_are_refused() -> None:
         imitation.daml(small(), heads=("pixels",))
     with pytest.raises(ValueError, match='what is shown is "video" or "robot", got \'film\''):
         imitation.Imitation(world(), shown="film")
+
+
+def test_a_resumed_training_comes_to_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    def trainer(run: str, iterations: int) -> il.Trainer:
+        learner, train, val = imitation.daml(small()), *(imitation.Imitation(world(), s) for s in ("train", "val"))
+        return il.Trainer(
+            learner, train, val, tmp_path / run, iterations=iterations, tasks=2, val_tasks=2, validate_every=2
+        )
+
+    torch.manual_seed(0)
+    whole = trainer("whole", 4)
+    whole.fit()
+    torch.manual_seed(0)
+    trainer("parts", 2).fit()
+    parts = trainer("parts", 4)
+    parts.fit(resume=True)
+    for (name, one), other in zip(whole.learner.named_parameters(), parts.learner.parameters(), strict=True):
+        assert torch.equal(one, other), name
