@@ -60,8 +60,8 @@ def algorithm(config: dict[str, Any]) -> str:
 WORDS = {
     "trpo": "pretraining (TRPO)",
     "cloned visuomotor": "no adaptation",
-    "cloned contextual": "a policy that reads the last picture",
-    "cloned watching": "a recurrent policy that watches",
+    "cloned contextual": "a policy that reads the last picture of the video",
+    "cloned watching": "a recurrent policy that watches the video",
 }
 
 

@@ -281,7 +281,9 @@ class MetaLearner(nn.Module):
     def citations(self) -> tuple[str, ...]:
         """The papers behind the parts in use."""
         modules = (*self.rule.modules(), *self.model.modules())
-        parts: Iterable[Any] = (self, self.slots, self.objective, self.initial, self.outer, *modules)
+        parts: Iterable[Any] = (
+            self, self.slots, self.objective, self.initial, self.outer, self.inner_loss, self.loss, *modules
+        )  # fmt: skip
         return tuple(dict.fromkeys(c for part in parts if isinstance(c := getattr(part, "citation", ""), str) and c))
 
     def references(self) -> None:

@@ -28,7 +28,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 class TemporalLoss(nn.Module):
     """A loss of what a policy computes while it watches, for demonstrations that say nothing of actions: convolutions
-    over time, and the mean square of what comes out (Yu et al. 2018, section 4.2). It needs no targets.
+    over time, and the mean square of what comes out (Yu et al. 2018). It needs no targets.
 
     Args:
         heads: features of each part of the output that is looked at: one head is ``{"hidden": 64}``, two are
@@ -54,8 +54,8 @@ class TemporalLoss(nn.Module):
         )
 
     def forward(self, output: Any, y: Any = None) -> Tensor:
-        """The loss, a scalar."""
-        return sum((self.over_time(output)[name].mean() for name in self.heads), torch.zeros(()).to(output[0]))
+        """The loss, a scalar, of an output with the parts that the heads look at; targets are not needed."""
+        return torch.stack([values.mean() for values in self.over_time(output).values()]).sum()
 
     def over_time(self, output: Any) -> dict[str, Tensor]:
         """What each head makes of every step, ``[S, H]``."""
@@ -98,5 +98,9 @@ class OutputLoss(nn.Module):
 
     def forward(self, output: Tensor, y: Tensor | None = None) -> Tensor:
         """The loss, a scalar, of outputs ``[..., outputs]`` and targets ``[..., targets]``."""
+        if self.targets and (y is None or y.shape[-1] != self.targets):
+            raise ValueError(
+                f"this loss is told {self.targets} numbers of a target, got {'none' if y is None else y.shape[-1]}"
+            )
         seen = torch.cat([output, y], -1) if self.targets and y is not None else output
         return self.judge(seen).mean()  # type: ignore[no-any-return]

@@ -215,7 +215,7 @@ class WithContext(nn.Module):
 
 class BiasTransformed(nn.Linear):
     """A linear layer with inputs of its own beside those it is given: a bias transformation, whose gradient has more
-    freedom than a bias's (Finn et al. 2017, One-Shot Visual Imitation Learning, section 4.1).
+    freedom than a bias's (Finn et al. 2017, One-Shot Visual Imitation Learning).
 
     Args:
         inputs, outputs: of the layer.

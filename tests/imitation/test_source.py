@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 import innerloop as il
 from innerloop import imitation
+from innerloop.imitation.table import EPISODES, PICTURES, Cases
 from innerloop.losses import TemporalLoss
 from innerloop.task import InteractiveSource
 from innerloop.train.evaluate import judged_by
@@ -100,22 +101,83 @@ def test_success_is_counted_after_every_step_from_the_same_beginning() -> None:
 class Knowing(torch.nn.Module):
     """A policy that is told where the object lies, and goes there."""
 
-    def __init__(self, world: imitation.Reach) -> None:
+    def __init__(self, world: imitation.Reach, which: int) -> None:
         super().__init__()
-        self.weight, self.world = torch.nn.Parameter(torch.zeros(())), world
+        self.weight, self.world, self.which = torch.nn.Parameter(torch.zeros(())), world, which
 
     def forward(self, images: torch.Tensor, state: torch.Tensor) -> imitation.Behaviour:
-        actions = torch.full_like(state, torch.nan)
-        return imitation.Behaviour(actions + self.weight, state, state, state)
+        return imitation.Behaviour((self.weight + state), state, state, state)
 
 
-def test_a_policy_that_does_it_has_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Actions are replaced by the expert's, so that only the judging is ours."""
-    wide = imitation.Reach(size=16)
-    step = wide.step
-    monkeypatch.setattr(wide, "step", lambda actions: step(wide._lying[:, :, 0] - wide._robot))
-    learner = imitation.cloned(Knowing(wide))
-    assert il.evaluate(learner, imitation.Imitation(wide), num_tasks=10).mean == 100.0
+def test_what_a_policy_does_is_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two policies are told where to go by their state: to the object that is meant, and to another."""
+    for which, expected in ((0, 100.0), (1, 0.0)):
+        wide = imitation.Reach(size=16)
+        seen = wide._seen
+        monkeypatch.setattr(
+            wide, "_seen", lambda seen=seen, wide=wide, which=which: seen()._replace(
+                state=(wide._lying[:, :, which] - wide._robot) / 0.3)
+        )  # fmt: skip
+        learner = imitation.cloned(Knowing(wide, which))
+        assert il.evaluate(learner, imitation.Imitation(wide), num_tasks=20).mean == expected
+
+
+@pytest.mark.parametrize("world", [imitation.Reach(), None], ids=["plane", "table"])
+def test_the_robots_demonstrations_of_a_task_are_of_other_places(
+    world: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if world is None:
+        world = made_up_table(monkeypatch)
+    task = imitation.Imitation(world, shown="robot").collect(imitation.mil(small()), 50, rng())
+    support, query = (part.x["images"] for part in task)
+    assert not any(
+        torch.equal(a, b) for one, other in zip(support, query, strict=True) for a in one[0] for b in other[0]
+    )
+
+
+def made_up_table(monkeypatch: pytest.MonkeyPatch) -> imitation.Table:
+    """One whose cases are of numbers that tell which they are."""
+    table = imitation.Table(cases=5)
+
+    def demonstrated(split: str) -> Cases:
+        number = torch.arange(5 * EPISODES * PICTURES).view(5, EPISODES, PICTURES)
+        images = number[..., None, None, None].expand(-1, -1, -1, 3, 16, 16).clone()
+        return Cases(
+            torch.zeros(5, 2), torch.zeros(5), torch.zeros(5, 3, 3, 16, 16), images,
+            number[..., None].expand(-1, -1, -1, 4).clone(), number[..., None].expand(-1, -1, -1, 2).clone(),
+        )  # fmt: skip
+
+    monkeypatch.setattr(table, "demonstrated", demonstrated)
+    return table
+
+
+def test_moments_of_the_table_are_in_order_and_of_one_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = made_up_table(monkeypatch)
+    tasks = table.tasks(40, "train", rng())
+    found = table.demonstration(tasks, 2, rng())
+    number = found.state[..., 0]
+    assert number.shape == (40, 2, 4)
+    assert (number.diff(dim=-1) > 0).all()
+    assert torch.equal(number // (EPISODES * PICTURES), tasks[1][:, None, None].expand_as(number))
+    episode = number // PICTURES
+    assert (episode == episode[..., :1]).all()
+    assert (episode[:, 0] != episode[:, 1]).all()
+
+
+def test_papers_are_those_of_the_parts() -> None:
+    assert "1802.01557" in " ".join(imitation.daml(small()).citations)
+    assert "1709.04905" in " ".join(imitation.mil(small()).citations)
+
+
+def test_what_cannot_adapt_is_refused_before_anything_is_done() -> None:
+    video = imitation.Imitation(world())
+    with pytest.raises(ValueError, match='a video has no actions to clone: the preset is "daml"'):
+        video.require(imitation.mil(small()))
+    with pytest.raises(ValueError, match=r'Contextual reads the demonstration .* its preset is "cloned"'):
+        video.require(imitation.daml(small(imitation.Contextual)))
+    video.require(imitation.daml(small()))
+    video.require(imitation.cloned(small(imitation.Watching)))
+    imitation.Imitation(world(), shown="robot").require(imitation.mil(small()))
 
 
 @pytest.mark.parametrize("kind", [imitation.Contextual, imitation.Watching])

@@ -33,7 +33,7 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Table:
     """With two training cases, and two of the others."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("innerloop.imitation.table.FEWEST", 2)
-    return Table(cases=2, frames=3, horizon=4, moments=2, size=16)
+    return Table(cases=2, frames=3, moments=2, size=16)
 
 
 def body(table: Table, seed: int = 0, demonstrator: int | None = None) -> Body:
@@ -51,7 +51,7 @@ def test_experts_do_it(goal: str, demonstrator: int | None) -> None:
         for _ in range(table.horizon):
             situation.move(table._plan(situation))
         done += table._done(situation)
-    assert done >= 18
+    assert done >= 19
 
 
 def test_to_push_another_object_or_none_is_no_success() -> None:
@@ -63,12 +63,14 @@ def test_to_push_another_object_or_none_is_no_success() -> None:
         assert not table._done(situation)
         torch.testing.assert_close(situation.places, situation.begun, atol=1e-3, rtol=0)
     other = body(table, 1)
-    order = other.data.qpos[:4].copy()
-    other.data.qpos[:4] = order[[2, 3, 0, 1]]  # so that the expert pushes the other one
+    swapped = other.places[[1, 0]]
+    other.data.qpos[:4] = swapped.flatten().numpy()  # so that the expert pushes what is not meant
     other.begun = other.places
     for _ in range(table.horizon):
         other.move(table._plan(other))
-    other.data.qpos[:4] = other.data.qpos[[2, 3, 0, 1]]
+    pushed = other.places[:, 1] - other.begun[:, 1]
+    assert pushed[0] > 0.25
+    other.data.qpos[:4] = other.places[[1, 0]].flatten().numpy()
     other.begun = other.begun[[1, 0]]
     assert not table._done(other)
 
@@ -80,11 +82,11 @@ def test_the_finger_goes_where_it_is_told() -> None:
             before = situation.tip
             situation.move(action)
             wanted = 0.08 * action / action.norm().clamp_min(1)
-            torch.testing.assert_close(situation.tip - before, wanted, atol=0.02, rtol=0)
+            torch.testing.assert_close(situation.tip - before, wanted, atol=0.012, rtol=0)  # it has to get going first
 
 
 def test_shapes_are_touched_as_they_are_seen() -> None:
-    """A finger that comes from below stops the cross later than the box: its bar is narrower at that side."""
+    """Objects are moved by a finger, whatever their shape, unless it is to pass over them."""
     kind = stage(1, False)
     for identity, parts in ((0, [1, 0, 0, 0]), (1, [0, 1, 0, 0]), (2, [0, 0, 1, 1])):
         situation = Body(kind, torch.tensor([identity]), torch.zeros(1, 2), torch.tensor([0.0, -0.3]), robots())
@@ -102,7 +104,7 @@ def test_shapes_are_touched_as_they_are_seen() -> None:
 
 @pytest.mark.usefixtures("renders")
 def test_videos_are_of_another_arm_camera_light_and_table() -> None:
-    table = Table(frames=4, horizon=6, size=32)
+    table = Table(frames=4, size=32)
     objects = scenes(1, 2, "train", rng()).objects[0]
     one, again, other = (table._watch(objects, who, rng(seed)) for who, seed in ((3, 1), (3, 1), (8, 2)))
     assert one.shape == (4, 3, 32, 32)
@@ -120,8 +122,8 @@ def test_videos_are_of_another_arm_camera_light_and_table() -> None:
 def test_demonstrations_are_made_once_and_kept(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     first = table.demonstrated("train")
     assert first.videos.shape == (2, 3, 3, 16, 16)
-    assert first.state.shape == (2, 4, 4)
-    again = Table(cases=2, frames=3, horizon=4, moments=2, size=16)
+    assert first.state.shape == (2, 2, 10, 4)
+    again = Table(cases=2, frames=3, moments=2, size=16)
     monkeypatch.setattr(Table, "_demonstrate", None)
     for part, other in zip(again.demonstrated("train"), first, strict=True):
         assert torch.equal(part, other)
@@ -157,7 +159,7 @@ def test_a_robot_learns_and_is_judged_there(table: Table) -> None:
     [
         ({"goal": "throw"}, 'goal is "push" or "reach"'),
         ({"objects": 4}, "room for 3"),
-        ({"moments": 20}, "moments = 20"),
+        ({"moments": 20}, "got moments = 20"),
     ],
 )
 def test_impossible_tables_are_refused(changes: dict, message: str) -> None:

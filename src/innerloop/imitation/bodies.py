@@ -286,6 +286,7 @@ class Body:
         for _ in range(CONTROL):
             self.data.ctrl[:] = self._turn(stride) / (CONTROL * PHYSICS)
             self.stage.mujoco.mj_step(self.stage.model, self.data)
+        self.stage.mujoco.mj_forward(self.stage.model, self.data)  # a step leaves the places of its beginning
 
     def picture(self, size: int) -> Tensor:
         """See `Stage.picture`."""

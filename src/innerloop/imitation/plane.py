@@ -115,20 +115,25 @@ class Reach:
 
     # -- the robot ----------------------------------------------------------------------------------------------------
 
-    def demonstration(self, tasks: Scenes, generator: torch.Generator) -> Demonstration:
+    def demonstration(self, tasks: Scenes, number: int, generator: torch.Generator) -> Demonstration:
         """What an expert at the robot sees and does at some moments of its way, on which it is pushed about a little,
-        ``[T, 1, moments, ...]``."""
+        ``[T, number, moments, ...]``."""
+        every = Scenes(*(part.repeat_interleave(number, 0) for part in tasks))
+        found = self._demonstrated(every, generator)
+        return Demonstration(*(part.view(-1, number, *part.shape[1:]) for part in found))
+
+    def _demonstrated(self, tasks: Scenes, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures, states and actions of one demonstration a task, ``[T, moments, ...]``."""
         n = len(tasks.objects)
         places, start = self._places(n, generator)[:, None], self._start(n, 1, generator)
         way = places[:, :, 0] - start
         length = way.norm(dim=-1, keepdim=True)
-        passed = (length + STRIDE) * torch.rand(n, self.moments, 1, generator=generator)
+        passed = (length + STRIDE) * torch.rand(n, self.moments, 1, generator=generator).sort(1).values
         robot = start + way / length * torch.minimum(passed, length)
         robot = (robot + PUSHED * torch.randn(robot.shape, generator=generator)).clamp(-1, 1)
         left = places[:, :, 0] - robot
         actions = left / left.norm(dim=-1, keepdim=True).clamp_min(STRIDE)
-        table = self._table(tasks, places, generator)
-        return Demonstration(self._with_robot(table, robot)[:, None], robot[:, None], actions[:, None])
+        return self._with_robot(self._table(tasks, places, generator), robot), robot, actions
 
     def reset(self, tasks: Scenes, episodes: int, generator: torch.Generator) -> Seen:
         """The beginning of episodes of every task."""

@@ -146,7 +146,8 @@ class Visuomotor(Policy):
 
 class Contextual(Policy):
     """A policy that is shown the demonstration's last picture beside the present one, and does not adapt: what is seen
-    in both, and where, goes into its hidden layers (Finn et al. 2017, One-Shot Visual Imitation Learning, section 6).
+    in both, and where, goes into its hidden layers (the contextual policy of Finn et al. 2017, One-Shot Visual
+    Imitation Learning).
 
     Args:
         state, actions, filters, layers, hidden, transformation: see `Visuomotor`.
@@ -174,7 +175,8 @@ class Contextual(Policy):
 
 class Watching(Policy):
     """A policy whose recurrent network watches the demonstration, frame by frame, and tells the hidden layers what it
-    came to (Finn et al. 2017, One-Shot Visual Imitation Learning, section 6). It does not adapt.
+    came to. It does not adapt. An Elman network, where the recurrent policy of Finn et al. 2017 (One-Shot Visual
+    Imitation Learning) has a long short-term memory.
 
     Args:
         state, actions, filters, layers, hidden, transformation: see `Visuomotor`.

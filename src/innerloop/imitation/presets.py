@@ -73,7 +73,10 @@ def mil(
 ) -> MetaLearner:
     """Meta-imitation learning: MAML on demonstrations by the robot itself, whose actions are known (Finn et al. 2017,
     One-Shot Visual Imitation Learning via Meta-Learning)."""
-    citation = "Finn, Yu, Zhang, Abbeel, Levine. One-Shot Visual Imitation Learning via Meta-Learning. CoRL 2017"
+    citation = (
+        "Finn, Yu, Zhang, Abbeel, Levine. One-Shot Visual Imitation Learning via Meta-Learning. CoRL 2017. "
+        "arXiv:1709.04905"
+    )
     return MetaLearner(
         policy, _rule(lr, clip), everything, Unrolled(), cloning, steps=steps, citation=citation, **options
     )

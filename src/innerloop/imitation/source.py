@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..learner import MetaLearner
-from ..task import Batch, Task
+from ..task import Batch, Task, to
+from .presets import cloning
 from .worlds import Split, World
 
 Shown = Literal["video", "robot"]
@@ -38,47 +39,65 @@ class Imitation:
         self.world, self.split, self.shown = world, split, shown
 
     def require(self, learner: MetaLearner) -> None:
-        """Refuse a learner that cannot act here.
+        """Refuse a learner that cannot act or adapt here.
 
         Raises:
-            ValueError: its policy's state or actions are not the robot's.
+            ValueError: its policy's state or actions are not the robot's, or it takes inner steps on what has nothing
+                for them.
         """
         for name in ("state", "actions"):
             has, wanted = getattr(learner.model, name, None), getattr(self.world, name)
             if has is not None and has != wanted:
                 raise ValueError(f"model.{name} = {has}, but the robot of {type(self.world).__name__} has {wanted}")
+        if learner.steps and _reads(learner):
+            raise ValueError(
+                f"{type(learner.model).__name__} reads the demonstration and takes no inner steps on it: its preset is "
+                '"cloned"'
+            )
+        if learner.steps and learner.inner_loss is cloning and self.shown == "video":
+            raise ValueError(
+                'a video has no actions to clone: the preset is "daml", whose inner loss is learned, or what is shown '
+                'is the "robot" (tasks.shown)'
+            )
 
     def collect(self, learner: MetaLearner, n: int, generator: torch.Generator) -> Task:
         """``n`` tasks, and what a policy of this kind reads of them."""
         tasks = self.world.tasks(n, self.split, generator)
-        support, images, state, actions = self.shows(tasks, generator), *self.world.demonstration(tasks, generator)
-        query = Batch({"images": images, "state": state, **self._read(learner, support)}, actions)
+        support, query = self._shown(tasks, generator, 1)
+        assert query is not None
+        query.x.update(_read(learner, support))
         return Task(support if learner.steps else query, query)  # of which no step is taken
 
     def shows(self, tasks: Any, generator: torch.Generator) -> Batch:
         """The demonstrations of tasks, as support sets."""
-        if self.shown == "video":
-            video = self.world.video(tasks, generator)
-            return Batch({"images": video}, torch.zeros(*video.shape[:2], 0))
-        images, state, actions = self.world.demonstration(tasks, generator)
-        return Batch({"images": images, "state": state}, actions)
+        return self._shown(tasks, generator, 0)[0]
 
-    @staticmethod
-    def _read(learner: MetaLearner, support: Batch) -> dict[str, Tensor]:
-        """What a policy reads beside the present: the demonstration, where it is one of those."""
-        reads = getattr(learner.model, "reads_demonstration", False)
-        return {"demonstration": support.x["images"]} if reads else {}
+    def _shown(self, tasks: Any, generator: torch.Generator, queries: int) -> tuple[Batch, Batch | None]:
+        """What is demonstrated, and what an expert at the robot does, with the objects somewhere else, if asked for."""
+        own = self.shown == "robot"
+        video = None if own else self.world.video(tasks, generator)
+        found = self.world.demonstration(tasks, own + queries, generator) if own + queries else None
+
+        def part(which: slice) -> Batch:
+            assert found is not None
+            images, state, actions = (leaf[:, which] for leaf in found)
+            return Batch({"images": images, "state": state}, actions)
+
+        if video is None:
+            return part(slice(1)), part(slice(1, None)) if queries else None
+        support = Batch({"images": video}, torch.zeros(*video.shape[:2], 0))
+        return support, part(slice(None)) if queries else None
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
         """100 where the policy did it and 0 where not, after 0, 1, ..., K inner steps, ``[n, K + 1]``, each time from
         the same beginning; K is ``steps``, or 0 if the policy was not trained to take any."""
-        device = next(learner.parameters()).device
         tasks = self.world.tasks(n, self.split, generator)
         support = self.shows(tasks, generator)
         begin = generator.get_state()
         found = []
         for step in range(self.steps(learner, steps) + 1):
-            self.attempt(learner, tasks, support, step, generator.set_state(begin), device)
+            for _ in self.attempt(learner, tasks, support, step, generator.set_state(begin)):
+                pass
             found.append(100.0 * self.world.success()[:, 0])
         return torch.stack(found, 1)
 
@@ -89,26 +108,29 @@ class Imitation:
         return learner.steps if wanted is None or not learner.steps else wanted
 
     def attempt(
-        self,
-        learner: MetaLearner,
-        tasks: Any,
-        support: Batch,
-        steps: int,
-        generator: torch.Generator,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """What the robot sees while it does each task once after some inner steps, ``[T, horizon + 1, 3, h, w]``."""
-        there = device or torch.device("cpu")
-        moved = Batch({name: part.to(there) for name, part in support.x.items()}, support.y.to(there))
-        policy, read = learner.adapt_all(moved, steps), self._read(learner, moved)
+        self, learner: MetaLearner, tasks: Any, support: Batch, steps: int, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Do each task once after some inner steps; yields what the robot sees, ``horizon + 1`` times
+        ``[T, 3, h, w]``. What it came to is then `World.success`."""
+        there = next(learner.parameters()).device
+        support = to(support, there)
+        policy, read = learner.adapt_all(support, steps), _read(learner, support)
         seen = self.world.reset(tasks, 1, generator)
-        pictures = [seen.images[:, 0]]
+        yield seen.images[:, 0]
         for _ in range(self.world.horizon):
-            now = {"images": seen.images[:, :, None].to(there), "state": seen.state[:, :, None].to(there), **read}
-            seen = self.world.step(policy(now).actions[:, :, 0].cpu())
-            pictures.append(seen.images[:, 0])
-        return torch.stack(pictures, 1)
+            now = {"images": seen.images[:, :, None], "state": seen.state[:, :, None]}
+            seen = self.world.step(policy({**to(now, there), **read}).actions[:, :, 0].cpu())
+            yield seen.images[:, 0]
 
     def report(self) -> Mapping[str, Any]:
         """Nothing but what every training tells."""
         return {}
+
+
+def _reads(learner: MetaLearner) -> bool:
+    return bool(getattr(learner.model, "reads_demonstration", False))
+
+
+def _read(learner: MetaLearner, support: Batch) -> dict[str, Tensor]:
+    """What a policy reads beside the present: the demonstration, where it is one of those."""
+    return {"demonstration": support.x["images"]} if _reads(learner) else {}

@@ -26,8 +26,12 @@ BEHIND = -0.36
 """Where tips wait, on this side of all objects."""
 FAR = 0.25
 """How far away from the robot the object has to be pushed, and no other by half as much."""
-FEWEST = 100
+FEWEST = 300
 """Demonstrated cases of val and of test, at least."""
+EPISODES, PICTURES = 2, 10
+"""Demonstrations at the robot that the cache keeps of each case, and steps of each, evenly spaced."""
+TRIES = 20
+"""Within which an expert does what it is asked for."""
 CLOSE = 0.1
 """How near to the object's middle the tip has to be in the end, to have reached it, and nearer than to any other."""
 
@@ -38,7 +42,7 @@ class Cases(NamedTuple):
     Attributes:
         objects, demonstrators: see `Scenes`, ``[C, N]`` and ``[C]``.
         videos: of somebody else, uint8 ``[C, frames, 3, size, size]``.
-        images, state, actions: of an expert at the robot, ``[C, horizon, ...]``.
+        images, state, actions: of an expert at the robot, ``[C, EPISODES, PICTURES, ...]``, in order of time.
     """
 
     objects: Tensor
@@ -71,7 +75,7 @@ class Table:
     objects: int = 2
     cases: int = 1000
     frames: int = 8
-    horizon: int = 16
+    horizon: int = 22
     moments: int = 4
     size: int = 48
 
@@ -85,8 +89,8 @@ class Table:
         require_at_least(16, size=self.size)
         if self.objects > 3:
             raise ValueError(f"there is room for 3 objects side by side, got {self.objects}")
-        if self.moments > self.horizon:
-            raise ValueError(f"moments = {self.moments} are of a horizon of {self.horizon}")
+        if self.moments > PICTURES:
+            raise ValueError(f"demonstrations have {PICTURES} pictures, got moments = {self.moments}")
         self._made: dict[Split, Cases] = {}
         self._episodes: list[Body] = []
 
@@ -107,32 +111,41 @@ class Table:
         cast = scenes(number, self.objects, split, generator)
         videos, demonstrations = [], []
         with progress(f"demonstrating, {split}", number) as advance:
-            for case in range(number):
-                videos.append(self._watch(cast.objects[case], int(cast.demonstrators[case]), generator))
-                demonstrations.append(self._show(cast.objects[case], generator))
+            for objects, who in zip(cast.objects, cast.demonstrators.tolist(), strict=True):
+                videos.append(self._watch(objects, who, generator))
+                each = [self._show(objects, generator) for _ in range(EPISODES)]
+                demonstrations.append([torch.stack(parts) for parts in zip(*each, strict=True)])
                 advance(1)
         parts = [torch.stack(part) for part in zip(*demonstrations, strict=True)]
         return Cases(cast.objects, cast.demonstrators, torch.stack(videos), *parts)
 
     def _watch(self, objects: Tensor, demonstrator: int, generator: torch.Generator) -> Tensor:
         """A video of a demonstrator, ``[frames, 3, size, size]``."""
-        at = torch.linspace(0, self.horizon, self.frames).round().long().tolist()
-        body, pictures = self._body(objects, generator, demonstrator), []
-        for step in range(self.horizon + 1):
-            pictures += [body.picture(self.size)] * at.count(step) if step in at else []
-            body.move(self._plan(body))
-        return torch.stack(pictures)
+        at = _spread(self.horizon, self.frames)
+        for _ in range(TRIES):
+            body, pictures = self._body(objects, generator, demonstrator), []
+            for step in range(self.horizon + 1):
+                if step in at:
+                    pictures += [body.picture(self.size)] * at.count(step)
+                body.move(self._plan(body))
+            if self._done(body):
+                return torch.stack(pictures)
+        raise RuntimeError(f"the demonstrator did not {self.goal} the object within {TRIES} tries")
 
     def _show(self, objects: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """What an expert at the robot sees, is and does, ``[horizon, ...]``; it is pushed about a little."""
-        body = self._body(objects, generator)
-        images, states, actions = [], [], []
-        for _ in range(self.horizon):
-            images.append(body.picture(self.size))
-            states.append(body.state)
-            actions.append(self._plan(body))
-            body.move(actions[-1] + 0.2 * torch.randn(2, generator=generator))
-        return torch.stack(images), torch.stack(states), torch.stack(actions)
+        """What an expert at the robot sees, is and does, ``[PICTURES, ...]``; it is pushed about a little."""
+        at = _spread(self.horizon - 1, PICTURES)
+        for _ in range(TRIES):
+            body, found = self._body(objects, generator), []
+            for step in range(self.horizon):
+                action = self._plan(body)
+                if step in at:
+                    found += [(body.picture(self.size), body.state, action)] * at.count(step)
+                body.move(action + 0.2 * torch.randn(2, generator=generator))
+            if self._done(body):
+                images, states, actions = zip(*found, strict=True)
+                return torch.stack(images), torch.stack(states), torch.stack(actions)
+        raise RuntimeError(f"the expert did not {self.goal} the object within {TRIES} tries")
 
     def _body(self, objects: Tensor, generator: torch.Generator, demonstrator: int | None = None) -> Body:
         """A table of these objects, at the robot unless it is a demonstrator's."""
@@ -165,13 +178,20 @@ class Table:
         split, cases = tasks
         return self.demonstrated(split).videos[cases][:, None]
 
-    def demonstration(self, tasks: tuple[Split, Tensor], generator: torch.Generator) -> Demonstration:
-        """An expert at the robot, at moments of its way, ``[T, 1, moments, ...]``."""
+    def demonstration(self, tasks: tuple[Split, Tensor], number: int, generator: torch.Generator) -> Demonstration:
+        """Experts at the robot, at moments of their ways, ``[T, number, moments, ...]``.
+
+        Raises:
+            ValueError: more than are kept are asked for.
+        """
+        if number > EPISODES:
+            raise ValueError(f"{EPISODES} demonstrations of each case are kept, got number = {number}")
         split, cases = tasks
         found = self.demonstrated(split)
-        order = torch.rand(len(cases), self.horizon, generator=generator).argsort(-1)[:, : self.moments]
-        parts = (part[cases[:, None], order][:, None] for part in (found.images, found.state, found.actions))
-        return Demonstration(*parts)
+        which = torch.rand(len(cases), EPISODES, generator=generator).argsort(1)[:, :number]
+        moments = torch.rand(len(cases), number, PICTURES, generator=generator).argsort(2)[..., : self.moments]
+        index = cases[:, None, None], which[..., None], moments.sort(2).values
+        return Demonstration(*(part[index] for part in (found.images, found.state, found.actions)))
 
     def reset(self, tasks: tuple[Split, Tensor], episodes: int, generator: torch.Generator) -> Seen:
         """The beginning of episodes of every task."""
@@ -221,3 +241,9 @@ def _start(generator: torch.Generator) -> Tensor:
     """Of the tip."""
     x, y = torch.rand(2, generator=generator)
     return torch.stack([0.8 * x - 0.4, BEHIND - 0.1 * y])
+
+
+def _spread(last: int, number: int) -> list[int]:
+    """So many steps from the first to the last, some more than once where there are not enough."""
+    steps: list[int] = torch.linspace(0, last, number).round().long().tolist()
+    return steps

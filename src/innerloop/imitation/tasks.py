@@ -28,7 +28,7 @@ def table_tasks(
     objects: int = 2,
     cases: int = 1000,
     frames: int = 8,
-    horizon: int = 16,
+    horizon: int = 22,
     moments: int = 4,
     size: int = 48,
     shown: Shown = "video",

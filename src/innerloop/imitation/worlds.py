@@ -8,14 +8,27 @@ import torch
 from torch import Tensor
 
 Split = Literal["train", "val", "test"]
-SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+OBJECTS, DEMONSTRATORS = 160, 80
+"""How many there are, over all splits."""
+ARCS = ("val", "train", "test", "train", "train", "val", "train", "test", "train", "train", "val", "train", "test",
+        "train", "train")  # fmt: skip
+"""Which split the objects of each arc of the circle of hues are of."""
 
 
-def members(number: int, split: Split) -> Tensor:
-    """Which of the identities 0, 1, ..., are a split's: always the same, and no two splits share one."""
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(number))
-    low, high = SHARES[split]
-    return order[round(low * number) : round(high * number)].sort().values
+def objects_of(split: Split) -> Tensor:
+    """The objects of a split, which no other has: neither them nor their range of hues."""
+    every = torch.arange(OBJECTS)
+    arcs = (hues(every) * len(ARCS)).long().clamp_max(len(ARCS) - 1)
+    return every[torch.tensor([own == split for own in ARCS])[arcs]]
+
+
+def demonstrators_of(split: Split) -> Tensor:
+    """The demonstrators of a split, which no other has."""
+    order = torch.randperm(DEMONSTRATORS, generator=torch.Generator().manual_seed(0))
+    ends = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}[split]
+    low, high = (round(end * DEMONSTRATORS) for end in ends)
+    return order[low:high].sort().values
 
 
 class Scenes(NamedTuple):
@@ -30,17 +43,15 @@ class Scenes(NamedTuple):
     demonstrators: Tensor
 
 
-OBJECTS, DEMONSTRATORS = 160, 80
-"""How many there are, over all splits."""
 ALIKE = 0.12
 """Objects of one scene differ by at least this part of the circle of hues."""
-MOST = 5
-"""Objects that a scene has room for."""
+MOST = 3
+"""Objects of a scene: of more, none of a split might be left that differs from the others."""
 
 
 def scenes(n: int, objects: int, split: Split, generator: torch.Generator) -> Scenes:
     """Which objects, of different hues, and which demonstrators, of a split's."""
-    known, people = members(OBJECTS, split), members(DEMONSTRATORS, split)
+    known, people = objects_of(split), demonstrators_of(split)
     chosen = torch.randint(len(known), (n, objects), generator=generator)
     for number in range(1, objects):
         while (again := _alike(hues(known[chosen]), number)).any():
@@ -73,7 +84,7 @@ class Seen(NamedTuple):
 
 
 class Demonstration(NamedTuple):
-    """An expert at the robot: what it saw, ``[T, D, H, ...]``, and did, ``[T, D, H, A]``."""
+    """Experts at the robot, D times: what they saw, ``[T, D, H, ...]``, and did, ``[T, D, H, A]``, in order of time."""
 
     images: Tensor
     state: Tensor
@@ -104,8 +115,8 @@ class World(Protocol):
         """Somebody demonstrates each task, uint8 ``[T, 1, frames, 3, size, size]``."""
         ...
 
-    def demonstration(self, tasks: Any, generator: torch.Generator) -> Demonstration:
-        """An expert does each task at the robot."""
+    def demonstration(self, tasks: Any, number: int, generator: torch.Generator) -> Demonstration:
+        """An expert does each task at the robot so many times, and each time the objects lie somewhere else."""
         ...
 
     def reset(self, tasks: Any, episodes: int, generator: torch.Generator) -> Seen:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..imitation import Eye, Imitation
 from ..learner import MetaLearner
 from ..losses import TemporalLoss
-from ..task import Batch, select
+from ..task import Batch, select, to
 from .figures import AFTER, BEFORE, new_figure
 from .series import NothingToDrawError
 
@@ -54,7 +54,8 @@ def attempt(learner: MetaLearner, source: Imitation, steps: int | None, tasks: i
     support, begin = source.shows(drawn, generator), generator.get_state()
     pictures, success = [], []
     for step in range(source.steps(learner, steps) + 1):
-        pictures.append(source.attempt(learner, drawn, support, step, generator.set_state(begin)))
+        seen = source.attempt(learner, drawn, support, step, generator.set_state(begin))
+        pictures.append(torch.stack(list(seen), 1))
         success.append(source.world.success()[:, 0])
     return Attempts(support, tuple(pictures), torch.stack(success))
 
@@ -93,9 +94,16 @@ def _over_time(learner: MetaLearner, support: Batch, task: int) -> dict[str, lis
     """What each head of a learned loss makes of every step of a task's demonstration, before adaptation."""
     if not isinstance(learner.inner_loss, TemporalLoss) or not learner.steps:
         return {}
+    own = _there(learner, select(support, task))
     with torch.no_grad():
-        heads = learner.inner_loss.over_time(learner.adapt(select(support, task), steps=0)(select(support.x, task)))
+        heads = learner.inner_loss.over_time(learner.adapt(own, steps=0)(own.x))
     return {name: values[0].tolist() for name, values in heads.items()}
+
+
+def _there(learner: MetaLearner, support: Batch) -> Batch:
+    """Where the learner is."""
+    there: Batch = to(support, next(learner.parameters()).device)
+    return there
 
 
 def _row(pictures: Tensor) -> Any:
@@ -120,7 +128,7 @@ def gaze(learner: MetaLearner, source: Imitation, steps: int | None = None, seed
     figure = new_figure(11, 2.3 * TASKS)
     for task, row in enumerate(figure.subplots(TASKS, 5)):
         demonstration, scene = found.shown[task], found.pictures[0][task, :1]
-        support = select(found.support, task)
+        support = _there(learner, select(found.support, task))
         before, after = (_adapted_eye(learner, support, step) for step in (0, last))
         maps = [None, _learned_from(learner, support), None, _where(before, scene), _where(after, scene)]
         for axes, picture, over, title in zip(
@@ -146,8 +154,8 @@ def _adapted_eye(learner: MetaLearner, support: Batch, steps: int) -> Eye:
 def _where(eye: Eye, picture: Tensor) -> Tensor:
     """How much all filters together look at each place of a picture ``[1, 3, h, w]``."""
     with torch.no_grad():
-        maps = eye.filters(picture.to(eye.look.sharpness) / 255 - 0.5)[0]
-        looks: Tensor = (eye.look.sharpness * maps.flatten(1)).softmax(-1).mean(0).view(maps.shape[1:])
+        maps = eye.filters(picture.to(eye.look.sharpness) / 255 - 0.5)[0].cpu()
+        looks: Tensor = (eye.look.sharpness.cpu() * maps.flatten(1)).softmax(-1).mean(0).view(maps.shape[1:])
     return looks
 
 
@@ -159,7 +167,7 @@ def _learned_from(learner: MetaLearner, support: Batch) -> Tensor:
     grads = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     size = torch.stack([grad.square().sum() for grad in grads if grad is not None]).sum()
     (by,) = torch.autograd.grad(size, images)
-    pixels: Tensor = by[0, -1].abs().sum(0)
+    pixels: Tensor = by[0, -1].abs().sum(0).cpu()
     return pixels
 
 
