@@ -189,7 +189,7 @@ def measured(every: list[dict[str, Any]]) -> str:
     environment, test = every[0]["environment"], every[0]["tests"][0]
     cores = f"{environment['threads']} CPU core{'s' * (environment['threads'] != 1)}"
     on = cores if environment["device"] == "cpu" else f"a GPU, {environment['device']}"
-    if test["metric"] == "return":
+    if test["metric"] in ("return", "success"):
         return f"{on}: {minutes(every)} minutes a run; {acting.measured(every)}"
     kind = evaluations(every, test["transductive"])
     score = mean(kind).replace("*", "").replace("±", "+-")
