@@ -18,7 +18,7 @@ from benchmarks.measure import flops
 from benchmarks.rows import INNERLOOP, PLAIN, PLAIN_BARE, ROWS
 from benchmarks.subjects import Innerloop, Job, Plain, build
 
-FEW = ("sinusoid-1", "conv4-5w1s-q1", "memory-50")
+FEW = ("sinusoid-1", "conv4-5w1s-q1")
 
 
 @pytest.fixture(scope="module", params=[FEW, pytest.param(tuple(ROWS), marks=pytest.mark.slow)], ids=["few", "all"])
@@ -65,7 +65,8 @@ def test_the_document_has_every_row_and_says_that_there_was_no_gpu(results: dict
     for name in names(results):
         assert f"\n### {name}\n" in text
     assert "No CUDA GPU was at hand" in text
-    assert '`memory="constant"` takes' in text.split("### memory-50")[1]
+    if "memory-50" in names(results):
+        assert '`memory="constant"` takes' in text.split("### memory-50")[1]
     assert "Nothing has been measured yet" in table.document([])
 
 

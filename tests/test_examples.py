@@ -89,7 +89,7 @@ def test_the_code_of_the_page_on_imitation_runs(tmp_path: Path) -> None:
 
 def test_pictures_of_runs(tmp_path: Path) -> None:
     """The demo, shortened: two runs, their numbers before and after adaptation, their pictures."""
-    tiny = ["--set", "train.iterations=20", "--set", "train.val_tasks=4", "--quiet"]
+    tiny = ["--set", "train.iterations=20", "--set", "train.val_tasks=4", "--set", "evaluate.num_tasks=20", "--quiet"]
     for recipe in ("sinusoid-maml", "strokes-5w1s-maml"):
         sizes = ["--set", "model.width=8"] if "strokes" in recipe else []
         run("-m", "innerloop", "train", recipe, "--run", recipe, *tiny, *sizes, cwd=tmp_path)

@@ -36,7 +36,7 @@ def test_the_first_comment_has_command_hardware_and_score(recipe: str) -> None:
     comment = " ".join(line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")])
     assert lines[0] == f"# innerloop train {recipe}"
     assert re.search(r"CPU cores?|GPU|[Hh]ardware", comment)
-    assert re.search(r"expected|measured|accuracy|MSE|returns", comment)
+    assert re.search(r"expected|measured|accuracy|MSE|returns|success", comment)
 
 
 def test_a_measured_score_is_that_of_the_result_file() -> None:

@@ -195,6 +195,7 @@ def postgresql(tmp_path_factory):
     subprocess.run([programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **quiet)
 
 
+@pytest.mark.slow
 def test_an_interrupted_worker_goes_on_with_its_trial(tmp_path):
     space(tmp_path, SPACE)
     url, runs = f"sqlite:///{tmp_path / 'sweep.db'}", tmp_path / "runs"
@@ -234,6 +235,7 @@ def test_a_study_of_another_recipe_is_refused(tmp_path):
     assert "the study sinusoid-maml is of another train.tasks: give another --name" in err
 
 
+@pytest.mark.slow
 def test_a_study_of_another_space_is_refused(tmp_path):
     space(tmp_path, "learner.lr = {choices = [0.01, 0.001]}\n")
     url = f"sqlite:///{tmp_path / 'sweep.db'}"

@@ -215,7 +215,7 @@ def test_worker_processes_give_what_one_process_does():
     ("trouble", "message"),
     [
         ("dies", r"worker [01] of 2 ended \(exit code -9\)"),
-        ("hangs", r"worker [01] of 2 did not answer within 4 s"),
+        pytest.param("hangs", r"worker [01] of 2 did not answer within 4 s", marks=pytest.mark.slow),
         pytest.param("stops", r"worker [01] of 2 did not answer within 4 s", marks=pytest.mark.slow),
         ("fails", r"worker [01] of 2 failed: KeyError: 'where am I' \(step, line \d+\)"),
     ],

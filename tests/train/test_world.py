@@ -105,6 +105,7 @@ def test_what_is_not_finite_in_one_process_stops_all(tmp_path):
         assert "iteration 10: the loss of task 5 (counted from 0)" in said
 
 
+@pytest.mark.slow
 def test_restarting_by_torchrun(tmp_path):
     """As `torchrun` does when one of its processes fails."""
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
