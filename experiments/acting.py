@@ -83,8 +83,8 @@ def note(command: str, members: dict[str, list[dict[str, Any]]], machine: str) -
 
 RETURNS = "Mean returns (sums of rewards over an episode) in {} unseen tasks"
 SUCCESS = (
-    "Success, in per cent of one attempt at each of {} tasks with unseen objects and demonstrators (of policies that take "
-    "no inner step it stands under *before*)"
+    "Success, in per cent of one attempt at each of {} tasks with unseen objects and demonstrators (of policies that "
+    "take no inner step it stands under *before*)"
 )
 
 
