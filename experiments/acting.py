@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's t for a 95 % interval of the mean of so many values."""
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306}
+"""Student's t for a 95 % interval of the mean of so many values; of more, that of ten."""
 
 
 def rows(members: dict[str, list[dict[str, Any]]], published: dict[str, str], wanted: Iterable[str]) -> list[list[str]]:
@@ -40,7 +40,7 @@ def score(tests: list[dict[str, Any]], step: int) -> str:
         return ""
     if len(values) == 1:
         return f"{values[0]:.2f} ± {tests[0]['steps_ci95'][step]:.2f}"
-    half = T95.get(len(values), 2.571) * statistics.stdev(values) / math.sqrt(len(values))
+    half = T95.get(len(values), 2.262) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{statistics.fmean(values):.2f} ± {half:.2f}"
 
 
@@ -94,4 +94,5 @@ def measured(every: list[dict[str, Any]]) -> str:
     means = ", ".join(score(tests, k).replace("±", "+-") for k in range(len(tests[0]["steps"])))
     seeds = f"{len(tests)} seeds" if len(tests) > 1 else "one seed"
     what, unit = ("success", " %") if tests[0]["metric"] == "success" else ("returns", "")
-    return f"{what} {means}{unit} before and after each step in {seeds}"
+    steps = " before and after each step" if len(tests[0]["steps"]) > 1 else ""
+    return f"{what} {means}{unit}{steps} in {seeds}"

@@ -25,8 +25,6 @@ MEASURED = re.compile(
     re.MULTILINE,
 )
 """What the first comment of a recipe says of time and score."""
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306}
-"""Student's t for a 95 % interval of the mean of so many values; of more, that of ten."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def mean(tests: list[dict[str, Any]]) -> str:
     values = [test["mean"] for test in tests]
     if len(values) == 1:
         return f"{values[0]:.2f} ± {tests[0]['ci95']:.2f}"
-    half = T95.get(len(values), 2.262) * statistics.stdev(values) / math.sqrt(len(values))
+    half = acting.T95.get(len(values), 2.262) * statistics.stdev(values) / math.sqrt(len(values))
     return f"**{statistics.fmean(values):.2f}** ± {half:.2f}"
 
 

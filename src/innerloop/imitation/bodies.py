@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..rl.simulator import mujoco_for, renderer
 from .drawing import colour
 from .worlds import hues, number_of
 
@@ -35,21 +34,6 @@ SMOOTH = 2
 """Rendered pixels along each side of one of a picture."""
 ROBOT, OTHER = ((0.0, -1.0), (0.85, 0.85)), ((0.85, -0.9), (0.65, 0.65, 0.6))
 """Where an arm stands, and how long its links are."""
-
-
-def simulator() -> Any:
-    """The module ``mujoco``, set up to render without a screen.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
-    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # it is read once, when MuJoCo is imported
-    try:
-        import mujoco
-    except ImportError as error:
-        raise ImportError("the table needs MuJoCo: pip install 'innerloop[rl]'") from error
-    return mujoco
 
 
 def _shapes() -> str:
@@ -160,7 +144,7 @@ class Stage:
     """
 
     def __init__(self, objects: int, other: bool) -> None:
-        self.mujoco, self.objects = simulator(), objects
+        self.mujoco, self.objects = mujoco_for("the table"), objects
         self.model = self.mujoco.MjModel.from_xml_string(_xml(objects, *(OTHER if other else ROBOT)))
         self._renderers: dict[int, Any] = {}
 
@@ -174,22 +158,11 @@ class Stage:
         camera, looks = self.mujoco.MjvCamera(), body.looks
         camera.azimuth, camera.elevation, camera.distance = looks.azimuth, looks.elevation, looks.distance
         camera.lookat[:] = (*looks.middle, 0.0)
-        renderer = self._renderer(size)
-        renderer.update_scene(body.data, camera)
-        fine = torch.from_numpy(renderer.render().copy()).movedim(-1, 0).float()
-        return F.avg_pool2d(fine, SMOOTH).round().to(torch.uint8)
-
-    def _renderer(self, size: int) -> Any:
         if size not in self._renderers:
-            try:
-                self._renderers[size] = self.mujoco.Renderer(self.model, SMOOTH * size, SMOOTH * size)
-            except Exception as error:  # of whatever draws, in its own ways
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise RuntimeError(
-                    f"MuJoCo cannot render here ({reason}); without a screen, install libegl1 and set MUJOCO_GL=egl, "
-                    "or libosmesa6 and MUJOCO_GL=osmesa"
-                ) from error
-        return self._renderers[size]
+            self._renderers[size] = renderer(self.model, SMOOTH * size, SMOOTH * size)
+        self._renderers[size].update_scene(body.data, camera)
+        fine = torch.from_numpy(self._renderers[size].render().copy()).movedim(-1, 0).float()
+        return F.avg_pool2d(fine, SMOOTH).round().to(torch.uint8)
 
     def _paint(self, body: Body) -> None:
         """Give the model, which all tables share, the looks of one."""

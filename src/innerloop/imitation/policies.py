@@ -78,6 +78,14 @@ class Eye(nn.Module):
 class Policy(nn.Module):
     """What policies have in common: an eye, hidden layers that are told what it sees and the robot's state, actions.
 
+    Args:
+        state: numbers of the robot's state.
+        actions: numbers of an action.
+        filters: of the convolutions, P.
+        layers: convolutions.
+        hidden: sizes of the linear layers between.
+        transformation: size of the bias transformations.
+
     Attributes:
         sizes: of the parts of its output, for losses that look at them.
         reads_demonstration: whether the demonstration is one of its inputs.
@@ -87,13 +95,12 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        state: int,
-        actions: int,
-        filters: int,
-        layers: int,
-        hidden: tuple[int, ...],
-        transformation: int,
-        more: int = 0,
+        state: int = 2,
+        actions: int = 2,
+        filters: int = 16,
+        layers: int = 2,
+        hidden: tuple[int, ...] = (64, 64),
+        transformation: int = 10,
     ) -> None:
         super().__init__()
         require_at_least(
@@ -103,9 +110,13 @@ class Policy(nn.Module):
         self.state, self.actions = state, actions
         self.sizes = {"actions": actions, "points": 2 * filters, "seen": filters**2, "hidden": hidden[-1]}
         self.eye = Eye(filters, layers)
-        sizes = (2 * filters + more + state, *hidden)
+        sizes = (2 * filters + self.more(filters) + state, *hidden)
         self.body = nn.ModuleList(BiasTransformed(i, o, transformation) for i, o in zip(sizes, hidden, strict=False))
         self.head = BiasTransformed(hidden[-1], actions, transformation)
+
+    def more(self, filters: int) -> int:
+        """Numbers that the hidden layers are told beside points and state."""
+        return 0
 
     def behave(self, points: Tensor, seen: Tensor, state: Tensor, *more: Tensor) -> Behaviour:
         """From what the eye gives, ``[S, H, ...]``, the state, and whatever else the hidden layers are told."""
@@ -116,27 +127,8 @@ class Policy(nn.Module):
 
 
 class Visuomotor(Policy):
-    """Pictures -> points -> hidden layers, which know the state too -> actions.
-
-    Args:
-        state: numbers of the robot's state; where it is not told, as in a video of somebody else, it is zero.
-        actions: numbers of an action.
-        filters: of the convolutions, P.
-        layers: convolutions.
-        hidden: sizes of the linear layers between.
-        transformation: size of the bias transformations.
-    """
-
-    def __init__(
-        self,
-        state: int = 2,
-        actions: int = 2,
-        filters: int = 16,
-        layers: int = 2,
-        hidden: tuple[int, ...] = (64, 64),
-        transformation: int = 10,
-    ) -> None:
-        super().__init__(state, actions, filters, layers, hidden, transformation)
+    """Pictures -> points -> hidden layers, which know the state too -> actions. Where the state is not told, as in a
+    video of somebody else, it is zero. Arguments are those of `Policy`."""
 
     def forward(self, images: Tensor, state: Tensor | None = None) -> Behaviour:
         """Pictures, uint8 ``[S, H, 3, h, w]``, and states ``[S, H, state]``."""
@@ -147,24 +139,13 @@ class Visuomotor(Policy):
 class Contextual(Policy):
     """A policy that is shown the demonstration's last picture beside the present one, and does not adapt: what is seen
     in both, and where, goes into its hidden layers (the contextual policy of Finn et al. 2017, One-Shot Visual
-    Imitation Learning).
-
-    Args:
-        state, actions, filters, layers, hidden, transformation: see `Visuomotor`.
-    """
+    Imitation Learning). Arguments are those of `Policy`."""
 
     reads_demonstration = True
 
-    def __init__(
-        self,
-        state: int = 2,
-        actions: int = 2,
-        filters: int = 16,
-        layers: int = 2,
-        hidden: tuple[int, ...] = (64, 64),
-        transformation: int = 10,
-    ) -> None:
-        super().__init__(state, actions, filters, layers, hidden, transformation, 2 * filters + 2 * filters**2)
+    def more(self, filters: int) -> int:
+        """What is seen now, and points and what is seen in the last picture."""
+        return 2 * filters + 2 * filters**2
 
     def forward(self, images: Tensor, state: Tensor, demonstration: Tensor) -> Behaviour:
         """Pictures, states, and the demonstration ``[S, frames, 3, h, w]``."""
@@ -179,7 +160,7 @@ class Watching(Policy):
     Imitation Learning) has a long short-term memory.
 
     Args:
-        state, actions, filters, layers, hidden, transformation: see `Visuomotor`.
+        state, actions, filters, layers, hidden, transformation: see `Policy`.
         memory: numbers that the recurrent network remembers.
     """
 
@@ -195,8 +176,13 @@ class Watching(Policy):
         transformation: int = 10,
         memory: int = 64,
     ) -> None:
-        super().__init__(state, actions, filters, layers, hidden, transformation, filters**2 + memory)
+        self.memory = memory
+        super().__init__(state, actions, filters, layers, hidden, transformation)
         self.watch = Recurrent(2 * filters + filters**2, memory, memory)
+
+    def more(self, filters: int) -> int:
+        """What is seen now, and what is remembered."""
+        return filters**2 + self.memory
 
     def forward(self, images: Tensor, state: Tensor, demonstration: Tensor) -> Behaviour:
         """Pictures, states, and the demonstration ``[S, frames, 3, h, w]``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..learner import MetaLearner
 from ..task import Batch, Task, to
 from .presets import cloning
-from .worlds import Split, World
+from .worlds import Demonstration, Split, World
 
 Shown = Literal["video", "robot"]
 
@@ -63,30 +63,20 @@ class Imitation:
     def collect(self, learner: MetaLearner, n: int, generator: torch.Generator) -> Task:
         """``n`` tasks, and what a policy of this kind reads of them."""
         tasks = self.world.tasks(n, self.split, generator)
-        support, query = self._shown(tasks, generator, 1)
-        assert query is not None
+        if self.shown == "robot":
+            both = self.world.demonstration(tasks, 2, generator)
+            support, query = (_batch(Demonstration(*(part[:, at] for part in both))) for at in (slice(1), slice(1, 2)))
+        else:
+            support, query = self.shows(tasks, generator), _batch(self.world.demonstration(tasks, 1, generator))
         query.x.update(_read(learner, support))
         return Task(support if learner.steps else query, query)  # of which no step is taken
 
     def shows(self, tasks: Any, generator: torch.Generator) -> Batch:
         """The demonstrations of tasks, as support sets."""
-        return self._shown(tasks, generator, 0)[0]
-
-    def _shown(self, tasks: Any, generator: torch.Generator, queries: int) -> tuple[Batch, Batch | None]:
-        """What is demonstrated, and what an expert at the robot does, with the objects somewhere else, if asked for."""
-        own = self.shown == "robot"
-        video = None if own else self.world.video(tasks, generator)
-        found = self.world.demonstration(tasks, own + queries, generator) if own + queries else None
-
-        def part(which: slice) -> Batch:
-            assert found is not None
-            images, state, actions = (leaf[:, which] for leaf in found)
-            return Batch({"images": images, "state": state}, actions)
-
-        if video is None:
-            return part(slice(1)), part(slice(1, None)) if queries else None
-        support = Batch({"images": video}, torch.zeros(*video.shape[:2], 0))
-        return support, part(slice(None)) if queries else None
+        if self.shown == "robot":
+            return _batch(self.world.demonstration(tasks, 1, generator))
+        video = self.world.video(tasks, generator)
+        return Batch({"images": video}, torch.zeros(*video.shape[:2], 0))
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
         """100 where the policy did it and 0 where not, after 0, 1, ..., K inner steps, ``[n, K + 1]``, each time from
@@ -125,6 +115,11 @@ class Imitation:
     def report(self) -> Mapping[str, Any]:
         """Nothing but what every training tells."""
         return {}
+
+
+def _batch(found: Demonstration) -> Batch:
+    """What was seen, and the actions to learn from it."""
+    return Batch({"images": found.images, "state": found.state}, found.actions)
 
 
 def _reads(learner: MetaLearner) -> bool:

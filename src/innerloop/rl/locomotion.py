@@ -9,8 +9,6 @@ simulator's versions since 2018 and is left out. The same problems one by one, a
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from ..ranges import require_at_least
 from .environments import Step
+from .simulator import headless, mujoco_for, renderer
 
 Body = Literal["half-cheetah", "ant"]
 Goal = Literal["direction", "velocity", "position"]
@@ -201,26 +200,18 @@ class Locomotion:
         """
         import mujoco
 
-        data = mujoco.MjData(self._model)
-        try:
-            renderer = mujoco.Renderer(self._model, height, width)
-        except Exception as error:  # of whatever draws, in its own ways
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RuntimeError(
-                f"MuJoCo cannot render here ({reason}); without a screen, install libegl1 and set MUJOCO_GL=egl, or "
-                "libosmesa6 and MUJOCO_GL=osmesa"
-            ) from error
+        data, taking = mujoco.MjData(self._model), renderer(self._model, width, height)
 
         def look(state: Tensor) -> Any:
             mujoco.mj_setState(self._model, data, state.numpy(), mujoco.mjtState.mjSTATE_FULLPHYSICS)
             mujoco.mj_forward(self._model, data)
-            renderer.update_scene(data, camera="track")
-            return renderer.render()
+            taking.update_scene(data, camera="track")
+            return taking.render()
 
         try:
             yield look
         finally:
-            renderer.close()
+            taking.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_threads": None}
@@ -232,16 +223,12 @@ def make(name: str, **options: Any) -> Any:
     Raises:
         ImportError: it, or MuJoCo, is not installed; the message says how to install them.
     """
-    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # it is read once, when MuJoCo is imported
+    headless()
     try:
         import gymnasium
     except ImportError as error:
         raise ImportError("simulators need Gymnasium and MuJoCo: pip install 'innerloop[rl]'") from error
-    try:
-        import mujoco
-    except ImportError as error:
-        raise ImportError(f"{name} needs MuJoCo: pip install 'innerloop[rl]' ({error})") from error
+    mujoco = mujoco_for(name)
     mujoco.set_mju_user_warning(lambda message: None)  # of what bodies say that is deprecated, into a file beside us
     try:
         return gymnasium.make(name, **options)
