@@ -66,9 +66,7 @@ SECTIONS = {
     "model": Section(MODELS, "name"),
     "learner": Section(PRESETS, "preset", ("model", "policy")),
     "tasks": Section(TASKS, "name", ("root", "device", "download")),
-    "train": Section(
-        {"": Trainer}, "", ("learner", "train", "val", "run", "seed", "config", "loggers", "world", "progress")
-    ),
+    "train": Section({"": Trainer}, "", GIVEN),
     "evaluate": Section({"": evaluate}, "", ("learner", "source", "world")),
 }
 TOP = {"description": Option(str, ""), "seed": Option(int, 0), "extends": Option(str, "")}
@@ -266,6 +264,13 @@ def build(
         ValueError: the device is not available, or the model does not fit the images; and what the data set raises.
     """
     learner = build_learner(config, device)
+    return learner, _build_sources(config, learner, root, device, download)
+
+
+def _build_sources(
+    config: Config, learner: MetaLearner, root: str | Path | None, device: str, download: bool = False
+) -> Sources:
+    """The task sources of a resolved recipe, which are to fit its learner."""
     builder = SECTIONS["tasks"].function("tasks", config["tasks"])
     given = {"root": root, "device": str(find_device(device)), "download": download}
     accepted = inspect.signature(builder).parameters
@@ -275,7 +280,7 @@ def build(
         sources.train.require(learner)
     else:
         _check_fit(config, sources.train)
-    return learner, sources
+    return sources
 
 
 def _check_fit(config: Config, source: TaskSource) -> None:
@@ -305,14 +310,12 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_run(
-    run: str | Path, root: str | Path | None = None, device: str = "cpu", overrides: Sequence[str] = ()
-) -> tuple[MetaLearner, Sources, Config]:
-    """What a run directory holds: the learner with the best validated weights, the sources and the resolved recipe.
+def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] = ()) -> tuple[MetaLearner, Config]:
+    """The learner of a run directory, with the best validated weights, and the resolved recipe. Reads no data.
 
     Args:
         run: the run directory.
-        root, device: as in `build`.
+        device: as in `build`.
         overrides: of the recipe, as in `load_recipe`, that leave the weights what they are, such as
             ``"learner.statistics=running"``; not of its training, which is over.
 
@@ -328,14 +331,11 @@ def load_run(
         if changed == "seed" or changed.startswith("train."):
             hint = "; the tasks' is evaluate.seed" if changed == "seed" else ""
             raise ValueError(f"{changed} is of the training, which is over: it changes nothing now{hint}")
-    checkpoints = Checkpoints(Path(run))
-    weights, newest = checkpoints.weights()["learner"], checkpoints.newest()
-    learner, sources = build(config, root, device)
+    weights = Checkpoints(Path(run)).weights()["learner"]
+    learner = build_learner(config, device)
     if overrides and not any(p.requires_grad for p in learner.rule.parameters()):  # whose rates a recipe may say anew
         given = {f"rule.{name}": value for name, value in learner.rule.state_dict().items()}
         weights = {name: value for name, value in weights.items() if not name.startswith("rule.")} | given
-    if isinstance(sources.train, Stateful) and "source" in newest:  # what it learned, the others may share
-        sources.train.load_state_dict(newest["source"])
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:
@@ -343,6 +343,17 @@ def load_run(
         reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise ValueError(f"the weights in {run} {what}: {reasons[0]}{more}") from error
+    return learner, config
+
+
+def load_run(
+    run: str | Path, root: str | Path | None = None, device: str = "cpu", overrides: Sequence[str] = ()
+) -> tuple[MetaLearner, Sources, Config]:
+    """As `load_learner`, with the task sources, whose data are at ``root``; see `build`."""
+    learner, config = load_learner(run, device, overrides)
+    sources, newest = _build_sources(config, learner, root, device), Checkpoints(Path(run)).newest()
+    if isinstance(sources.train, Stateful) and "source" in newest:  # what it learned, the others may share
+        sources.train.load_state_dict(newest["source"])
     return learner, sources, config
 
 
