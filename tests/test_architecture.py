@@ -26,7 +26,8 @@ FLOORS = [
     ("imitation",),
     ("train",),
     ("schema", "config", "experiment", "sweep"),
-    ("report",),
+    ("report", "use"),
+    ("demo",),
     ("cli", "__main__"),
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -75,6 +76,8 @@ EXTRAS = {
     "sweep": {"optuna"},
     "rl": {"gymnasium", "mujoco", "numpy", "cloudpickle"},
     "imitation": {"mujoco", "numpy"},
+    "use": {"PIL", "safetensors", "huggingface_hub", "sklearn", "numpy", "matplotlib"},
+    "demo": {"starlette", "uvicorn"},
 }
 CONFIG = {"tomllib", "tomli", "tomli_w"}
 

@@ -1,0 +1,67 @@
+"""The model card of a learner: what it is, by what protocol it was judged, and how to use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..config import dumps
+
+if TYPE_CHECKING:
+    from .pretrained import Pretrained
+
+HEADER = """---
+library_name: innerloop
+pipeline_tag: {pipeline}
+tags:
+- meta-learning
+- few-shot
+---
+"""
+
+
+def card(model: Pretrained) -> str:
+    """Markdown, with the metadata that the Hugging Face Hub reads in front."""
+    recipe, results = model.recipe, model.results
+    classifies = recipe.get("tasks", {}).get("ways") is not None
+    parts = [
+        HEADER.format(pipeline="image-classification" if classifies else "tabular-regression"),
+        f"# {model.name}\n",
+        f"{recipe.get('description') or 'A meta-trained learner'}. Trained with [innerloop](https://pypi.org/project/innerloop/).\n",
+        "It adapts to a new task by a few gradient steps on a few examples:\n",
+        _usage(classifies),
+        "## Protocol and result\n",
+        _result(results),
+    ]
+    if model.temperature is not None:
+        parts.append(
+            f"Probabilities are of logits divided by {model.temperature:.3g}, as fits tasks of the validation split.\n"
+        )
+    if recipe:
+        parts += ["## Recipe\n", f"```toml\n{dumps(recipe)}```\n"]
+    if model.learner.citations:
+        parts += ["## Papers\n", "\n".join(f"- {citation}" for citation in model.learner.citations) + "\n"]
+    return "\n".join(parts)
+
+
+def _usage(classifies: bool) -> str:
+    kind, what = ("FewShotClassifier", "pictures, names") if classifies else ("FewShotRegressor", "x, y")
+    return (
+        f'```python\nimport innerloop as il\n\nmodel = il.{kind}("FOLDER")  # this folder, or user/name on the Hub\n'
+        f"model.fit({what})\n```\n"
+    )
+
+
+def _result(results: dict[str, Any]) -> str:
+    if not results.get("metric"):
+        return "It was not tested.\n"
+    unit = " %" if results["metric"] in ("accuracy", "success") else ""
+    steps = "\n".join(
+        f"| {number} | {mean:.4g}{unit} | {half:.2g} |"
+        for number, (mean, half) in enumerate(zip(results["steps"], results["steps_ci95"], strict=True))
+    )
+    mode = "transductive" if results["transductive"] else "inductive"
+    how = f"`{results['command']}`, " if results.get("command") else ""
+    return (
+        f"{how}{results['num_tasks']} unseen tasks, {mode}, 95 % interval over tasks:\n\n"
+        f"| inner steps | {results['metric']} | +- |\n| --- | --- | --- |\n{steps}\n"
+    )

@@ -1,0 +1,220 @@
+"""A meta-trained learner by itself: what adapting to one's own examples needs of a run, kept in a folder or hub."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import config
+from ..learner import MetaLearner
+from ..train.checkpoint import writing
+from ..train.record import dumps
+from .card import card
+
+WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+FORMAT = 1
+"""Of the folder; raised when older versions could not read it."""
+
+
+@dataclass
+class Pretrained:
+    """A learner that was meta-trained, and what there is to know about it.
+
+    Attributes:
+        learner: with its trained weights.
+        recipe: the resolved recipe it was trained by; empty where it was trained without one.
+        temperature: what logits are divided by to become calibrated probabilities, found on tasks of the validation
+            split (Guo et al. 2017); None where it is not known, or the learner tells no classes apart.
+        results: what its test found, as `Evaluation.as_dict` has it, with ``command`` and ``seed``; may be empty.
+        name: for messages.
+    """
+
+    learner: MetaLearner
+    recipe: config.Config = field(default_factory=dict)
+    temperature: float | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+    name: str = "a learner"
+
+    @classmethod
+    def load(cls, source: str | Path, device: str = "cpu") -> Pretrained:
+        """From a run directory, a folder that `save_pretrained` wrote, or by the name of one that comes with us.
+
+        Raises:
+            FileNotFoundError: there is nothing of the kind.
+            ValueError: files that are damaged or do not fit each other.
+        """
+        folder = shipped().get(str(source)) or Path(source).expanduser()
+        if (folder / "config.toml").is_file():
+            return cls.from_run(folder, device)
+        if (folder / SETTINGS).is_file():
+            return cls.from_pretrained(folder, device=device)
+        raise FileNotFoundError(
+            f"no trained model at {source}: give a run directory, a folder that save_pretrained wrote, or one of "
+            f"{', '.join(shipped())}, which come with innerloop"
+        )
+
+    @classmethod
+    def from_run(cls, run: str | Path, device: str = "cpu") -> Pretrained:
+        """The best validated weights of a run; see `innerloop.config.load_learner`."""
+        learner, recipe = config.load_learner(run, device)
+        path = Path(run) / "results.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        results = {**found.get("test", {}), **{key: found[key] for key in ("command", "seed") if key in found}}
+        results.pop("scores", None)
+        return cls(learner, recipe, found.get("temperature"), results, Path(run).name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        learner: MetaLearner | None = None,
+        revision: str | None = None,
+        device: str = "cpu",
+    ) -> Pretrained:
+        """From a folder that `save_pretrained` wrote, or what `push_to_hub` put on the Hugging Face Hub.
+
+        Args:
+            source: the folder, or the name of a repository, ``user/name``.
+            learner: one to load the weights into, where it was not made by a recipe.
+            revision: of the repository: a branch, a tag or a commit.
+            device: where the learner is.
+
+        Raises:
+            FileNotFoundError: the folder lacks a file.
+            ValueError: its files are damaged, of another format, or do not fit the learner.
+            ImportError: safetensors, or for the Hub huggingface_hub, is not installed.
+        """
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            folder = _download(str(source), revision)
+        told = _settings(folder / SETTINGS)
+        if learner is None and not told["recipe"]:
+            raise ValueError(
+                f"{source} was not made by a recipe: give learner=, built as it was, to load its weights into"
+            )
+        recipe = config.resolve(told["recipe"]) if told["recipe"] else {}
+        learner = config.build_learner(recipe, device) if learner is None else learner
+        _fill(learner, folder / WEIGHTS)
+        return cls(learner, recipe, told["temperature"], told["results"], folder.name)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the weights (safetensors), the settings (JSON) and a model card (README.md); returns the folder.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+            ImportError: safetensors is not installed.
+        """
+        from_torch = _safetensors()
+        folder = Path(folder).expanduser()
+        known = {WEIGHTS, SETTINGS, "README.md"}
+        if folder.exists() and (foreign := [path.name for path in folder.iterdir() if path.name not in known]):
+            raise FileExistsError(f"{folder} holds {foreign[0]}: give a folder that is new, or empty")
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "format": FORMAT,
+            "library_name": "innerloop",
+            "recipe": self.recipe,
+            "temperature": self.temperature,
+            "results": self.results,
+        }
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.learner.state_dict().items()
+        }
+        for name, content in (
+            (WEIGHTS, from_torch.save(tensors, {"format": "pt"})),
+            (SETTINGS, (dumps(settings, indent=2) + "\n").encode()),
+            ("README.md", card(self).encode()),
+        ):
+            with writing(folder / name) as file:
+                file.write(content)
+        return folder
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Put what `save_pretrained` writes on the Hugging Face Hub; returns its address there.
+
+        Args:
+            repository: ``user/name``; made if it is not there.
+            private: whether only its owner sees a repository that is made.
+            token: of the Hub; else that of ``hf auth login``.
+
+        Raises:
+            ImportError: huggingface_hub or safetensors is not installed.
+        """
+        from tempfile import TemporaryDirectory
+
+        api = _hub().HfApi(token=token)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+            return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload innerloop learner"))
+
+
+def shipped() -> dict[str, Path]:
+    """The folders of the learners that come with the package, by name."""
+    folder = Path(str(importlib.resources.files("innerloop"))) / "pretrained"
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What `save_pretrained` wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(told, Mapping) or told.get("format") != FORMAT:
+        found = told.get("format") if isinstance(told, Mapping) else None
+        raise ValueError(
+            f"{path} is of format {found}, this version reads {FORMAT}: another innerloop wrote it, or none"
+        )
+    return {
+        "recipe": told.get("recipe") or {},
+        "temperature": told.get("temperature"),
+        "results": told.get("results", {}),
+    }
+
+
+def _fill(learner: MetaLearner, path: Path) -> None:
+    """Load the weights."""
+    safetensors = _safetensors()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
+    try:
+        weights: dict[str, torch.Tensor] = safetensors.load(path.read_bytes())
+        learner.load_state_dict(weights)
+    except Exception as error:  # a file that is not ours can fail in any way
+        raise ValueError(
+            f"the weights in {path} do not fit the learner: {str(error).splitlines()[-1].strip()}"
+        ) from error
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("saved models are read and written by safetensors: pip install 'innerloop[use]'") from error
+    return safetensors.torch
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError("the Hugging Face Hub needs huggingface_hub: pip install 'innerloop[hub]'") from error
+    return huggingface_hub
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    """The folder of a repository of the Hub."""
+    if len(Path(repository).parts) != 2 or repository.startswith((".", "~", "/")):
+        raise FileNotFoundError(f"no folder at {repository}, which is no name of a repository (user/name) either")
+    wanted = [WEIGHTS, SETTINGS, "README.md"]
+    return Path(_hub().snapshot_download(repository, revision=revision, allow_patterns=wanted))
