@@ -4,8 +4,8 @@ A `MetaLearner` runs one inner loop: an `UpdateRule` moves the `Selection` of a 
 support set, and an `Objective` turns what happens on the query set into one scalar per task whose gradient is the
 meta-gradient.
 
-The core imports only torch. `innerloop.data`, `innerloop.rl`, `innerloop.train` and `innerloop.report` come in when
-first used.
+The core imports only torch. `innerloop.data`, `innerloop.rl`, `innerloop.train`, `innerloop.use` and `innerloop.report`
+come in when first used.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ _LATER = {
     "Ensemble": "train.ensemble",
     "Evaluation": "train.evaluate",
     "FewShot": "data",
+    "FewShotClassifier": "use",
+    "FewShotRegressor": "use",
+    "Pretrained": "use",
     "Sinusoid": "data",
     "Strokes": "data",
     "Trainer": "train.trainer",
@@ -67,7 +70,7 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    if name in ("config", "data", "imitation", "report", "rl", "testing", "train"):
+    if name in ("config", "data", "imitation", "report", "rl", "testing", "train", "use"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -84,6 +87,8 @@ __all__ = [
     "Episode",
     "Evaluation",
     "FewShot",
+    "FewShotClassifier",
+    "FewShotRegressor",
     "GradientTransform",
     "Implicit",
     "Initialisation",
@@ -95,6 +100,7 @@ __all__ = [
     "Outcome",
     "Params",
     "PerStepSGD",
+    "Pretrained",
     "Prototypes",
     "Proximal",
     "Reptile",
@@ -138,4 +144,5 @@ __all__ = [
     "schedules",
     "testing",
     "train",
+    "use",
 ]

@@ -24,9 +24,16 @@ class Adapted:
     """
 
     def __init__(
-        self, model: nn.Module, statistics: Statistics, episode: Episode, losses: Tensor, output: Callable[[Any], Any]
+        self,
+        model: nn.Module,
+        statistics: Statistics,
+        episode: Episode,
+        losses: Tensor,
+        output: Callable[[Any], Any],
+        transductive: bool,
     ) -> None:
         self._model, self._statistics, self._episode, self._output = model, statistics, episode, output
+        self._transductive = transductive
         self.losses = losses
         self.parameters: Params = {**episode.fixed, **episode.start}
 
@@ -36,11 +43,17 @@ class Adapted:
         with in_mode(self._model, self._statistics, training=False):
             return self._output(x)
 
+    @property
+    def joint(self) -> bool:
+        """Whether the model judges inputs by the support set, and so is no plain module without it."""
+        return joint(self._model)
+
     def module(self) -> nn.Module:
         """A plain copy of the model with the adapted parameters, in ``eval()`` mode.
 
-        Its other buffers are the task's own. Batch norm that keeps running statistics has those of the support set, if
-        the learner normalises by batch statistics: in ``eval()`` mode predictions are then inductive.
+        Its other buffers are the task's own. If the learner normalises by batch statistics, a batch norm that keeps
+        running ones has those of the support set, by which ``eval()`` mode goes; where the task was adapted to with
+        ``transductive=False``, so has every batch norm, and each input is judged by itself.
 
         Raises:
             ValueError: the model judges inputs by the support set.
@@ -54,6 +67,8 @@ class Adapted:
                 buffer.copy_(self._episode.buffers[name])
         module.eval()
         if self._statistics == "batch":
+            if not self._transductive:
+                keep_statistics(module)
             gather_statistics(module, self._episode.task.support.x)
         return module
 
@@ -92,11 +107,27 @@ class AdaptedTasks:
             return vmap(one)(self.parameters, self._buffers, x)
 
 
+def keep_statistics(module: nn.Module) -> None:
+    """Have the batch-norm layers that keep no running statistics keep some."""
+    for layer in module.modules():
+        if isinstance(layer, BATCH_NORMS) and layer.running_mean is None:
+            like = next(layer.parameters(), torch.empty(0))
+            layer.track_running_stats = True
+            layer.register_buffer("running_mean", torch.zeros(layer.num_features, device=like.device, dtype=like.dtype))
+            layer.register_buffer("running_var", torch.ones(layer.num_features, device=like.device, dtype=like.dtype))
+            layer.register_buffer("num_batches_tracked", torch.tensor(0, device=like.device))
+
+
 @torch.no_grad()
 def gather_statistics(module: nn.Module, x: Any) -> None:
     """Give the batch-norm layers that keep running statistics those of the inputs ``x``."""
     layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
-    momenta = [layer.momentum for layer in layers]
+    momenta, values = [layer.momentum for layer in layers], dict[nn.Module, int]()
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values[layer] = inputs[0].numel() // inputs[0].shape[1]
+
+    hooks = [layer.register_forward_pre_hook(count) for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # a plain average: of one batch, its own statistics
@@ -104,5 +135,8 @@ def gather_statistics(module: nn.Module, x: Any) -> None:
     if layers:
         args, kwargs = arguments(x)
         module(*args, **kwargs)
-    for layer, momentum in zip(layers, momenta, strict=True):
+    for layer, hook, momentum in zip(layers, hooks, momenta, strict=True):
+        hook.remove()
+        if (number := values.get(layer, 0)) > 1:  # torch stores an estimate for more inputs; the batch's own is smaller
+            layer.get_buffer("running_var").mul_((number - 1) / number)
         layer.momentum, layer.training = momentum, False

@@ -19,6 +19,7 @@ from . import config
 from .learner import MetaLearner
 from .task import InteractiveSource, Source, Task, draw
 from .train import Evaluation, Logger, Result, Stateful, Trainer, World, evaluate
+from .train.calibration import temperature_on
 from .train.checkpoint import Checkpoints, holds_run, writing
 from .train.claim import claimed
 from .train.progress import clock
@@ -92,7 +93,10 @@ def conduct(
         options = config.arguments(settings, "evaluate")
         found = evaluate(learner, sources.test, world=world, **options) if test else None
         if world.first:
-            write_results(run, results(settings, command, learner, result, found, trainer.device, world))
+            told = results(settings, command, learner, result, found, trainer.device, world)
+            if found is not None:
+                told["temperature"] = temperature_on(learner, sources.val, settings["train"]["val_tasks"])
+            write_results(run, told)
     return result, found
 
 

@@ -249,7 +249,7 @@ class MetaLearner(nn.Module):
             {n: p.detach().clone() for n, p in tensors.items()} for tensors in (episode.fixed, params, episode.buffers)
         )
         output = partial(self._output, episode, episode.start, transductive=transductive)
-        return Adapted(self.model, self.statistics, episode, losses, output)
+        return Adapted(self.model, self.statistics, episode, losses, output, transductive)
 
     @torch.no_grad()
     def adapt_all(self, support: Batch, steps: int | None = None, batch_size: int | None = None) -> AdaptedTasks:

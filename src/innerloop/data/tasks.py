@@ -179,3 +179,19 @@ TASKS: dict[str, Callable[..., Sources]] = {
     "image-folder": image_folder_tasks,
 }
 """The name in a recipe -> its builder. Its keyword arguments, annotations and defaults are the recipe's schema."""
+
+
+class Drawing(NamedTuple):
+    """Pictures that are drawings, light ink on a dark ground; medians over pictures, as shares of the side.
+
+    Attributes:
+        fill: the longer side of what is drawn.
+        pen: the width of a line.
+    """
+
+    fill: float
+    pen: float
+
+
+DRAWINGS = {"strokes": Drawing(0.75, 0.105), "omniglot": Drawing(0.64, 0.073)}
+"""The problems whose pictures are drawings, and what these are like."""

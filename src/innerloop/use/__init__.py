@@ -1,5 +1,21 @@
-"""Using a meta-trained model: adapting it to one's own few examples, keeping it, handing it on."""
+"""Using a meta-trained model: adapting it to one's own few examples, keeping it, handing it on.
 
+`FewShotClassifier` and `FewShotRegressor` need scikit-learn, and come in when first used.
+"""
+
+import importlib
+from typing import Any
+
+from .heads import Head, with_classes
 from .pretrained import Pretrained, shipped
 
-__all__ = ["Pretrained", "shipped"]
+_LATER = {"FewShotClassifier": "estimators", "FewShotRegressor": "estimators"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["FewShotClassifier", "FewShotRegressor", "Head", "Pretrained", "shipped", "with_classes"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..config import dumps
+from ..train.evaluate import PER_CENT
 
 if TYPE_CHECKING:
     from .pretrained import Pretrained
@@ -54,7 +55,7 @@ def _usage(classifies: bool) -> str:
 def _result(results: dict[str, Any]) -> str:
     if not results.get("metric"):
         return "It was not tested.\n"
-    unit = " %" if results["metric"] in ("accuracy", "success") else ""
+    unit = " %" if results["metric"] in PER_CENT else ""
     steps = "\n".join(
         f"| {number} | {mean:.4g}{unit} | {half:.2g} |"
         for number, (mean, half) in enumerate(zip(results["steps"], results["steps_ci95"], strict=True))

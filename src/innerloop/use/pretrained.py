@@ -14,6 +14,7 @@ import torch
 from .. import config
 from ..learner import MetaLearner
 from ..train.checkpoint import writing
+from ..train.evaluate import PER_CENT
 from ..train.record import dumps
 from .card import card
 
@@ -104,6 +105,18 @@ class Pretrained:
         _fill(learner, folder / WEIGHTS)
         return cls(learner, recipe, told["temperature"], told["results"], folder.name)
 
+    def tested(self) -> str:
+        """What its test found, in words."""
+        if not self.results.get("metric"):
+            return "not tested"
+        unit, tasks = " %" if self.results["metric"] in PER_CENT else "", self.recipe.get("tasks", {})
+        kind = f"{tasks['ways']}-way {tasks['shots']}-shot " if {"ways", "shots"} <= tasks.keys() else ""
+        steps = len(self.results["steps"]) - 1
+        return (
+            f"{self.results['metric']} {self.results['mean']:.4g}{unit} on {self.results['num_tasks']} unseen {kind}"
+            f"tasks after {steps} step{'' if steps == 1 else 's'}"
+        )
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the weights (safetensors), the settings (JSON) and a model card (README.md); returns the folder.
 
@@ -111,7 +124,7 @@ class Pretrained:
             FileExistsError: the folder holds something else.
             ImportError: safetensors is not installed.
         """
-        from_torch = _safetensors()
+        library = safetensors()
         folder = Path(folder).expanduser()
         known = {WEIGHTS, SETTINGS, "README.md"}
         if folder.exists() and (foreign := [path.name for path in folder.iterdir() if path.name not in known]):
@@ -128,7 +141,7 @@ class Pretrained:
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.learner.state_dict().items()
         }
         for name, content in (
-            (WEIGHTS, from_torch.save(tensors, {"format": "pt"})),
+            (WEIGHTS, library.save(tensors, {"format": "pt"})),
             (SETTINGS, (dumps(settings, indent=2) + "\n").encode()),
             ("README.md", card(self).encode()),
         ):
@@ -184,11 +197,11 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _fill(learner: MetaLearner, path: Path) -> None:
     """Load the weights."""
-    safetensors = _safetensors()
+    library = safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
     try:
-        weights: dict[str, torch.Tensor] = safetensors.load(path.read_bytes())
+        weights: dict[str, torch.Tensor] = library.load(path.read_bytes())
         learner.load_state_dict(weights)
     except Exception as error:  # a file that is not ours can fail in any way
         raise ValueError(
@@ -196,12 +209,17 @@ def _fill(learner: MetaLearner, path: Path) -> None:
         ) from error
 
 
-def _safetensors() -> Any:
+def safetensors() -> Any:
+    """The module ``safetensors.torch``.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
     try:
-        import safetensors.torch
+        import safetensors.torch as module
     except ImportError as error:
         raise ImportError("saved models are read and written by safetensors: pip install 'innerloop[use]'") from error
-    return safetensors.torch
+    return module
 
 
 def _hub() -> Any:

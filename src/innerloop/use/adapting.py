@@ -1,0 +1,133 @@
+"""From a folder of one's own pictures to predictions of others."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data.files import some
+from .heads import Head
+from .pictures import Form, Pictures, images_in, read
+from .pretrained import Pretrained
+from .saved import Classifier
+
+if TYPE_CHECKING:
+    from .estimators import FewShotClassifier
+
+
+@dataclass
+class Adaptation:
+    """A model adapted to a folder of pictures.
+
+    Attributes:
+        classifier: the result.
+        estimator: what was fitted.
+        support: the pictures it was adapted to.
+        labels: the class of each, by name.
+    """
+
+    classifier: Classifier
+    estimator: FewShotClassifier
+    support: Pictures
+    labels: list[str]
+
+
+def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, head: Head | None = None) -> Adaptation:
+    """Adapt a model to the pictures of a folder that has a folder for each class.
+
+    Args:
+        model: one that was trained on pictures.
+        folder: ``folder/<class>/**/<image>``, or a zip of the same; any number of classes, unequal numbers of pictures.
+        steps: inner steps; None takes as many as in training.
+        head: see `innerloop.use.heads.with_classes`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it has fewer than two classes, a class without a readable picture, or more classes than the head
+            takes; the model reads no pictures.
+        ImportError: Pillow, scipy or scikit-learn is not installed.
+    """
+    from .estimators import FewShotClassifier
+
+    form, path = Form.of(model), Path(folder).expanduser()
+    names = images_in(path)
+    if loose := [name for name in names if len(PurePosixPath(name).parts) < 2]:
+        raise ValueError(
+            f"{path}: {some(loose)} lie beside the class folders: each picture belongs into that of its class"
+        )
+    support = read(path, names, form)
+    labels = [PurePosixPath(name).parts[0] for name in support.names]
+    if empty := sorted({PurePosixPath(name).parts[0] for name in names} - set(labels)):
+        raise ValueError(f"{path}: no picture of {some(empty)} can be read: {some(support.unreadable)}")
+    estimator = FewShotClassifier(model, steps=steps, head=head).fit(support.x, labels)
+    classifier = Classifier(
+        estimator.module(), tuple(map(str, estimator.classes_)), estimator.temperature_, form, model.recipe["model"]
+    )
+    return Adaptation(classifier, estimator, support, labels)
+
+
+@dataclass
+class Predictions:
+    """What a classifier says of pictures.
+
+    Attributes:
+        pictures: which, and what was done to them.
+        classes: the names of the classes.
+        probabilities: ``[N, classes]``.
+    """
+
+    pictures: Pictures
+    classes: tuple[str, ...]
+    probabilities: Tensor
+
+    @property
+    def predicted(self) -> list[str]:
+        """The most probable class of each."""
+        return [self.classes[index] for index in self.probabilities.argmax(1).tolist()]
+
+    @property
+    def truth(self) -> list[str] | None:
+        """The class of each by its folder, if all lie in folders of classes."""
+        labels = [PurePosixPath(name).parts[0] for name in self.pictures.names]
+        return labels if set(labels) <= set(self.classes) else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """In per cent, where the truth is known."""
+        if (truth := self.truth) is None:
+            return None
+        return 100 * sum(a == b for a, b in zip(truth, self.predicted, strict=True)) / len(truth)
+
+    def as_csv(self) -> str:
+        """A line for each picture: file, predicted class, its probability, and that of every class."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["file", "predicted", "probability", *self.classes])
+        for name, label, row in zip(self.pictures.names, self.predicted, self.probabilities.tolist(), strict=True):
+            writer.writerow([name, label, f"{max(row):.4f}", *(f"{share:.4f}" for share in row)])
+        return table.getvalue()
+
+
+def predict(classifier: Classifier, folder: str | Path) -> Predictions:
+    """Predict the classes of the pictures in a folder, at any depth.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it has no picture that can be read.
+    """
+    path = Path(folder).expanduser()
+    pictures = read(path, images_in(path), classifier.form)
+    parts = [classifier.probabilities(part) for part in torch.split(pictures.x, 64)]
+    return Predictions(pictures, classifier.classes, torch.cat(parts))
+
+
+def counted(labels: list[str]) -> str:
+    """So many of each class, in words."""
+    return ", ".join(f"{number} of {label}" for label, number in sorted(Counter(labels).items()))

@@ -1,0 +1,209 @@
+"""Few-shot learners as scikit-learn estimators: `fit` adapts to a few examples, as meta-training taught it to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..learner import MetaLearner
+from ..ranges import require_at_least
+from ..task import Batch
+from ..train.calibration import plain, temperature
+from .expectation import Expectation, left_out
+from .heads import Head, with_classes
+from .pretrained import Pretrained
+
+try:
+    import numpy as np
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError("the estimators need scikit-learn: pip install 'innerloop[use]'") from error
+
+Source = str | Path | Pretrained | MetaLearner | Callable[[int, int], MetaLearner]
+"""What an estimator adapts: what `Pretrained.load` takes, a learner, or ``(features, outputs) -> learner``."""
+
+MOST = 200
+"""Examples that are left out in turn, at most."""
+
+
+class _FewShot(BaseEstimator):  # type: ignore[misc]
+    """What both estimators share."""
+
+    model: Source
+    steps: int | None
+
+    def _learner(self, features: int, outputs: int) -> Pretrained:
+        """The model given, by whatever it was given as."""
+        if isinstance(self.model, Pretrained):
+            return self.model
+        if isinstance(self.model, MetaLearner):
+            return Pretrained(self.model)
+        if callable(self.model):
+            return Pretrained(self.model(features, outputs))
+        return Pretrained.load(self.model)
+
+    def _examples(self, x: Any, y: Any, **checks: Any) -> tuple[Tensor, Any]:
+        """Inputs, float32, and targets, checked."""
+        x, y = validate_data(self, x, y, allow_nd=True, dtype=np.float32, order="C", **checks)
+        return torch.from_numpy(np.array(x)), y
+
+    def _adapt(self, support: Batch) -> Callable[[Tensor], Tensor]:
+        return plain(self.learner_.adapt(support, self.steps, transductive=False))
+
+    def _outputs(self, x: Any) -> Tensor:
+        """On inputs ``[N, ...]``."""
+        check_is_fitted(self)
+        array = validate_data(self, x, reset=False, allow_nd=True, dtype=np.float32, order="C")
+        tensor = torch.from_numpy(np.array(array)).view(len(array), *self.shape_)
+        with torch.no_grad():
+            return self.predictor_(tensor.to(self.device_)).cpu()
+
+    def _fit(self, x: Tensor, y: Tensor) -> None:
+        """Adapt; `learner_` is there."""
+        if self.steps is not None:
+            require_at_least(0, steps=self.steps)
+        self.device_ = next(self.learner_.parameters()).device
+        self.support_ = Batch(x.to(self.device_), y.to(self.device_))
+        adapted = self.learner_.adapt(self.support_, self.steps, transductive=False)
+        self.predictor_, self.losses_ = plain(adapted), adapted.losses.cpu()
+
+    def module(self) -> torch.nn.Module:
+        """The adapted model as a plain module; see `innerloop.adapted.Adapted.module`."""
+        check_is_fitted(self)
+        learner: MetaLearner = self.learner_
+        return learner.adapt(self.support_, self.steps, transductive=False).module()
+
+
+class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
+    """A meta-trained classifier, adapted to the examples it is fitted to: any number of classes, unequal numbers of
+    examples. Each new example is judged by itself.
+
+    Args:
+        model: a run directory, a folder of `Pretrained.save_pretrained`, the name of a model that comes with the
+            package, a `Pretrained`, a `MetaLearner`, or a function ``(features, classes) -> MetaLearner``.
+        steps: inner steps; None takes as many as in training.
+        head: where the head starts, which for more classes than were trained has to be said; see
+            `innerloop.use.heads.with_classes`.
+
+    Attributes:
+        classes_: the labels, sorted.
+        learner_: the `MetaLearner`, with a head for these classes.
+        losses_: of the examples, before each step and after the last, ``[K + 1]``.
+        temperature_: what logits are divided by to become probabilities: by examples left out in turn, as far as
+            classes have several, about that of the validation of meta-training (or 1).
+        expectation_: the accuracy to expect by these, an `Expectation`; None where every class has one example only.
+        n_features_in_: the length of the inputs' second axis.
+
+    Inputs are ``[N, ...]`` as the model reads them, in floating point, pictures in [0, 1]; or flattened, ``[N, D]``.
+    """
+
+    def __init__(self, model: Source = "strokes", *, steps: int | None = None, head: Head | None = None) -> None:
+        self.model, self.steps, self.head = model, steps, head
+
+    def fit(self, X: Any, y: Any) -> FewShotClassifier:  # noqa: N803 - scikit-learn's names
+        """Adapt to inputs ``[N, ...]`` and their labels ``[N]``.
+
+        Raises:
+            ValueError: fewer than two classes, more than the head takes, or inputs that the model does not read.
+        """
+        x, labels = self._examples(X, y)
+        check_classification_targets(labels)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, got only one class: {self.classes_[0]}")
+        pretrained = self._learner(self.n_features_in_, len(self.classes_))
+        self.learner_ = with_classes(pretrained.learner, len(self.classes_), self.head)
+        x = _shaped(x, pretrained)
+        self.shape_ = tuple(x.shape[1:])
+        order = _shot_by_shot(codes)
+        self._fit(x[order], torch.from_numpy(codes)[order])
+        self._calibrate(pretrained.temperature)
+        return self
+
+    def _calibrate(self, around: float | None) -> None:
+        logits, targets = (t.cpu() for t in left_out(self._adapt, self.support_, MOST))
+        self.temperature_, self.expectation_ = around or 1.0, None
+        if len(targets):
+            self.temperature_ = temperature(logits, targets, around or 1.0)
+            self.expectation_ = Expectation.of(int((logits.argmax(1) == targets).sum()), len(targets))
+
+    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+        """Probabilities ``[N, classes]``, in the order of ``classes_``."""
+        return torch.softmax(self._outputs(X).double() / self.temperature_, 1).numpy()
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """The most probable labels ``[N]``."""
+        outputs = self._outputs(X)
+        return self.classes_[outputs.argmax(1).numpy()]
+
+
+class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
+    """A meta-trained regressor, adapted to the examples it is fitted to.
+
+    Args:
+        model: see `FewShotClassifier`; a function is given the numbers of features and of targets.
+        steps: inner steps; None takes as many as in training.
+
+    Attributes:
+        learner_: the `MetaLearner`.
+        losses_: of the examples, before each step and after the last, ``[K + 1]``.
+        n_features_in_: the number of features.
+    """
+
+    def __init__(self, model: Source = "sinusoid", *, steps: int | None = None) -> None:
+        self.model, self.steps = model, steps
+
+    def fit(self, X: Any, y: Any) -> FewShotRegressor:  # noqa: N803
+        """Adapt to inputs ``[N, D]`` and targets ``[N]`` or ``[N, M]``."""
+        x, given = self._examples(X, y, multi_output=True, y_numeric=True)
+        targets = torch.from_numpy(given.astype(np.float32)).view(len(x), -1)
+        self.single_ = given.ndim == 1
+        pretrained = self._learner(self.n_features_in_, targets.shape[1])
+        self.learner_, x = pretrained.learner, _shaped(x, pretrained)
+        self.shape_ = tuple(x.shape[1:])
+        self._fit(x, targets)
+        return self
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """Targets, ``[N]`` or ``[N, M]`` as they were given."""
+        found = self._outputs(X).double().numpy()
+        return found[:, 0] if self.single_ else found
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _shaped(x: Tensor, model: Pretrained) -> Tensor:
+    """Flattened pictures as pictures; refuse what the model does not read.
+
+    Raises:
+        ValueError: another shape than the recipe's.
+    """
+    given = model.recipe.get("model", {})
+    if {"channels", "image_size"} <= given.keys():
+        shape = [given["channels"], given["image_size"], given["image_size"]]
+    elif given.get("name") == "mlp":
+        shape = given["sizes"][:1]
+    else:
+        return x
+    if x[0].numel() != torch.Size(shape).numel():
+        raise ValueError(f"{model.name} reads inputs of shape {tuple(shape)}, or flattened, got {tuple(x.shape[1:])}")
+    return x.view(len(x), *shape)
+
+
+def _shot_by_shot(codes: Any) -> Tensor:
+    """The order in which examples of all classes alternate, as in meta-training, which slices of inner steps go by."""
+    seen: dict[int, int] = {}
+    turns = []
+    for code in codes.tolist():
+        turns.append((seen.setdefault(code, 0), code))
+        seen[code] += 1
+    return torch.tensor(sorted(range(len(turns)), key=turns.__getitem__))

@@ -1,0 +1,56 @@
+"""A picture of what a classifier was adapted to, and of what it then says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .adapting import Adaptation, Predictions
+
+MOST, ACROSS = 40, 8
+"""Pictures of new examples that are drawn, and how many in a row."""
+
+
+def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
+    """A matplotlib figure: the examples by class, and new ones with their most probable class.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures of predictions need matplotlib: pip install 'innerloop[plot]'") from error
+    tiles: list[tuple[str, list[tuple[Tensor, str, str]]]] = []
+    if adaptation is not None:
+        examples = sorted(zip(adaptation.labels, adaptation.support.x, strict=True), key=lambda pair: pair[0])
+        tiles.append(("adapted to", [(picture, label, "black") for label, picture in examples]))
+    if found is not None:
+        tiles.append(("predicted", _told(found)))
+    rows = [(title, part) for title, all_ in tiles for part in _rows(all_[:MOST]) for title in [title]]
+    whole = Figure(figsize=(1.3 * ACROSS, 1.65 * len(rows)), layout="constrained")
+    axes = whole.subplots(len(rows), ACROSS, squeeze=False)
+    for line, (title, part) in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, (picture, text, colour) in zip(line, part, strict=False):
+            axis.imshow(picture.movedim(0, -1).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(text, fontsize=8, color=colour)
+        line[0].text(-0.12, 0.5, title, rotation=90, va="center", ha="right", transform=line[0].transAxes, fontsize=8)
+    return whole
+
+
+def _told(found: Predictions) -> list[tuple[Tensor, str, str]]:
+    truth = found.truth or found.predicted
+    shares = found.probabilities.max(1).values.tolist()
+    return [
+        (picture, f"{label} {100 * share:.0f} %", "black" if right == label else "firebrick")
+        for picture, label, share, right in zip(found.pictures.x, found.predicted, shares, truth, strict=True)
+    ]
+
+
+def _rows(tiles: Sequence[Any]) -> list[Sequence[Any]]:
+    return [tiles[start : start + ACROSS] for start in range(0, len(tiles), ACROSS)]

@@ -1,0 +1,234 @@
+"""Pictures of one's own, brought to what a model was trained on."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.decode import require_pillow
+from ..data.files import Files, some
+from ..data.folders import EXTENSIONS
+from ..data.tasks import DRAWINGS, Drawing
+from .pretrained import Pretrained
+
+WORKING = 256
+"""The side, in pixels, that drawings are looked at in: larger ones are shrunk first."""
+FAINTEST = 0.12
+"""The least difference between ink and ground, of 1 between black and white."""
+SPECK = 0.03
+"""Blots smaller than this share of the largest part of a drawing are taken for dirt."""
+
+
+class Form(NamedTuple):
+    """What the pictures of a model are like.
+
+    Attributes:
+        size: height and width.
+        channels: 1 for grey, 3 for colour.
+        drawing: where they are drawings, light ink on a dark ground, what these are like.
+    """
+
+    size: int
+    channels: int
+    drawing: Drawing | None
+
+    @classmethod
+    def of(cls, model: Pretrained) -> Form:
+        """What a model was trained on, by its recipe.
+
+        Raises:
+            ValueError: it was not trained on pictures, or without a recipe.
+        """
+        tasks, network = model.recipe.get("tasks", {}), model.recipe.get("model", {})
+        if not {"channels", "image_size"} <= network.keys():
+            what = f"tasks {tasks['name']}" if "name" in tasks else "no recipe"
+            raise ValueError(f"{model.name} does not read pictures: it was trained on {what}")
+        return cls(network["image_size"], network["channels"], DRAWINGS.get(tasks["name"]))
+
+    def __str__(self) -> str:
+        kind = "light ink on a dark ground, " if self.drawing else ""
+        return f"{kind}{self.size} x {self.size}, {'grey' if self.channels == 1 else 'colour'}"
+
+
+@dataclass
+class Pictures:
+    """Pictures as a model reads them, and what was done to them.
+
+    Attributes:
+        names: of the files, relative to their folder.
+        x: float32 in [0, 1], ``[N, C, size, size]``.
+        done: what was done -> to how many.
+        unreadable: name -> why, of what is left out.
+    """
+
+    names: list[str]
+    x: Tensor
+    done: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def told(self) -> list[str]:
+        """In words."""
+        lines = [f"{text}: {number} of {len(self.names)}" for text, number in self.done.items()]
+        return lines + [f"left out, not readable: {name} ({why})" for name, why in self.unreadable.items()]
+
+
+def images_in(folder: Path) -> list[str]:
+    """The names of the image files in a folder or zip, in order.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has none.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"no folder at {folder}")
+    names = [n for n in sorted(Files(folder).stamps) if Path(n).suffix.lower() in EXTENSIONS and "/." not in f"/{n}"]
+    if not names:
+        raise ValueError(f"{folder} has no images; expected {', '.join(EXTENSIONS)}")
+    return names
+
+
+def read(folder: Path, names: Iterable[str], form: Form) -> Pictures:
+    """Read pictures of a folder; those that are no images are left out, and named in the result.
+
+    Raises:
+        ImportError: Pillow is not installed.
+        ValueError: none can be read.
+    """
+    pillow, files = require_pillow(), Files(folder)
+    found, rows = Pictures([], torch.empty(0)), []
+    for name in names:
+        try:
+            picture, done = prepare(pillow, files.read(name), form)
+        except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+            found.unreadable[name] = str(error)
+            continue
+        found.names.append(name)
+        found.done.update(done)
+        rows.append(picture)
+    if not rows:
+        raise ValueError(f"{folder}: none of its images can be read: {some(found.unreadable)}")
+    found.x = torch.stack(rows)
+    return found
+
+
+def prepare(pillow: Any, content: bytes, form: Form) -> tuple[Tensor, list[str]]:
+    """One picture, ``[C, size, size]`` in [0, 1], and what was done to it, in order."""
+    from PIL import ImageOps
+
+    done: list[str] = []
+    with pillow.open(io.BytesIO(content)) as file:
+        file.draft(None, (4 * form.size, 4 * form.size))  # of large JPEGs: decoded at a fraction of their size
+        if getattr(file, "n_frames", 1) > 1:
+            done.append("the first of several frames taken")
+        image = ImageOps.exif_transpose(file)
+        if image.size != file.size or file.getexif().get(0x0112, 1) != 1:
+            done.append("turned upright, as the camera noted")
+        image = _eight_bits(image, done)
+    image = _opaque(pillow, image, done)
+    mode = "L" if form.channels == 1 or form.drawing else "RGB"
+    if image.mode != mode:
+        done.append(f"{'colour' if mode == 'L' else image.mode} to {'grey' if mode == 'L' else 'RGB'}")
+        image = image.convert(mode)
+    if form.drawing:
+        ink = _ink(pillow, image, done)
+        return _tensor(_placed(pillow, ink, form.size, form.drawing)), done
+    if image.size != (form.size, form.size):
+        oblong = image.width != image.height
+        done.append(
+            f"resized to {form.size} x {form.size}" + (", squeezed into the square as in training" if oblong else "")
+        )
+        image = image.resize((form.size, form.size), pillow.Resampling.LANCZOS)
+    return _tensor(image), done
+
+
+def _eight_bits(image: Any, done: list[str]) -> Any:
+    """Pictures of more than 8 bits a channel, stretched from their darkest to their lightest value."""
+    if image.mode[0] not in "IF":
+        return image
+    from PIL import Image
+
+    low, high = image.getextrema()
+    done.append(f"{image.mode} stretched to 8 bits")
+    values = torch.tensor(list(image.convert("F").getdata())).sub(low).div(max(high - low, 1e-9)).mul(255)
+    return Image.frombytes("L", image.size, values.round().to(torch.uint8).numpy().tobytes())
+
+
+def _opaque(pillow: Any, image: Any, done: list[str]) -> Any:
+    """What is transparent, on white."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema()[0] < 255:
+        done.append("transparency put on white")
+    ground = pillow.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
+    return ground.convert("RGB")
+
+
+def _tensor(image: Any) -> Tensor:
+    """``[C, H, W]`` in [0, 1]."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, -1).movedim(-1, 0).float() / 255
+
+
+# -- drawings ---------------------------------------------------------------------------------------------------------
+
+
+def _ink(pillow: Any, image: Any, done: list[str]) -> Any:
+    """The ink of a drawing or of a photograph of one, 0 to 1, ``[height, width]``, cut to it."""
+    numpy, ndimage = _libraries()
+    if max(image.size) > WORKING:
+        image = image.copy()
+        image.thumbnail((WORKING, WORKING), pillow.Resampling.LANCZOS)
+    grey = numpy.asarray(image, dtype=numpy.float32) / 255
+    edge = max(1, min(grey.shape) // 16)
+    border = numpy.concatenate([p.ravel() for p in (grey[:edge], grey[-edge:], grey[:, :edge], grey[:, -edge:])])
+    if numpy.median(border) > 0.5:
+        done.append("dark ink on a light ground inverted")
+        grey = 1 - grey
+    # The ground is what is left where no line is wider than an eighth of the picture: shadows are, pens are not.
+    ground = ndimage.gaussian_filter(ndimage.grey_opening(grey, size=max(3, max(grey.shape) // 8)), edge)
+    ink = numpy.clip(grey - ground, 0, None)
+    level = numpy.quantile(ndimage.uniform_filter(ink, 3), 0.998) / 2
+    if level < FAINTEST / 2:
+        raise ValueError("nothing is drawn on it")
+    done.append("cut to what is drawn, its lighting evened out")
+    ink = numpy.clip(ink / level - 0.5, 0, 1)
+    parts, number = ndimage.label(ink > 0.5, numpy.ones((3, 3)))
+    sizes = ndimage.sum_labels(parts > 0, parts, numpy.arange(number + 1))
+    ink = numpy.where(ndimage.grey_dilation(sizes[parts] >= SPECK * sizes.max(), size=3), ink, 0)
+    rows, columns = (numpy.flatnonzero(ink.max(axis) > 0.5) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _placed(pillow: Any, ink: Any, size: int, like: Drawing) -> Any:
+    """In the middle of a picture, as large and with as broad lines as its model knows drawings."""
+    numpy, ndimage = _libraries()
+    side = max(ink.shape)
+    ink = ndimage.zoom(ink, WORKING * like.fill / side, order=1)  # a picture of WORKING pixels is to hold it
+    broad = 4 * ndimage.distance_transform_edt(numpy.pad(ink > 0.5, 1))[1:-1, 1:-1][ink > 0.5].mean()
+    grow = int((like.pen * WORKING - broad) / 2)
+    if grow > 0:
+        y, x = numpy.ogrid[-grow : grow + 1, -grow : grow + 1]
+        ink = ndimage.grey_dilation(numpy.pad(ink, grow), footprint=x**2 + y**2 <= grow**2)
+    picture = pillow.fromarray((255 * ink).clip(0, 255).astype(numpy.uint8))
+    whole = pillow.new("L", (WORKING, WORKING))
+    picture.thumbnail((WORKING, WORKING))
+    whole.paste(picture, ((WORKING - picture.width) // 2, (WORKING - picture.height) // 2))
+    return whole.resize((size, size), pillow.Resampling.BOX)
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import numpy
+        from scipy import ndimage
+    except ImportError as error:
+        raise ImportError("pictures of drawings need scipy: pip install 'innerloop[use]'") from error
+    return numpy, ndimage

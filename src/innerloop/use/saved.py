@@ -1,0 +1,106 @@
+"""A classifier that was adapted, in one file: to use again, here or elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import config
+from ..adapted import keep_statistics
+from ..data.tasks import Drawing
+from ..schema import call
+from ..train.checkpoint import writing
+from .pictures import Form
+from .pretrained import safetensors
+
+FORMAT = 1
+"""Of what the file says of itself."""
+
+
+@dataclass
+class Classifier:
+    """An adapted model, and what turns pictures into probabilities of named classes.
+
+    Attributes:
+        module: plain, in ``eval()`` mode; pictures ``[N, C, size, size]`` in [0, 1] -> logits ``[N, classes]``.
+        classes: their names.
+        temperature: what logits are divided by.
+        form: of the pictures.
+        recipe: the ``[model]`` section of the recipe that it was trained by.
+    """
+
+    module: nn.Module
+    classes: tuple[str, ...]
+    temperature: float
+    form: Form
+    recipe: dict[str, Any]
+
+    @torch.no_grad()
+    def probabilities(self, x: Tensor) -> Tensor:
+        """``[N, classes]``, float64, of pictures as the model reads them."""
+        return torch.softmax(self.module(x).double() / self.temperature, 1)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: the module's parameters and buffers, and the rest as its metadata.
+
+        Raises:
+            ImportError: safetensors is not installed.
+        """
+        told = {
+            "format": FORMAT,
+            "model": self.recipe,
+            "classes": self.classes,
+            "temperature": self.temperature,
+            "pictures": {**self.form._asdict(), "drawing": self.form.drawing and self.form.drawing._asdict()},
+        }
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.module.state_dict().items()
+        }
+        with writing(Path(path)) as file:
+            file.write(safetensors().save(tensors, {"format": "pt", "innerloop": json.dumps(told)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Classifier:
+        """From what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or another library's.
+            ImportError: safetensors is not installed.
+        """
+        library = safetensors()
+        try:
+            with library.safe_open(str(path), "pt") as file:
+                told = json.loads(file.metadata()["innerloop"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            if told["format"] != FORMAT:
+                raise ValueError(f"its format is {told['format']}, and this version reads {FORMAT}")
+            module = _built(told["model"], len(told["classes"]), tensors)
+            size, channels, drawing = (told["pictures"][key] for key in Form._fields)
+            form = Form(size, channels, Drawing(**drawing) if drawing else None)
+            return cls(module, tuple(told["classes"]), told["temperature"], form, told["model"])
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a file that is not ours can fail in any way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{path} is not a classifier that `innerloop adapt --save` wrote: {reason}") from error
+
+
+def _built(recipe: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> nn.Module:
+    """The model of a recipe with so many classes and these tensors."""
+    given = copy.deepcopy(recipe)
+    section = config.SECTIONS["model"]
+    builder = section.function("model", given)
+    given["ways"] = classes
+    with torch.random.fork_rng([]):
+        module: nn.Module = call(builder, config.arguments({"model": given}, "model"))
+    if any(name.endswith("running_mean") for name in tensors):
+        keep_statistics(module)
+    module.load_state_dict(tensors)
+    return module.eval()
