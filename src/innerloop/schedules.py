@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial  # of functions of the module, which can be pickled, as closures cannot
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -23,22 +24,22 @@ def value(schedule: Schedule[T], iteration: int) -> T:
 
 def constant(at: float) -> Callable[[int], float]:
     """The same value for ever."""
-    return lambda _: at
+    return partial(_constant, at)
 
 
 def linear(start: float, end: float, iterations: int) -> Callable[[int], float]:
     """A straight line from ``start`` at iteration 0 to ``end`` at ``iterations``, then flat."""
-    return lambda iteration: start + (end - start) * min(iteration / iterations, 1.0)
+    return partial(_linear, start, end, iterations)
 
 
 def cosine(start: float, end: float, iterations: int) -> Callable[[int], float]:
     """Half a cosine from ``start`` to ``end`` (Loshchilov and Hutter 2017, without restarts), then flat."""
-    return lambda iteration: end + (start - end) * (1 + math.cos(math.pi * min(iteration / iterations, 1.0))) / 2
+    return partial(_cosine, start, end, iterations)
 
 
 def switch(before: T, after: T, at: int) -> Callable[[int], T]:
     """``before`` up to iteration ``at`` (exclusive), ``after`` from there on."""
-    return lambda iteration: before if iteration < at else after
+    return partial(_switch, before, after, at)
 
 
 def multi_step(steps: int, iterations: int, stages: int = 10) -> Callable[[int], tuple[float, ...]]:
@@ -57,13 +58,29 @@ def multi_step(steps: int, iterations: int, stages: int = 10) -> Callable[[int],
     """
     if steps < 1 or iterations < 0 or stages < 1:
         raise ValueError(f"steps and stages are at least 1 and iterations 0, got {steps}, {stages} and {iterations}")
+    return partial(_multi_step, steps, iterations, stages)
 
-    def weights(iteration: int) -> tuple[float, ...]:
-        done = 1.0 if iteration >= iterations else iteration * stages // iterations / stages
-        others = (1 - done) / steps
-        return (*[others] * (steps - 1), 1 - others * (steps - 1))
 
-    return weights
+def _constant(at: float, iteration: int) -> float:
+    return at
+
+
+def _linear(start: float, end: float, iterations: int, iteration: int) -> float:
+    return start + (end - start) * min(iteration / iterations, 1.0)
+
+
+def _cosine(start: float, end: float, iterations: int, iteration: int) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(iteration / iterations, 1.0))) / 2
+
+
+def _switch(before: T, after: T, at: int, iteration: int) -> T:
+    return before if iteration < at else after
+
+
+def _multi_step(steps: int, iterations: int, stages: int, iteration: int) -> tuple[float, ...]:
+    done = 1.0 if iteration >= iterations else iteration * stages // iterations / stages
+    others = (1 - done) / steps
+    return (*[others] * (steps - 1), 1 - others * (steps - 1))
 
 
 SCHEDULES: dict[str, Callable[..., Callable[[int], float]]] = {

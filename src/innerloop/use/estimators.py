@@ -28,7 +28,7 @@ except ImportError as error:
 Source = str | Path | Pretrained | MetaLearner | Callable[[int, int], MetaLearner]
 """What an estimator adapts: what `Pretrained.load` takes, a learner, or ``(features, outputs) -> learner``."""
 
-MOST = 200
+MOST = 100
 """Examples that are left out in turn, at most."""
 
 

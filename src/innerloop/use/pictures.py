@@ -152,12 +152,9 @@ def _eight_bits(image: Any, done: list[str]) -> Any:
     """Pictures of more than 8 bits a channel, stretched from their darkest to their lightest value."""
     if image.mode[0] not in "IF":
         return image
-    from PIL import Image
-
     low, high = image.getextrema()
-    done.append(f"{image.mode} stretched to 8 bits")
-    values = torch.tensor(list(image.convert("F").getdata())).sub(low).div(max(high - low, 1e-9)).mul(255)
-    return Image.frombytes("L", image.size, values.round().to(torch.uint8).numpy().tobytes())
+    done.append(f"mode {image.mode}, stretched to 8 bits")
+    return image.convert("F").point(lambda value: (value - low) * 255 / max(high - low, 1e-9)).convert("L")
 
 
 def _opaque(pillow: Any, image: Any, done: list[str]) -> Any:

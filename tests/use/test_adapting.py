@@ -1,0 +1,152 @@
+"""From a folder of photographs to predictions, by the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from innerloop.use.adapting import adapt_to, predict
+from innerloop.use.pretrained import Pretrained
+from innerloop.use.saved import Classifier
+
+Image = pytest.importorskip("PIL.Image")
+for name in ("safetensors", "sklearn", "scipy", "typer"):
+    pytest.importorskip(name)
+
+from innerloop.cli import run  # noqa: E402
+
+from .photographs import FIGURES, encoded, photograph  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of five characters as people have them: in several formats, one turned, one transparent, one broken;
+    and five new ones."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, (name, figure) in enumerate(FIGURES.items()):
+        (folder / "mine" / name).mkdir(parents=True)
+        (folder / "new" / name).mkdir(parents=True)
+        one, other, new = (photograph(figure, 10 * number + i) for i in range(3))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        turned = encoded(one.rotate(90, expand=True), exif=exif) if number == 0 else encoded(one)
+        (folder / "mine" / name / "1.jpg").write_bytes(turned)
+        cut_out = other.convert("RGBA")
+        cut_out.putalpha(Image.eval(other.convert("L"), lambda v: 255 if v < 90 else 0))
+        content = (
+            encoded(cut_out, "PNG") if number == 1 else encoded(other)[:999] if number == 2 else encoded(other, "WEBP")
+        )
+        (folder / "mine" / name / "2.png").write_bytes(content)
+        (folder / "new" / name / "3.JPG").write_bytes(encoded(new))
+    return folder
+
+
+def test_ten_photographs_are_enough(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the model that comes with the package."""
+    csv_file, picture, saved = (tmp_path / name for name in ("new.csv", "new.png", "mine.safetensors"))
+    words = ["adapt", "strokes", "--support", str(photos / "mine"), "--query", str(photos / "new")]
+    assert run([*words, "-o", str(csv_file), "--picture", str(picture), "--save", str(saved)]) == 0
+    told = capsys.readouterr().out
+    assert "9 pictures, 2 of circle, 2 of cross, 2 of tee, 1 of triangle, 2 of zigzag" in told
+    assert "turned upright, as the camera noted: 1 of 9" in told
+    assert "transparency put on white: 1 of 9" in told
+    assert "dark ink on a light ground inverted: 9 of 9" in told
+    assert "left out, not readable: triangle/2.png" in told
+    assert "8 examples left out in turn" in told
+    rows = list(csv.DictReader(csv_file.open()))
+    right = [row["file"].startswith(f"{row['predicted']}/") for row in rows]
+    assert sum(right) == 5, told
+    for row in rows:
+        assert sum(float(row[name]) for name in FIGURES) == pytest.approx(1, abs=1e-3)
+        assert float(row["probability"]) == max(float(row[name]) for name in FIGURES)
+    assert Image.open(picture).width > 500
+    assert run(["adapt", str(saved), "--query", str(photos / "new"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["query"]["accuracy"] == 100
+    for row, shares in zip(rows, again["query"]["probabilities"], strict=True):
+        assert [float(row[name]) for name in sorted(FIGURES)] == pytest.approx(shares, abs=1e-4)
+
+
+def test_the_json_says_what_was_done(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["adapt", "strokes", "--support", str(photos / "mine"), "--steps", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert len(told["support"]["files"]) == 9
+    assert list(told["support"]["unreadable"]) == ["triangle/2.png"]
+    assert len(told["losses"]) == 2
+    assert told["losses"][1] < told["losses"][0]
+    assert told["expected"]["examples"] == 8
+    assert "query" not in told
+    assert "9 pictures" in captured.err
+
+
+def test_nothing_is_written_over_and_what_cannot_be_is_said_first(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = tmp_path / "precious.csv"
+    precious.write_text("mine")
+    words = ["adapt", "strokes", "--support", str(photos / "mine"), "--query", str(photos / "new")]
+    assert run([*words, "-o", str(precious)]) == 1
+    assert "exists: give another name, or --overwrite" in capsys.readouterr().err
+    assert precious.read_text() == "mine"
+    for wrong, message in (
+        (["adapt", "strokes"], "give --support"),
+        (["adapt", "strokes", "--support", str(photos / "mine"), "-o", "x.csv"], "give --query"),
+        (["adapt", "x.safetensors", "--query", str(photos / "new"), "--save", "y"], "--save is for what --support"),
+        ([*words, "--picture", str(tmp_path / "no" / "x.png")], "no folder"),
+        (["adapt", "missing", "--support", str(photos / "mine")], "no trained model at missing"),
+        (["adapt", "sinusoid", "--support", str(photos / "mine")], "does not read pictures"),
+        (["adapt", str(precious), "--query", str(photos / "new")], "is not a classifier that"),
+        (["adapt", "strokes", "--support", str(photos / "missing")], "no folder at"),
+        (["adapt", "strokes", "--support", str(photos / "new" / "cross")], "lie beside the class folders"),
+    ):
+        assert run(wrong) != 0
+        assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert run([*words, "-o", str(precious), "--overwrite"]) == 0
+    assert precious.read_text().startswith("file,predicted,probability,")
+
+
+def test_a_class_without_a_readable_picture_is_named(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(encoded(photograph(FIGURES["tee"], 0)) if name == "good" else b"broken")
+    with pytest.raises(ValueError, match=r"no picture of bad can be read: bad/1\.jpg"):
+        adapt_to(Pretrained.load("strokes"), tmp_path)
+
+
+def test_more_classes_than_were_trained(tmp_path: Path) -> None:
+    for number, (name, figure) in enumerate(
+        (FIGURES | {"dee": FIGURES["circle"][:], "bar": [[(0.1, 0.5), (0.9, 0.5)]]}).items()
+    ):
+        for seed in range(2):
+            folder = tmp_path / ("mine" if seed else "new") / name
+            folder.mkdir(parents=True)
+            drawn = [*figure, [(0.5, 0.1), (0.5, 0.9)]] if name == "dee" else figure
+            (folder / "1.jpg").write_bytes(encoded(photograph(drawn, 10 * number + seed)))
+    model = Pretrained.load("strokes")
+    with pytest.raises(ValueError, match="7 classes, and the head was trained for 5"):
+        adapt_to(model, tmp_path / "mine")
+    for head in ("prototypes", "zero"):
+        adapted = adapt_to(model, tmp_path / "mine", head=head)  # type: ignore[arg-type]
+        found = predict(adapted.classifier, tmp_path / "new")
+        assert found.probabilities.shape == (7, 7)
+        assert found.accuracy is not None
+        assert found.accuracy >= 5 / 7 * 100, head
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 64, None])
+def test_a_saved_classifier_is_checked(photos: Path, tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "mine.safetensors"
+    adapt_to(Pretrained.load("strokes"), photos / "mine").classifier.save(path)
+    x = torch.rand(3, 1, 28, 28)
+    assert Classifier.load(path).probabilities(x).shape == (3, 5)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    with pytest.raises(ValueError, match="is not a classifier that `innerloop adapt --save` wrote"):
+        Classifier.load(path)
+    with pytest.raises(FileNotFoundError):
+        Classifier.load(tmp_path / "missing")

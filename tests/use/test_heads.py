@@ -1,0 +1,101 @@
+"""Heads for another number of classes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop.use.heads import classes_of, with_classes
+
+X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12)
+
+
+def learner(preset: object = il.maml, **options: object) -> il.MetaLearner:
+    torch.manual_seed(0)
+    return preset(il.models.mlp(4, 8, 5), lr=0.1, steps=2, **options)  # type: ignore[operator,no-any-return]
+
+
+def test_fewer_classes_take_the_first_outputs_and_their_path() -> None:
+    """As if the outputs past them had been cut from the trained model by hand."""
+    trained = learner()
+    by_hand = learner()
+    layer = by_hand.model[-1]
+    layer.weight, layer.bias = nn.Parameter(layer.weight[:3].detach()), nn.Parameter(layer.bias[:3].detach())
+    cut = with_classes(trained, 3)
+    support = il.Batch(X, Y % 3)
+    assert torch.equal(cut.adapt(support)(X), by_hand.adapt(support)(X))
+    assert cut.adapt(support)(X).shape == (12, 3)
+    assert trained.adapt(il.Batch(X, Y % 5))(X).shape == (12, 5)  # itself as it was
+
+
+def test_as_many_classes_change_nothing() -> None:
+    trained = learner()
+    assert with_classes(trained, 5) is trained
+
+
+def test_more_classes_need_a_start_to_be_chosen() -> None:
+    with pytest.raises(ValueError, match=r"7 classes, and the head was trained for 5: .*prototypes.*zero"):
+        with_classes(learner(), 7)
+    with pytest.raises(ValueError, match="trained for 5"):
+        with_classes(learner(), 7, "trained")
+    with pytest.raises(ValueError, match="trained, zero, prototypes, got 'random'"):
+        with_classes(learner(), 7, "random")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        with_classes(learner(), 1)
+
+
+@pytest.mark.parametrize("number", [2, 5, 7])
+def test_a_head_at_zero(number: int) -> None:
+    larger = with_classes(learner(), number, "zero")
+    assert torch.equal(larger.adapt(il.Batch(X, Y % number), steps=0)(X), torch.zeros(12, number))
+
+
+def test_a_head_at_prototypes_is_nearest_to_their_own_classes() -> None:
+    larger = with_classes(learner(), 7, "prototypes")
+    support = il.Batch(X[:7], Y[:7])
+    features = larger.model[:-1](X)
+    nearest = torch.cdist(features, features[:7]).argmin(1)
+    assert torch.equal(larger.adapt(support, steps=0)(X).argmax(1), nearest)
+
+
+def test_a_learner_that_starts_at_prototypes_takes_any_number() -> None:
+    for number in (2, 9):
+        assert with_classes(learner(il.protomaml), number).adapt(il.Batch(X, Y % number))(X).shape == (12, number)
+
+
+def test_what_the_rule_has_learned_is_cut_or_averaged() -> None:
+    trained = learner(il.meta_sgd)
+    with torch.no_grad():
+        for rate in trained.rule.lr.parameters():
+            rate.uniform_(generator=torch.Generator().manual_seed(1))
+    name = next(n for n, p in trained.model.named_parameters() if p.shape == (5, 8))
+    for number, expected in ((3, trained.rule.lr[name][:3]), (7, trained.rule.lr[name].mean(0).expand(7, -1))):
+        other = with_classes(trained, number, "zero")
+        assert torch.equal(other.rule.lr[name], expected)
+        assert torch.equal(other.rule.lr["0.weight"], trained.rule.lr["0.weight"])
+    curved = with_classes(learner(il.meta_curvature), 3)
+    assert curved.adapt(il.Batch(X, Y % 3))(X).isfinite().all()
+
+
+def test_what_every_step_has_of_its_own_stays() -> None:
+    torch.manual_seed(0)
+    trained = il.maml_plus_plus(il.models.conv4(width=4, ways=5), steps=2)
+    with torch.no_grad():
+        for slot in trained.slots.parameters():  # type: ignore[union-attr]
+            slot.normal_()
+    pictures = torch.rand(6, 1, 28, 28)
+    cut = with_classes(trained, 3)
+    for (name, one), (_, other) in zip(trained.slots.named_parameters(), cut.slots.named_parameters(), strict=True):  # type: ignore[union-attr]
+        assert torch.equal(one, other), name
+    assert cut.adapt(il.Batch(pictures, torch.arange(6) % 3)).module()(pictures).shape == (6, 3)
+
+
+def test_heads_that_are_none() -> None:
+    assert classes_of(learner()) == 5
+    with pytest.raises(ValueError, match="one output"):
+        classes_of(il.maml(il.models.mlp(4, 8, 1), loss=F.mse_loss))
+    with pytest.raises(ValueError, match=r"nn.Linear with a bias; '0' of Sequential is Conv1d"):
+        classes_of(il.maml(nn.Sequential(nn.Conv1d(1, 2, 3))))

@@ -1,0 +1,143 @@
+"""Learners in folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import innerloop as il
+from innerloop import config
+from innerloop.experiment import Place, conduct
+from innerloop.use import Pretrained, shipped
+
+pytest.importorskip("safetensors")
+
+SHORT = (
+    "model.width=4", "train.iterations=2", "train.tasks=2", "train.val_tasks=4", "evaluate.num_tasks=4",
+    "train.validate_every=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    settings = config.load_recipe("strokes-5w1s-maml", SHORT)
+    conduct(settings, path, Place(), command="innerloop train tiny", progress=False)
+    return path
+
+
+def outputs(model: Pretrained) -> torch.Tensor:
+    tasks = il.Strokes().sample(2, torch.Generator().manual_seed(0))
+    found: torch.Tensor = model.learner.predict(tasks)
+    return found
+
+
+def test_a_folder_gives_back_what_was_saved_to_the_bit(run: Path, tmp_path: Path) -> None:
+    model = Pretrained.load(run)
+    assert model.temperature is not None
+    assert model.results["num_tasks"] == 4
+    folder = model.save_pretrained(tmp_path / "kept")
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    for again in (Pretrained.load(folder), Pretrained.from_pretrained(folder)):
+        assert torch.equal(outputs(again), outputs(model))
+        assert (again.temperature, again.results, again.recipe) == (model.temperature, model.results, model.recipe)
+    Pretrained.load(folder).save_pretrained(folder)  # over itself
+
+
+def test_the_card_has_protocol_numbers_recipe_and_papers(run: Path, tmp_path: Path) -> None:
+    model = Pretrained.load(run)
+    text = (model.save_pretrained(tmp_path / "kept") / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: innerloop\n")
+    assert "4 unseen tasks, transductive" in text
+    assert f"{model.results['mean']:.4g} %" in text
+    assert "innerloop train tiny" in text
+    assert 'preset = "maml"' in text
+    assert f"{model.temperature:.3g}" in text
+
+
+def test_a_learner_without_a_recipe_is_loaded_into_one_like_it(tmp_path: Path) -> None:
+    one, other = (il.maml(il.models.mlp(1, size, 1), loss=torch.nn.functional.mse_loss) for size in (4, 4))
+    folder = Pretrained(one).save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match="give learner="):
+        Pretrained.from_pretrained(folder)
+    Pretrained.from_pretrained(folder, learner=other)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    with pytest.raises(ValueError, match="do not fit the learner"):
+        Pretrained.from_pretrained(folder, learner=il.maml(il.models.mlp(1, 5, 1)))
+
+
+def test_nothing_is_written_over(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match=r"holds letters\.txt"):
+        Pretrained.load(run).save_pretrained(tmp_path)
+    assert (tmp_path / "letters.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"{", "is damaged"),
+        ("config.json", b'{"format": 9}', "is of format 9, this version reads 1"),
+        ("config.json", b"[]", "is of format None"),
+        ("config.json", None, "has no config.json"),
+        ("model.safetensors", b"\0" * 20, "do not fit"),
+        ("model.safetensors", None, "has no model.safetensors"),
+    ],
+)
+def test_damaged_folders(run: Path, tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    folder = Pretrained.load(run).save_pretrained(tmp_path / "kept")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Pretrained.from_pretrained(folder)
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no trained model at"):
+        Pretrained.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no name of a repository"):
+        Pretrained.from_pretrained("./missing/folder")
+
+
+def test_models_that_come_with_the_package_load_and_know_their_test() -> None:
+    assert {"sinusoid", "strokes"} <= set(shipped())
+    for name in shipped():
+        model = Pretrained.load(name)
+        assert model.results["num_tasks"] >= 600, name
+        assert "innerloop train" in model.results["command"]
+        changed = config.differences(model.recipe, config.load_recipe(model.results["command"].split()[2]))
+        assert not changed, f"{name} was trained by another {changed}"
+
+
+def test_pushing_and_pulling(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a folder in place of the Hub: what is sent there is what comes back."""
+    hub = pytest.importorskip("huggingface_hub")
+    there = tmp_path / "there"
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, name: str, private: bool, exist_ok: bool) -> Any:
+            assert (private, exist_ok) == (True, True)
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> str:
+            shutil.copytree(folder_path, there / repo_id)
+            return f"https://example.org/{repo_id}"
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda name, revision, allow_patterns: str(there / name / (revision or ""))
+    )
+    model = Pretrained.load(run)
+    assert model.push_to_hub("me/tiny", private=True, token="secret") == "https://example.org/me/tiny"
+    assert torch.equal(outputs(Pretrained.from_pretrained("me/tiny")), outputs(model))
+    assert json.loads((there / "me/tiny/config.json").read_text())["library_name"] == "innerloop"
