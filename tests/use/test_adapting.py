@@ -130,12 +130,10 @@ def test_more_classes_than_were_trained(tmp_path: Path) -> None:
     model = Pretrained.load("strokes")
     with pytest.raises(ValueError, match="7 classes, and the head was trained for 5"):
         adapt_to(model, tmp_path / "mine")
-    for head in ("prototypes", "zero"):
-        adapted = adapt_to(model, tmp_path / "mine", head=head)  # type: ignore[arg-type]
-        found = predict(adapted.classifier, tmp_path / "new")
-        assert found.probabilities.shape == (7, 7)
-        assert found.accuracy is not None
-        assert found.accuracy >= 5 / 7 * 100, head
+    found = predict(adapt_to(model, tmp_path / "mine", head="drawn").classifier, tmp_path / "new")
+    assert found.probabilities.shape == (7, 7)
+    assert found.accuracy is not None
+    assert found.accuracy >= 6 / 7 * 100
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 64, None])

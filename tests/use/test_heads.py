@@ -37,11 +37,11 @@ def test_as_many_classes_change_nothing() -> None:
 
 
 def test_more_classes_need_a_start_to_be_chosen() -> None:
-    with pytest.raises(ValueError, match=r"7 classes, and the head was trained for 5: .*prototypes.*zero"):
+    with pytest.raises(ValueError, match=r"7 classes, and the head was trained for 5: .*drawn.*prototypes.*zero"):
         with_classes(learner(), 7)
     with pytest.raises(ValueError, match="trained for 5"):
         with_classes(learner(), 7, "trained")
-    with pytest.raises(ValueError, match="trained, zero, prototypes, got 'random'"):
+    with pytest.raises(ValueError, match="trained, drawn, prototypes, zero, got 'random'"):
         with_classes(learner(), 7, "random")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 2 classes"):
         with_classes(learner(), 1)
@@ -61,6 +61,17 @@ def test_a_head_at_prototypes_is_nearest_to_their_own_classes() -> None:
     assert torch.equal(larger.adapt(support, steps=0)(X).argmax(1), nearest)
 
 
+def test_further_outputs_are_drawn_like_the_trained_ones() -> None:
+    trained = learner()
+    larger = with_classes(trained, 40, "drawn")
+    before, after = trained.model[-1].weight, larger.model[-1].weight
+    assert torch.equal(after[:5], before)
+    spread = (before - before.mean(0)).norm(dim=1).mean()
+    assert torch.allclose((after[5:] - before.mean(0)).norm(dim=1), spread.expand(35))
+    assert len(torch.unique(after, dim=0)) == 40
+    assert torch.equal(with_classes(trained, 40, "drawn").model[-1].weight, after)  # whenever it is made
+
+
 def test_a_learner_that_starts_at_prototypes_takes_any_number() -> None:
     for number in (2, 9):
         assert with_classes(learner(il.protomaml), number).adapt(il.Batch(X, Y % number))(X).shape == (12, number)
@@ -72,7 +83,10 @@ def test_what_the_rule_has_learned_is_cut_or_averaged() -> None:
         for rate in trained.rule.lr.parameters():
             rate.uniform_(generator=torch.Generator().manual_seed(1))
     name = next(n for n, p in trained.model.named_parameters() if p.shape == (5, 8))
-    for number, expected in ((3, trained.rule.lr[name][:3]), (7, trained.rule.lr[name].mean(0).expand(7, -1))):
+    for number, expected in (
+        (3, trained.rule.lr[name][:3]),
+        (7, torch.cat([trained.rule.lr[name], trained.rule.lr[name].mean(0).expand(2, -1)])),
+    ):
         other = with_classes(trained, number, "zero")
         assert torch.equal(other.rule.lr[name], expected)
         assert torch.equal(other.rule.lr["0.weight"], trained.rule.lr["0.weight"])

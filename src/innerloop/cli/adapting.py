@@ -21,7 +21,7 @@ from .app import DeviceOption, JsonOption, app
 class Head(str, Enum):
     """Where the head of the classifier starts."""
 
-    trained, zero, prototypes = "trained", "zero", "prototypes"
+    trained, drawn, prototypes, zero = "trained", "drawn", "prototypes", "zero"
 
 
 @app.command()

@@ -27,7 +27,7 @@ def card(model: Pretrained) -> str:
     parts = [
         HEADER.format(pipeline="image-classification" if classifies else "tabular-regression"),
         f"# {model.name}\n",
-        f"{recipe.get('description') or 'A meta-trained learner'}. Trained with [innerloop](https://pypi.org/project/innerloop/).\n",
+        f"{recipe.get('description') or 'A meta-trained learner'}. Made by innerloop.\n",
         "It adapts to a new task by a few gradient steps on a few examples:\n",
         _usage(classifies),
         "## Protocol and result\n",

@@ -12,9 +12,10 @@ from ..initial import Prototypes
 from ..learner import MetaLearner
 from ..select import head_name
 
-Head = Literal["trained", "zero", "prototypes"]
-"""Where the head of a task starts: as it was trained (its first outputs, for fewer classes), at zero, or at the class
-means of the support set (Triantafillou et al. 2020, section 3)."""
+Head = Literal["trained", "drawn", "prototypes", "zero"]
+"""Where the head of a task starts: as it was trained (its first outputs, for fewer classes), with further outputs drawn
+like those, at the class means of the support set (Triantafillou et al. 2020, section 3), or at zero, from where the
+first step moves the head alone."""
 
 
 def classes_of(learner: MetaLearner) -> int:
@@ -31,7 +32,7 @@ def with_classes(learner: MetaLearner, classes: int, head: Head | None = None) -
 
     The classes of meta-training are shuffled anew in every task, so any of the head's outputs can stand for any class:
     for fewer classes its first outputs do. For more, there is nothing trained, and a start has to be chosen. What the
-    update rule has learned for each output is cut likewise, or for more of them averaged over outputs.
+    update rule has learned for each output is cut likewise; further ones have the mean.
 
     Args:
         learner: whose model has a linear head with a bias.
@@ -52,7 +53,7 @@ def with_classes(learner: MetaLearner, classes: int, head: Head | None = None) -
     if classes > trained and not own and head in (None, "trained"):
         raise ValueError(
             f"there are {classes} classes, and the head was trained for {trained}: choose where a larger one starts, "
-            'head="prototypes" (the class means) or head="zero"'
+            'head="drawn" (more outputs like the trained ones), head="prototypes" (the class means) or head="zero"'
         )
     if classes == trained and head in (None, "trained"):
         return learner
@@ -60,10 +61,8 @@ def with_classes(learner: MetaLearner, classes: int, head: Head | None = None) -
     layer = _linear(learner.model, name)
     _resize(layer, classes, zero=head == "zero")
     _rebind(learner)
-    if head == "prototypes":
-        learner.initial = Prototypes(learner.model, name)
-    elif head == "zero":
-        learner.initial = None
+    if head is not None:
+        learner.initial = Prototypes(learner.model, name) if head == "prototypes" else None
     return learner
 
 
@@ -82,17 +81,21 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
 
 @torch.no_grad()
 def _resize(layer: nn.Linear, classes: int, zero: bool) -> None:
-    """Give it another number of outputs, in place: the first ones it had, or the mean of all."""
-    layer.out_features = classes
-    for parameter in (layer.weight, layer.bias):
-        parameter.data = torch.zeros_like(_outputs(parameter, classes)) if zero else _outputs(parameter, classes)
+    """Give it another number of outputs, in place: the first ones it had, and others drawn like them."""
+    layer.out_features, trained = classes, layer.weight
+    weight, bias = (_outputs(parameter, classes) for parameter in (trained, layer.bias))
+    if classes > len(trained):
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(classes - len(trained), trained.shape[1], generator=generator).to(trained)
+        far = (trained - trained.mean(0)).norm(dim=1).mean()  # from their middle: what tells classes apart
+        weight[len(trained) :] += far * direction / direction.norm(dim=1, keepdim=True)
+    layer.weight.data, layer.bias.data = (0 * weight, 0 * bias) if zero else (weight, bias)
 
 
 def _outputs(tensor: Tensor, number: int) -> Tensor:
-    """Another number of rows."""
-    if number <= len(tensor):
-        return tensor[:number].clone()
-    return tensor.mean(0, keepdim=True).expand(number, *tensor.shape[1:]).clone()
+    """Another number of rows: the first ones, and then as often as needed their mean."""
+    more = max(0, number - len(tensor))
+    return torch.cat([tensor[:number], tensor.mean(0, keepdim=True).expand(more, *tensor.shape[1:])])
 
 
 @torch.no_grad()
