@@ -224,7 +224,7 @@ def test_list(capsys):
     code, out, _ = call(capsys, "list", "--json")
     found = json.loads(out.splitlines()[-1])
     assert code == 0
-    assert set(found) == {"recipes", "presets", "data", "models"}
+    assert set(found) == {"recipes", "presets", "data", "models", "trained"}
     assert set(found["recipes"]) == set(config.recipes())
     assert all(text for shelf in found.values() for text in shelf.values())
     code, out, _ = call(capsys, "list")

@@ -17,6 +17,7 @@ from rich.text import Text
 from .. import config
 from ..report import read_run
 from ..train.record import dumps
+from ..use.pretrained import description, shipped
 from .app import DataOption, DeviceOption, JsonOption, app
 
 # -- list -------------------------------------------------------------------------------------------------------------
@@ -24,12 +25,13 @@ from .app import DataOption, DeviceOption, JsonOption, app
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """List the recipes, presets, data sets and models."""
+    """List the recipes, presets, data sets and models, and the trained models that come with the package."""
     shelves = {
         "recipes": {name: config.load_recipe(name)["description"] for name in config.recipes()},
         "presets": _first_lines(config.PRESETS),
         "data": _first_lines(config.TASKS),
         "models": _first_lines(config.MODELS),
+        "trained": {name: description(folder) for name, folder in shipped().items()},
     }
     if as_json:
         print(dumps(shelves))

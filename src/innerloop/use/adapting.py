@@ -68,7 +68,7 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
         raise ValueError(f"{path}: no picture of {some(empty)} can be read: {some(support.unreadable)}")
     estimator = FewShotClassifier(model, steps=steps, head=head).fit(support.x, labels)
     classifier = Classifier(
-        estimator.module(), tuple(map(str, estimator.classes_)), estimator.temperature_, form, model.recipe["model"]
+        estimator.predictor_, tuple(map(str, estimator.classes_)), estimator.temperature_, form, model.recipe["model"]
     )
     return Adaptation(classifier, estimator, support, labels)
 

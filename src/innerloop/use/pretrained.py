@@ -175,6 +175,11 @@ def shipped() -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
 
 
+def description(folder: Path) -> str:
+    """What the recipe of a folder that `Pretrained.save_pretrained` wrote says of itself."""
+    return str(_settings(folder / SETTINGS)["recipe"].get("description", ""))
+
+
 def _settings(path: Path) -> dict[str, Any]:
     """What `save_pretrained` wrote."""
     if not path.is_file():

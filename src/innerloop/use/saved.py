@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ class Classifier:
     """An adapted model, and what turns pictures into probabilities of named classes.
 
     Attributes:
-        module: plain, in ``eval()`` mode; pictures ``[N, C, size, size]`` in [0, 1] -> logits ``[N, classes]``.
+        module: pictures ``[N, C, size, size]`` in [0, 1] -> logits ``[N, classes]``: a plain module, or where the model
+            judges by the support set what `MetaLearner.adapt` returns, which cannot be saved.
         classes: their names.
         temperature: what logits are divided by.
         form: of the pictures.
         recipe: the ``[model]`` section of the recipe that it was trained by.
     """
 
-    module: nn.Module
+    module: Callable[[Tensor], Tensor]
     classes: tuple[str, ...]
     temperature: float
     form: Form
@@ -50,8 +52,13 @@ class Classifier:
         """Write one safetensors file: the module's parameters and buffers, and the rest as its metadata.
 
         Raises:
+            ValueError: the model needs its support set beside every picture.
             ImportError: safetensors is not installed.
         """
+        if not isinstance(self.module, nn.Module):
+            raise ValueError(
+                "this model judges pictures by those that it was adapted to, and cannot be saved without them"
+            )
         told = {
             "format": FORMAT,
             "model": self.recipe,
