@@ -76,7 +76,7 @@ EXTRAS = {
     "sweep": {"optuna"},
     "rl": {"gymnasium", "mujoco", "numpy", "cloudpickle"},
     "imitation": {"mujoco", "numpy"},
-    "use": {"PIL", "safetensors", "huggingface_hub", "sklearn", "numpy", "matplotlib"},
+    "use": {"PIL", "safetensors", "huggingface_hub", "sklearn", "scipy", "numpy", "matplotlib"},
     "demo": {"starlette", "uvicorn"},
 }
 CONFIG = {"tomllib", "tomli", "tomli_w"}
@@ -101,7 +101,10 @@ def test_the_core_works_without_any_extra() -> None:
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        extras = {"PIL", "typer", "rich", "matplotlib", "pandas", "plotly", "scipy", "tomli", "tomli_w"}
+        extras = {
+            "PIL", "typer", "rich", "matplotlib", "pandas", "plotly", "scipy", "tomli", "tomli_w", "numpy", "sklearn",
+            "safetensors", "huggingface_hub", "starlette", "uvicorn", "transformers", "peft", "mujoco", "gymnasium",
+        }
         if name.split(".")[0] in extras:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())

@@ -14,6 +14,7 @@ import torch
 import innerloop as il
 from innerloop import config
 from innerloop.experiment import Place, conduct
+from innerloop.train.calibration import plain
 from innerloop.use import Pretrained, shipped
 
 pytest.importorskip("safetensors")
@@ -141,3 +142,21 @@ def test_pushing_and_pulling(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert model.push_to_hub("me/tiny", private=True, token="secret") == "https://example.org/me/tiny"
     assert torch.equal(outputs(Pretrained.from_pretrained("me/tiny")), outputs(model))
     assert json.loads((there / "me/tiny/config.json").read_text())["library_name"] == "innerloop"
+
+
+def test_probabilities_of_the_model_that_comes_with_the_package_mean_what_they_say() -> None:
+    """On unseen characters of one drawing each: as often right as they say, and right about as often as its test."""
+    model = Pretrained.load("strokes")
+    right, sure = [], []
+    for seed in range(80):
+        task = il.Strokes(queries=2, split="test").sample(1, torch.Generator().manual_seed(seed))
+        support, query = (il.Batch(part.x[0], part.y[0]) for part in task)
+        with torch.no_grad():
+            logits = plain(model.learner.adapt(support, transductive=False))(query.x)
+        sure.append(torch.softmax(logits / model.temperature, 1).max(1).values)
+        right.append((logits.argmax(1) == query.y).float())
+    accuracy, confidence = (100 * torch.cat(part).mean().item() for part in (right, sure))
+    assert accuracy == pytest.approx(model.results["mean"], abs=3)
+    assert confidence == pytest.approx(accuracy, abs=2.5)
+    doubted = torch.cat(sure) < 0.8
+    assert torch.cat(right)[doubted].mean() < torch.cat(right)[~doubted].mean() - 0.1
