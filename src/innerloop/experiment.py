@@ -93,10 +93,8 @@ def conduct(
         options = config.arguments(settings, "evaluate")
         found = evaluate(learner, sources.test, world=world, **options) if test else None
         if world.first:
-            told = results(settings, command, learner, result, found, trainer.device, world)
-            if found is not None:
-                told["temperature"] = temperature_on(learner, sources.val, settings["train"]["val_tasks"])
-            write_results(run, told)
+            tempered = temperature_on(learner, sources.val, settings["train"]["val_tasks"]) if test else None
+            write_results(run, results(settings, command, learner, result, found, tempered, trainer.device, world))
     return result, found
 
 
@@ -122,6 +120,7 @@ def results(
     learner: MetaLearner,
     result: Result,
     found: Evaluation | None,
+    temperature: float | None,
     device: torch.device,
     world: World,
 ) -> dict[str, Any]:
@@ -135,6 +134,7 @@ def results(
     }
     if found is not None:
         told["test"] = {**found.as_dict(), "scores": [round(score, 4) for score in found.scores[:, -1].tolist()]}
+        told["temperature"] = temperature
     told |= {"citations": list(learner.citations), "environment": environment(device)}
     return told | ({"processes": world.size} if world.size > 1 else {})
 

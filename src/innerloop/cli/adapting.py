@@ -24,32 +24,43 @@ class Head(str, Enum):
     trained, drawn, prototypes, zero = "trained", "drawn", "prototypes", "zero"
 
 
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A run directory, a folder of save_pretrained, or the name of a model that comes with us; without "
+        "--support, a file that --save wrote."
+    ),
+]
+SupportOption = Annotated[
+    Path | None, typer.Option(help="Your examples: a folder with one folder of pictures for each class.")
+]
+QueryOption = Annotated[Path | None, typer.Option(help="A folder of pictures to predict the classes of.")]
+StepsOption = Annotated[int | None, typer.Option(min=0, help="Inner steps.", show_default="as in training")]
+HeadOption = Annotated[
+    Head | None,
+    typer.Option(help="Where the head starts, for more classes than it was trained for.", show_default="trained"),
+]
+OutputOption = Annotated[Path | None, typer.Option("-o", help="Predictions, a CSV file.", show_default=False)]
+PictureOption = Annotated[
+    Path | None, typer.Option(help="A picture of the result, PNG, PDF or SVG.", show_default=False)
+]
+SaveOption = Annotated[
+    Path | None, typer.Option(help="The adapted classifier, a safetensors file.", show_default=False)
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write over files that are there.")]
+
+
 @app.command()
 def adapt(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A run directory, a folder of save_pretrained, or the name of a model that comes with us; without "
-            "--support, a file that --save wrote."
-        ),
-    ],
-    support: Annotated[
-        Path | None, typer.Option(help="Your examples: a folder with one folder of pictures for each class.")
-    ] = None,
-    query: Annotated[Path | None, typer.Option(help="A folder of pictures to predict the classes of.")] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="Inner steps.", show_default="as in training")] = None,
-    head: Annotated[
-        Head | None,
-        typer.Option(help="Where the head starts, for more classes than it was trained for.", show_default="trained"),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("-o", help="Predictions, a CSV file.", show_default=False)] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="A picture of the result, PNG, PDF or SVG.", show_default=False)
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(help="The adapted classifier, a safetensors file.", show_default=False)
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over files that are there.")] = False,
+    model: ModelArgument,
+    support: SupportOption = None,
+    query: QueryOption = None,
+    steps: StepsOption = None,
+    head: HeadOption = None,
+    output: OutputOption = None,
+    picture: PictureOption = None,
+    save: SaveOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
