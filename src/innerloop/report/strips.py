@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TASKS = 4
 """Tasks that are shown."""
+PICTURES = 10
+"""Of a strip, at most: evenly spaced, with the first and the last."""
 PAUSE, ENLARGED = 250, 6
 """Of films: milliseconds a picture, and pixels a pixel."""
 
@@ -107,8 +109,9 @@ def _there(learner: MetaLearner, support: Batch) -> Batch:
 
 
 def _row(pictures: Tensor) -> Any:
-    """Pictures ``[H, 3, h, w]`` beside each other, with a white line between."""
-    framed = torch.nn.functional.pad(pictures, (0, 1, 0, 0), value=255)
+    """Pictures ``[H, 3, h, w]``, or some of them, beside each other with a white line between."""
+    some = torch.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).round().long()
+    framed = torch.nn.functional.pad(pictures[some], (0, 1, 0, 0), value=255)
     return torch.cat([*framed], -1).permute(1, 2, 0).numpy()
 
 
