@@ -123,20 +123,30 @@ def _draw(control: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _render(control: Tensor, present: Tensor, width: Tensor, size: int) -> Tensor:
-    """Ink ``[..., 1, size, size]`` of cubic Bezier strokes, as a sum of Gaussian splats along each curve.
-
-    A splat is separable, so the sum over the points of a drawing is one matrix product of its rows and columns.
-    """
+    """Ink ``[..., 1, size, size]`` of cubic Bezier strokes ``[..., strokes, 4, 2]``, those that are present."""
     t = (torch.arange(_POINTS, device=control.device)[:, None] + 0.5) / _POINTS
     ends = torch.tensor([0, 1, 2, 3], device=control.device)
     basis = torch.tensor([1.0, 3.0, 3.0, 1.0], device=control.device) * t**ends * (1 - t) ** (3 - ends)
     slope = torch.tensor([1.0, 2.0, 1.0], device=control.device) * t ** ends[:3] * (1 - t) ** (2 - ends[:3])
     points = (basis @ control).flatten(-3, -2)
     speed = (3 * slope @ control.diff(dim=-2)).norm(dim=-1)
-    # Weighted by arc length, a long straight line has the profile of a Gaussian of height 1.
-    arc = (speed * present[..., None]).flatten(-2) / _POINTS
+    return ink(points, (speed * present[..., None]).flatten(-2) / _POINTS, width, size)
+
+
+def ink(points: Tensor, arc: Tensor, width: Tensor, size: int) -> Tensor:
+    """Drawings ``[..., 1, size, size]``, in [0, 1], as sums of Gaussian splats along their lines.
+
+    A splat is separable, so the sum over the points of a drawing is one matrix product of its rows and columns.
+
+    Args:
+        points: on the lines, ``[..., P, 2]``: x to the right and y downwards, of which the image shows [-1.1, 1.1].
+        arc: the length of line that each stands for, ``[..., P]``; a long straight line has the profile of a Gaussian
+            of height 1.
+        width: of the pen, a standard deviation, ``[...]``.
+        size: height and width of the image.
+    """
     weight = arc / (width[..., None] * math.sqrt(2 * math.pi))
-    pixels = (torch.arange(size, device=control.device) + 0.5) * (2.2 / size) - 1.1
+    pixels = (torch.arange(size, device=points.device) + 0.5) * (2.2 / size) - 1.1
     splats = torch.exp(-0.5 * ((points[..., None] - pixels) / width[..., None, None, None]) ** 2)
     columns, rows = splats.unbind(-2)
     return 1 - torch.exp(-4 * (rows * weight[..., None]).mT @ columns)[..., None, :, :]

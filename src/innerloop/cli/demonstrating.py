@@ -1,0 +1,46 @@
+"""`innerloop demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..use import Pretrained
+from ..use.heads import with_classes
+from .app import app
+
+
+@app.command()
+def demo(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run directory, or a folder of save_pretrained: of pictures of one channel, or of sinusoids.",
+            show_default="the models that come with innerloop",
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of this machine.", show_default="8765, or the next free one")
+    ] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page.")] = True,
+) -> None:
+    """Draw a few characters, and watch a model that never saw them learn to tell them apart, in the browser.
+
+    The page is served to this machine alone, until Ctrl-C, and asks for nothing from any other.
+    """
+    try:
+        from ..demo.serving import listen, serve
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in ("starlette", "uvicorn"):
+            raise
+        raise ImportError(f"the demo needs {missing}: pip install 'innerloop[demo]'") from error
+    from ..demo import answering
+
+    with listen(port) as listening:
+        models = [Pretrained.load(name) for name in ([run] if run else ["strokes", "sinusoid"])]
+        try:
+            serve(listening, *answering(models, with_classes), browser=browser)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None

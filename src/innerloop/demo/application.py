@@ -1,0 +1,201 @@
+"""The page and what it asks, as an ASGI application for one's own machine."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..train.record import dumps
+from . import requests
+from .answers import Characters, Functions
+
+T = TypeVar("T")
+PAGE = Path(__file__).parent / "page"
+HOSTS = ["127.0.0.1", "localhost"]
+WAITING = 8
+"""Requests that may wait for their turn; more are told to come back."""
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+}
+mimetypes.add_type("text/javascript", ".js")  # which the registry of some Windows machines has as text/plain
+
+
+class Answer(JSONResponse):
+    """JSON in which numbers that are not finite, as of an adaptation that diverged, are null."""
+
+    def render(self, content: Any) -> bytes:
+        return dumps(content).encode()
+
+
+def application(characters: Characters | None, functions: Functions | None) -> Starlette:
+    """The demo.
+
+    ``GET /`` is the page, ``GET /api/about`` what it has to know; ``POST /api/characters``, ``POST /api/function`` and
+    ``GET /api/sinusoid`` are what `Characters` and `Functions` answer. Errors are ``{"error": message}``.
+
+    Args:
+        characters, functions: what answers on each of the two tabs, which is left out without.
+    """
+    worker = Worker()
+    routes = [_about(characters, functions)]
+    if characters is not None:
+        routes.append(_characters(characters, worker))
+    if functions is not None:
+        routes += [_function(functions, worker), _sinusoid(functions)]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        for answer in (characters, functions):
+            if answer is not None:
+                await worker.run(answer.warm_up)
+        yield
+        worker.close()
+
+    return Starlette(
+        routes=[*routes, Mount("/", StaticFiles(directory=PAGE, html=True))],
+        middleware=[
+            Middleware(_WithHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False),
+            Middleware(_FromThisPage),
+        ],
+        exception_handlers={HTTPException: _refused, ClientDisconnect: _gone},
+        lifespan=lifespan,
+    )
+
+
+class Worker:
+    """One thread, in which adaptations run one after the other: a learner is in one state at a time."""
+
+    def __init__(self) -> None:
+        self._thread, self._turn, self._waiting = ThreadPoolExecutor(1, "adapting"), asyncio.Lock(), 0
+
+    async def run(self, function: Callable[..., T], *args: Any, request: Request | None = None) -> T:
+        """The result of a function, when its turn has come.
+
+        Raises:
+            HTTPException: 503 where too many wait already.
+            ClientDisconnect: nobody waits for this answer any more.
+        """
+        if self._waiting >= WAITING:
+            raise HTTPException(503, "busy with earlier drawings: ask again", headers={"Retry-After": "1"})
+        self._waiting += 1
+        try:
+            async with self._turn:
+                if request is not None and await request.is_disconnected():
+                    raise ClientDisconnect
+                return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _about(characters: Characters | None, functions: Functions | None) -> Route:
+    told = {"characters": characters and characters.about(), "functions": functions and functions.about()}
+
+    async def about(_: Request) -> Response:
+        return Answer(told)
+
+    return Route("/api/about", about)
+
+
+def _characters(answer: Characters, worker: Worker) -> Route:
+    most = max(answer.learners)
+
+    async def tell(request: Request) -> Response:
+        asked = requests.characters(await requests.read(request), most)
+        return Answer(await worker.run(answer, *asked, request=request))
+
+    return Route("/api/characters", tell, methods=["POST"])
+
+
+def _function(answer: Functions, worker: Worker) -> Route:
+    x, y = answer.source.x, (-answer.height, answer.height)
+
+    async def fit(request: Request) -> Response:
+        asked = requests.function(await requests.read(request), x, y)
+        return Answer(await worker.run(answer, *asked, request=request))
+
+    return Route("/api/function", fit, methods=["POST"])
+
+
+def _sinusoid(answer: Functions) -> Route:
+    async def draw(_: Request) -> Response:
+        return Answer(answer.draw())
+
+    return Route("/api/sinusoid", draw)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Answer({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # which nobody reads
+
+
+class _WithHeaders:
+    """Gives every response the headers that keep the page to itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+class _FromThisPage:
+    """Refuses what other sites that a browser has open send here.
+
+    A form can be sent to any address, but not as JSON; where a browser says from which page a request comes, it has to
+    be this one.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            headers = Headers(scope=scope)
+            origin, kind = headers.get("origin"), headers.get("content-type", "").split(";")[0].strip().lower()
+            refusal = None
+            if origin not in (None, f"http://{headers.get('host')}"):
+                refusal = Answer({"error": "requests come from the demo's own page"}, 403)
+            elif kind != "application/json":
+                refusal = Answer({"error": f"the content type is application/json, got {kind[:40] or 'none'}"}, 415)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

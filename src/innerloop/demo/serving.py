@@ -1,0 +1,61 @@
+"""Serving the demo on this machine alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import webbrowser
+
+import uvicorn
+
+from .answers import Characters, Functions
+from .application import application
+
+HOST, PORT = "127.0.0.1", 8765
+_TRIED = 20
+
+
+def listen(port: int = 0) -> socket.socket:
+    """A socket that listens on this machine's own address.
+
+    Args:
+        port: 0 takes the first that is free from `PORT` on.
+
+    Raises:
+        OSError: the port is in use, or may not be used.
+    """
+    for tried in [port] if port else [*range(PORT, PORT + _TRIED), 0]:
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if os.name == "posix":  # so that a port can be used again at once; elsewhere it lets two programs share it
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, tried))
+            listening.listen(128)
+            return listening
+        except OSError as error:
+            listening.close()
+            reason = error
+    raise OSError(
+        f"port {port} cannot be used ({reason.strerror}): give another with --port, or none to take the next free one"
+    ) from reason
+
+
+def serve(
+    listening: socket.socket, characters: Characters | None, functions: Functions | None, browser: bool = True
+) -> None:
+    """Serve the demo until Ctrl-C, which then raises `KeyboardInterrupt`.
+
+    Args:
+        listening: from `listen`.
+        characters, functions: see `application`.
+        browser: whether to open the page.
+    """
+    address = f"http://{HOST}:{listening.getsockname()[1]}/"
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    if browser:  # which waits in the socket's line until the server is there; a browser in the terminal does not return
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+    config = uvicorn.Config(
+        application(characters, functions), log_level="warning", server_header=False, timeout_graceful_shutdown=1
+    )
+    uvicorn.Server(config).run(sockets=[listening])
