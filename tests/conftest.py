@@ -1,10 +1,12 @@
-"""Shared by all tests: small problems, quiet threads, where real data is, and a cache folder of the run's own."""
+"""Shared by all tests: small problems, quiet threads, where real data is, a browser, and a cache folder of one run."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import innerloop as il
 
 if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # which MuJoCo reads once, when it is imported
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # Tests run in several processes on few cores; threads inside them only get in each other's way.
 torch.set_num_threads(int(os.environ.get("INNERLOOP_TEST_THREADS", "1")))
@@ -90,3 +94,18 @@ def mini_imagenet_root(data_root: Path) -> Path:
     if not (data_root / "mini-imagenet").is_dir():
         pytest.skip(f"no mini-ImageNet below {data_root}")
     return data_root
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, the system's own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    named = os.environ.get("INNERLOOP_BROWSER")
+    found = named or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if not found:
+        pytest.skip("no Chromium on this machine (INNERLOOP_BROWSER names one)")
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", *quiet])
+        yield opened
+        opened.close()

@@ -1,11 +1,9 @@
-"""Small real runs, a browser, and records without a training behind them."""
+"""Small real runs, and records without a training behind them."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 
 from innerloop import cli
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SMALL = {
     "train.iterations": 6, "train.validate_every": 2, "train.val_tasks": 6, "train.tasks": 4, "train.log_every": 1,
     "evaluate.num_tasks": 6,
@@ -36,21 +33,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train("strokes-5w1s-maml", "plain-seed0", 0, **{"model.width": 4})
     train("sinusoid-maml", "sinusoids", 0)
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, the system's own."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    named = os.environ.get("INNERLOOP_BROWSER")
-    found = named or next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if not found:
-        pytest.skip("no Chromium on this machine (INNERLOOP_BROWSER names one)")
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", *quiet])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="session")
