@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 Figure = list[list[tuple[float, float]]]
 
@@ -78,7 +79,7 @@ def _wobble(x: float, y: float, shaky: list[tuple[float, float, float, float]]) 
 def _finely(stroke: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Straight legs as a pointer reports them, point after point."""
     points = [stroke[0]]
-    for (x, y), (u, v) in zip(stroke, stroke[1:], strict=False):
+    for (x, y), (u, v) in pairwise(stroke):
         number = max(1, math.ceil(math.dist((x, y), (u, v)) / 0.2))
         points += [(x + (u - x) * i / number, y + (v - y) * i / number) for i in range(1, number + 1)]
     return points

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..use import Pretrained
-from ..use.heads import with_classes
+from ..use import Pretrained, with_classes
 from .app import app
 
 

@@ -51,7 +51,7 @@ class Characters:
     def about(self) -> dict[str, Any]:
         """What the page has to know."""
         most = max(self.learners)
-        return {"name": self.name, "fewest": FEWEST, "most": most, "size": self.size, **_about_steps(self.steps)}
+        return {"name": self.name, "fewest": FEWEST, "most": most, "size": self.size, **self.steps}
 
     def __call__(self, characters: Examples, drawing: Drawing, steps: int) -> dict[str, Any]:
         """What a drawing is, after so many inner steps on the examples of each character, and before them.
@@ -76,7 +76,11 @@ class Characters:
     def warm_up(self) -> None:
         """Do once what is slower the first time."""
         for number in self.learners:
-            self([[[[[0.1, 0.1], [0.9, 0.1 + place / 10]]]] for place in range(number)], [[[0.5, 0.5]]], self.steps)
+            self(
+                [[[[[0.1, 0.1], [0.9, 0.1 + place / 10]]]] for place in range(number)],
+                [[[0.5, 0.5]]],
+                self.steps["steps"],
+            )
 
     def _support(self, characters: Examples) -> Batch:
         # Shot by shot, as few-shot sources order them.
@@ -106,7 +110,7 @@ class Functions:
     def about(self) -> dict[str, Any]:
         """What the page has to know."""
         bounds = {"x": list(self.source.x), "y": [-self.height, self.height], "grid": GRID}
-        return {"name": self.name, **bounds, **_about_steps(self.steps)}
+        return {"name": self.name, **bounds, **self.steps}
 
     def __call__(self, points: Sequence[Point], steps: int) -> dict[str, Any]:
         """The function after so many inner steps on points ``(x, y)`` of it, and before them.
@@ -130,7 +134,7 @@ class Functions:
 
     def warm_up(self) -> None:
         """Do once what is slower the first time."""
-        self([[0.0, 0.0]], self.steps)
+        self([[0.0, 0.0]], self.steps["steps"])
 
 
 class Adaptation(NamedTuple):
@@ -172,11 +176,12 @@ def answering(
     return characters, functions
 
 
-def _steps(model: Pretrained) -> int:
-    """The inner steps that the model was judged by."""
-    steps = model.recipe.get("evaluate", {}).get("steps")
-    return min(model.learner.steps if steps is None else int(steps), MOST_STEPS)
-
-
-def _about_steps(steps: int) -> dict[str, int]:
-    return {"steps": steps, "most_steps": min(max(10, 2 * steps), MOST_STEPS)}
+def _steps(model: Pretrained) -> dict[str, int]:
+    """The inner steps that the model was tested with, those to begin with, and the most that are offered."""
+    told = model.recipe.get("evaluate", {}).get("steps")
+    tested = model.learner.steps if told is None else int(told)
+    return {
+        "tested": tested,
+        "steps": min(tested, MOST_STEPS),
+        "most_steps": min(max(10, 2 * tested), MOST_STEPS),
+    }

@@ -55,7 +55,10 @@ def serve(
     print(f"{address} (Ctrl-C ends it)", flush=True)
     if browser:  # which waits in the socket's line until the server is there; a browser in the terminal does not return
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-    config = uvicorn.Config(
-        application(characters, functions), log_level="warning", server_header=False, timeout_graceful_shutdown=1
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    server(characters, functions).run([listening])
+
+
+def server(characters: Characters | None, functions: Functions | None) -> uvicorn.Server:
+    """What serves the demo, on the sockets that it is run with."""
+    demo = application(characters, functions)
+    return uvicorn.Server(uvicorn.Config(demo, log_level="warning", server_header=False, timeout_graceful_shutdown=1))

@@ -119,7 +119,7 @@ export class Characters {
     slider.value = this.about.steps;
     const tell = () => {
       const text = count(Number(slider.value), "step");
-      told.textContent = Number(slider.value) === this.about.steps ? `${text}, as tested` : text;
+      told.textContent = Number(slider.value) === this.about.tested ? `${text}, as tested` : text;
       slider.setAttribute("aria-valuetext", told.textContent);
     };
     slider.addEventListener("input", () => (tell(), this.ask()));

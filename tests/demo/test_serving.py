@@ -1,0 +1,140 @@
+"""The command: it listens on this machine alone, says what is wrong before it does, ends on Ctrl-C, and is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from innerloop import cli
+from innerloop.demo import answering
+from innerloop.demo.serving import PORT, listen
+from innerloop.use import with_classes
+
+from .conftest import untrained
+from .figures import drawn
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Models in folders, as `save_pretrained` writes them."""
+    pytest.importorskip("safetensors")
+    folder = tmp_path_factory.mktemp("saved")
+    for recipe in ("strokes-5w1s-maml", "sinusoid-maml", "linear-maml"):
+        untrained(recipe).save_pretrained(folder / recipe)
+    return folder
+
+
+def test_a_free_port_is_found_and_only_this_machine_reaches_it():
+    with listen() as first, listen() as second:
+        (host, one), (_, two) = first.getsockname(), second.getsockname()
+        assert host == "127.0.0.1"
+        assert PORT <= one != two
+        with pytest.raises(OSError, match=f"port {one} cannot be used .* --port, or none"):
+            listen(one)
+
+
+@pytest.mark.parametrize("recipe", ["strokes-5w1s-maml", "sinusoid-maml"])
+def test_it_serves_until_ctrl_c(saved, recipe):
+    words = [sys.executable, "-m", "innerloop", "demo", str(saved / recipe), "--no-browser"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    try:
+        address = process.stdout.readline().split(" ")[0]
+        assert address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(address + "api/about", timeout=60) as response:
+            about = json.load(response)
+        assert [name for name, found in about.items() if found] == [
+            "functions" if recipe == "sinusoid-maml" else "characters"
+        ]
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (130, "")
+    finally:
+        process.kill()
+
+
+def failing(capsys, *words):
+    """What a command that fails at once says."""
+    assert cli.run(["demo", "--no-browser", *map(str, words)]) == 1
+    return capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(capsys, saved):
+    with listen() as taken:
+        port = taken.getsockname()[1]
+        err = failing(capsys, saved / "sinusoid-maml", "--port", port)
+    assert err.startswith(f"error: port {port} cannot be used (")
+    assert "give another with --port" in err
+
+
+def test_a_run_of_another_kind(capsys, saved):
+    err = failing(capsys, saved / "linear-maml")
+    assert err.startswith("error: linear-maml was trained on tasks of linear; the demo takes models of pictures")
+    assert "no trained model at" in failing(capsys, saved / "none")
+
+
+@pytest.mark.parametrize("module", ["starlette", "uvicorn"])
+def test_a_package_that_is_missing_is_named(capsys, monkeypatch, module):
+    for name in [name for name in sys.modules if name.split(".")[0] == module or name.startswith("innerloop.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert failing(capsys) == f"error: the demo needs {module}: pip install 'innerloop[demo]'\n"
+
+
+def test_what_comes_with_the_package_is_shown_without_a_run(trained):
+    assert None not in trained
+
+
+def seconds(address, number=50):
+    """How long so many requests take, each with characters and points that were not asked about before."""
+    rng, taken = random.Random(0), {"characters": [], "function": []}
+    with urllib.request.urlopen(address + "api/about") as response:
+        about = json.load(response)
+    for _ in range(number):
+        for kind, question in (
+            ("characters", {"characters": [[drawn(name, rng)] for name in "AEHST"], "drawing": drawn("S", rng)}),
+            ("function", {"points": [[rng.uniform(-5, 5), rng.uniform(-5, 5)] for _ in range(10)]}),
+        ):
+            steps = about["functions" if kind == "function" else kind]["steps"]
+            body = json.dumps({**question, "steps": steps}).encode()
+            request = urllib.request.Request(address + f"api/{kind}", body, {"Content-Type": "application/json"})
+            start = time.perf_counter()
+            with urllib.request.urlopen(request) as response:
+                response.read()
+            taken[kind].append(time.perf_counter() - start)
+    for kind, times in taken.items():
+        median, late = statistics.median(times), statistics.quantiles(times, n=20)[-1]
+        print(
+            f"{kind}: first {1e3 * times[0]:.0f} ms, median {1e3 * median:.0f} ms, 95th percentile "
+            f"{1e3 * late:.0f} ms of {number} requests"
+        )
+    return taken
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    """Models as large as those that come with the package, or those themselves: training does not change the time."""
+    models = [untrained("strokes"), untrained("sinusoid-maml")]
+    return answering(models, with_classes)
+
+
+def test_answers_do_not_keep_anybody_waiting(served, full_size):
+    for times in seconds(served(full_size), 10).values():
+        assert statistics.median(times) < 1.5, "on a machine that is busy with other things"
+
+
+@pytest.mark.slow  # not for its length, but it has to have the machine to itself
+def test_answers_take_less_than_150_ms(served, full_size):
+    for times in seconds(served(full_size)).values():
+        assert times[0] < 0.15
+        assert statistics.quantiles(times, n=20)[-1] < 0.15
