@@ -64,7 +64,7 @@ def test_every_file_of_the_page_is_served_with_its_type_and_headers(client):
     assert "default-src 'self'" in HEADERS["Content-Security-Policy"]
 
 
-@pytest.mark.parametrize("path", ["/none", "/../answers.py", "/%2e%2e/answers.py", "/api/characters/x", "/api"])
+@pytest.mark.parametrize("path", ["/none", "/../answers.py", "/%2e%2e/answers.py", "/api/characters", "/api"])
 def test_there_is_nothing_else(client, path):
     refused(client.get(path), 404)
 
@@ -76,7 +76,7 @@ def test_a_tab_that_is_left_out_has_no_address(small):
         assert client.post("/api/function", json=POINTS).status_code == 200
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/api/characters"), ("POST", "/api/about"), ("POST", "/"),
+@pytest.mark.parametrize(("method", "path"), [("POST", "/api/about"), ("POST", "/"),
                                               ("PUT", "/api/function"), ("DELETE", "/index.html")])  # fmt: skip
 def test_other_methods(client, method, path):
     refused(client.request(method, path, json={}), 405)
