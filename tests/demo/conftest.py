@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 
 import pytest
 
@@ -39,21 +42,19 @@ def trained() -> Answering:
     return answering([Pretrained.load("strokes"), Pretrained.load("sinusoid")], with_classes)
 
 
+@contextmanager
+def running(listening: socket.socket, answers: Answering) -> Iterator[str]:
+    """The address of a demo that runs in a thread."""
+    demo = server(*answers)
+    thread = threading.Thread(target=demo.run, args=([listening],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    demo.should_exit = True
+    thread.join(10)
+
+
 @pytest.fixture(scope="session")
 def served() -> Iterator[Callable[[Answering], str]]:
     """``(characters, functions) -> address`` of a demo that runs until the end of the tests."""
-    running, addresses = [], {}
-
-    def serve(answers: Answering) -> str:
-        if id(answers) not in addresses:
-            listening, demo = listen(), server(*answers)
-            thread = threading.Thread(target=demo.run, args=([listening],), daemon=True)
-            thread.start()
-            running.append((demo, thread))
-            addresses[id(answers)] = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        return addresses[id(answers)]
-
-    yield serve
-    for demo, thread in running:
-        demo.should_exit = True
-        thread.join(10)
+    with ExitStack() as stack:
+        yield cache(lambda answers: stack.enter_context(running(listen(), answers)))

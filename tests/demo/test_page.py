@@ -78,7 +78,9 @@ LINE, HOOK = [[(0.1, 0.2), (0.5, 0.5), (0.8, 0.7)]], [[(0.2, 0.1), (0.2, 0.9), (
 
 def told(tab: Any) -> str:
     """What those hear who do not see the page, when it has come to rest."""
-    expect(tab.locator("#heard")).to_have_text(re.compile(r"after \d+ step"))
+    shown = tab.locator("#characters:visible, #functions:visible")
+    expect(tab.locator("#answer:visible, #functions:visible")).to_have_attribute("aria-busy", "false")
+    expect(tab.locator("#heard")).to_contain_text(shown.locator(".verdict").inner_text())
     return tab.locator("#heard").inner_text()
 
 
@@ -222,7 +224,7 @@ def test_fewer_characters_and_further_examples(browser: Any, address: str) -> No
 def test_only_the_newest_drawing_counts(browser: Any, address: str) -> None:
     with opened(browser, address) as tab:
         held = []
-        tab.route("**/api/characters", held.append)
+        tab.route("**/api/characters", lambda route: held.append(route))
         by_mouse(tab, 1, LINE)
         by_mouse(tab, 2, HOOK)
         with tab.expect_request("**/api/characters"):

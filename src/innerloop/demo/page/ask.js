@@ -18,16 +18,19 @@ export async function get(path, options = {}) {
 
 /**
  * A way to ask one address again and again. `answered(answer, about)` is told what was given along with its question,
- * `failed(error)` why there is no answer; neither hears of a question that was cancelled.
+ * `failed(error)` why there is no answer; neither hears of a question that was cancelled. The element says that it is
+ * busy while there is no answer to the newest question.
  */
 export class Newest {
   #path;
   #answered;
   #failed;
+  #element;
   #running = null;
   #next = null;
 
-  constructor(path, answered, failed) {
+  constructor(path, element, answered, failed) {
+    this.#element = element;
     this.#path = path;
     this.#answered = answered;
     this.#failed = failed;
@@ -35,6 +38,7 @@ export class Newest {
 
   ask(question, about) {
     this.#next = [question, about];
+    this.#element.setAttribute("aria-busy", "true");
     if (!this.#running) this.#send();
   }
 
@@ -43,6 +47,7 @@ export class Newest {
     this.#next = null;
     this.#running?.abort();
     this.#running = null;
+    this.#element.setAttribute("aria-busy", "false");
   }
 
   async #send() {
@@ -64,5 +69,6 @@ export class Newest {
     if (this.#running !== running) return;
     this.#running = null;
     if (this.#next) this.#send();
+    else this.#element.setAttribute("aria-busy", "false");
   }
 }

@@ -70,6 +70,7 @@ export class Characters {
     this.say = say;
     this.newest = new Newest(
       "api/characters",
+      get("answer"),
       (answer, cards) => (complain(), this.show(answer, cards)),
       (error) => complain(error),
     );

@@ -21,6 +21,7 @@ export class Functions {
     this.complain = complain;
     this.newest = new Newest(
       "api/function",
+      get("functions"),
       (answer) => (complain(), this.show(answer)),
       (error) => complain(error),
     );
