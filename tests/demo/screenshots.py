@@ -51,7 +51,7 @@ def main(folder: Path, executable: str | None = None) -> None:
         still: dict[str, Any] = {"reduced_motion": "reduce"}
         tab = browser.new_page(viewport={"width": 1000, "height": 800}, **still)
         tab.goto(address)
-        characters(tab, by_mouse, 5, "spiral")
+        characters(tab, by_mouse, 5, "S")
         take(tab, folder / "characters.png")
         tab = browser.new_page(**{**PHONE, "device_scale_factor": 1}, color_scheme="dark", **still)
         tab.goto(address)

@@ -45,7 +45,7 @@ def test_as_much_ink_as_in_training():
     assert low < by_hand.median() < high
     assert trained.min() < by_hand.min()
     assert by_hand.max() < 1.2 * trained.max()
-    assert render([[(0.2, 0.5), (0.8, 0.5)]], 28).max() > 0.97
+    assert render([[(0.2, 0.5), (0.8, 0.5)]], 28).max() > 0.9
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -446,12 +446,13 @@ def test_a_model_of_one_kind_has_one_tab(browser: Any, small: Any, served: Any) 
 # -- what it is for ---------------------------------------------------------------------------------------------------
 
 
-def test_new_drawings_of_ten_sets_of_characters_are_told(browser: Any, trained: Any, served: Any) -> None:
+@pytest.mark.parametrize("sets", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_new_drawings_are_told(browser: Any, trained: Any, served: Any, sets: int) -> None:
     """Each drawn once, then one of them again, at another place and size, slanted, with another hand."""
     rng, right = random.Random(0), []
     for by, options in ((by_mouse, {}), (by_touch, PHONE)):
         with opened(browser, served(trained), **options) as tab:
-            for names, again in CASES[len(right) :][:5]:
+            for names, again in CASES[len(right) :][: sets // 2]:
                 tab.get_by_role("button", name="Clear all").click()
                 tab.locator("#count label", has_text=str(len(names))).click()
                 for number, name in enumerate(names, 1):
@@ -459,5 +460,6 @@ def test_new_drawings_of_ten_sets_of_characters_are_told(browser: Any, trained: 
                 expect(tab.locator("#heard")).to_have_text("All drawings cleared")
                 by(tab, QUERY, drawn(again, rng))
                 right.append(told(tab).startswith(f"Character {names.index(again) + 1},"))
-    print(f"{sum(right)} of {len(right)} drawings told")
-    assert sum(right) >= 9
+    print(f"{sum(right)} of {sets} drawings told")
+    assert len(right) == sets
+    assert sum(right) >= 0.9 * sets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import random
 import signal
 import statistics
@@ -11,12 +12,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+import webbrowser
 
 import pytest
+import uvicorn
 
 from innerloop import cli
 from innerloop.demo import answering
-from innerloop.demo.serving import PORT, listen
+from innerloop.demo.serving import PORT, listen, serve
 from innerloop.use import with_classes
 
 from .conftest import untrained
@@ -89,6 +92,18 @@ def test_a_package_that_is_missing_is_named(capsys, monkeypatch, module):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     assert failing(capsys) == f"error: the demo needs {module}: pip install 'innerloop[demo]'\n"
+
+
+@pytest.mark.parametrize("browser", [True, False])
+def test_the_browser_is_opened_where_it_is_wanted(small, monkeypatch, capsys, browser):
+    opened = queue.SimpleQueue()
+    monkeypatch.setattr(webbrowser, "open", opened.put)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: time.sleep(0.2))
+    with listen() as listening:
+        serve(listening, *small, browser=browser)
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    assert capsys.readouterr().out == f"{address} (Ctrl-C ends it)\n"
+    assert (opened.get(timeout=10) == address) if browser else opened.empty()
 
 
 def test_what_comes_with_the_package_is_shown_without_a_run(trained):
