@@ -43,6 +43,12 @@ def test_the_page_on_imitation_has_its_numbers(monkeypatch: pytest.MonkeyPatch) 
     assert questions.table(json.loads(questions.RESULT.read_text())) in questions.PAGE.read_text()
 
 
+def test_the_page_on_using_a_model_has_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    heads = importlib.import_module("heads")
+    assert heads.table(json.loads(heads.RESULT.read_text())) in heads.PAGE.read_text()
+
+
 def test_the_page_of_the_study_has_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     study = importlib.import_module("alphabet_pairs")
