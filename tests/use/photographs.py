@@ -20,7 +20,7 @@ FIGURES = {"circle": CIRCLE, "cross": CROSS, "triangle": TRIANGLE, "zigzag": ZIG
 
 
 def photograph(
-    figure: list[Stroke], seed: int, size: tuple[int, int] = (1600, 1200), pen: int = 16, askew: float = 1.0
+    figure: list[Stroke], seed: int, size: tuple[int, int] = (1000, 750), pen: int = 10, askew: float = 1.0
 ) -> Any:
     """An RGB image of one drawing of a figure, whose points are in [0, 1]; at 0 it is not askew, and drawn exactly."""
     random, (width, height) = np.random.default_rng(seed), size

@@ -100,7 +100,7 @@ def test_a_photographed_drawing_is_as_drawings_of_training_are() -> None:
 def test_light_size_and_place_do_not_matter(name: str) -> None:
     one, other = (
         prepare(Image, encoded(photograph(FIGURES[name], seed, size, pen, askew=0)), DRAWN)[0]
-        for seed, size, pen in ((0, (1600, 1200), 16), (1, (700, 900), 9))
+        for seed, size, pen in ((0, (1600, 1200), 16), (1, (700, 900), 8))
     )
     assert overlap(one, other) > 0.75
 
@@ -122,7 +122,7 @@ def test_a_drawing_the_other_way_round_is_the_same() -> None:
 def test_dirt_is_no_part_of_a_drawing() -> None:
     clean = photograph(CIRCLE, 0)
     dirty = clean.copy()
-    dirty.paste((40, 40, 40), (30, 1100, 38, 1108))
+    dirty.paste((40, 40, 40), (20, 700, 25, 705))
     one, other = (prepare(Image, encoded(image), DRAWN)[0] for image in (clean, dirty))
     assert overlap(one, other) > 0.95
 
