@@ -14,7 +14,7 @@ FLOORS = [
     ("task", "schedules", "supported", "search", "ranges"),
     ("select",),
     ("rules", "normalisation", "losses", "stacks", "memory", "compiling", "layout"),
-    ("kernels", "threads"),
+    ("kernels", "threads", "checkpointing"),
     ("operations",),
     ("inner",),
     ("engine", "objectives", "initial", "slots", "adapted"),

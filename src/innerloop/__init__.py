@@ -46,7 +46,7 @@ from .rules import (
     Proximal,
     UpdateRule,
 )
-from .select import Selection, body, everything, head, head_of, named, norms
+from .select import Selection, adapters, body, everything, head, head_of, named, norms
 from .task import Batch, Params, Task, TaskSource
 
 __version__ = "0.1.0"
@@ -70,7 +70,7 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    if name in ("config", "data", "imitation", "report", "rl", "testing", "train", "use"):
+    if name in ("checkpointing", "config", "data", "imitation", "report", "rl", "testing", "train", "use"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -112,6 +112,7 @@ __all__ = [
     "Trainer",
     "Unrolled",
     "UpdateRule",
+    "adapters",
     "anil",
     "body",
     "boil",

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from .inner import BATCH_NORMS, Episode, Stateless, Statistics, arguments, in_mode
+from .inner import BATCH_NORMS, Episode, Stateless, Statistics, arguments, in_mode, stack
+from .operations import TaskOperations, TasksDifferError
 from .supported import joint
-from .task import Params
+from .task import Params, select, size
 
 
 class Adapted:
@@ -103,8 +104,13 @@ class AdaptedTasks:
         def one(params: Params, buffers: Params, x: Any) -> Any:
             return self._model(params, buffers, x)[0]
 
+        every = self.parameters, self._buffers, x
         with in_mode(self._model.model, self._statistics, training=False):
-            return vmap(one)(self.parameters, self._buffers, x)
+            try:
+                with TaskOperations(vectorised=True, kernels=False):
+                    return vmap(one)(*every)
+            except TasksDifferError:
+                return stack([one(*select(every, index)) for index in range(size(every))])
 
 
 def keep_statistics(module: nn.Module) -> None:

@@ -8,9 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .inner import Loss
 from .task import Params
+
+
+def require_tensors(output: Any) -> None:
+    """Refuse what a model returns beside tensors, which cannot be put together for all tasks.
+
+    Raises:
+        TypeError: there is something, such as a cache.
+    """
+    for path, leaf in pytree.tree_leaves_with_path(output):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"the model's output{pytree.keystr(path)} is a {type(leaf).__name__}, but outputs are tensors, or "
+                'tuples, lists and dicts of them; give output= the name of the part that is meant, such as "logits"'
+            )
 
 
 def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:

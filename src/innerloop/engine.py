@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .inner import stack
 from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
-from .operations import TaskOperations
+from .operations import TaskOperations, TasksDifferError
 from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
 from .threads import available, side_by_side
@@ -189,6 +189,8 @@ class Engine:
 
     def _retreat(self, name: str, plan: Plan, error: Exception, alone: Callable[[], None]) -> Plan:
         """The plan to go on by after an error; one that no other plan would help against is raised."""
+        if isinstance(error, TasksDifferError) and self.vectorize == "auto":  # other tasks may agree
+            return self._one_by_one_this_time(f"{name}: some meta-batches one by one, for {_first_line(error)}", error)
         if not is_out_of_memory(error):
             try:
                 alone()
@@ -212,6 +214,12 @@ class Engine:
             raise ValueError(_explain(error, self.model, remedy)) from error
         self._fallback = True
         warnings.warn(_explain(error, self.model, "so tasks run one by one"), stacklevel=5)
+        return Plan(ONE_BY_ONE)
+
+    def _one_by_one_this_time(self, note: str, error: Exception) -> Plan:
+        if note not in self._notes:
+            self._notes.append(note)
+            warnings.warn(_explain(error, self.model, "so these run one by one"), stacklevel=6)
         return Plan(ONE_BY_ONE)
 
     def _alone(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> None:
@@ -263,6 +271,8 @@ def _explain(error: Exception, model: nn.Module, remedy: str) -> str:
         if isinstance(owner, nn.Module) and id(owner) in names:
             where = f"{type(owner).__name__} ({names[id(owner)]})"
         trace = trace.tb_next
+    if isinstance(error, TasksDifferError):
+        return f"{where} cannot run these tasks at once, {remedy}: {_first_line(error)}"
     return f"{where} cannot be vectorised over tasks, {remedy}. Torch said: {_first_line(error)}"
 
 

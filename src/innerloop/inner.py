@@ -6,7 +6,7 @@ Training objectives, evaluation, adaptation to one's own data and reinforcement 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from .checkpointing import running
 from .kernels import unread_gradients
 from .rules import UpdateRule
 from .stacks import place, recomputed, value_and_gradient
@@ -45,6 +46,21 @@ def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
 
 
+def part(output: Any, name: str) -> Any:
+    """The part of a module's output with a name: a key of a mapping, or an attribute.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(output, Tensor):
+        raise ValueError(f"output={name!r} names a part of the model's output, but that is a tensor: leave it out")
+    found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    if found is None:
+        there = list(output) if isinstance(output, Mapping) else list(getattr(output, "_fields", ()))
+        raise ValueError(f"the model's {type(output).__name__} has no {name!r}, which output= asks for; it has {there}")
+    return found
+
+
 class Stateless:
     """A module as a pure function ``(params, buffers, x) -> (output, new buffers)``.
 
@@ -53,8 +69,8 @@ class Stateless:
     that stands under two names its own parameters back.
     """
 
-    def __init__(self, model: nn.Module, precision: Precision = "float32") -> None:
-        self.model, self.precision = model, precision
+    def __init__(self, model: nn.Module, precision: Precision = "float32", output: str | None = None) -> None:
+        self.model, self.precision, self.output = model, precision, output
         first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
         self._slots: dict[str, str] = {}
         for prefix, module in model.named_modules():
@@ -68,10 +84,12 @@ class Stateless:
         tensors = {slot: params[name] if name in params else buffers[name] for slot, name in self._slots.items()}
         args, kwargs = arguments(x)
         # Flash and memory-efficient attention have no second derivative; the math kernel has.
-        with sdpa_kernel(SDPBackend.MATH), self._autocast(tensors):
-            output = functional_call(mine(self.model), tensors, args, kwargs, tie_weights=False)
+        model = mine(self.model)
+        with sdpa_kernel(SDPBackend.MATH), self._autocast(tensors), running(model):
+            output = functional_call(model, tensors, args, kwargs, tie_weights=False)
         # Torch puts what the module's slots hold afterwards into the dictionary: buffers may have been set anew.
         buffers.update({name: tensors[slot] for slot, name in self._slots.items() if name in buffers})
+        output = output if self.output is None else part(output, self.output)
         if self.precision != "float32":
             low = getattr(torch, self.precision)
             output = pytree.tree_map_only(Tensor, lambda t: t.float() if t.dtype == low else t, output)
@@ -206,14 +224,14 @@ class Episode:
     def support_loss(self, params: Params, step: int | None = None) -> Tensor:
         """The inner loss, a scalar."""
         batch = self.support(step)
-        return _scalar(self.inner_loss(self.output(params, batch.x), batch.y))
+        return scalar(self.inner_loss(self.output(params, batch.x), batch.y))
 
     def query_loss(self, params: Params) -> tuple[Tensor, Any]:
         """The outer loss on the query set, a scalar, and the output it was computed from."""
         output, after = self.answer(params, self.task.query.x)
         if self.buffer_slots and place() != "other":  # the tensors of a transform must not outlive it
             self.buffers = {**self.buffers, **{name: after[name].detach() for name in self.buffer_slots}}
-        return _scalar(self.loss(output, self.task.query.y)), output
+        return scalar(self.loss(output, self.task.query.y)), output
 
     def path(self, order: int = 2) -> Iterator[Params]:
         """Yield the adapted parameters after step 1, 2, ..., K.
@@ -261,7 +279,7 @@ class Episode:
 
         def inner(at: Params) -> tuple[Tensor, Params]:
             output, after = self.model({**fixed, **at}, buffers, batch.x)
-            return _scalar(self.inner_loss(output, batch.y)), after
+            return scalar(self.inner_loss(output, batch.y)), after
 
         return value_and_gradient(inner, params, order)
 
@@ -284,7 +302,7 @@ def _slot(tensors: Params, step: int) -> Params:
     return {name: tensor[min(step, len(tensor) - 1)] for name, tensor in tensors.items()}
 
 
-def _scalar(loss: Tensor) -> Tensor:
+def scalar(loss: Tensor) -> Tensor:
     if loss.ndim:
         raise ValueError(f"a loss must average to one scalar, got shape {tuple(loss.shape)}: use reduction='mean'")
     return loss

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .adapted import Adapted, AdaptedTasks, refuse_joint
-from .checks import check_dependence, parameters_of, refuse_order
+from .checkpointing import refused_out_of_place
+from .checks import check_dependence, parameters_of, refuse_order, require_tensors
 from .compiling import Compile, Compiler, of_tensors, signature, tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
+from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, scalar, stack
 from .objectives import Objective, Outcome, Unrolled
 from .rules import UpdateRule, require_step
 from .search import Plan
@@ -42,6 +43,8 @@ class MetaLearner(nn.Module):
         loss: the outer loss, ``(output, y) -> scalar``.
         inner_loss: the loss of the inner loop where it is another; a module's parameters are meta-learned.
         initial: where a task's adapted parameters start, if not at the meta-parameters themselves.
+        output: the part of the model's output that losses and predictions see, where that is a mapping or has named
+            parts: ``"logits"`` for the models of transformers.
         steps: the number K of inner steps.
         batch_size: support examples per inner step, in order and cyclically; ``None`` takes the whole support set.
         statistics: batch norm by the statistics of the examples at hand (``"batch"``, as the papers do: predictions on
@@ -74,6 +77,7 @@ class MetaLearner(nn.Module):
         *,
         inner_loss: Loss | None = None,
         initial: Initialisation | None = None,
+        output: str | None = None,
         steps: int = 1,
         batch_size: int | None = None,
         statistics: Statistics = "batch",
@@ -109,7 +113,7 @@ class MetaLearner(nn.Module):
             raise ValueError('statistics="shared" is for a learner with per_step=; without it there is "running"')
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics(model)
-        self._stateless = Stateless(model, precision)
+        self._stateless = Stateless(model, precision, output)
         self._checked, self._joint = False, joint(model)
         rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
@@ -377,12 +381,15 @@ class MetaLearner(nn.Module):
             episode = self._episode(select(tasks, 0), *self._own())
             start = {name: p.detach().requires_grad_() for name, p in episode.start.items()}
             random_state = torch.get_rng_state()
-            loss = episode.support_loss(start, 0)
+            batch = episode.support(0)
+            require_tensors(output := episode.output(start, batch.x))
+            loss = scalar(self.inner_loss(output, batch.y))
             # Random draws depend on how many tasks run at once, so that is then not a matter of speed.
             self.engine.random = not torch.equal(random_state, torch.get_rng_state())
             self.engine.separable = self._separable(episode)
             refuse_order(self.objective, learned := parameters_of(self.inner_loss, self.loss))
-            check_dependence(loss, start, learned)
+            with refused_out_of_place():
+                check_dependence(loss, start, learned)
         self._checked = True
 
     def _separable(self, episode: Episode) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from . import kernels, normalisation
+from .stacks import functorch, under
 
 
 def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
@@ -117,6 +118,42 @@ def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+class TasksDifferError(RuntimeError):
+    """A value that says which code runs is not the same for all tasks that run at once."""
+
+
+def _where_tasks_agree(read: Callable[..., Any]) -> Callable[..., Any]:
+    """The value of one element, as ``bool(tensor)`` and ``tensor.item()`` give it, which ``vmap`` cannot: that of all
+    tasks if they have the same."""
+
+    def call(tensor: Tensor) -> Any:
+        values = _of_all_tasks(tensor).flatten()
+        if tensor.numel() != 1 or not len(values):
+            return read(tensor)
+        if len(values) > 1 and not bool((values == values[0]).all()):
+            raise TasksDifferError("tasks differ in a value that says which code runs (bool(tensor), tensor.item())")
+        return read(values[0])
+
+    return call
+
+
+def _of_all_tasks(tensor: Tensor) -> Tensor:
+    """What is inside of the wrappers of function transforms."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _contains(tensor: Tensor, element: Any) -> Any:
+    return _where_tasks_agree(bool)((tensor == element).any())
+
+
+def _requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
+    with under([]):  # gradients are recorded beneath ``vmap``
+        _of_all_tasks(tensor).requires_grad_(requires_grad)
+    return tensor
+
+
 def _refuse(*_: Any, **__: Any) -> Tensor:
     raise NotImplementedError("torch's native norms have no right second derivative under vmap")
 
@@ -125,6 +162,9 @@ def _refuse_hook(*_: Any, **__: Any) -> Any:
     raise NotImplementedError("hooks of tensors do not run where tasks run at once")
 
 
+_READS: tuple[Callable[..., Any], ...] = (
+    torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item
+)  # fmt: skip
 _ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: normalisation.weight_norm}
 _VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
     **_ALWAYS,
@@ -137,6 +177,9 @@ _VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.instance_norm: _torch_order(normalisation.instance_norm),
     torch.native_batch_norm: _refuse,  # the engine then loops
     torch.Tensor.register_hook: _refuse_hook,
+    torch.Tensor.requires_grad_: _requires_grad,
+    torch.Tensor.__contains__: _contains,
+    **{read: _where_tasks_agree(read) for read in _READS},
     torch.native_layer_norm: _refuse,
 }
 _KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
 
     loss: Loss
     inner_loss: Loss | None
+    output: str | None
     steps: int
     batch_size: int | None
     statistics: Statistics

@@ -135,3 +135,17 @@ body = Selection("body", (everything - head).match)
 
 norms = Selection("norms", lambda model: _types(model, _NORMS))
 """The parameters of normalisation layers: scales and shifts, and what a `SupportNorm2d` infers by."""
+
+
+def _adapters(model: nn.Module) -> set[str]:
+    """By how peft's layers tell their adapters: the attributes that hold them, and which of them is active."""
+    starts = []
+    for prefix, module in model.named_modules():
+        prompts = ("prompt_encoder",) if hasattr(module, "prompt_encoder") else ()
+        holders, active = getattr(module, "adapter_layer_names", prompts), getattr(module, "active_adapters", ())
+        starts += [".".join(filter(None, (prefix, holder, name, ""))) for holder in holders for name in active]
+    return _some("adapters", lambda parameter: f"{parameter}.".startswith(tuple(starts))).match(model)
+
+
+adapters = Selection("adapters", _adapters)
+"""What the active adapters of a peft model add to it, and the heads that are trained whole with them (LoRA)."""

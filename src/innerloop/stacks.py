@@ -36,6 +36,25 @@ def place() -> Place:
     return "vmap" if level == 1 and kind == functorch.TransformType.Vmap else "other"
 
 
+@contextmanager
+def under(transforms: Sequence[Any]) -> Iterator[list[Any]]:
+    """Code that runs under these function transforms, the innermost first, in place of those that it yields."""
+    present: list[Any] = []
+    while functorch.peek_interpreter_stack() is not None:
+        present.append(functorch.pop_dynamic_layer_stack())
+    try:
+        for transform in reversed(transforms):
+            functorch.push_dynamic_layer_stack(transform)
+        try:
+            yield list(present)
+        finally:
+            for _ in transforms:
+                functorch.pop_dynamic_layer_stack()
+    finally:
+        while present:
+            functorch.push_dynamic_layer_stack(present.pop())
+
+
 def on_stacks(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> tuple[Tensor, ...]:
     """``function`` of the tensors of all tasks, each with a leading task axis ``[T, ...]``, and back to one task's.
 

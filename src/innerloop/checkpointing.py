@@ -1,0 +1,159 @@
+"""Parts of a model that are computed again in the backward pass, as `torch.utils.checkpoint.checkpoint` does.
+
+A learner puts a task's parameters into the model for the length of a call. What is computed again comes later, when the
+model has its own back, and would be computed with these. But torch asks at the first run for the context of the second
+(``context_fn``), and `task_contexts` gives one that puts the model back to how it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from .stacks import place, under
+
+_running: ContextVar[nn.Module | None] = ContextVar("the model that has a task's parameters in place", default=None)
+
+KEPT_AS = "_gradient_checkpointing_func"
+"""The attribute in which modules of transformers keep a `functools.partial` of torch's function."""
+
+
+def task_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """A ``context_fn`` for `torch.utils.checkpoint.checkpoint`: what is computed again in the backward pass sees the
+    parameters, buffers and modes that it saw the first time, and all tasks at once if it did.
+
+    Models of transformers are given it by the learner. In a module of one's own, which runs without a learner as well:
+
+    >>> from torch.utils.checkpoint import checkpoint
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layers = nn.Sequential(nn.Linear(2, 8), nn.GELU(), nn.Linear(8, 2))
+    ...
+    ...     def forward(self, x):
+    ...         return checkpoint(self.layers, x, use_reentrant=False, context_fn=task_contexts)
+    >>> Block()(torch.ones(1, 2)).shape
+    torch.Size([1, 2])
+
+    Raises:
+        ValueError: gradients are taken by `torch.func`, as `innerloop.Implicit` takes them.
+    """
+    model = _running.get()
+    if model is not None and place() == "other":
+        raise ValueError("torch.func.grad, by which iMAML goes, knows no checkpointing: switch it off in the model")
+    return nullcontext(), nullcontext() if model is None else _AsBefore(model)
+
+
+@contextmanager
+def running(model: nn.Module) -> Iterator[None]:
+    """While entered, the model has a task's parameters in place, and what it checkpoints will have them again.
+
+    Raises:
+        ValueError: it checkpoints by the reentrant variant, whose backward pass does not give gradients to a caller.
+    """
+    token = _running.set(model)
+    own = {module: vars(module)[KEPT_AS] for module in model.modules() if KEPT_AS in vars(module)}
+    try:
+        for module, function in own.items():
+            setattr(module, KEPT_AS, _in_context(module, function))
+        yield
+    finally:
+        for module, function in own.items():
+            setattr(module, KEPT_AS, function)
+        _running.reset(token)
+
+
+def _in_context(module: nn.Module, function: Any) -> Any:
+    """A function that checkpoints, with the context of tasks, unless it has another."""
+    options = getattr(function, "keywords", {})
+    if getattr(module, "gradient_checkpointing", False) and options.get("use_reentrant") is not False:
+        raise ValueError(
+            f"{type(module).__name__} checkpoints with use_reentrant={options.get('use_reentrant')}, by which an inner "
+            'loop gets no gradients: enable it with gradient_checkpointing_kwargs={"use_reentrant": False}'
+        )
+    return function if "context_fn" in options else partial(function, context_fn=task_contexts)
+
+
+@contextmanager
+def refused_out_of_place() -> Iterator[None]:
+    """While entered, around a backward pass, a module that runs without a task's parameters in place is an error.
+
+    Raises:
+        ValueError: a module does.
+    """
+
+    def refuse(module: nn.Module, inputs: Any) -> None:
+        if _running.get() is None:
+            raise ValueError(
+                f"{type(module).__name__} is computed again in the backward pass, when a task's parameters are no "
+                "longer in the model: give checkpoint(..., use_reentrant=False, "
+                "context_fn=innerloop.checkpointing.task_contexts)"
+            )
+
+    hook = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+State = list[tuple[dict[str, Any], dict[str, Any], bool]]
+"""For each module of a model its parameters, its buffers and whether it is in training mode."""
+
+
+class _AsBefore:
+    """A model as it is now, whenever it is entered: once for each backward pass through what was checkpointed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.state = model, _apart(_state(model))
+        self.operations = torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        with under([]) as self.transforms:
+            pass
+
+    def __enter__(self) -> None:
+        self._entered = ExitStack()
+        contexts = running(self.model), sdpa_kernel(SDPBackend.MATH), under(self.transforms), self._in_place()
+        for context in contexts:
+            self._entered.enter_context(context)
+        if self.operations not in (None, torch.overrides._get_current_function_mode()):  # type: ignore[no-untyped-call]
+            self._entered.enter_context(self.operations)
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.close()
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        now = _state(self.model)
+        _put(self.model, _apart(self.state))
+        try:
+            yield
+        finally:
+            _put(self.model, now)
+
+
+def _state(model: nn.Module) -> State:
+    return [(dict(module._parameters), dict(module._buffers), module.training) for module in model.modules()]
+
+
+def _apart(state: State) -> State:
+    """The same, with buffers that can be changed in place by themselves."""
+
+    def clones(buffers: dict[str, Any]) -> dict[str, Any]:
+        return {name: buffer.clone() if isinstance(buffer, Tensor) else buffer for name, buffer in buffers.items()}
+
+    return [(params, clones(buffers), training) for params, buffers, training in state]
+
+
+def _put(model: nn.Module, state: State) -> None:
+    for module, (params, buffers, training) in zip(model.modules(), state, strict=True):
+        module._parameters.update(params)
+        module._buffers.update(buffers)
+        module.training = training
