@@ -259,7 +259,8 @@ def test_an_adapted_module_has_the_running_statistics_of_the_support_set() -> No
     assert module[1].momentum == model[1].momentum
     hidden = module[0](support.x)
     torch.testing.assert_close(module[1].running_mean, hidden.mean(0))
-    torch.testing.assert_close(module[1].running_var, hidden.var(0))
+    torch.testing.assert_close(module[1].running_var, hidden.var(0, correction=0))  # what adapting normalised by
+    torch.testing.assert_close(module(support.x), adapted(support.x))
     together = module(batch.query.x[0])  # inductive: one by one is the same
     torch.testing.assert_close(together, torch.cat([module(x[None]) for x in batch.query.x[0]]))
 
@@ -474,3 +475,20 @@ def test_a_bias_transformation_has_more_freedom_than_a_bias() -> None:
     grads = torch.autograd.grad(out.sum(), [layer.transformation, layer.weight])
     assert grads[0].shape == (4,)
     torch.testing.assert_close(grads[1][:, 3:], 5 * layer.transformation.expand(2, 4))
+
+
+def test_a_module_adapted_for_single_inputs_has_the_support_set_in_every_batch_norm() -> None:
+    """Also in those that keep no statistics: each input is then judged by itself, and the support set as in adapting."""
+    torch.manual_seed(0)
+    norms = nn.BatchNorm1d(8, track_running_stats=False), nn.BatchNorm1d(8)
+    model = nn.Sequential(nn.Linear(4, 8), norms[0], nn.ReLU(), nn.Linear(8, 8), norms[1], nn.Linear(8, 4))
+    batch = tasks()
+    support = il.task.select(batch.support, 0)
+    learner = il.maml(model, lr=0.1, steps=2)
+    module, x = learner.adapt(support, transductive=False).module(), batch.query.x[0]
+    torch.testing.assert_close(module(x), torch.cat([module(one[None]) for one in x]))
+    torch.testing.assert_close(module(support.x), learner.adapt(support)(support.x))
+    together = learner.adapt(support).module()  # as it was asked for: batch norms that keep none go by what is at hand
+    assert together[1].running_mean is None
+    assert not torch.allclose(together(x), torch.cat([together(one[None].expand(2, -1))[:1] for one in x]))
+    assert model[1].running_mean is None
