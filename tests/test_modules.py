@@ -478,7 +478,7 @@ def test_a_bias_transformation_has_more_freedom_than_a_bias() -> None:
 
 
 def test_a_module_adapted_for_single_inputs_has_the_support_set_in_every_batch_norm() -> None:
-    """Also in those that keep no statistics: each input is then judged by itself, and the support set as in adapting."""
+    """Also in those that keep none: each input is then judged by itself, and the support set as in adapting."""
     torch.manual_seed(0)
     norms = nn.BatchNorm1d(8, track_running_stats=False), nn.BatchNorm1d(8)
     model = nn.Sequential(nn.Linear(4, 8), norms[0], nn.ReLU(), nn.Linear(8, 8), norms[1], nn.Linear(8, 4))
