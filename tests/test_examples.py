@@ -45,6 +45,25 @@ def test_an_environment_of_ones_own_is_learned(tmp_path: Path) -> None:
     assert after > before + 2
 
 
+def test_adapters_learn_to_learn_a_text_task(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="needs the extra adapters")
+    pytest.importorskip("transformers", reason="needs the extra adapters")
+    output = run(EXAMPLES / "adapters.py", "40", cwd=tmp_path)
+    rows = [[float(mean) for mean in re.findall(r"([\d.]+) \+-", line)] for line in output.splitlines() if "+-" in line]
+    assert len(rows) == 4
+    (initialised, trained), last = rows[0], rows[-1]
+    assert initialised == pytest.approx(50, abs=3)
+    assert trained == pytest.approx(50, abs=3)
+    assert last[1] > max(trained + 25, last[0] + 8)
+
+
+def test_a_lightning_module_learns(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    output = run(EXAMPLES / "lightning_module.py", "300", cwd=tmp_path)
+    before, after = (float(value) for value in re.findall(r"val_mse_after_5\W+([\d.]+)", output))
+    assert after < 0.8 * before
+
+
 def test_the_code_of_the_page_on_reinforcement_learning_runs(tmp_path: Path) -> None:
     """Its blocks in order, with fewer and shorter episodes, and an environment of one's own that they speak of."""
     text = (EXAMPLES.parent / "RL.md").read_text()

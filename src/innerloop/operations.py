@@ -13,7 +13,7 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from . import kernels, normalisation
-from .stacks import functorch, under
+from .stacks import functorch, place, under
 
 
 def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
@@ -149,7 +149,9 @@ def _contains(tensor: Tensor, element: Any) -> Any:
 
 
 def _requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
-    with under([]):  # gradients are recorded beneath ``vmap``
+    if place() != "vmap":  # other transforms record gradients themselves, by this very call
+        return tensor.requires_grad_(requires_grad)
+    with under([]):
         _of_all_tasks(tensor).requires_grad_(requires_grad)
     return tensor
 
