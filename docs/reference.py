@@ -34,6 +34,9 @@ INSIDE = (
 )  # fmt: skip
 """Modules that docstrings refer to."""
 
+ORDER = [f"innerloop.{name}" for name in ("task", "select", "rules", "objectives", "initial", "inner", "learner")]
+"""The modules of the core in the order of the one sentence."""
+
 _described: dict[int, str] = {}
 """The name that each class and function has on the site, by identity."""
 
@@ -56,20 +59,35 @@ def left_out(app: Any, what: str, name: str, member: Any, skip: bool, options: A
     return True if type(member).__name__ == "_tuplegetter" else None
 
 
-def site_name(target: str) -> str | None:
-    """The name under which an object is described that is called by another, such as that of where it is defined."""
-    module, _, name = target.rpartition(".")
-    try:
-        return _described.get(id(getattr(importlib.import_module(module), name)))
-    except (ImportError, AttributeError, ValueError):
-        return None
-
-
 def _described_module(module: ModuleType) -> str:
+    """A page's text: the module's docstring, and its names, of a package by the modules that they come from."""
     names = [*getattr(module, "__all__", ()), *getattr(module, "_LATER", ())] or _own(module)
-    entries = "\n".join(entry for name in dict.fromkeys(names) for entry in _entry(module, name))
-    about = "".join(f"   {line}\n" for line in (inspect.getdoc(module) or "").splitlines())
-    return f"```{{eval-rst}}\n.. py:module:: {module.__name__}\n\n{inspect.cleandoc(about)}\n\n{entries}\n```\n"
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(_home(module, name), []).append(name)
+    parts = [_rst(f".. py:module:: {module.__name__}\n\n{inspect.getdoc(module)}")]
+    for home in sorted(groups, key=lambda home: (ORDER.index(home) if home in ORDER else len(ORDER), home)):
+        entries = "\n".join(entry for name in groups[home] for entry in _entry(module, name))
+        about = "" if home == module.__name__ else inspect.getdoc(importlib.import_module(home)) or ""
+        heading = f"## {home.rpartition('.')[2].capitalize()}\n\n" if len(groups) > 1 and about else ""
+        first = about.split("\n\n")[0] if heading else ""
+        parts.append(f"{heading}{_rst(f'.. py:currentmodule:: {module.__name__}', first, entries)}")
+    return "\n".join(parts)
+
+
+def _rst(*parts: str) -> str:
+    text = "\n\n".join(part for part in parts if part)
+    return f"```{{eval-rst}}\n{text}\n```\n"
+
+
+def _home(module: ModuleType, name: str) -> str:
+    """The module that a name comes from."""
+    value = getattr(module, name)
+    if isinstance(value, ModuleType):
+        return module.__name__
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return str(value.__module__)
+    return next((home for home in _modules() if ("", name) in _comments(home)), module.__name__)
 
 
 def _own(module: ModuleType) -> list[str]:
@@ -103,8 +121,12 @@ def _raised(value: Any) -> bool:
 
 def _comment(name: str) -> list[str]:
     """What is said of a value below where it is defined, in whichever module that is."""
-    every = (part.name for part in pkgutil.walk_packages(innerloop.__path__, "innerloop."))
-    return next((said[key] for m in every if (key := ("", name)) in (said := _comments(m))), [])
+    return next((said[key] for m in _modules() if (key := ("", name)) in (said := _comments(m))), [])
+
+
+@cache
+def _modules() -> list[str]:
+    return [part.name for part in pkgutil.walk_packages(innerloop.__path__, "innerloop.")]
 
 
 @cache
