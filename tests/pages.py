@@ -265,18 +265,18 @@ def _seed(number: str) -> list[str]:
 
 
 def torchrun(page: Page, words: list[str]) -> None:
-    """Its own options are read by its own parser; what it runs, this process runs alone."""
+    """Its own options are read by its own parser. A recipe is trained by this process alone; a script that a block made
+    runs in the slow test."""
     from torch.distributed.run import get_args_parser
 
-    if not page.short:
-        subprocess_of(words)
-        return
     found = get_args_parser().parse_args(words[1:])
     rest = [word for word in (found.training_script, *found.training_script_args) if word != "--"]
     if rest[0] == "innerloop":
         innerloop(page, rest)
-    else:
-        assert Path(rest[0]).is_file(), f"torchrun is to run {rest[0]}, which no block of {page.path.name} makes"
+        return
+    assert Path(rest[0]).is_file(), f"torchrun is to run {rest[0]}, which no block of {page.path.name} makes"
+    if page.long or not page.short:
+        subprocess_of([sys.executable, "-m", "torch.distributed.run", *words[1:]])
 
 
 def subprocess_of(words: list[str]) -> None:
@@ -359,10 +359,12 @@ def _value(number: str) -> float:
 
 def write(page: Path) -> None:
     """Run a page at full length, and write what it printed into it."""
-    found = Page(page, short=False)
+    text = page.read_text()
+    found = Page(page, short=False, text=text)
     os.chdir(tempfile.mkdtemp())
     found.run()
-    text = page.read_text()
+    if page.read_text() != text:
+        raise ValueError(f"{page} was changed while it ran: run it again")
     for block, _, printed in reversed(found.printed):
         start, end = block.span
         text = text[:start] + printed.rstrip() + "\n" + text[end:]
