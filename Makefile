@@ -4,6 +4,7 @@
 #   make test       lint, type check, tests
 #   make test-slow  the tests that take long, or need the machine to themselves
 #   make bench      compare with other libraries (20 minutes or more); options in BENCH, see benchmarks/README.md
+#   make docs       the documentation site, in docs/_build/html; a warning is an error
 #   make help       this text
 
 PYTHON ?= python3
@@ -13,10 +14,10 @@ RUN := $(VENV)/bin
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo bench test test-slow lint format table clean help
+.PHONY: demo bench docs test test-slow lint format table clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,14 @@ bench: $(VENV)/dev
 	$(RUN)/python -m benchmarks.run $(BENCH)
 	$(RUN)/python -m benchmarks.table
 
+$(VENV)/docs: $(VENV)/torch pyproject.toml
+	$(RUN)/pip install -q -e '.[all,docs]'
+	@touch $@
+
+docs: $(VENV)/docs
+	$(RUN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 test: lint
 	$(RUN)/python -m pytest -n 2 -m "not slow"
 
@@ -62,4 +71,4 @@ table: $(VENV)/dev
 	$(RUN)/python experiments/alphabet_pairs.py write
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build docs/api docs/project

@@ -64,48 +64,6 @@ def test_a_lightning_module_learns(tmp_path: Path) -> None:
     assert after < 0.8 * before
 
 
-def test_the_code_of_the_page_on_reinforcement_learning_runs(tmp_path: Path) -> None:
-    """Its blocks in order, with fewer and shorter episodes, and an environment of one's own that they speak of."""
-    text = (EXAMPLES.parent / "RL.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    short = {
-        "horizon=100": "horizon=4", "iterations=80": "iterations=2", "tasks=40": "tasks=2", "episodes=20": "episodes=3",
-        "num_tasks=100": "num_tasks=2", "validate_every=10": "validate_every=2, val_tasks=2",
-    }  # fmt: skip
-    for one, other in short.items():
-        assert one in text
-        blocks = [block.replace(one, other) for block in blocks]
-    own = (
-        "import gymnasium, numpy\n\n\nclass MyEnvironment(gymnasium.Env):\n"
-        "    observation_space = gymnasium.spaces.Box(-9, 9, (2,), numpy.float32)\n"
-        "    action_space = gymnasium.spaces.Box(-1, 1, (2,), numpy.float32)\n"
-        "    def set_task(self, task): self.task = task\n"
-        "    def reset(self, seed=None, options=None): return numpy.zeros(2, numpy.float32), {}\n"
-        "    def step(self, action): return numpy.zeros(2, numpy.float32), float(action[0]), False, False, {}\n"
-    )
-    shorter = blocks[1].replace("rl.Interaction(family), ...", "rl.Interaction(family), iterations=1, tasks=2")
-    pytest.importorskip("gymnasium")
-    main = blocks[0].replace("\n", "\n    ")
-    script = f"import torch\n{own}\nif __name__ == '__main__':\n    {main}\n{shorter}"
-    (tmp_path / "script.py").write_text(script)
-    assert "return " in run(tmp_path / "script.py", cwd=tmp_path)
-
-
-def test_the_code_of_the_page_on_imitation_runs(tmp_path: Path) -> None:
-    text = (EXAMPLES.parent / "IMITATION.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    short = {
-        "filters=16": "filters=4", "iterations=2000": "iterations=2", "tasks=16": "tasks=2",
-        "num_tasks=200": "num_tasks=2", "validate_every=250": "validate_every=2, val_tasks=2",
-    }  # fmt: skip
-    for one, other in short.items():
-        assert one in block
-        block = block.replace(one, other, 1)
-    (tmp_path / "script.py").write_text(block)
-    assert "success " in run(tmp_path / "script.py", cwd=tmp_path)
-
-
 def test_pictures_of_runs(tmp_path: Path) -> None:
     """The demo, shortened: two runs, their numbers before and after adaptation, their pictures."""
     tiny = ["--set", "train.iterations=20", "--set", "train.val_tasks=4", "--set", "evaluate.num_tasks=20", "--quiet"]
@@ -120,31 +78,3 @@ def test_pictures_of_runs(tmp_path: Path) -> None:
         "sinusoid-maml/adaptation.png", "sinusoid-maml/tasks.png",
         "strokes-5w1s-maml/adaptation.png", "strokes-5w1s-maml/tasks.png",
     }  # fmt: skip
-
-
-def test_the_readmes_code_runs() -> None:
-    """Every Python block, in order, in one namespace with a `Net` and the data that it speaks of."""
-    text = (EXAMPLES.parent / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 4
-    names: dict[str, object] = {}
-    exec(SETTING, names)
-    for block in blocks:
-        exec(block.replace("range(1_000)", "range(3)").replace("num_tasks=600", "num_tasks=10"), names)
-    assert names["adapted"](names["new_images"]).shape == (4, 3)
-
-
-SETTING = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8)), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.classifier(self.body(x))
-
-images, labels, new_images = torch.randn(6, 1, 4, 4), torch.arange(6) % 3, torch.randn(4, 1, 4, 4)
-"""

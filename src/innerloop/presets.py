@@ -38,12 +38,25 @@ class Options(TypedDict, total=False):
 
 
 def maml(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[Options]) -> MetaLearner:
-    """Model-agnostic meta-learning: all parameters, plain gradient steps (Finn et al. 2017, Algorithm 1)."""
+    """Model-agnostic meta-learning: all parameters, plain gradient steps (Finn et al. 2017, Algorithm 1).
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of the inner steps.
+        order: 2 differentiates through the updates, 1 takes them as constants.
+        options: as in `MetaLearner`.
+    """
     return MetaLearner(model, rules.SGD(lr), everything, Unrolled(order), **options)
 
 
 def fomaml(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> MetaLearner:
-    """First-order MAML: the updates are taken as constants (Finn et al. 2017, section 5.2)."""
+    """First-order MAML: the updates are taken as constants (Finn et al. 2017, section 5.2).
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of the inner steps.
+        options: as in `MetaLearner`.
+    """
     return maml(model, lr, order=1, **options)
 
 
@@ -54,6 +67,15 @@ def reptile(
 
     The paper's inner Adam has ``betas=(0, 0.999)`` and keeps its second moments from task to task; here every task
     starts afresh.
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of the inner optimiser.
+        optimizer: ``"adam"`` or ``"sgd"``, the inner one.
+        options: as in `MetaLearner`.
+
+    Raises:
+        ValueError: another optimizer.
     """
     if optimizer not in ("adam", "sgd"):
         raise ValueError(f'the inner optimizer of Reptile is "adam" or "sgd", got {optimizer!r}')
@@ -64,7 +86,15 @@ def reptile(
 def imaml(
     model: nn.Module, lr: float = 0.1, strength: float = 2.0, iterations: int = 5, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Implicit MAML: a proximal inner loop, meta-gradient by conjugate gradients (Rajeswaran et al. 2019)."""
+    """Implicit MAML: a proximal inner loop, meta-gradient by conjugate gradients (Rajeswaran et al. 2019).
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of the inner steps, which have to come near a minimum.
+        strength: of the pull towards the meta-parameters, lambda in the paper.
+        iterations: of conjugate gradients.
+        options: as in `MetaLearner`.
+    """
     rule = rules.Chain(rules.Proximal(strength), rules.SGD(lr))
     return MetaLearner(model, rule, everything, Implicit(strength, iterations), **options)
 
@@ -72,7 +102,15 @@ def imaml(
 def anil(
     model: nn.Module, lr: float = 0.1, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Almost no inner loop: only the head adapts (Raghu et al. 2020)."""
+    """Almost no inner loop: only the head adapts (Raghu et al. 2020).
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of the inner steps.
+        head: the qualified name of the head; the last submodule with parameters if not given.
+        order: 2 differentiates through the updates, 1 takes them as constants.
+        options: as in `MetaLearner`.
+    """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
     adapt = head_of(head or head_name(model))
     return MetaLearner(model, rules.SGD(lr), adapt, Unrolled(order), citation=citation, **options)
@@ -81,7 +119,15 @@ def anil(
 def boil(
     model: nn.Module, lr: float = 0.1, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Body only update in the inner loop: everything but the head adapts (Oh et al. 2021)."""
+    """Body only update in the inner loop: everything but the head adapts (Oh et al. 2021).
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of the inner steps.
+        head: the qualified name of the head; the last submodule with parameters if not given.
+        order: 2 differentiates through the updates, 1 takes them as constants.
+        options: as in `MetaLearner`.
+    """
     citation = "Oh, Yoo, Kim, Yun. BOIL: Towards Representation Change for Few-shot Learning. ICLR 2021"
     adapt = everything - head_of(head or head_name(model))
     return MetaLearner(model, rules.SGD(lr), adapt, Unrolled(order), citation=citation, **options)
@@ -89,17 +135,37 @@ def boil(
 
 def cavia(model: nn.Module, lr: float = 1.0, adapt: Selection | None = None, **options: Unpack[Options]) -> MetaLearner:
     """Fast context adaptation: only a context vector adapts, from zero (Zintgraf et al. 2019). The model is one with a
-    parameter called ``context``, such as `innerloop.models.WithContext`."""
+    parameter called ``context``, such as `innerloop.models.WithContext`.
+
+    Args:
+        model: with a frozen parameter called ``context``.
+        lr: of the inner steps.
+        adapt: the context, where it is called otherwise.
+        options: as in `MetaLearner`.
+    """
     return MetaLearner(model, rules.SGD(lr), adapt or named("context", "*.context"), Unrolled(), **options)
 
 
 def meta_sgd(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[Options]) -> MetaLearner:
-    """Meta-SGD: MAML with a learned rate for every weight (Li et al. 2017)."""
+    """Meta-SGD: MAML with a learned rate for every weight (Li et al. 2017).
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of every weight at first.
+        order: 2 differentiates through the updates, 1 takes them as constants.
+        options: as in `MetaLearner`.
+    """
     return MetaLearner(model, rules.ElementwiseSGD(lr), everything, Unrolled(order), **options)
 
 
 def meta_curvature(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> MetaLearner:
-    """Meta-Curvature: MAML whose gradients pass a learned Kronecker-factored map (Park and Oliva 2019)."""
+    """Meta-Curvature: MAML whose gradients pass a learned Kronecker-factored map (Park and Oliva 2019).
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of the inner steps.
+        options: as in `MetaLearner`.
+    """
     rule = rules.Chain(rules.KroneckerCurvature(), rules.SGD(lr))
     return MetaLearner(model, rule, everything, Unrolled(), **options)
 
@@ -148,7 +214,15 @@ def maml_plus_plus(
 def protomaml(
     model: nn.Module, lr: float = 0.01, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
-    """ProtoMAML: MAML whose linear head starts at the class prototypes (Triantafillou et al. 2020, section 3)."""
+    """ProtoMAML: MAML whose linear head starts at the class prototypes (Triantafillou et al. 2020, section 3).
+
+    Args:
+        model: as in `MetaLearner`.
+        lr: of the inner steps.
+        head: the qualified name of the linear head; the last submodule with parameters if not given.
+        order: 2 differentiates through the updates, 1 takes them as constants.
+        options: as in `MetaLearner`.
+    """
     citation = "Triantafillou et al. Meta-Dataset. ICLR 2020. arXiv:1903.03096"
     initial = Prototypes(model, head)
     return MetaLearner(model, rules.SGD(lr), everything, Unrolled(order), initial=initial, citation=citation, **options)
@@ -156,7 +230,13 @@ def protomaml(
 
 def prototypical(model: nn.Module, head: str | None = None, **options: Unpack[Options]) -> MetaLearner:
     """Prototypical networks: ProtoMAML without inner steps, the baseline that takes no gradient at test time (Snell et
-    al. 2017)."""
+    al. 2017).
+
+    Args:
+        model: as in `MetaLearner`.
+        head: the qualified name of the linear head; the last submodule with parameters if not given.
+        options: as in `MetaLearner`; there are no steps.
+    """
     options = {**options, "steps": 0}
     adapt = head_of(head or head_name(model))
     return MetaLearner(model, rules.SGD(0.0), adapt, Unrolled(1), initial=Prototypes(model, head), **options)

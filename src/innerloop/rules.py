@@ -69,6 +69,9 @@ class GradientTransform(UpdateRule, ABC):
 class Chain(UpdateRule):
     """Rules one after another: each transforms the gradient for the next, the last takes the step.
 
+    Args:
+        rules: gradient transforms, and behind them a rule that takes the step.
+
     Raises:
         ValueError: nothing is chained, a rule before the last takes a step, or the last only transforms.
     """
@@ -177,7 +180,12 @@ class PerStepSGD(UpdateRule):
 
 
 class ElementwiseSGD(UpdateRule):
-    """A learned rate for every single weight (Meta-SGD; Li et al. 2017, Eq. 1)."""
+    """A learned rate for every single weight (Meta-SGD; Li et al. 2017, Eq. 1). Rates may turn negative.
+
+    Args:
+        lr: every rate at first.
+        learned: whether they are meta-learned.
+    """
 
     citation = "Li, Zhou, Chen, Li. Meta-SGD: Learning to Learn Quickly for Few-Shot Learning. arXiv:1707.09835"
 
@@ -203,6 +211,11 @@ class Adam(UpdateRule):
     The root is taken of the second moment *plus* ``eps`` squared, where the paper adds ``eps`` to the root: with a
     gradient of exactly zero its derivative would be infinite, and the meta-gradient not a number. For gradients well
     above ``eps`` the two agree.
+
+    Args:
+        lr: the inner rate, which is not learned.
+        betas: of the running means of gradients and of their squares.
+        eps: what keeps the root from zero.
     """
 
     citation = "Kingma, Ba. Adam: A Method for Stochastic Optimization. ICLR 2015. arXiv:1412.6980"
@@ -226,7 +239,11 @@ class Adam(UpdateRule):
 
 
 class Momentum(GradientTransform):
-    """Heavy-ball momentum: the gradient handed on is the velocity ``v <- momentum * v + g`` (Polyak 1964)."""
+    """Heavy-ball momentum: the gradient handed on is the velocity ``v <- momentum * v + g`` (Polyak 1964).
+
+    Args:
+        momentum: the part of the velocity that is kept.
+    """
 
     def __init__(self, momentum: float = 0.9) -> None:
         super().__init__()
@@ -241,7 +258,14 @@ class Momentum(GradientTransform):
 
 
 class Clip(GradientTransform):
-    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10)."""
+    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10).
+
+    Args:
+        limit: above 0.
+
+    Raises:
+        ValueError: it is not.
+    """
 
     def __init__(self, limit: float = 10.0) -> None:
         super().__init__()
@@ -255,7 +279,11 @@ class Clip(GradientTransform):
 
 class Proximal(GradientTransform):
     """Adds the gradient of ``strength / 2 * ||params - start||^2``, the pull towards the meta-parameters (Rajeswaran
-    et al. 2019, Eq. 3)."""
+    et al. 2019, Eq. 3).
+
+    Args:
+        strength: lambda in the paper.
+    """
 
     citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
 

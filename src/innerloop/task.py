@@ -63,7 +63,7 @@ class InteractiveSource(Protocol):
     metric: str
 
     def require(self, learner: Any) -> None:
-        """Refuse, with a `ValueError`, a learner that cannot act in these tasks."""
+        """Refuse, with a ``ValueError``, a learner that cannot act in these tasks."""
         ...
 
     def collect(self, learner: Any, n: int, generator: torch.Generator) -> Task:

@@ -21,7 +21,8 @@ class ClassImages:
 
     Attributes:
         images: uint8 ``[N, C, H, W]``; may be memory-mapped, and on any device.
-        offsets, counts: int64 ``[classes]`` on the CPU; class i is ``images[offsets[i] : offsets[i] + counts[i]]``.
+        offsets: int64 ``[classes]`` on the CPU; class i is ``images[offsets[i] : offsets[i] + counts[i]]``.
+        counts: likewise, images of each class.
         names: one for each class, rotations not counted.
         groups: int64 ``[classes]`` on the CPU, e.g. the alphabet of each character; None where there are none.
         rotations: also take every class turned by 90, 180 and 270 degrees, as classes of their own (Santoro et

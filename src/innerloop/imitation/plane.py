@@ -43,8 +43,8 @@ class Reach:
     object, which lies somewhere else before it, seen by another.
 
     The arm has two links; its colour, width and proportions are the demonstrator's, and camera, light and ground differ
-    from demonstration to demonstration. The robot is a ring that moves by at most `STRIDE` a step; its state is where
-    it is. Objects differ in shape and hue.
+    from demonstration to demonstration. The robot is a ring that moves by at most ``STRIDE`` (0.3) a step; its state is
+    where it is. Objects differ in shape and hue.
 
     Args:
         objects: that lie there.

@@ -64,7 +64,7 @@ class Table:
     Args:
         goal: ``"push"``: the object away from the robot; ``"reach"``: the tip to the object.
         objects: that lie there.
-        cases: demonstrations of the training split; val and test have a tenth of it each, at least `FEWEST`.
+        cases: demonstrations of the training split; val and test have a tenth of it each, at least ``FEWEST`` (300).
         frames: of a video.
         horizon: steps of the robot.
         moments: of a robot's demonstration that a task has.

@@ -98,7 +98,8 @@ class World(Protocol):
         horizon: steps of the robot.
         frames: pictures of a demonstration.
         size: their height and width.
-        state, actions: numbers that a state and an action have.
+        state: numbers that a state has.
+        actions: numbers that an action has.
     """
 
     horizon: int

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def best(self) -> Line | None:
-        """The best validation, if there was any: of the highest accuracy, else of the lowest error."""
+        """The best validation if there was any, that of the highest accuracy, else of the lowest error."""
         found = [line for line in self.lines.get("validation", ()) if line["mean"] is not None]
         if not found:
             return None

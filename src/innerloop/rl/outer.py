@@ -66,7 +66,7 @@ class TRPO:
         """One step on a meta-batch whose meta-gradient is given.
 
         Returns:
-            How much of the longest step was taken: 1, ``shrink``, ``shrink ** 2``, ..., or 0 if none improved.
+            How much of the longest step was taken, 1, ``shrink``, ``shrink ** 2``, ..., or 0 if none improved.
         """
         product = self.fisher(tasks, iteration)
         direction = conjugate_gradient(product, grads, self.iterations)

@@ -102,7 +102,11 @@ def _rule(lr: float, later_lr: float | None) -> rules.UpdateRule:
 def fomaml_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
-    """First-order `maml_trpo`: the updates are taken as constants (Finn et al. 2017, section 5.2)."""
+    """First-order `maml_trpo`: the updates are taken as constants (Finn et al. 2017, section 5.2).
+
+    Args:
+        policy, lr, episodes, max_kl, options: see `maml_trpo`.
+    """
     return maml_trpo(policy, lr, episodes, order=1, max_kl=max_kl, **options)
 
 
@@ -114,7 +118,12 @@ def e_maml(
     max_kl: float = 0.01,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """E-MAML: the meta-gradient counts what the policy samples to adapt from, too (Stadie et al. 2018)."""
+    """E-MAML: the meta-gradient counts what the policy samples to adapt from, too (Stadie et al. 2018).
+
+    Args:
+        policy, lr, episodes, max_kl, options: see `maml_trpo`.
+        strength: of what counts for sampling; see `Sampling`.
+    """
     objective = Sampling(strength=strength)
     return _learner(policy, rules.SGD(lr), everything, objective, TRPO(max_kl), episodes, "score", **options)
 
@@ -131,7 +140,14 @@ def promp(
     **options: Unpack[Options],
 ) -> MetaLearner:
     """Proximal meta-policy search: ratios within, clipped ratios without, a penalty on leaving the policies that
-    sampled (Rothfuss et al. 2019)."""
+    sampled (Rothfuss et al. 2019).
+
+    Args:
+        policy, lr, episodes, options: see `maml_trpo`.
+        outer_lr, epochs: of the outer steps; see `PPO`.
+        clip: of the outer ratios; see `Clipped`.
+        penalty, target_kl: of leaving the policies that sampled; see `Penalised` and `PPO`.
+    """
     outer, objective = PPO(outer_lr, epochs, target_kl), Penalised(strength=penalty)
     rule, loss = rules.SGD(lr), Clipped(clip)
     return _learner(policy, rule, everything, objective, outer, episodes, "ratio", loss=loss, **options)
@@ -140,7 +156,12 @@ def promp(
 def meta_sgd_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
-    """`maml_trpo` with a learned rate for every weight (Li et al. 2017, section 4.3)."""
+    """`maml_trpo` with a learned rate for every weight (Li et al. 2017, section 4.3).
+
+    Args:
+        policy, episodes, max_kl, options: see `maml_trpo`.
+        lr: of every weight at first.
+    """
     rule = rules.ElementwiseSGD(lr)
     return _learner(policy, rule, everything, Unrolled(), TRPO(max_kl), episodes, "score", **options)
 
@@ -148,7 +169,12 @@ def meta_sgd_trpo(
 def cavia_trpo(
     policy: nn.Module, lr: float = 10.0, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Only the policy's context adapts, from zero (Zintgraf et al. 2019, section 5.3)."""
+    """Only the policy's context adapts, from zero (Zintgraf et al. 2019, section 5.3).
+
+    Args:
+        policy: with a context, ``gaussian_policy(context=5)``.
+        lr, episodes, max_kl, options: see `maml_trpo`.
+    """
     citation = "Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson. Fast Context Adaptation via Meta-Learning. ICML 2019."
     adapt = named("context", "*.context")
     return _learner(policy, rules.SGD(lr), adapt, Unrolled(), TRPO(max_kl), episodes, "score", citation, **options)
@@ -157,7 +183,11 @@ def cavia_trpo(
 def anil_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
-    """`maml_trpo` of which only the last layer adapts (Raghu et al. 2020, section 4.3)."""
+    """`maml_trpo` of which only the last layer adapts (Raghu et al. 2020, section 4.3).
+
+    Args:
+        policy, lr, episodes, max_kl, options: see `maml_trpo`.
+    """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
     adapt = head_of("head")
     return _learner(policy, rules.SGD(lr), adapt, Unrolled(), TRPO(max_kl), episodes, "score", citation, **options)
@@ -173,7 +203,12 @@ def trpo(
     **running: Unpack[Running],
 ) -> MetaLearner:
     """Pretraining, to compare with: one policy for all tasks, trained without adapting (Schulman et al. 2015). It takes
-    inner steps, at the rates that are given, when it is evaluated."""
+    inner steps, at the rates that are given, when it is evaluated.
+
+    Args:
+        policy, lr, episodes, later_lr, max_kl, inner: see `maml_trpo`; of inner steps at test.
+        running: see `MetaLearner`.
+    """
     rule, objective, outer = _rule(lr, later_lr), Unrolled(), TRPO(max_kl)
     return _learner(policy, rule, everything, objective, outer, episodes, inner, steps=0, **running)
 

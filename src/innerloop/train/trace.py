@@ -18,7 +18,7 @@ def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> d
     Args:
         learner: its parameters, modes and statistics stay what they are, and so does torch's random state.
         tasks: a meta-batch of T tasks.
-        steps: ``[T, K]``: the inner loss of each step on its own examples, before it (`Outcome.steps`).
+        steps: ``[T, K]``: the inner loss of each step on its own examples, before it (as in `Outcome`).
         every: after every so many steps the whole support and query sets are judged; after 0 and K always.
 
     Returns:
