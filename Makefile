@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo bench docs test test-slow lint format table clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -110,7 +110,13 @@ def _entry(module: ModuleType, name: str) -> Iterator[str]:
         yield f".. auto{kind}:: {full}\n" + "   :members:\n   :special-members: __call__\n" * (kind != "function")
     elif not (other := _described.get(id(value))) or not _comment(name):
         _described[id(value)] = full
-        yield f".. py:data:: {full}\n\n" + "".join(f"   {line}\n" for line in _comment(name))
+        lines = [
+            f".. py:data:: {name}",
+            f"   :module: {module.__name__}",
+            "",
+            *(f"   {line}" for line in _comment(name)),
+        ]
+        yield "\n".join(lines) + "\n"
     else:
         yield f"* ``{name}`` is `{other}`.\n"
 

@@ -113,6 +113,8 @@ LEFT_OUT = {"--storage"}
 """Those that need a server."""
 QUICKER = {"report": ("--record-only",), "plot": ("--kind", "inner")}
 """What the quick test adds to commands that draw; the slow one does not."""
+SERVERS = {"demo"}
+"""Commands that would not end: their options are read, with ``--help`` behind them."""
 LONG = {"daml-push", "half-cheetah-direction-quick"}
 """Recipes that take a simulator and its pictures: in the quick test they are read, in the slow one they are trained."""
 
@@ -197,6 +199,9 @@ class Page:
 
 def innerloop(page: Page, words: list[str]) -> None:
     """Runs, in this process."""
+    if words[1] in SERVERS:
+        assert cli.run([*words[1:], "--help"]) == 0, f"{page.path.name}: there is no {' '.join(words)}"
+        return
     if page.short and not page.long and (named := [recipe for recipe in LONG if recipe in " ".join(words)]):
         config.load_recipe(named[0])
         return
