@@ -30,7 +30,7 @@ PUBLIC = {
 INSIDE = (
     "task", "inner", "adapted", "objectives", "engine", "compiling", "slots", "supported", "train.outer", "train.trace",
     "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym", "imitation.worlds",
-    "imitation.policies",
+    "imitation.policies", "use.pictures", "use.adapting", "use.saved",
 )  # fmt: skip
 """Modules that docstrings refer to."""
 
@@ -55,8 +55,9 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def left_out(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
-    """Sphinx's hook: fields of named tuples, of which the class tells."""
-    return True if type(member).__name__ == "_tuplegetter" else None
+    """Sphinx's hook: fields of named tuples, of which the class tells, and what scikit-learn adds to estimators."""
+    added = name.startswith("set_") and name.endswith("_request")
+    return True if added or type(member).__name__ == "_tuplegetter" else None
 
 
 def _described_module(module: ModuleType) -> str:

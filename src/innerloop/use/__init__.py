@@ -6,6 +6,7 @@
 import importlib
 from typing import Any
 
+from .expectation import Expectation
 from .heads import Head, with_classes
 from .pretrained import Pretrained, shipped
 
@@ -18,4 +19,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["FewShotClassifier", "FewShotRegressor", "Head", "Pretrained", "shipped", "with_classes"]
+__all__ = ["Expectation", "FewShotClassifier", "FewShotRegressor", "Head", "Pretrained", "shipped", "with_classes"]

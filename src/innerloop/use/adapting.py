@@ -46,7 +46,7 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
         model: one that was trained on pictures.
         folder: ``folder/<class>/**/<image>``, or a zip of the same; any number of classes, unequal numbers of pictures.
         steps: inner steps; None takes as many as in training.
-        head: see `innerloop.use.heads.with_classes`.
+        head: see `innerloop.use.with_classes`.
 
     Raises:
         FileNotFoundError: no such folder.

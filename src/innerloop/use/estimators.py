@@ -1,4 +1,4 @@
-"""Few-shot learners as scikit-learn estimators: `fit` adapts to a few examples, as meta-training taught it to."""
+"""Few-shot learners as scikit-learn estimators: ``fit`` adapts to a few examples, as meta-training taught it to."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         self.predictor_, self.losses_ = plain(adapted), adapted.losses.cpu()
 
     def module(self) -> torch.nn.Module:
-        """The adapted model as a plain module; see `innerloop.adapted.Adapted.module`."""
+        """The adapted model as a plain module; see `Adapted.module`."""
         check_is_fitted(self)
         learner: MetaLearner = self.learner_
         return learner.adapt(self.support_, self.steps, transductive=False).module()
@@ -89,7 +89,7 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
             package, a `Pretrained`, a `MetaLearner`, or a function ``(features, classes) -> MetaLearner``.
         steps: inner steps; None takes as many as in training.
         head: where the head starts, which for more classes than were trained has to be said; see
-            `innerloop.use.heads.with_classes`.
+            `innerloop.use.with_classes`.
 
     Attributes:
         classes_: the labels, sorted.
