@@ -153,6 +153,17 @@ def test_a_backbone_can_be_meta_learned_without_adapting() -> None:
     assert moved == set(own.adapted)
 
 
+def test_frozen_adapters_adapt_from_a_fixed_start() -> None:
+    model, tasks = with_lora(), texts()
+    lora = il.adapters - il.named("*modules_to_save*")
+    for name in lora.names(model):
+        model.get_parameter(name).requires_grad_(False)
+    own = il.MetaLearner(model, il.SGD(0.3), lora, output="logits", steps=2)
+    assert {name.removeprefix("model.") for name in own.meta_gradient(tasks)[0]} == set(il.everything.names(model))
+    adapted = own.adapt(il.task.select(tasks.support, 0))
+    assert not any(torch.equal(adapted.parameters[name], model.get_parameter(name)) for name in own.adapted)
+
+
 def test_the_half_of_lora_that_waits_for_the_other() -> None:
     """While B is zero, A has a gradient of zero: the first step moves B alone, and the second both."""
     model, support = with_lora(zero=True), il.task.select(texts().support, 0)

@@ -74,7 +74,8 @@ def running(model: nn.Module) -> Iterator[None]:
 def _in_context(module: nn.Module, function: Any) -> Any:
     """A function that checkpoints, with the context of tasks, unless it has another."""
     options = getattr(function, "keywords", {})
-    if getattr(module, "gradient_checkpointing", False) and options.get("use_reentrant") is not False:
+    active = getattr(module, "gradient_checkpointing", False) and module.training
+    if active and options.get("use_reentrant") is not False:
         raise ValueError(
             f"{type(module).__name__} checkpoints with use_reentrant={options.get('use_reentrant')}, by which an inner "
             'loop gets no gradients: enable it with gradient_checkpointing_kwargs={"use_reentrant": False}'
