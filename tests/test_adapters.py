@@ -309,7 +309,7 @@ def test_an_output_is_taken_whole_or_in_part() -> None:
     ("kind", "output", "error", "says"),
     [
         ("Bert", "logit", ValueError, r"SequenceClassifierOutput has no 'logit', which output= asks for; .*'logits'"),
-        ("Llama", None, TypeError, r"is a DynamicCache, but outputs are tensors.*give output= the name"),
+        ("Llama", None, TypeError, r"has a DynamicCache in it, but outputs are tensors.*give output= the name"),
     ],
 )
 def test_outputs_that_are_refused(kind: str, output: str | None, error: type[Exception], says: str) -> None:
