@@ -204,6 +204,16 @@ def test_what_was_adapted_is_a_model_of_peft() -> None:
     same(module.merge_and_unload()(**query.x).logits, expected)
 
 
+@pytest.mark.parametrize("preset", sorted(set(il.presets.PRESETS) - {"cavia"}))  # whose model has a context
+def test_every_preset(preset: str) -> None:
+    model, tasks = with_lora(), texts()
+    at_once, one_by_one = (
+        il.presets.PRESETS[preset](model, output="logits", vectorize=v).meta_gradient(tasks)[0] for v in (True, False)
+    )
+    same(at_once, one_by_one, 1e-10)
+    assert norm(at_once, "lora_" if preset != "anil" else "classifier") > 0
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "AdaLoRA": lambda: peft.AdaLoraConfig(
         task_type="SEQ_CLS", init_r=2, target_r=1, total_step=9, target_modules=["query"]

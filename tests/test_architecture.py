@@ -98,7 +98,7 @@ def test_the_core_works_without_any_extra() -> None:
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        extras = {"PIL", "typer", "rich", "matplotlib", "pandas", "plotly", "scipy", "tomli", "tomli_w"}
+        extras = {"PIL", "typer", "rich", "matplotlib", "pandas", "plotly", "scipy", "tomli", "tomli_w", "peft"}
         if name.split(".")[0] in extras:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
