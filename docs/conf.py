@@ -25,7 +25,9 @@ autodoc_inherit_docstrings = False
 maximum_signature_line_length = 90
 # Types of others, and the options of presets, which are the learner's, have no page here.
 OTHERS = r"(torch|collections|contextlib|pathlib|typing|typing_extensions|pd)\..*|Tensor|Axes|Figure"
-PRIVATE = r"innerloop\..*\.(Options|Running|Option|Cases)|Source|Distribution|FunctionSource|Frame|dict\[str"
+PRIVATE = (
+    r"innerloop\..*\.(Options|Running|Option|Cases|Drawing)|Source|Distribution|FunctionSource|Frame|Drawing|dict\[str"
+)
 nitpicky, nitpick_ignore_regex = True, [("py:class", OTHERS), ("py:class", PRIVATE)]
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True  # or the attributes of classes would be described twice

@@ -153,6 +153,17 @@ def test_a_backbone_can_be_meta_learned_without_adapting() -> None:
     assert moved == set(own.adapted)
 
 
+def test_frozen_adapters_adapt_from_a_fixed_start() -> None:
+    model, tasks = with_lora(), texts()
+    lora = il.adapters - il.named("*modules_to_save*")
+    for name in lora.names(model):
+        model.get_parameter(name).requires_grad_(False)
+    own = il.MetaLearner(model, il.SGD(0.3), lora, output="logits", steps=2)
+    assert {name.removeprefix("model.") for name in own.meta_gradient(tasks)[0]} == set(il.everything.names(model))
+    adapted = own.adapt(il.task.select(tasks.support, 0))
+    assert not any(torch.equal(adapted.parameters[name], model.get_parameter(name)) for name in own.adapted)
+
+
 def test_the_half_of_lora_that_waits_for_the_other() -> None:
     """While B is zero, A has a gradient of zero: the first step moves B alone, and the second both."""
     model, support = with_lora(zero=True), il.task.select(texts().support, 0)
@@ -191,6 +202,16 @@ def test_what_was_adapted_is_a_model_of_peft() -> None:
     peft.set_peft_model_state_dict(again, state)
     same(again.eval()(**query.x).logits, expected)
     same(module.merge_and_unload()(**query.x).logits, expected)
+
+
+@pytest.mark.parametrize("preset", sorted(set(il.presets.PRESETS) - {"cavia"}))  # whose model has a context
+def test_every_preset(preset: str) -> None:
+    model, tasks = with_lora(), texts()
+    at_once, one_by_one = (
+        il.presets.PRESETS[preset](model, output="logits", vectorize=v).meta_gradient(tasks)[0] for v in (True, False)
+    )
+    same(at_once, one_by_one, 1e-10)
+    assert norm(at_once, "lora_" if preset != "anil" else "classifier") > 0
 
 
 KINDS: dict[str, Callable[[], Any]] = {
@@ -298,7 +319,7 @@ def test_an_output_is_taken_whole_or_in_part() -> None:
     ("kind", "output", "error", "says"),
     [
         ("Bert", "logit", ValueError, r"SequenceClassifierOutput has no 'logit', which output= asks for; .*'logits'"),
-        ("Llama", None, TypeError, r"is a DynamicCache, but outputs are tensors.*give output= the name"),
+        ("Llama", None, TypeError, r"has a DynamicCache in it, but outputs are tensors.*give output= the name"),
     ],
 )
 def test_outputs_that_are_refused(kind: str, output: str | None, error: type[Exception], says: str) -> None:

@@ -82,6 +82,17 @@ def test_random_numbers_are_drawn_again(vectorize: bool, regression: Callable[..
     torch.testing.assert_close(grads[1], grads[0])
 
 
+def test_modes_are_those_of_the_first_run(regression: Callable[..., il.Task]) -> None:
+    tasks, grads = regression(3), []
+    for options in (None, RIGHT):
+        kept = learner(options, drop=0.5, vectorize=True)
+        torch.manual_seed(2)
+        objective = kept(tasks).objective.mean()
+        kept.eval()
+        grads.append(torch.autograd.grad(objective, list(kept.model.parameters())))
+    torch.testing.assert_close(grads[1], grads[0])
+
+
 def test_out_of_place_is_refused(regression: Callable[..., il.Task]) -> None:
     kept = learner({"use_reentrant": False})
     with pytest.raises(ValueError, match=r"Sequential is computed again .*context_fn=innerloop\.checkpointing"):

@@ -74,7 +74,8 @@ def running(model: nn.Module) -> Iterator[None]:
 def _in_context(module: nn.Module, function: Any) -> Any:
     """A function that checkpoints, with the context of tasks, unless it has another."""
     options = getattr(function, "keywords", {})
-    if getattr(module, "gradient_checkpointing", False) and options.get("use_reentrant") is not False:
+    active = getattr(module, "gradient_checkpointing", False) and module.training
+    if active and options.get("use_reentrant") is not False:
         raise ValueError(
             f"{type(module).__name__} checkpoints with use_reentrant={options.get('use_reentrant')}, by which an inner "
             'loop gets no gradients: enable it with gradient_checkpointing_kwargs={"use_reentrant": False}'
@@ -83,15 +84,16 @@ def _in_context(module: nn.Module, function: Any) -> Any:
 
 
 @contextmanager
-def refused_out_of_place() -> Iterator[None]:
-    """While entered, around a backward pass, a module that runs without a task's parameters in place is an error.
+def refused_out_of_place(model: nn.Module) -> Iterator[None]:
+    """While entered, around a backward pass, it is an error if a part of a model runs without a task's parameters.
 
     Raises:
-        ValueError: a module does.
+        ValueError: a part does.
     """
+    parts = set(model.modules())
 
     def refuse(module: nn.Module, inputs: Any) -> None:
-        if _running.get() is None:
+        if module in parts and _running.get() is None:
             raise ValueError(
                 f"{type(module).__name__} is computed again in the backward pass, when a task's parameters are no "
                 "longer in the model: give checkpoint(..., use_reentrant=False, "

@@ -20,10 +20,10 @@ def require_tensors(output: Any) -> None:
     Raises:
         TypeError: there is something, such as a cache.
     """
-    for path, leaf in pytree.tree_leaves_with_path(output):
+    for leaf in pytree.tree_leaves(output):
         if not isinstance(leaf, Tensor):
             raise TypeError(
-                f"the model's output{pytree.keystr(path)} is a {type(leaf).__name__}, but outputs are tensors, or "
+                f"the model's {type(output).__name__} has a {type(leaf).__name__} in it, but outputs are tensors, or "
                 'tuples, lists and dicts of them; give output= the name of the part that is meant, such as "logits"'
             )
 

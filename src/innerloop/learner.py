@@ -388,7 +388,7 @@ class MetaLearner(nn.Module):
             self.engine.random = not torch.equal(random_state, torch.get_rng_state())
             self.engine.separable = self._separable(episode)
             refuse_order(self.objective, learned := parameters_of(self.inner_loss, self.loss))
-            with refused_out_of_place():
+            with refused_out_of_place(self.model):
                 check_dependence(loss, start, learned)
         self._checked = True
 

@@ -20,7 +20,8 @@ class Expectation(NamedTuple):
 
     Attributes:
         accuracy: in per cent, of examples left out of the adaptation one at a time.
-        low, high: its 95 % interval (Wilson 1927).
+        low: the lower end of its 95 % interval (Wilson 1927).
+        high: the upper end.
         examples: how many were left out in turn.
     """
 
