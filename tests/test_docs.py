@@ -53,6 +53,14 @@ class Net(nn.Module):
 
 images, labels, new_images = torch.randn(6, 1, 4, 4), torch.arange(6) % 3, torch.randn(4, 1, 4, 4)
 open("space.toml", "w").write("learner.lr = {low = 0.001, high = 1.0, log = true}")
+
+from tests.use.photographs import write
+write("MINE", "NEW")
+""",
+    "docs/use.md": """
+from tests.use.photographs import SEVEN, write
+write("mine", "new")
+write("alphabet", "new", SEVEN)
 """,
     "RECORD.md": """
 from innerloop import cli

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ CROSS: list[Stroke] = [[(0.1, 0.1), (0.9, 0.9)], [(0.9, 0.1), (0.1, 0.9)]]
 TRIANGLE: list[Stroke] = [[(0.5, 0.1), (0.9, 0.85), (0.1, 0.85), (0.5, 0.1)]]
 ZIGZAG: list[Stroke] = [[(0.1, 0.15), (0.9, 0.15), (0.1, 0.85), (0.9, 0.85)]]
 TEE: list[Stroke] = [[(0.1, 0.1), (0.9, 0.1)], [(0.5, 0.1), (0.5, 0.9)]]
+DEE: list[Stroke] = [*CIRCLE, [(0.5, 0.1), (0.5, 0.9)]]
+BAR: list[Stroke] = [[(0.1, 0.5), (0.9, 0.5)]]
 FIGURES = {"circle": CIRCLE, "cross": CROSS, "triangle": TRIANGLE, "zigzag": ZIGZAG, "tee": TEE}
+SEVEN = {**FIGURES, "dee": DEE, "bar": BAR}
 
 
 def photograph(
@@ -53,3 +57,11 @@ def encoded(image: Any, form: str = "JPEG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
+
+
+def write(mine: str, new: str, figures: dict[str, list[Stroke]] = FIGURES) -> None:
+    """Two photographs of each figure in a folder of its own, and one more of each in another folder."""
+    for number, (name, figure) in enumerate(figures.items()):
+        for seed, path in enumerate((f"{mine}/{name}/1.jpg", f"{mine}/{name}/2.jpg", f"{new}/{name}.jpg")):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(encoded(photograph(figure, 10 * number + seed)))

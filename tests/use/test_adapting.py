@@ -19,7 +19,7 @@ for name in ("safetensors", "sklearn", "scipy", "typer"):
 
 from innerloop.cli import run  # noqa: E402
 
-from .photographs import FIGURES, encoded, photograph  # noqa: E402
+from .photographs import FIGURES, SEVEN, encoded, photograph, write  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -119,21 +119,14 @@ def test_a_class_without_a_readable_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_more_classes_than_were_trained(tmp_path: Path) -> None:
-    for number, (name, figure) in enumerate(
-        (FIGURES | {"dee": FIGURES["circle"][:], "bar": [[(0.1, 0.5), (0.9, 0.5)]]}).items()
-    ):
-        for seed in range(2):
-            folder = tmp_path / ("mine" if seed else "new") / name
-            folder.mkdir(parents=True)
-            drawn = [*figure, [(0.5, 0.1), (0.5, 0.9)]] if name == "dee" else figure
-            (folder / "1.jpg").write_bytes(encoded(photograph(drawn, 10 * number + seed)))
+    write(str(tmp_path / "mine"), str(tmp_path / "new"), SEVEN)
     model = Pretrained.load("strokes")
     with pytest.raises(ValueError, match="7 classes, and the head was trained for 5"):
         adapt_to(model, tmp_path / "mine")
     found = predict(adapt_to(model, tmp_path / "mine", head="drawn").classifier, tmp_path / "new")
     assert found.probabilities.shape == (7, 7)
-    assert found.accuracy is not None
-    assert found.accuracy >= 6 / 7 * 100
+    right = [name == f"{label}.jpg" for name, label in zip(found.pictures.names, found.predicted, strict=True)]
+    assert sum(right) >= 6
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 64, None])
