@@ -41,10 +41,10 @@ def transformer() -> peft.PeftModel:
 
 iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 torch.manual_seed(0)
-learner = il.maml(transformer(), lr=0.1, steps=3, output="logits")
-initialised = il.evaluate(learner, Keywords(), num_tasks=200)
+learner = il.maml(transformer(), lr=0.1, steps=3, output="logits", vectorize=True)
+initialised = il.evaluate(learner, Keywords(), num_tasks=200, batch=100)
 il.Trainer(learner, Keywords(), iterations=iterations, tasks=8, lr=3e-3, clip_norm=1.0).fit()
-trained = il.evaluate(learner, Keywords(), num_tasks=200)
+trained = il.evaluate(learner, Keywords(), num_tasks=200, batch=100)
 
 print("accuracy in %, 200 new tasks    as initialised    meta-trained")
 for step in range(learner.steps + 1):
