@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from ..config import dumps
 from ..train.evaluate import PER_CENT
-
-if TYPE_CHECKING:
-    from .pretrained import Pretrained
 
 HEADER = """---
 library_name: innerloop
@@ -20,27 +18,38 @@ tags:
 """
 
 
-def card(model: Pretrained) -> str:
-    """Markdown, with the metadata that the Hugging Face Hub reads in front."""
-    recipe, results = model.recipe, model.results
+def card(
+    name: str,
+    recipe: dict[str, Any],
+    results: dict[str, Any],
+    temperature: float | None,
+    citations: Sequence[str],
+) -> str:
+    """Markdown, with the metadata that the Hugging Face Hub reads in front.
+
+    Args:
+        name: the heading.
+        recipe, results, temperature: of the learner; see `innerloop.use.Pretrained`.
+        citations: of the papers behind it.
+    """
     classifies = recipe.get("tasks", {}).get("ways") is not None
     parts = [
         HEADER.format(pipeline="image-classification" if classifies else "tabular-regression"),
-        f"# {model.name}\n",
+        f"# {name}\n",
         f"{recipe.get('description') or 'A meta-trained learner'}. Made by innerloop.\n",
         "It adapts to a new task by a few gradient steps on a few examples:\n",
         _usage(classifies),
         "## Protocol and result\n",
         _result(results),
     ]
-    if model.temperature is not None:
+    if temperature is not None:
         parts.append(
-            f"Probabilities are of logits divided by {model.temperature:.3g}, as fits tasks of the validation split.\n"
+            f"Probabilities are of logits divided by {temperature:.3g}, as fits tasks of the validation split.\n"
         )
     if recipe:
         parts += ["## Recipe\n", f"```toml\n{dumps(recipe)}```\n"]
-    if model.learner.citations:
-        parts += ["## Papers\n", "\n".join(f"- {citation}" for citation in model.learner.citations) + "\n"]
+    if citations:
+        parts += ["## Papers\n", "\n".join(f"- {citation}" for citation in citations) + "\n"]
     return "\n".join(parts)
 
 

@@ -140,10 +140,11 @@ class Pretrained:
         tensors = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.learner.state_dict().items()
         }
+        text = card(self.name, self.recipe, self.results, self.temperature, self.learner.citations)
         for name, content in (
             (WEIGHTS, library.save(tensors, {"format": "pt"})),
             (SETTINGS, (dumps(settings, indent=2) + "\n").encode()),
-            ("README.md", card(self).encode()),
+            ("README.md", text.encode()),
         ):
             with writing(folder / name) as file:
                 file.write(content)
