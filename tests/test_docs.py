@@ -20,7 +20,7 @@ from innerloop.data import ClassImages, Splits
 from innerloop.data import tasks as problems
 from innerloop.imitation import table
 
-from .pages import LONG, QUICKER, ROOT, NoRuleError, Page, blocks, near, pages, same_words
+from .pages import BUILT, LONG, QUICKER, ROOT, NoRuleError, Page, blocks, near, pages, same_words
 
 REPLACED = {
     "README.md": {"range(1_000)": "range(3)", "num_tasks=600": "num_tasks=10"},
@@ -179,8 +179,9 @@ LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)")
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    made = tuple(str(ROOT / folder) for folder in BUILT)  # by building the site, which follows links by itself
     lost = [target for target in LINK.findall(text) if not (page.parent / target).exists()]
-    assert not lost
+    assert not [target for target in lost if not str(page.parent / target).startswith(made)]
 
 
 def test_every_page_of_the_site_is_in_its_contents() -> None:

@@ -49,8 +49,9 @@ def test_a_free_port_is_found_and_only_this_machine_reaches_it():
 def test_it_serves_until_ctrl_c(saved, recipe):
     words = [sys.executable, "-m", "innerloop", "demo", str(saved / recipe), "--no-browser"]
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which background jobs of a shell ignore
+    )  # fmt: skip
     try:
         address = process.stdout.readline().split(" ")[0]
         assert address.startswith("http://127.0.0.1:")

@@ -96,13 +96,20 @@ def test_nothing_is_written_over_and_what_cannot_be_is_said_first(
     for wrong, message in (
         (["adapt", "strokes"], "give --support"),
         (["adapt", "strokes", "--support", str(photos / "mine"), "-o", "x.csv"], "give --query"),
-        (["adapt", "x.safetensors", "--query", str(photos / "new"), "--save", "y"], "--save is for what --support"),
+        (["adapt", "x.safetensors", "--query", str(photos / "new"), "--save", "y"], "are for what --support"),
+        (["adapt", "x.safetensors", "--query", str(photos / "new"), "--steps", "2"], "are for what --support"),
+        (["adapt", "strokes", "--query", str(photos / "new")], "give --support, your examples"),
+        (
+            ["adapt", str(precious), "--support", str(photos / "mine")],
+            "is a file: if `innerloop adapt --save` wrote it",
+        ),
+        (["adapt", "strokes", "--support", str(photos / "mine"), "--query", "missing"], "no folder at missing"),
         ([*words, "--picture", str(tmp_path / "no" / "x.png")], "no folder"),
         (["adapt", "missing", "--support", str(photos / "mine")], "no trained model at missing"),
         (["adapt", "sinusoid", "--support", str(photos / "mine")], "does not read pictures"),
         (["adapt", str(precious), "--query", str(photos / "new")], "is not a classifier that"),
         (["adapt", "strokes", "--support", str(photos / "missing")], "no folder at"),
-        (["adapt", "strokes", "--support", str(photos / "new" / "cross")], "lie beside the class folders"),
+        (["adapt", "strokes", "--support", str(photos / "new" / "cross")], "3.JPG lies in no folder of a class"),
     ):
         assert run(wrong) != 0
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
@@ -110,11 +117,20 @@ def test_nothing_is_written_over_and_what_cannot_be_is_said_first(
     assert precious.read_text().startswith("file,predicted,probability,")
 
 
-def test_a_class_without_a_readable_picture_is_named(tmp_path: Path) -> None:
-    for name in ("good", "bad"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.jpg").write_bytes(encoded(photograph(FIGURES["tee"], 0)) if name == "good" else b"broken")
-    with pytest.raises(ValueError, match=r"no picture of bad can be read: bad/1\.jpg"):
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("1.jpg", r"no picture of bad can be read: bad/1\.jpg \(no picture that Pillow reads\)"),
+        ("IMG_1.HEIC", r"no picture of bad can be read: bad/IMG_1\.HEIC \(HEIC is not read: export it as JPEG\)"),
+        ("", "no picture of bad can be read$"),
+    ],
+)
+def test_a_class_without_a_readable_picture_is_named(tmp_path: Path, file: str, message: str) -> None:
+    write(str(tmp_path), str(tmp_path / ".elsewhere"))
+    (tmp_path / "bad").mkdir()
+    if file:
+        (tmp_path / "bad" / file).write_bytes(b"broken")
+    with pytest.raises(ValueError, match=message):
         adapt_to(Pretrained.load("strokes"), tmp_path)
 
 

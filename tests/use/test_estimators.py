@@ -129,6 +129,23 @@ def test_in_pipelines_searches_and_pickles(learner: il.MetaLearner) -> None:
         il.FewShotClassifier(model).fit(flat[:, :7], y)
 
 
+def test_inputs_are_refused_in_words(learner: il.MetaLearner) -> None:
+    x, y, new, _ = task(ways=3, shots=2)
+    model = Pretrained(learner, recipe={"model": {"channels": 1, "image_size": 28}}, name="mine")
+    fitted = il.FewShotClassifier(model).fit(x, y)
+    flat = fitted.predict_proba(new.reshape(len(new), -1))
+    assert np.array_equal(flat, fitted.predict_proba(new))  # either form, whichever it was fitted to
+    assert np.array_equal(flat, fitted.predict_proba(torch.from_numpy(new)))
+    with pytest.raises(ValueError, match="X has 560 features, but FewShotClassifier is expecting 784"):
+        fitted.predict(new[:, :, :20])
+    with pytest.raises(ValueError, match=r"mine reads pictures in \[0, 1\], got values up to 255: divide by 255"):
+        il.FewShotClassifier(model).fit(np.round(255 * x / x.max()), y)
+    with pytest.raises(ValueError, match="strokes was trained to tell classes apart: use FewShotClassifier"):
+        il.FewShotRegressor("strokes").fit(x, np.zeros(len(x)))
+    with pytest.raises(ValueError, match="it is a regressor"):
+        il.FewShotClassifier("sinusoid").fit(np.zeros((4, 1)), list("abab"))
+
+
 def test_a_regressor_adapts_to_points_of_a_sinusoid() -> None:
     x = np.linspace(-4, 4, 10)[:, None]
     fitted = il.FewShotRegressor("sinusoid", steps=10).fit(x, 2 * np.sin(x[:, 0] + 1))

@@ -12,9 +12,9 @@ import innerloop as il
 from innerloop import config
 from innerloop.data.tasks import DRAWINGS
 from innerloop.use import Pretrained
-from innerloop.use.pictures import Form, images_in, prepare, read
+from innerloop.use.pictures import Form, prepare, read
 
-Image = pytest.importorskip("PIL.Image")
+Image, ImageDraw = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageDraw")
 np = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 
@@ -129,7 +129,7 @@ def test_dirt_is_no_part_of_a_drawing() -> None:
 
 @pytest.mark.parametrize("shade", ["white", "grey", "black"])
 def test_a_blank_page_is_refused(shade: str) -> None:
-    with pytest.raises(ValueError, match="nothing is drawn"):
+    with pytest.raises(ValueError, match="no drawing is found"):
         prepare(Image, encoded(Image.new("RGB", (300, 200), shade)), DRAWN)
 
 
@@ -143,19 +143,51 @@ def test_a_dot_and_a_line_are_drawings_too() -> None:
 def test_folders_name_what_cannot_be_read(tmp_path: Path) -> None:
     for name, content in (("a.PNG", encoded(ramp(), "PNG")), ("b.jpg", b"no image"), ("c.jpg", encoded(ramp())[:200])):
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "notes.txt").write_text("not looked at")
-    found = read(tmp_path, images_in(tmp_path), COLOUR)
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"as telephones have it")
+    (tmp_path / ".hidden").write_text("not looked at")
+    found = read(tmp_path, COLOUR)
     assert found.names == ["a.PNG"]
-    assert set(found.unreadable) == {"b.jpg", "c.jpg"}
-    assert "left out, not readable: b.jpg" in "\n".join(found.told())
+    assert set(found.unreadable) == {"b.jpg", "c.jpg", "IMG_1.HEIC"}
+    told = "\n".join(found.told())
+    assert "IMG_1.HEIC (HEIC is not read: export it as JPEG)" in told
+    assert "b.jpg (no picture that Pillow reads)" in told
     (tmp_path / "a.PNG").unlink()
-    with pytest.raises(ValueError, match=r"none of its images can be read: b\.jpg, c\.jpg"):
-        read(tmp_path, images_in(tmp_path), COLOUR)
+    with pytest.raises(ValueError, match=r"no picture can be read: IMG_1\.HEIC .*, b\.jpg"):
+        read(tmp_path, COLOUR)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"has no images; expected \.bmp"):
-        images_in(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="no folder at"):
-        images_in(tmp_path / "missing")
+    with pytest.raises(ValueError, match="no picture can be read: there is no file"):
+        read(tmp_path / "empty", COLOUR)
+    with pytest.raises(FileNotFoundError, match="no folder or picture at"):
+        read(tmp_path / "missing", COLOUR)
+
+
+def test_a_single_picture_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(encoded(ramp(), "PNG"))
+    (tmp_path / "other.png").write_bytes(encoded(ramp(), "PNG"))
+    assert read(tmp_path / "one.png", COLOUR).names == ["one.png"]
+
+
+@pytest.mark.parametrize("loss", [0.5, 0.7, 0.85])
+def test_light_that_falls_across_a_page(loss: float) -> None:
+    """So far that paper at one side is darker than ink at the other."""
+    even = photograph(TEE, 3)
+    height, width = even.size[::-1]
+    light = 1 - loss * np.linspace(0, 1, width)[None] - loss / 4 * np.linspace(0, 1, height)[:, None]
+    dim = Image.fromarray((np.asarray(even) * np.clip(light, 0.02, 1)[..., None]).astype(np.uint8))
+    one, (other, done) = prepare(Image, encoded(even), DRAWN)[0], prepare(Image, encoded(dim), DRAWN)
+    assert "dark ink on a light ground inverted" in done
+    assert overlap(one, other) > 0.75
+
+
+@pytest.mark.parametrize("side", [60, 120, 400])
+def test_a_small_drawing_is_found(side: int) -> None:
+    """With a thin pen, on a page many times as large."""
+    page = Image.new("L", (1600, 1200), 230)
+    drawing = ImageDraw.Draw(page)
+    for stroke in TEE:
+        drawing.line([(300 + side * x, 200 + side * y) for x, y in stroke], fill=40, width=max(4, side // 12))
+    large = prepare(Image, encoded(photograph(TEE, 0, askew=0)), DRAWN)[0]
+    assert overlap(large, prepare(Image, encoded(page), DRAWN)[0]) > 0.6
 
 
 def test_what_a_model_reads_is_in_its_recipe() -> None:

@@ -71,7 +71,15 @@ def adapt(
     examples left out in turn, with its 95 % interval) and `temperature`.
     """
     say = partial(print, file=sys.stderr if as_json else sys.stdout)
-    _require(support, query, save, [path for path in (output, picture, save) if path is not None], overwrite, output)
+    _require(support, query, [path for path in (output, picture, save) if path is not None], overwrite)
+    if output is not None and query is None:
+        raise typer.BadParameter("-o is for predictions: give --query, the pictures to predict")
+    if support is None and (save is not None or steps is not None or head is not None):
+        raise typer.BadParameter("--steps, --head and --save are for what --support, your examples, makes of a model")
+    if support is None and not Path(model).is_file():
+        raise typer.BadParameter(
+            f"give --support, your examples: only a file that --save wrote does without; {model} is none"
+        )
     adaptation = None
     if support is None:
         classifier = Classifier.load(model)
@@ -90,22 +98,19 @@ def adapt(
         print(dumps(_told(adaptation, classifier, found)))
 
 
-def _require(
-    support: Path | None, query: Path | None, save: Path | None, files: list[Path], overwrite: bool, output: Path | None
-) -> None:
+def _require(support: Path | None, query: Path | None, files: list[Path], overwrite: bool) -> None:
     """Refuse what cannot be, before any work.
 
     Raises:
-        BadParameter: options that do not go together.
+        BadParameter: neither examples nor pictures are given.
         FileExistsError: a file would be written over.
-        FileNotFoundError: its folder is not there.
+        FileNotFoundError: a folder is not there.
     """
     if support is None and query is None:
         raise typer.BadParameter("give --support, your examples, or --query, pictures to predict, or both")
-    if output is not None and query is None:
-        raise typer.BadParameter("-o is for predictions: give --query, the pictures to predict")
-    if support is None and save is not None:
-        raise typer.BadParameter("--save is for what --support, your examples, makes of a model")
+    for folder in (support, query):
+        if folder is not None and not folder.exists():
+            raise FileNotFoundError(f"no folder at {folder}")
     for path in files:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: give another name, or --overwrite")

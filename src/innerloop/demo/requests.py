@@ -98,7 +98,9 @@ def _steps(given: Any) -> int:
 def _keys(body: dict[str, Any], expected: set[str]) -> None:
     if body.keys() != expected:
         wanted = ", ".join(sorted(expected))
-        raise HTTPException(422, f"the request has {wanted}; got {_said(sorted(body))}")
+        raise HTTPException(
+            422, f"the request has {wanted}; got {', '.join(map(_said, sorted(body)))[:80] or 'nothing'}"
+        )
 
 
 def _list(given: Any, where: str, least: int, most: int, what: str) -> list[Any]:

@@ -6,9 +6,11 @@
 import importlib
 from typing import Any
 
+from .adapting import read_pictures
 from .expectation import Expectation
 from .heads import Head, with_classes
 from .pretrained import Pretrained, shipped
+from .saved import Classifier
 
 _LATER = {"FewShotClassifier": "estimators", "FewShotRegressor": "estimators"}
 
@@ -19,4 +21,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Expectation", "FewShotClassifier", "FewShotRegressor", "Head", "Pretrained", "shipped", "with_classes"]
+__all__ = [
+    "Classifier",
+    "Expectation",
+    "FewShotClassifier",
+    "FewShotRegressor",
+    "Head",
+    "Pretrained",
+    "read_pictures",
+    "shipped",
+    "with_classes",
+]

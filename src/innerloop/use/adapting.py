@@ -6,7 +6,7 @@ import csv
 import io
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.files import some
 from .heads import Head
-from .pictures import Form, Pictures, images_in, read
+from .pictures import Form, Pictures, read
 from .pretrained import Pretrained
 from .saved import Classifier
 
@@ -39,6 +39,22 @@ class Adaptation:
     labels: list[str]
 
 
+def read_pictures(folder: str | Path, model: str | Path | Pretrained) -> Pictures:
+    """Pictures of a folder as a model reads them, for the estimators: ``x`` is what they take, ``labels`` the folders.
+
+    Args:
+        folder: ``folder/<class>/**/<image>``, a zip of the same, or pictures without classes.
+        model: what `Pretrained.load` takes, or a `Pretrained`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: no picture can be read, or the model reads none.
+        ImportError: Pillow or scipy is not installed.
+    """
+    model = model if isinstance(model, Pretrained) else Pretrained.load(model)
+    return read(Path(folder).expanduser(), Form.of(model))
+
+
 def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, head: Head | None = None) -> Adaptation:
     """Adapt a model to the pictures of a folder that has a folder for each class.
 
@@ -57,20 +73,28 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
     from .estimators import FewShotClassifier
 
     form, path = Form.of(model), Path(folder).expanduser()
-    names = images_in(path)
-    if loose := [name for name in names if len(PurePosixPath(name).parts) < 2]:
+    support = read(path, form)
+    labels = support.labels
+    if loose := [name for name, label in zip(support.names, labels, strict=True) if not label]:
         raise ValueError(
-            f"{path}: {some(loose)} lie beside the class folders: each picture belongs into that of its class"
+            f"{path}: {some(loose)} {'lies' if len(loose) == 1 else 'lie'} in no folder of a class: give the folder "
+            "that holds one folder of pictures for each class"
         )
-    support = read(path, names, form)
-    labels = [PurePosixPath(name).parts[0] for name in support.names]
-    if empty := sorted({PurePosixPath(name).parts[0] for name in names} - set(labels)):
-        raise ValueError(f"{path}: no picture of {some(empty)} can be read: {some(support.unreadable)}")
+    if empty := sorted(_folders(path, support) - set(labels)):
+        because = f": {support.left_out()}" if support.unreadable else ""
+        raise ValueError(f"{path}: no picture of {some(empty)} can be read{because}")
     estimator = FewShotClassifier(model, steps=steps, head=head).fit(support.x, labels)
     classifier = Classifier(
         estimator.predictor_, tuple(map(str, estimator.classes_)), estimator.temperature_, form, model.recipe["model"]
     )
     return Adaptation(classifier, estimator, support, labels)
+
+
+def _folders(path: Path, pictures: Pictures) -> set[str]:
+    """The folders of classes, those without a picture among them."""
+    inside = {name.partition("/")[0] for name in pictures.unreadable if "/" in name}
+    visible = (one.name for one in path.iterdir() if one.is_dir()) if path.is_dir() else ()
+    return inside | {name for name in visible if not name.startswith(".")}
 
 
 @dataclass
@@ -95,7 +119,7 @@ class Predictions:
     @property
     def truth(self) -> list[str] | None:
         """The class of each by its folder, if all lie in folders of classes."""
-        labels = [PurePosixPath(name).parts[0] for name in self.pictures.names]
+        labels = self.pictures.labels
         return labels if set(labels) <= set(self.classes) else None
 
     @property
@@ -116,14 +140,13 @@ class Predictions:
 
 
 def predict(classifier: Classifier, folder: str | Path) -> Predictions:
-    """Predict the classes of the pictures in a folder, at any depth.
+    """Predict the classes of the pictures in a folder, at any depth, or of a single one.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: it has no picture that can be read.
     """
-    path = Path(folder).expanduser()
-    pictures = read(path, images_in(path), classifier.form)
+    pictures = read(Path(folder).expanduser(), classifier.form)
     parts = [classifier.probabilities(part) for part in torch.split(pictures.x, 64)]
     return Predictions(pictures, classifier.classes, torch.cat(parts))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..learner import MetaLearner
 from ..ranges import require_at_least
@@ -49,9 +50,10 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         return Pretrained.load(self.model)
 
     def _examples(self, x: Any, y: Any, **checks: Any) -> tuple[Tensor, Any]:
-        """Inputs, float32, and targets, checked."""
-        x, y = validate_data(self, x, y, allow_nd=True, dtype=np.float32, order="C", **checks)
-        return torch.from_numpy(np.array(x)), y
+        """Inputs, float32, in their own shape, and targets, checked."""
+        x, shape = _flat(x)
+        x, y = validate_data(self, x, y, dtype=np.float32, order="C", **checks)
+        return torch.from_numpy(np.array(x)).view(len(x), *(shape or x.shape[1:])), y
 
     def _adapt(self, support: Batch) -> Callable[[Tensor], Tensor]:
         return plain(self.learner_.adapt(support, self.steps, transductive=False))
@@ -59,7 +61,7 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
     def _outputs(self, x: Any) -> Tensor:
         """On inputs ``[N, ...]``."""
         check_is_fitted(self)
-        array = validate_data(self, x, reset=False, allow_nd=True, dtype=np.float32, order="C")
+        array = validate_data(self, _flat(x)[0], reset=False, dtype=np.float32, order="C")
         tensor = torch.from_numpy(np.array(array)).view(len(array), *self.shape_)
         with torch.no_grad():
             return self.predictor_(tensor.to(self.device_)).cpu()
@@ -98,9 +100,10 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         temperature_: what logits are divided by to become probabilities: by examples left out in turn, as far as
             classes have several, about that of the validation of meta-training (or 1).
         expectation_: the accuracy to expect by these, an `Expectation`; None where every class has one example only.
-        n_features_in_: the length of the inputs' second axis.
+        n_features_in_: numbers of an input.
 
-    Inputs are ``[N, ...]`` as the model reads them, in floating point, pictures in [0, 1]; or flattened, ``[N, D]``.
+    Inputs are ``[N, ...]`` as the model reads them, or flattened, ``[N, D]``; pictures in [0, 1], drawings light on
+    dark. `innerloop.use.read_pictures` brings files to that.
     """
 
     def __init__(self, model: Source = "strokes", *, steps: int | None = None, head: Head | None = None) -> None:
@@ -165,6 +168,8 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         targets = torch.from_numpy(given.astype(np.float32)).view(len(x), -1)
         self.single_ = given.ndim == 1
         pretrained = self._learner(self.n_features_in_, targets.shape[1])
+        if pretrained.learner.loss is F.cross_entropy:
+            raise ValueError(f"{pretrained.name} was trained to tell classes apart: use FewShotClassifier")
         self.learner_, x = pretrained.learner, _shaped(x, pretrained)
         self.shape_ = tuple(x.shape[1:])
         self._fit(x, targets)
@@ -179,6 +184,14 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def _flat(x: Any) -> tuple[Any, tuple[int, ...]]:
+    """Inputs of more than two axes with one of features, and the shape of each; others as they are."""
+    x = np.asarray(x) if isinstance(x, Tensor | list | tuple) else x
+    if getattr(x, "ndim", 2) <= 2:
+        return x, ()
+    return np.asarray(x).reshape(len(x), -1), tuple(x.shape[1:])
 
 
 def _shaped(x: Tensor, model: Pretrained) -> Tensor:
@@ -196,6 +209,8 @@ def _shaped(x: Tensor, model: Pretrained) -> Tensor:
         return x
     if x[0].numel() != torch.Size(shape).numel():
         raise ValueError(f"{model.name} reads inputs of shape {tuple(shape)}, or flattened, got {tuple(x.shape[1:])}")
+    if len(shape) == 3 and x.min() >= 0 and x.max() > 1:
+        raise ValueError(f"{model.name} reads pictures in [0, 1], got values up to {x.max():g}: divide by 255")
     return x.view(len(x), *shape)
 
 

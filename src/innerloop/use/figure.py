@@ -47,8 +47,10 @@ def _told(found: Predictions) -> list[tuple[Tensor, str, str]]:
     truth = found.truth or found.predicted
     shares = found.probabilities.max(1).values.tolist()
     return [
-        (picture, f"{label} {100 * share:.0f} %", "black" if right == label else "firebrick")
-        for picture, label, share, right in zip(found.pictures.x, found.predicted, shares, truth, strict=True)
+        (picture, f"{name[-16:]}\n{label} {100 * share:.0f} %", "black" if right == label else "firebrick")
+        for picture, name, label, share, right in zip(
+            found.pictures.x, found.pictures.names, found.predicted, shares, truth, strict=True
+        )
     ]
 
 

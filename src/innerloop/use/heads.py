@@ -53,7 +53,7 @@ def with_classes(learner: MetaLearner, classes: int, head: Head | None = None) -
     if classes > trained and not own and head in (None, "trained"):
         raise ValueError(
             f"there are {classes} classes, and the head was trained for {trained}: choose where a larger one starts, "
-            'head="drawn" (more outputs like the trained ones), head="prototypes" (the class means) or head="zero"'
+            "head = drawn (more outputs like the trained ones), prototypes (the class means) or zero"
         )
     if classes == trained and head in (None, "trained"):
         return learner
@@ -74,7 +74,7 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
         )
     if layer.out_features < 2:
         raise ValueError(
-            f"{name!r} of {type(model).__name__} has one output: it tells two given classes apart, or none"
+            f"{name!r} of {type(model).__name__} has one output: it is a regressor, or tells two given classes apart"
         )
     return layer
 

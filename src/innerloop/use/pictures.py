@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ..data.decode import require_pillow
 from ..data.files import Files, some
-from ..data.folders import EXTENSIONS
 from ..data.tasks import DRAWINGS, Drawing
 from .pretrained import Pretrained
 
@@ -73,49 +71,56 @@ class Pictures:
     done: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def labels(self) -> list[str]:
+        """The first folder in each name, which is that of a class; empty where there is none."""
+        return [name.partition("/")[0] if "/" in name else "" for name in self.names]
+
     def told(self) -> list[str]:
         """In words."""
         lines = [f"{text}: {number} of {len(self.names)}" for text, number in self.done.items()]
-        return lines + [f"left out, not readable: {name} ({why})" for name, why in self.unreadable.items()]
+        return lines + ([f"left out, not readable: {self.left_out()}"] if self.unreadable else [])
+
+    def left_out(self) -> str:
+        """What cannot be read, and why."""
+        return some(f"{name} ({why})" for name, why in self.unreadable.items())
 
 
-def images_in(folder: Path) -> list[str]:
-    """The names of the image files in a folder or zip, in order.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has none.
-    """
-    if not folder.exists():
-        raise FileNotFoundError(f"no folder at {folder}")
-    names = [n for n in sorted(Files(folder).stamps) if Path(n).suffix.lower() in EXTENSIONS and "/." not in f"/{n}"]
-    if not names:
-        raise ValueError(f"{folder} has no images; expected {', '.join(EXTENSIONS)}")
-    return names
-
-
-def read(folder: Path, names: Iterable[str], form: Form) -> Pictures:
-    """Read pictures of a folder; those that are no images are left out, and named in the result.
+def read(folder: Path, form: Form) -> Pictures:
+    """Read the pictures of a folder, at any depth, of a zip, or a single one. What is no picture is left out, and named
+    in the result; hidden files are not looked at.
 
     Raises:
+        FileNotFoundError: there is nothing there.
         ImportError: Pillow is not installed.
-        ValueError: none can be read.
+        ValueError: nothing of it can be read.
     """
-    pillow, files = require_pillow(), Files(folder)
+    pillow, single = require_pillow(), folder.is_file() and folder.suffix.lower() != ".zip"
+    if not folder.exists():
+        raise FileNotFoundError(f"no folder or picture at {folder}")
+    files = Files(folder.parent if single else folder)
+    names = [folder.name] if single else [name for name in sorted(files.stamps) if "/." not in f"/{name}"]
     found, rows = Pictures([], torch.empty(0)), []
     for name in names:
         try:
             picture, done = prepare(pillow, files.read(name), form)
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-            found.unreadable[name] = str(error)
+            found.unreadable[name] = _why(name, error)
             continue
         found.names.append(name)
         found.done.update(done)
         rows.append(picture)
     if not rows:
-        raise ValueError(f"{folder}: none of its images can be read: {some(found.unreadable)}")
+        raise ValueError(f"{folder}: no picture can be read: {found.left_out() or 'there is no file'}")
     found.x = torch.stack(rows)
     return found
+
+
+def _why(name: str, error: Exception) -> str:
+    """Why a file is no picture, for people."""
+    if Path(name).suffix.lower() in (".heic", ".heif"):
+        return "HEIC is not read: export it as JPEG"
+    return "no picture that Pillow reads" if "cannot identify image file" in str(error) else str(error)
 
 
 def prepare(pillow: Any, content: bytes, form: Form) -> tuple[Tensor, list[str]]:
@@ -124,7 +129,8 @@ def prepare(pillow: Any, content: bytes, form: Form) -> tuple[Tensor, list[str]]
 
     done: list[str] = []
     with pillow.open(io.BytesIO(content)) as file:
-        file.draft(None, (4 * form.size, 4 * form.size))  # of large JPEGs: decoded at a fraction of their size
+        enough = 4 * (WORKING if form.drawing else form.size)
+        file.draft(None, (enough, enough))  # large JPEGs are decoded at a fraction of their size
         if getattr(file, "n_frames", 1) > 1:
             done.append("the first of several frames taken")
         image = ImageOps.exif_transpose(file)
@@ -180,29 +186,59 @@ def _tensor(image: Any) -> Tensor:
 
 def _ink(pillow: Any, image: Any, done: list[str]) -> Any:
     """The ink of a drawing or of a photograph of one, 0 to 1, ``[height, width]``, cut to it."""
+    ink, corner, scale = _found(pillow, image, done)
+    if scale > 1 and max(ink.shape) < WORKING / 2:  # a small one on a large page is looked at more closely
+        height, width = ink.shape
+        margin = max(height, width) / 2
+        box = (corner[1] - margin, corner[0] - margin, corner[1] + width + margin, corner[0] + height + margin)
+        inside = (max(0, box[0]), max(0, box[1]), box[2], box[3])
+        limits = (image.width, image.height) * 2
+        ink, _, _ = _found(
+            pillow, image.crop([min(round(scale * b), m) for b, m in zip(inside, limits, strict=True)]), []
+        )
+    return ink
+
+
+def _found(pillow: Any, image: Any, done: list[str]) -> tuple[Any, tuple[int, int], float]:
+    """The ink, cut to it; the row and column it begins at, and how many pixels of the image are one of it."""
     numpy, ndimage = _libraries()
+    scale = max(1.0, max(image.size) / WORKING)
     if max(image.size) > WORKING:
         image = image.copy()
         image.thumbnail((WORKING, WORKING), pillow.Resampling.LANCZOS)
     grey = numpy.asarray(image, dtype=numpy.float32) / 255
-    edge = max(1, min(grey.shape) // 16)
-    border = numpy.concatenate([p.ravel() for p in (grey[:edge], grey[-edge:], grey[:, :edge], grey[:, -edge:])])
-    if numpy.median(border) > 0.5:
+    if _dark(grey):
         done.append("dark ink on a light ground inverted")
         grey = 1 - grey
     # The ground is what is left where no line is wider than an eighth of the picture: shadows are, pens are not.
-    ground = ndimage.gaussian_filter(ndimage.grey_opening(grey, size=max(3, max(grey.shape) // 8)), edge)
+    ground = ndimage.gaussian_filter(
+        ndimage.grey_opening(grey, size=max(3, max(grey.shape) // 8)), max(1, min(grey.shape) // 16)
+    )
     ink = numpy.clip(grey - ground, 0, None)
-    level = numpy.quantile(ndimage.uniform_filter(ink, 3), 0.998) / 2
+    level = numpy.quantile(ndimage.uniform_filter(ink, 3), 0.9999) / 2  # of a few pixels: a drawing may be small
     if level < FAINTEST / 2:
-        raise ValueError("nothing is drawn on it")
+        raise ValueError("no drawing is found on it: too faint, too small, or none")
     done.append("cut to what is drawn, its lighting evened out")
     ink = numpy.clip(ink / level - 0.5, 0, 1)
     parts, number = ndimage.label(ink > 0.5, numpy.ones((3, 3)))
     sizes = ndimage.sum_labels(parts > 0, parts, numpy.arange(number + 1))
     ink = numpy.where(ndimage.grey_dilation(sizes[parts] >= SPECK * sizes.max(), size=3), ink, 0)
     rows, columns = (numpy.flatnonzero(ink.max(axis) > 0.5) for axis in (1, 0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (int(rows[0]), int(columns[0])), scale
+
+
+def _dark(grey: Any) -> bool:
+    """Whether lines are darker than the ground around them, whatever the light: of what differs from the median of a
+    third of the picture about it, the dark or the light differs more."""
+    numpy, ndimage = _libraries()
+    scale = 64 / max(grey.shape)
+    small = ndimage.zoom(grey, scale, order=1, mode="nearest") if scale < 1 else grey
+    around = ndimage.median_filter(small, size=max(3, max(small.shape) // 3), mode="nearest")
+    differs = grey - ndimage.zoom(
+        around, [a / b for a, b in zip(grey.shape, around.shape, strict=True)], order=1, mode="nearest"
+    )
+    differs = ndimage.uniform_filter(differs, 3)
+    return bool(-numpy.quantile(differs, 0.0005) > numpy.quantile(differs, 0.9995))
 
 
 def _placed(pillow: Any, ink: Any, size: int, like: Drawing) -> Any:

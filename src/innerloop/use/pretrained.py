@@ -55,6 +55,11 @@ class Pretrained:
             return cls.from_run(folder, device)
         if (folder / SETTINGS).is_file():
             return cls.from_pretrained(folder, device=device)
+        if folder.is_file():
+            raise ValueError(
+                f"{source} is a file: if `innerloop adapt --save` wrote it, it is adapted already, and opened by "
+                "innerloop.use.Classifier.load, or by `innerloop adapt` without --support"
+            )
         raise FileNotFoundError(
             f"no trained model at {source}: give a run directory, a folder that save_pretrained wrote, or one of "
             f"{', '.join(shipped())}, which come with innerloop"
