@@ -124,6 +124,7 @@ def test_a_step_that_cannot_be_recorded(regression: Callable[..., il.Task]) -> N
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_run_that_goes_on_compiles_at_once(regression: Callable[..., il.Task]) -> None:
     maml = learner(True)
     maml.meta_gradient(regression())
