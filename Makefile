@@ -53,7 +53,7 @@ docs: $(VENV)/docs
 test: lint
 	$(RUN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: $(VENV)/dev
+test-slow: $(VENV)/dev $(VENV)/docs
 	$(RUN)/python -m pytest -m slow
 
 lint: $(VENV)/dev

@@ -16,7 +16,7 @@ pytest.importorskip("uvicorn", reason="the demo needs uvicorn: pip install 'inne
 from innerloop import config
 from innerloop.demo import Characters, Functions, answering
 from innerloop.demo.serving import listen, server
-from innerloop.use import Pretrained, shipped, with_classes
+from innerloop.use import Pretrained, shipped
 
 Answering = tuple[Characters | None, Functions | None]
 
@@ -31,7 +31,7 @@ def untrained(recipe: str, *overrides: str) -> Pretrained:
 def small() -> Answering:
     """Both tabs, quick to answer."""
     models = [untrained("strokes-5w1s-maml", "model.width=4"), untrained("sinusoid-maml")]
-    return answering(models, with_classes)
+    return answering(models)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def trained() -> Answering:
     """Both tabs, with the models that come with the package."""
     if missing := {"strokes", "sinusoid"} - shipped().keys():
         pytest.skip(f"the package comes without {' and '.join(sorted(missing))}")
-    return answering([Pretrained.load("strokes"), Pretrained.load("sinusoid")], with_classes)
+    return answering([Pretrained.load("strokes"), Pretrained.load("sinusoid")])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 
 from innerloop.demo import answering
 from innerloop.demo.serving import listen
-from innerloop.use import Pretrained, with_classes
+from innerloop.use import Pretrained
 
 from .conftest import running
 from .figures import drawn
@@ -46,7 +46,7 @@ def take(tab: Any, path: Path) -> None:
 def main(folder: Path, executable: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     models = [Pretrained.load(name) for name in ("strokes", "sinusoid")]
-    with running(listen(), answering(models, with_classes)) as address, sync_playwright() as driver:
+    with running(listen(), answering(models)) as address, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         still: dict[str, Any] = {"reduced_motion": "reduce"}
         tab = browser.new_page(viewport={"width": 1000, "height": 800}, **still)

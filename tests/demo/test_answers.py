@@ -9,7 +9,6 @@ import torch
 
 import innerloop as il
 from innerloop.demo import Characters, answering, render
-from innerloop.use import with_classes
 
 from .conftest import untrained
 from .figures import drawn
@@ -67,14 +66,14 @@ def test_characters_may_have_several_examples_and_not_equally_many(small):
 def test_probabilities_are_those_of_calibrated_logits(small, question):
     model = untrained("strokes-5w1s-maml", "model.width=4")
     model.temperature = 2.0
-    warm = Characters(model, with_classes)(*question, 1)["after"]
+    warm = Characters(model)(*question, 1)["after"]
     cold = torch.tensor(small[0](*question, 1)["after"])
     assert warm == pytest.approx((cold.log() / 2).softmax(-1).tolist(), abs=1e-3)
 
 
 def test_pictures_from_files_are_ink_on_paper(question):
     model = untrained("image-folder-5w1s-maml", "tasks.channels=1", "model.width=4", "tasks.ways=4")
-    characters = Characters(model, with_classes)
+    characters = Characters(model)
     assert characters.about()["most"] == 4
     size = characters.size
     x = characters._support(question[0]).x
@@ -126,7 +125,7 @@ def test_random_sinusoids_are_sinusoids_of_the_task_and_differ(small):
 )
 def test_other_recipes_that_have_a_tab(recipe):
     model = untrained(*recipe)
-    characters, functions = answering([model], with_classes)
+    characters, functions = answering([model])
     assert (characters is None) != (functions is None)
     (characters or functions).warm_up()
 
@@ -140,12 +139,12 @@ def test_other_recipes_that_have_a_tab(recipe):
 )
 def test_a_model_of_another_kind_is_refused(recipe, what):
     with pytest.raises(ValueError, match=f"{recipe} was trained on {what}; the demo takes .* or of sinusoids"):
-        answering([untrained(recipe)], with_classes)
+        answering([untrained(recipe)])
 
 
 def test_steps_are_those_of_the_test_and_bounded(small):
     characters, functions = small
-    reptile = Characters(untrained("omniglot-5w1s-reptile", "model.width=4"), with_classes)
+    reptile = Characters(untrained("omniglot-5w1s-reptile", "model.width=4"))
     for answers, tested, begin, most in ((characters, 1, 1, 10), (functions, 10, 10, 20), (reptile, 50, 20, 20)):
         about = answers.about()
         assert (about["tested"], about["steps"], about["most_steps"]) == (tested, begin, most)

@@ -292,6 +292,9 @@ def test_points_by_mouse_and_the_function_before_and_after(browser: Any, address
 def test_ten_points_of_a_random_sinusoid_and_the_slider(browser: Any, address: str) -> None:
     with functions(browser, address, **PHONE) as tab:
         tab.get_by_role("button", name="Random sinusoid").tap()
+        expect(tab.locator("#plot .point")).to_have_count(
+            10
+        )  # which come from the server, before it is asked about them
         told(tab)
         assert [tab.locator(f"#plot .{kind}").count() for kind in ("point", "truth")] == [10, 1]
         assert tab.locator("#truth-key").is_visible()

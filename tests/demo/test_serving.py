@@ -20,7 +20,6 @@ import uvicorn
 from innerloop import cli
 from innerloop.demo import answering
 from innerloop.demo.serving import PORT, listen, serve
-from innerloop.use import with_classes
 
 from .conftest import untrained
 from .figures import drawn
@@ -141,7 +140,7 @@ def seconds(address, number=50):
 def full_size():
     """Models as large as those that come with the package, or those themselves: training does not change the time."""
     models = [untrained("strokes"), untrained("sinusoid-maml")]
-    return answering(models, with_classes)
+    return answering(models)
 
 
 def test_answers_do_not_keep_anybody_waiting(served, full_size):

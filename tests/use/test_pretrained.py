@@ -16,6 +16,7 @@ from innerloop import config
 from innerloop.experiment import Place, conduct
 from innerloop.train.calibration import plain
 from innerloop.use import Pretrained, shipped
+from innerloop.use.card import card
 
 pytest.importorskip("safetensors")
 
@@ -60,6 +61,25 @@ def test_the_card_has_protocol_numbers_recipe_and_papers(run: Path, tmp_path: Pa
     assert "innerloop train tiny" in text
     assert 'preset = "maml"' in text
     assert f"{model.temperature:.3g}" in text
+
+
+@pytest.mark.parametrize(("name", "kind"), [("strokes", "FewShotClassifier"), ("sinusoid", "FewShotRegressor")])
+def test_the_code_of_a_card_runs(name: str, kind: str, tmp_path: Path) -> None:
+    folder = Pretrained.load(name).save_pretrained(tmp_path / "kept")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert kind in code
+    task = il.Strokes().sample(1, torch.Generator().manual_seed(0)).support
+    given = {"pictures": task.x[0], "names": list("abcde"), "x": torch.rand(5, 1), "y": torch.rand(5)}
+    exec(code.replace("FOLDER", str(folder)), given)
+
+
+def test_the_card_of_what_acts_speaks_of_neither(run: Path) -> None:
+    learner = Pretrained.load(run).learner
+    results = {"metric": "return", "steps": [1.0], "steps_ci95": [0.1], "num_tasks": 4, "transductive": False}
+    text = card("cheetah", {}, results, None, learner.citations)
+    assert "FewShot" not in text
+    assert "pipeline_tag" not in text
+    assert "model.learner.adapt(support)" in text
 
 
 def test_a_learner_without_a_recipe_is_loaded_into_one_like_it(tmp_path: Path) -> None:

@@ -6,24 +6,19 @@ import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from ..train.checkpoint import writing
 from ..train.record import dumps
 from ..use.adapting import Adaptation, Predictions, adapt_to, counted, predict
+from ..use.heads import Head
 from ..use.pretrained import Pretrained
 from ..use.saved import Classifier
 from .app import DeviceOption, JsonOption, app
 
-
-class Head(str, Enum):
-    """Where the head of the classifier starts."""
-
-    trained, drawn, prototypes, zero = "trained", "drawn", "prototypes", "zero"
-
-
+Start = Enum("Start", {name: name for name in get_args(Head)}, type=str)  # type: ignore[misc]
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -37,7 +32,7 @@ SupportOption = Annotated[
 QueryOption = Annotated[Path | None, typer.Option(help="A folder of pictures to predict the classes of.")]
 StepsOption = Annotated[int | None, typer.Option(min=0, help="Inner steps.", show_default="as in training")]
 HeadOption = Annotated[
-    Head | None,
+    Start | None,
     typer.Option(help="Where the head starts, for more classes than it was trained for.", show_default="trained"),
 ]
 OutputOption = Annotated[Path | None, typer.Option("-o", help="Predictions, a CSV file.", show_default=False)]
@@ -71,15 +66,8 @@ def adapt(
     examples left out in turn, with its 95 % interval) and `temperature`.
     """
     say = partial(print, file=sys.stderr if as_json else sys.stdout)
-    _require(support, query, [path for path in (output, picture, save) if path is not None], overwrite)
-    if output is not None and query is None:
-        raise typer.BadParameter("-o is for predictions: give --query, the pictures to predict")
-    if support is None and (save is not None or steps is not None or head is not None):
-        raise typer.BadParameter("--steps, --head and --save are for what --support, your examples, makes of a model")
-    if support is None and not Path(model).is_file():
-        raise typer.BadParameter(
-            f"give --support, your examples: only a file that --save wrote does without; {model} is none"
-        )
+    _require_fitting(model, support, query, output, of_support=(steps, head, save))
+    _require_paths([support, query], [output, picture, save], overwrite)
     adaptation = None
     if support is None:
         classifier = Classifier.load(model)
@@ -98,20 +86,37 @@ def adapt(
         print(dumps(_told(adaptation, classifier, found)))
 
 
-def _require(support: Path | None, query: Path | None, files: list[Path], overwrite: bool) -> None:
-    """Refuse what cannot be, before any work.
+def _require_fitting(
+    model: str, support: Path | None, query: Path | None, output: Path | None, of_support: tuple[Any, ...]
+) -> None:
+    """Refuse options that do not go together.
 
     Raises:
-        BadParameter: neither examples nor pictures are given.
-        FileExistsError: a file would be written over.
-        FileNotFoundError: a folder is not there.
+        BadParameter: there are some.
     """
     if support is None and query is None:
         raise typer.BadParameter("give --support, your examples, or --query, pictures to predict, or both")
-    for folder in (support, query):
-        if folder is not None and not folder.exists():
+    if output is not None and query is None:
+        raise typer.BadParameter("-o is for predictions: give --query, the pictures to predict")
+    if support is None and any(option is not None for option in of_support):
+        raise typer.BadParameter("--steps, --head and --save are for what --support, your examples, makes of a model")
+    if support is None and not Path(model).is_file():
+        raise typer.BadParameter(
+            f"give --support, your examples: only a file that --save wrote does without; {model} is none"
+        )
+
+
+def _require_paths(read: list[Path | None], written: list[Path | None], overwrite: bool) -> None:
+    """Refuse places that are not there, or taken, before any work.
+
+    Raises:
+        FileExistsError: a file would be written over.
+        FileNotFoundError: a folder is not there.
+    """
+    for folder in filter(None, read):
+        if not folder.exists():
             raise FileNotFoundError(f"no folder at {folder}")
-    for path in files:
+    for path in filter(None, written):
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: give another name, or --overwrite")
         if not path.parent.is_dir():

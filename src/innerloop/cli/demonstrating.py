@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..use import Pretrained, with_classes
+from ..use import Pretrained
 from .app import app
 
 
@@ -40,6 +40,6 @@ def demo(
     with listen(port) as listening:
         models = [Pretrained.load(name) for name in ([run] if run else ["strokes", "sinusoid"])]
         try:
-            serve(listening, *answering(models, with_classes), browser=browser)
+            serve(listening, *answering(models), browser=browser)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None

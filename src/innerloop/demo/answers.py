@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from ..adapted import Adapted
 from ..data import Sinusoid
 from ..learner import MetaLearner
 from ..task import Batch
-from ..use import Pretrained
+from ..use import Pretrained, with_classes
 from .drawing import Drawing, Point, render
 
 Examples = Sequence[Sequence[Drawing]]
@@ -32,13 +32,12 @@ class Characters:
 
     Args:
         model: was meta-trained, by a recipe, to tell images of one channel apart.
-        with_classes: ``(learner, number) -> learner`` with that many classes; see `innerloop.use.heads`.
 
     Raises:
         ValueError: its head cannot be cut.
     """
 
-    def __init__(self, model: Pretrained, with_classes: Callable[[MetaLearner, int], MetaLearner]) -> None:
+    def __init__(self, model: Pretrained) -> None:
         tasks = model.recipe["tasks"]
         self.name, self.size, self.temperature = model.name, tasks["size"], model.temperature or 1.0
         self.on_white = tasks["name"] == "image-folder"  # whose pixels are as in the files: paper is 1 and ink 0
@@ -150,9 +149,7 @@ def adaptation(learner: MetaLearner, support: Batch, steps: int) -> Adaptation:
     return Adaptation(before, after)
 
 
-def answering(
-    models: Sequence[Pretrained], with_classes: Callable[[MetaLearner, int], MetaLearner]
-) -> tuple[Characters | None, Functions | None]:
+def answering(models: Sequence[Pretrained]) -> tuple[Characters | None, Functions | None]:
     """What answers for some models: of each kind, the last.
 
     Raises:
@@ -163,7 +160,7 @@ def answering(
         tasks = model.recipe.get("tasks", {})
         what = tasks.get("name", "an unknown kind")
         if what in ("strokes", "omniglot") or (what == "image-folder" and tasks["channels"] == 1):
-            characters = Characters(model, with_classes)
+            characters = Characters(model)
         elif what in ("sinusoid", "sinusoid-two-phase"):
             functions = Functions(model)
         else:

@@ -85,7 +85,12 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
         raise ValueError(f"{path}: no picture of {some(empty)} can be read{because}")
     estimator = FewShotClassifier(model, steps=steps, head=head).fit(support.x, labels)
     classifier = Classifier(
-        estimator.predictor_, tuple(map(str, estimator.classes_)), estimator.temperature_, form, model.recipe["model"]
+        estimator.predictor_,
+        tuple(map(str, estimator.classes_)),
+        estimator.temperature_,
+        form,
+        model.recipe["model"],
+        estimator.device_,
     )
     return Adaptation(classifier, estimator, support, labels)
 

@@ -9,13 +9,22 @@ from ..config import dumps
 from ..train.evaluate import PER_CENT
 
 HEADER = """---
-library_name: innerloop
-pipeline_tag: {pipeline}
+library_name: innerloop{pipeline}
 tags:
 - meta-learning
 - few-shot
 ---
 """
+USAGE = """import innerloop as il
+
+model = il.Pretrained.from_pretrained("FOLDER")  # this folder, or user/name on the Hub
+"""
+USES = {
+    "accuracy": ("\npipeline_tag: image-classification", "il.FewShotClassifier(model).fit(pictures, names)"),
+    "mse": ("\npipeline_tag: tabular-regression", "il.FewShotRegressor(model).fit(x, y)"),
+}
+"""By what a learner was judged by: the task that the Hub files it under, and how it is used."""
+OTHER = ("", "adapted = model.learner.adapt(support)")
 
 
 def card(
@@ -32,13 +41,13 @@ def card(
         recipe, results, temperature: of the learner; see `innerloop.use.Pretrained`.
         citations: of the papers behind it.
     """
-    classifies = recipe.get("tasks", {}).get("ways") is not None
+    pipeline, use = USES.get(str(results.get("metric")), OTHER)
     parts = [
-        HEADER.format(pipeline="image-classification" if classifies else "tabular-regression"),
+        HEADER.format(pipeline=pipeline),
         f"# {name}\n",
         f"{recipe.get('description') or 'A meta-trained learner'}. Made by innerloop.\n",
         "It adapts to a new task by a few gradient steps on a few examples:\n",
-        _usage(classifies),
+        f"```python\n{USAGE}{use}\n```\n",
         "## Protocol and result\n",
         _result(results),
     ]
@@ -51,14 +60,6 @@ def card(
     if citations:
         parts += ["## Papers\n", "\n".join(f"- {citation}" for citation in citations) + "\n"]
     return "\n".join(parts)
-
-
-def _usage(classifies: bool) -> str:
-    kind, what = ("FewShotClassifier", "pictures, names") if classifies else ("FewShotRegressor", "x, y")
-    return (
-        f'```python\nimport innerloop as il\n\nmodel = il.{kind}("FOLDER")  # this folder, or user/name on the Hub\n'
-        f"model.fit({what})\n```\n"
-    )
 
 
 def _result(results: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .adapting import Adaptation, Predictions
 
 MOST, ACROSS = 40, 8
-"""Pictures of new examples that are drawn, and how many in a row."""
+"""Pictures of examples, and of new ones, that are drawn, and how many in a row."""
 
 
 def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
@@ -30,7 +30,7 @@ def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
         tiles.append(("adapted to", [(picture, label, "black") for label, picture in examples]))
     if found is not None:
         tiles.append(("predicted", _told(found)))
-    rows = [(title, part) for title, all_ in tiles for part in _rows(all_[:MOST]) for title in [title]]
+    rows = [(_titled(title, every), part) for title, every in tiles for part in _rows(every[:MOST])]
     whole = Figure(figsize=(1.3 * ACROSS, 1.65 * len(rows)), layout="constrained")
     axes = whole.subplots(len(rows), ACROSS, squeeze=False)
     for line, (title, part) in zip(axes, rows, strict=True):
@@ -41,6 +41,10 @@ def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
             axis.set_title(text, fontsize=8, color=colour)
         line[0].text(-0.12, 0.5, title, rotation=90, va="center", ha="right", transform=line[0].transAxes, fontsize=8)
     return whole
+
+
+def _titled(title: str, tiles: Sequence[Any]) -> str:
+    return title if len(tiles) <= MOST else f"{title},\n{MOST} of {len(tiles)}"
 
 
 def _told(found: Predictions) -> list[tuple[Tensor, str, str]]:

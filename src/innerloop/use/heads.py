@@ -89,7 +89,7 @@ def _resize(layer: nn.Linear, classes: int, zero: bool) -> None:
         direction = torch.randn(classes - len(trained), trained.shape[1], generator=generator).to(trained)
         far = (trained - trained.mean(0)).norm(dim=1).mean()  # from their middle: what tells classes apart
         weight[len(trained) :] += far * direction / direction.norm(dim=1, keepdim=True)
-    layer.weight.data, layer.bias.data = (0 * weight, 0 * bias) if zero else (weight, bias)
+    layer.weight.data, layer.bias.data = (torch.zeros_like(t) if zero else t for t in (weight, bias))
 
 
 def _outputs(tensor: Tensor, number: int) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import config
 from ..learner import MetaLearner
@@ -129,7 +130,7 @@ class Pretrained:
             FileExistsError: the folder holds something else.
             ImportError: safetensors is not installed.
         """
-        library = safetensors()
+        weights = packed(self.learner)
         folder = Path(folder).expanduser()
         known = {WEIGHTS, SETTINGS, "README.md"}
         if folder.exists() and (foreign := [path.name for path in folder.iterdir() if path.name not in known]):
@@ -142,12 +143,9 @@ class Pretrained:
             "temperature": self.temperature,
             "results": self.results,
         }
-        tensors = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.learner.state_dict().items()
-        }
         text = card(self.name, self.recipe, self.results, self.temperature, self.learner.citations)
         for name, content in (
-            (WEIGHTS, library.save(tensors, {"format": "pt"})),
+            (WEIGHTS, weights),
             (SETTINGS, (dumps(settings, indent=2) + "\n").encode()),
             ("README.md", text.encode()),
         ):
@@ -218,6 +216,18 @@ def _fill(learner: MetaLearner, path: Path) -> None:
         raise ValueError(
             f"the weights in {path} do not fit the learner: {str(error).splitlines()[-1].strip()}"
         ) from error
+
+
+def packed(module: nn.Module, **about: str) -> bytes:
+    """The parameters and buffers of a module as a safetensors file, with what else it says of itself.
+
+    Raises:
+        ImportError: safetensors is not installed.
+    """
+    # Copies, for tensors that share memory are refused.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    content: bytes = safetensors().save(tensors, {"format": "pt", **about})
+    return content
 
 
 def safetensors() -> Any:

@@ -18,7 +18,7 @@ from ..data.tasks import Drawing
 from ..schema import call
 from ..train.checkpoint import writing
 from .pictures import Form
-from .pretrained import safetensors
+from .pretrained import packed, safetensors
 
 FORMAT = 1
 """Of what the file says of itself."""
@@ -35,6 +35,7 @@ class Classifier:
         temperature: what logits are divided by.
         form: of the pictures.
         recipe: the ``[model]`` section of the recipe that it was trained by.
+        device: where the module is.
     """
 
     module: Callable[[Tensor], Tensor]
@@ -42,11 +43,12 @@ class Classifier:
     temperature: float
     form: Form
     recipe: dict[str, Any]
+    device: torch.device | str = "cpu"
 
     @torch.no_grad()
     def probabilities(self, x: Tensor) -> Tensor:
-        """``[N, classes]``, float64, of pictures as the model reads them."""
-        return torch.softmax(self.module(x).double() / self.temperature, 1)
+        """``[N, classes]``, float64 on the CPU, of pictures as the model reads them."""
+        return torch.softmax(self.module(x.to(self.device)).double().cpu() / self.temperature, 1)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: the module's parameters and buffers, and the rest as its metadata.
@@ -66,11 +68,9 @@ class Classifier:
             "temperature": self.temperature,
             "pictures": {**self.form._asdict(), "drawing": self.form.drawing and self.form.drawing._asdict()},
         }
-        tensors = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.module.state_dict().items()
-        }
+        content = packed(self.module, innerloop=json.dumps(told))
         with writing(Path(path)) as file:
-            file.write(safetensors().save(tensors, {"format": "pt", "innerloop": json.dumps(told)}))
+            file.write(content)
 
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
