@@ -6,6 +6,8 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from math import dist
 from typing import Any
 
 import pytest
@@ -307,7 +309,12 @@ def test_ten_points_of_a_random_sinusoid_and_the_slider(browser: Any, address: s
         expect(tab.locator("#function-loss circle")).to_have_count(2)
         assert tab.locator("#plot .before").get_attribute("d") == before
         assert tab.locator("#plot .after").get_attribute("d") != after
-        tab.locator("#plot").tap(position={"x": 100, "y": 60})
+        # A tap on a point takes it away, and these are random: one that is far from all of them.
+        places = "all => all.map(point => [point.cx.baseVal.value, point.cy.baseVal.value])"
+        points = tab.locator("#plot .point").evaluate_all(places)
+        candidates = [(x, y) for x in (60, 100, 150, 200) for y in (40, 60, 80)]
+        free = max(candidates, key=lambda at: min(map(partial(dist, at), points)))
+        tab.locator("#plot").tap(position=dict(zip("xy", free, strict=True)))
         assert [tab.locator(f"#plot .{kind}").count() for kind in ("point", "truth")] == [11, 0]
 
 
