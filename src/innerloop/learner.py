@@ -22,6 +22,7 @@ from .engine import Engine, Vectorize
 from .initial import Initialisation
 from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
 from .objectives import Objective, Outcome, Unrolled
+from .operations import TaskOperations
 from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
@@ -255,7 +256,7 @@ class MetaLearner(nn.Module):
             self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), steps)
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
-            with without_kept_tensors(*self.children()):
+            with TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
                 params = episode.last(order=1)
                 losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.
@@ -389,7 +390,7 @@ class MetaLearner(nn.Module):
         if (key := (shapes, judged, self.model.training)) in self._examined:
             return
         count(tasks)
-        with torch.enable_grad(), without_kept_tensors(*self.children()):
+        with torch.enable_grad(), TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
             episode = self._episode(select(tasks, 0), *self._own())
             random, separable = examine(episode, judged, None if self._examined else self.objective)
         # Random draws depend on how many tasks run at once, so that is then not a matter of speed.

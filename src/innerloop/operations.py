@@ -260,12 +260,12 @@ _ALWAYS: _Table = {
 }
 _LOOPED: _Table = {
     **_ALWAYS,
-    F.batch_norm: normalisation.looped_batch_norm,
-    F.instance_norm: normalisation.looped_instance_norm,
-    F.layer_norm: normalisation.looped_layer_norm,
-    torch.layer_norm: normalisation.looped_layer_norm,
-    torch.batch_norm: _torch_order(normalisation.looped_batch_norm),
-    torch.instance_norm: _torch_order(normalisation.looped_instance_norm),
+    F.batch_norm: _batch_norm,
+    F.instance_norm: normalisation.instance_norm,
+    F.layer_norm: normalisation.layer_norm,
+    torch.layer_norm: normalisation.layer_norm,
+    torch.batch_norm: _torch_order(_batch_norm),
+    torch.instance_norm: _torch_order(normalisation.instance_norm),
 }
 _VECTORISED: _Table = {
     **_ALWAYS,
