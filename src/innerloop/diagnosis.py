@@ -135,9 +135,8 @@ def explain(error: BaseException, model: nn.Module, parts: Parts, remedy: str) -
     """
     where, owner = _culprit(error, model, parts)
     cause = _cause(error, owner)
-    verb = (
-        "cannot run these tasks at once" if isinstance(error, TasksDifferError) else "cannot be vectorized over tasks"
-    )
+    differ = isinstance(error, TasksDifferError)
+    verb = "cannot run these tasks at once" if differ else "cannot be vectorized over tasks"
     line = _user_line(error)
     said = "" if differ or cause.why == first_line(error) else f" The error was: {first_line(error)}"
     return (

@@ -14,8 +14,8 @@ Params = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """Inputs and targets. Each is a tensor or a pytree (tuples, lists, dicts) of tensors with equal lengths. What else is
-    in there (``None`` for targets that a loss does not need, a number) is the same for all tasks and examples."""
+    """Inputs and targets. Each is a tensor or a pytree (tuples, lists, dicts) of tensors with equal lengths. What else
+    is in there (``None`` for targets that a loss does not need, a number) is the same for all tasks and examples."""
 
     x: Any
     y: Any
@@ -98,7 +98,7 @@ def count(tasks: Task) -> int:
         TypeError: there is an array that is no tensor, which nothing would split by tasks.
     """
     for leaf in pytree.tree_leaves(tasks):
-        if not isinstance(leaf, Tensor) and getattr(leaf, "shape", ()):
+        if not isinstance(leaf, Tensor) and getattr(leaf, "shape", None):
             raise TypeError(
                 f"a meta-batch has a {type(leaf).__name__} of shape {tuple(leaf.shape)} in it, and tasks are made of "
                 "tensors: convert it with torch.as_tensor"
