@@ -117,7 +117,7 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
     return all(grad is None for grad in reached)
 
 
-def state(parts: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
     """What the attributes of modules and other objects hold, and what functions hold on to, to be compared later: what
     a call changes, calls in several threads would change at once.
 
@@ -125,12 +125,12 @@ def state(parts: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
         parts: by what they are. Values are told apart by equality where they are plain, else by identity; tensors also
             by how often they were written to in place.
     """
-    found: dict[tuple[str, str], Any] = {}
-    for kind, part in parts.items():
-        for owner, attributes in _attributes(part):
-            for name, value in attributes.items():
-                found[f"the {kind} {owner}", name] = [_fingerprint(leaf) for leaf in pytree.tree_leaves(value)]
-    return found
+    return {
+        (f"the {kind} {owner}", name, index): [_fingerprint(leaf) for leaf in pytree.tree_leaves(value)]
+        for kind, part in parts.items()
+        for index, (owner, attributes) in enumerate(_attributes(part))
+        for name, value in attributes.items()
+    }
 
 
 def _attributes(part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,7 +138,7 @@ def _attributes(part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     owner = part.__self__ if isinstance(part, MethodType) else part
     for one in owner.modules() if isinstance(owner, nn.Module) else (owner,):
         code = getattr(type(one), "forward" if isinstance(one, nn.Module) else "__call__", None)
-        held = {**vars(type(one)), **getattr(one, "__dict__", {}), **_held(one), **_held(code)}
+        held = {**_held(one), **_held(code), **vars(type(one)), **getattr(one, "__dict__", {})}
         buffers = held.pop("_buffers", None) or {}
         for tensors in ("_parameters", "_modules"):  # a task's take their places for a while
             held.pop(tensors, None)
@@ -149,7 +149,8 @@ def _held(function: Any) -> dict[str, Any]:
     """The variables outside of a function that its code uses."""
     if not isinstance(function, FunctionType):
         return {}
-    found = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    used, variables = function.__code__.co_names, function.__globals__
+    found = {name: variables[name] for name in used if name in variables}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # an empty one
             found[name] = cell.cell_contents
