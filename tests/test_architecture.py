@@ -19,7 +19,7 @@ FLOORS = [
     ("kernels", "threads", "checkpointing"),
     ("operations",),
     ("inner",),
-    ("engine", "objectives", "initial", "slots", "adapted"),
+    ("engine", "diagnosis", "objectives", "initial", "slots", "adapted"),
     ("checks",),
     ("learner",),
     ("models", "presets", "testing"),

@@ -109,7 +109,7 @@ class MetaLearner(nn.Module):
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
         self.selection = adapt.description
         self.adapted = adapt.names(model)
-        self.engine = Engine(model, vectorize, lean=memory == "constant")
+        self.engine = Engine(model, vectorize, memory == "constant", (rule, loss, inner_loss, self.objective, initial))
         self.compiler = Compiler(compile if memory == "graph" else False)
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
         if self.slots is None and statistics == "shared":

@@ -117,8 +117,8 @@ class Reptile(Objective):
         with torch.no_grad():
             adapted = episode.last(order=1)
             loss, output = episode.query_loss(adapted)
-        distance = [(start - adapted[name].detach()).square().sum() / 2 for name, start in episode.start.items()]
-        return Judgement(torch.stack(distance).sum(), adapted, loss, output)
+        away = {name: start - adapted[name].detach() for name, start in episode.start.items()}
+        return Judgement(_dot(away, away) / 2, adapted, loss, output)
 
 
 class Implicit(Objective):
@@ -166,7 +166,8 @@ class Implicit(Objective):
 
 
 def _dot(a: Params, b: Params) -> Tensor:
-    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+    """The inner product; complex numbers are pairs of real ones, as gradients take them."""
+    return torch.stack([(one * b[name].conj()).real.sum() for name, one in a.items()]).sum()
 
 
 def conjugate_gradient(matrix: Callable[[Params], Params], right: Params, iterations: int) -> Params:
