@@ -22,9 +22,10 @@ from ..schedules import Schedule
 from ..task import InteractiveSource, Source, Task, draw, to
 from .checkpoint import Checkpoints, differences, holds_run
 from .claim import claimed
-from .evaluate import Evaluation, Metric, evaluate
+from .evaluate import Evaluation, evaluate, rehearse
 from .faults import Faults, NonFinite, enough_memory
 from .loggers import Logger
+from .metrics import Judged, chosen
 from .outer import LR, Optimizer, outer_step
 from .progress import Progress
 from .record import Metrics, environment, write_results
@@ -43,7 +44,8 @@ class Result:
     Attributes:
         iterations: updates done.
         seconds: spent training, in all lives of the run; validations are not counted.
-        best: the best validations, best first: ``{"iteration", "score", "ci95"}``.
+        best: the best validations, best first: ``{"iteration", "score", "ci95"}``; those that are not finite are never
+            among them.
         validation: the evaluation that validated the weights which the learner now has, where it was in this life.
     """
 
@@ -125,7 +127,7 @@ class Trainer:
         val_steps: int | None = None,
         val_seed: int = 0,
         transductive: bool = True,
-        metric: str | Metric | None = None,
+        metric: Judged | None = None,
         checkpoint_every: int = 500,
         keep_best: int = 3,
         log_every: int = 10,
@@ -143,6 +145,7 @@ class Trainer:
         require_at_least(0, iterations=iterations)
         require_at_least(1, tasks=tasks, validate_every=validate_every, checkpoint_every=checkpoint_every)
         require_at_least(2, val_tasks=val_tasks)
+        chosen(metric, learner.loss)  # an unknown one is an error at once
         self.learner, self.train, self.val, self.world = learner, train, val, world or World()
         self.run = Path(run) if run is not None and self.world.first else None
         self.iterations, self.tasks, self.seed, self.config = iterations, tasks, seed, dict(config or {})
@@ -182,7 +185,8 @@ class Trainer:
             OutOfMemoryError: a meta-batch does not fit into memory.
             LostProcessError: another process of the training ended.
             Interrupted: a signal stopped the training; its checkpoint is saved.
-            ValueError: the checkpoints are damaged, or of another learner, optimizer or ``config``.
+            ValueError: the checkpoints are damaged, or of another learner, optimizer or ``config``; or the metric does
+                not fit what is validated, which is tried on two tasks before the first iteration.
         """
         self.world.bounds(self.tasks)
         if isinstance(self.train, InteractiveSource):
@@ -191,6 +195,7 @@ class Trainer:
             raise FileExistsError(
                 f"{self.run} already holds a run: resume it (fit(resume=True)) or use another directory"
             )
+        self._rehearse()
         cuda = [self.device] if self.device.type == "cuda" else []
         with ExitStack() as stack:
             if self.run is not None:
@@ -259,6 +264,15 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return due(self.iteration, every, self.iterations)
+
+    def _rehearse(self) -> None:
+        """Try a validation, so that a metric that does not fit is an error before anything is trained or written."""
+        if self.val is None or not self.iterations:
+            return
+        before = self.val.state_dict() if isinstance(self.val, Stateful) else None
+        rehearse(self.learner, self.val, **{k: v for k, v in self._validation.items() if k not in ("num_tasks", "world")})
+        if before is not None:
+            self.val.load_state_dict(before)
 
     def _validate(self, progress: Progress) -> None:
         assert self.val is not None
