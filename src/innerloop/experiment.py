@@ -22,6 +22,7 @@ from .train import Evaluation, Logger, Result, Stateful, Trainer, World, evaluat
 from .train.calibration import temperature_on
 from .train.checkpoint import Checkpoints, holds_run, writing
 from .train.claim import claimed
+from .train.evaluate import rehearse
 from .train.progress import clock
 from .train.record import environment, peak_memory, write_results
 
@@ -86,12 +87,13 @@ def conduct(
         train: Source = sources.train
         if profile and world.first:
             train = stack.enter_context(profiled(train, run / "profile.json"))
-        options = config.arguments(settings, "train")
+        options, judging = config.arguments(settings, "train"), config.arguments(settings, "evaluate")
+        if test:  # what does not fit is an error before training, and not after it
+            rehearse(learner, sources.test, **{k: v for k, v in judging.items() if k not in ("num_tasks", "batch")})
         trainer = Trainer(learner, train, sources.val, run, seed=settings["seed"], config=settings, world=world,
                           loggers=[*loggers, Recipe()], progress=progress, **options)  # fmt: skip
         result = trainer.fit(resume, accept_changes=True)  # or refused above, in terms of whole recipes
-        options = config.arguments(settings, "evaluate")
-        found = evaluate(learner, sources.test, world=world, **options) if test else None
+        found = evaluate(learner, sources.test, world=world, **judging) if test else None
         if world.first:
             tempered = temperature_on(learner, sources.val, settings["train"]["val_tasks"]) if test else None
             write_results(run, results(settings, command, learner, result, found, tempered, trainer.device, world))

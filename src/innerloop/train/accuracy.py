@@ -34,7 +34,7 @@ def accuracy(output: Tensor, y: Tensor, ignore_index: int = -100, outputs: str =
     if not isinstance(output, Tensor) or not isinstance(y, Tensor):
         raise DoesNotFitError(
             f"accuracy compares one tensor of outputs with one of targets, got {type(output).__name__} and "
-            f"{type(y).__name__}: give il.Metric(lambda output, y: innerloop.train.accuracy(...), higher_is_better=True)"
+            f"{type(y).__name__}: give an il.Metric of your own function, with higher_is_better=True"
         )
     apart = output.ndim == y.ndim + 1 and output.shape[:1] + output.shape[2:] == y.shape
     if not y.is_floating_point() and apart and (output.shape[1] > 1 or outputs == "classes"):
@@ -122,4 +122,6 @@ def shape(values: Any) -> Any:
     """The shape of a tensor, or those of a tree of tensors."""
     if isinstance(values, Tensor):
         return tuple(values.shape)
-    return [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in pytree.tree_leaves(values)]
+    return [
+        tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in pytree.tree_leaves(values)
+    ]

@@ -295,4 +295,3 @@ def judged_by(learner: MetaLearner | Ensemble, source: Source, metric: Judged | 
     if (known := chosen(metric, learner.loss)) is not None:
         return Scale.of(known)
     return Scale.of(default(learner.loss, source.sample(1, torch.Generator().manual_seed(0)).query.y))
-

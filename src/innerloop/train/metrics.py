@@ -97,10 +97,8 @@ def default(loss: Any, y: Any) -> Metric:
 
 def tells_classes(loss: Any, y: Any) -> bool:
     """Whether a loss is plain cross-entropy and the targets are class indices."""
-    if loss is not F.cross_entropy:
-        if type(loss) is not nn.CrossEntropyLoss or loss.weight is not None or loss.label_smoothing:
-            return False
-    return isinstance(y, Tensor) and _is_integer(y)
+    module = type(loss) is nn.CrossEntropyLoss and loss.weight is None and not loss.label_smoothing
+    return (module or loss is F.cross_entropy) and isinstance(y, Tensor) and _is_integer(y)
 
 
 def _is_integer(y: Tensor) -> bool:
@@ -124,6 +122,13 @@ def kind(loss: Any) -> str:
     if loss is F.binary_cross_entropy or isinstance(loss, nn.BCELoss):
         return "probabilities"
     return ""
+
+
+def compares_numbers(loss: Any) -> bool:
+    """Whether a loss compares each number of the output with its own target, as the squared error does."""
+    loss = unwrapped(loss)
+    functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+    return loss in functions or isinstance(loss, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss)
 
 
 def _reading(loss: Any) -> dict[str, Any]:

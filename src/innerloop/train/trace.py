@@ -51,4 +51,3 @@ def epochs(steps: Tensor, examples: int, batch_size: int | None) -> list[list[li
     passes = torch.arange(steps.shape[1]) * each // examples
     sizes = passes.bincount().tolist()
     return [[part.tolist() for part in row.split(sizes)] if sizes else [] for row in steps.cpu()]
-

@@ -269,9 +269,10 @@ class Trainer:
         """Try a validation, so that a metric that does not fit is an error before anything is trained or written."""
         if self.val is None or not self.iterations:
             return
-        before = self.val.state_dict() if isinstance(self.val, Stateful) else None
-        rehearse(self.learner, self.val, **{k: v for k, v in self._validation.items() if k not in ("num_tasks", "world")})
-        if before is not None:
+        options = {key: self._validation[key] for key in ("steps", "transductive", "metric", "seed")}
+        before = self.val.state_dict() if isinstance(self.val, Stateful) else {}
+        rehearse(self.learner, self.val, **options)
+        if isinstance(self.val, Stateful):
             self.val.load_state_dict(before)
 
     def _validate(self, progress: Progress) -> None:
