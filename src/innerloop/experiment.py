@@ -67,8 +67,7 @@ def conduct(
         run: the run directory.
         place: where and how.
         command: what starts it, for the results.
-        resume: go on with what the directory holds.
-        accept_changes: even if that was begun by another recipe.
+        resume, accept_changes: go on with what the directory holds, even if another recipe began it.
         profile: write a trace of some iterations to ``profile.json``, for chrome://tracing and Perfetto.
         test: whether there is an evaluation at the end.
         loggers, progress: of the `Trainer`.
@@ -88,8 +87,8 @@ def conduct(
         if profile and world.first:
             train = stack.enter_context(profiled(train, run / "profile.json"))
         options, judging = config.arguments(settings, "train"), config.arguments(settings, "evaluate")
-        if test:  # what does not fit is an error before training, and not after it
-            rehearse(learner, sources.test, **{k: v for k, v in judging.items() if k not in ("num_tasks", "batch")})
+        if test:  # a metric that does not fit is an error before training
+            rehearse(learner, sources.test, **judging)
         trainer = Trainer(learner, train, sources.val, run, seed=settings["seed"], config=settings, world=world,
                           loggers=[*loggers, Recipe()], progress=progress, **options)  # fmt: skip
         result = trainer.fit(resume, accept_changes=True)  # or refused above, in terms of whole recipes

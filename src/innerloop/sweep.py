@@ -260,11 +260,8 @@ class Sweep:
             direction=direction,
             load_if_exists=True,
         )
-        if study.direction.name.lower() != direction:
-            raise ValueError(
-                f"the study {name} is to {study.direction.name.lower()} its score, and {scale.name} is to be "
-                f"{direction}d: it was begun with another metric, so give another --name"
-            )
+        if (begun := study.direction.name.lower()) != direction:
+            raise ValueError(f"the study {name} is to {begun}, {scale.name} to {direction}: give another --name")
         study.set_user_attr("metric", {"metric": scale.name, "unit": scale.unit})
         self._require_same(study, "recipe", settings)
         self._require_same(study, "space", {key: domain.as_dict() for key, domain in self.space.items()})
@@ -338,9 +335,7 @@ class Sweep:
                     settings, run, self.place, command=command, resume=True, test=False, progress=False,
                     loggers=[Pruning(trial, scores, offset)],
                 )  # fmt: skip
-                if not result.best:
-                    raise NonFiniteError("no meta-validation was a finite number; a smaller learner.lr often helps")
-                scores.append(result.best[0]["score"])
+                scores.append(result.score)
         except Interrupted:
             _again(study, study.trials[trial.number], died=False)
             raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..learner import MetaLearner
-from ..metrics import Scale
+from ..metrics import Metric, Scale
 from ..task import InteractiveSource, Source, Task, TaskSource, select, to
 from .accuracy import floating
 from .ensemble import Ensemble
@@ -120,7 +122,7 @@ def evaluate(
     """Adapt to each of ``num_tasks`` tasks and score the query set before, between and after the steps.
 
     The learner (without dropout meanwhile), torch's random state and everybody's generators are afterwards what they
-    were before. Memory does not grow with the number of tasks.
+    were before. Memory does not grow with the number of tasks. A warning says where outputs or scores are not finite.
 
     Args:
         learner: what to evaluate, or several together; tasks are moved to its device.
@@ -138,36 +140,31 @@ def evaluate(
         world: the processes that share the work, all of which make this call, and get the same result.
 
     Raises:
-        TypeError: what is given as a metric is none.
-        ValueError: a number out of range, an unknown metric, one that does not say which direction is better, or one
-            that does not fit the outputs and the targets.
-
-    Warns:
-        UserWarning: outputs or scores are not finite numbers. Accuracy counts predictions with NaN as wrong; any other
-            metric than the learner's own loss is NaN for a task with NaN among its outputs.
+        ValueError: a number out of range, or a metric that is unknown, does not say its direction, or does not fit.
     """
     _check(num_tasks, batch, steps)
-    device, generator = next(learner.parameters()).device, torch.Generator().manual_seed(seed)
-    world, scores, bad, every = world or World(), list[Tensor](), 0, 0
+    world, device, parts = world or World(), next(learner.parameters()).device, list[tuple[Tensor, tuple[int, int]]]()
     if isinstance(source, InteractiveSource):
         scale = judged_by(learner, source, metric)
         return Evaluation.of(_lived(learner, source, num_tasks, steps, seed, batch, world), scale, False, acting=True)
-    known = chosen(metric, learner.loss)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    known, generator = chosen(metric, learner.loss), torch.Generator().manual_seed(seed)
+    with _seeded(device, seed):
         for start in range(0, num_tasks, batch):
             tasks = _draw(source, min(batch, num_tasks - start), generator)
             known = known or default(learner.loss, tasks.query.y)
             if start // batch % world.size == world.rank:  # dealt out in turn
-                tasks = to(tasks, device)
-                output = learner.predict(tasks, steps, transductive)
-                scores.append(score(Judge(known, learner.loss), output, tasks.query.y).cpu())
-                bad, every = bad + _not_finite(output), every + _predictions(output)
-    assert known is not None
-    found, scale = _gathered(world, scores), Scale.of(known)
-    bad, every = (sum(numbers) for numbers in zip(*world.everybody((bad, every)), strict=True))
-    _warn(scale, bad, every, found)
+                parts.append(_judged(learner, known, to(tasks, device), steps, transductive))
+    found, scale = _gathered(world, [scores for scores, _ in parts]), Scale.of(known)
+    _warn(scale, [counts for each in world.everybody([counts for _, counts in parts]) for counts in each], found)
     return Evaluation.of(found, scale, transductive and learner.depends_on_query_set)
+
+
+def _judged(
+    learner: MetaLearner | Ensemble, metric: Metric, tasks: Task, steps: int | None, transductive: bool
+) -> tuple[Tensor, tuple[int, int]]:
+    """The scores ``[T, K + 1]`` of tasks, and how many outputs are not finite, of how many."""
+    output = learner.predict(tasks, steps, transductive)
+    return score(Judge(metric, learner.loss), output, tasks.query.y).cpu(), _predictions(output)
 
 
 def rehearse(
@@ -177,10 +174,12 @@ def rehearse(
     transductive: bool = True,
     metric: Judged | None = None,
     seed: int = 0,
+    **_: Any,
 ) -> None:
     """Try on two tasks what `evaluate` does, so that a metric that does not fit is an error before anything is trained.
 
-    How tasks run quickest is not measured, and random states are left as they were. Nothing is acted in.
+    How tasks run quickest is not measured, and random states are left as they were. Nothing is acted in. Arguments that
+    only say how much is evaluated do nothing.
 
     Raises:
         Exception: what `evaluate` raises.
@@ -191,8 +190,7 @@ def rehearse(
         return
     known = chosen(metric, learner.loss)
     device = next(learner.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with _seeded(device, seed):
         tasks = to(_draw(source, 2, torch.Generator().manual_seed(seed)), device)
         judge = Judge(known or default(learner.loss, tasks.query.y), learner.loss)
         for index in range(2):
@@ -253,20 +251,26 @@ def score(judge: Any, output: Any, y: Any) -> Tensor:
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def _predictions(output: Any) -> int:
-    """How many predictions there are in outputs ``[T, A, Q, ...]``."""
-    return sum(math.prod(leaf.shape[:3]) for leaf in floating(output))
+def _predictions(output: Any) -> tuple[int, int]:
+    """How many of the outputs ``[T, A, Q, ...]`` hold NaN or infinity, and how many there are. Minus infinity is the
+    logit of what is ruled out."""
+    leaves = floating(output)
+    bad = (leaf.isnan() | leaf.isposinf() for leaf in leaves)
+    number = sum(int((leaf.flatten(3).any(3) if leaf.ndim > 3 else leaf).sum()) for leaf in bad)
+    return number, sum(math.prod(leaf.shape[:3]) for leaf in leaves)
 
 
-def _not_finite(output: Any) -> int:
-    """How many of them hold NaN or infinity; minus infinity is the logit of what is ruled out."""
-    bad = (leaf.isnan() | leaf.isposinf() for leaf in floating(output))
-    return sum(int((leaf.flatten(3).any(3) if leaf.ndim > 3 else leaf).sum()) for leaf in bad)
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Within, torch's random state is that of a seed."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
-def _warn(scale: Scale, bad: int, every: int, scores: Tensor) -> None:
+def _warn(scale: Scale, counts: Sequence[tuple[int, int]], scores: Tensor) -> None:
     """Say, once for an evaluation, that outputs or scores are not finite."""
-    lost = int((~scores.isfinite()).sum())
+    (bad, every), lost = map(sum, zip(*counts, strict=True)), int((~scores.isfinite()).sum())
     if not bad and not lost:
         return
     told = f"{bad:,} of {every:,} outputs of the model are not finite (NaN or infinity)" if bad else ""

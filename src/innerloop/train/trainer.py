@@ -23,7 +23,7 @@ from ..task import InteractiveSource, Source, Task, draw, to
 from .checkpoint import Checkpoints, differences, holds_run
 from .claim import claimed
 from .evaluate import Evaluation, evaluate, rehearse
-from .faults import Faults, NonFinite, enough_memory
+from .faults import Faults, NonFinite, NonFiniteError, enough_memory
 from .loggers import Logger
 from .metrics import Judged, chosen
 from .outer import LR, Optimizer, outer_step
@@ -53,6 +53,17 @@ class Result:
     seconds: float
     best: tuple[dict[str, Any], ...]
     validation: Evaluation | None
+
+    @property
+    def score(self) -> float:
+        """The score of the best validation.
+
+        Raises:
+            NonFiniteError: there is none, or none was a finite number.
+        """
+        if not self.best:
+            raise NonFiniteError("no meta-validation was a finite number: a smaller inner lr often helps")
+        return float(self.best[0]["score"])
 
 
 @runtime_checkable
@@ -145,13 +156,12 @@ class Trainer:
         require_at_least(0, iterations=iterations)
         require_at_least(1, tasks=tasks, validate_every=validate_every, checkpoint_every=checkpoint_every)
         require_at_least(2, val_tasks=val_tasks)
-        chosen(metric, learner.loss)  # an unknown one is an error at once
         self.learner, self.train, self.val, self.world = learner, train, val, world or World()
         self.run = Path(run) if run is not None and self.world.first else None
         self.iterations, self.tasks, self.seed, self.config = iterations, tasks, seed, dict(config or {})
-        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
-        self._validation: dict[str, Any] = {"num_tasks": val_tasks, "steps": val_steps, "transductive": transductive}
-        self._validation |= {"metric": metric, "seed": derive_seed("validation", val_seed), "world": self.world}
+        self.validate_every, self.val_tasks, self.checkpoint_every = validate_every, val_tasks, checkpoint_every
+        self._judging: dict[str, Any] = {"steps": val_steps, "metric": chosen(metric, learner.loss)}
+        self._judging |= {"transductive": transductive, "seed": derive_seed("validation", val_seed)}
         self.generator = torch.Generator().manual_seed(derive_seed("tasks", seed))
         self.outer = outer_step(learner, partial(self.world.mean, tasks), optimizer, lr, momentum, clip, clip_norm)
         self.checkpoints, self.phases = Checkpoints(self.run, keep_best) if self.run else None, Phases()
@@ -269,15 +279,14 @@ class Trainer:
         """Try a validation, so that a metric that does not fit is an error before anything is trained or written."""
         if self.val is None or not self.iterations:
             return
-        options = {key: self._validation[key] for key in ("steps", "transductive", "metric", "seed")}
         before = self.val.state_dict() if isinstance(self.val, Stateful) else {}
-        rehearse(self.learner, self.val, **options)
+        rehearse(self.learner, self.val, **self._judging)
         if isinstance(self.val, Stateful):
             self.val.load_state_dict(before)
 
     def _validate(self, progress: Progress) -> None:
         assert self.val is not None
-        found = evaluate(self.learner, self.val, **self._validation)
+        found = evaluate(self.learner, self.val, self.val_tasks, world=self.world, **self._judging)
         self.recorder.validation(self.iteration, found, self.phases)
         entry = {"iteration": self.iteration, "score": found.mean, "ci95": found.ci95}
         if self.checkpoints and self.checkpoints.consider(self.learner.state_dict(), entry, found.higher_is_better):
