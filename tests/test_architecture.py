@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("task", "schedules", "supported", "search", "ranges"),
+    ("task", "schedules", "supported", "search", "ranges", "metrics"),
     ("select",),
     ("rules", "contracts", "losses", "stacks", "memory", "compiling", "layout", "embeddings"),
     ("derivatives",),

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .metrics import Scale
+
 Params = dict[str, Tensor]
 """Qualified parameter name -> tensor: the currency of the whole library."""
 
@@ -58,10 +60,10 @@ class InteractiveSource(Protocol):
     by what it does, as a robot that imitates. Wherever tasks come from a `TaskSource`, they may come from one of these.
 
     Attributes:
-        metric: what it is judged by, ``"return"`` or, in per cent, ``"success"``.
+        metric: what it is judged by: name, direction and unit, such as `innerloop.metrics.RETURN` or ``SUCCESS``.
     """
 
-    metric: str
+    metric: Scale
 
     def require(self, learner: Any) -> None:
         """Refuse, with a ``ValueError``, a learner that cannot act in these tasks."""
