@@ -101,8 +101,7 @@ class MetaLearner(nn.Module):
         if memory == "constant" and compile is True:
             raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
-        refuse_inference_parameters(model)
-        refuse_inference_parameters(rule)
+        refuse_inference_parameters(model, rule)
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective = objective or Unrolled()
         self.initial, self.steps, self.batch_size = initial, steps, batch_size

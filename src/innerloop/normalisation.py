@@ -3,9 +3,9 @@
 Where autograd records *through* ``vmap``, as it does here, second derivatives of torch's batch, instance and layer norm
 with a scale come out wrong, by factors and without a word (seen with torch 2.5, 2.13 and 2.15): the batching rules of
 their backward seem to take the saved statistics for constants. While tasks run at once, these functions stand in for
-torch's (see `operations`). Torch's own third derivatives of these norms are wrong everywhere, and so is the second of weight
-norm (``gradgradcheck`` fails on torch 2.13), so these functions stand in for them in looped tasks, too. Group norm's
-batching rule fails on images with channels last. ``tests/test_normalisation.py`` fails without this.
+torch's (see `operations`). Torch's own third derivatives of these norms are wrong everywhere, and so is the second of
+weight norm (``gradgradcheck`` fails on torch 2.13), so these functions stand in for them in looped tasks, too. Group
+norm's batching rule fails on images with channels last. ``tests/test_normalisation.py`` fails without this.
 """
 
 from __future__ import annotations

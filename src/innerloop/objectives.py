@@ -8,10 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.func import grad, vjp
 
 from .inner import Episode, detach
 from .schedules import Schedule, value
+from .stacks import on_stacks, place
 from .task import Params
 
 
@@ -134,6 +136,9 @@ class Implicit(Objective):
         strength: of the proximal term; the same number as in the inner rule's `Proximal`.
         iterations: conjugate-gradient iterations.
         damping: added to the Hessian while solving, for inner losses that are not convex.
+
+    The meta-gradient cannot be differentiated once more: a backward pass with ``create_graph=True`` raises
+    ``NotImplementedError``.
     """
 
     citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
@@ -162,7 +167,29 @@ class Implicit(Objective):
         residual = {n: slope[n] + self.strength * (minimum[n] - start) for n, start in episode.start.items()}
         correction = _dot(residual, detach(solution))
         # The correction is there for its gradient; its value, which a perfect inner minimum makes zero, is taken off.
-        return Judgement(loss - correction + correction.detach(), minimum, loss, output)
+        return Judgement(_once(loss - correction + correction.detach()), minimum, loss, output)
+
+
+def _once(objective: Tensor) -> Tensor:
+    """An objective whose first derivative alone is right, since constants of it depend on the meta-parameters."""
+    if place() == "other":  # within a transform of torch.func, which always asks for what can be differentiated again
+        return objective
+    return on_stacks(lambda stack: (_Once.apply(stack),), objective)[0]
+
+
+class _Once(Function):
+    @staticmethod
+    def forward(ctx: Any, objective: Tensor) -> Tensor:
+        return objective.view_as(objective)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "Implicit gives a meta-gradient that cannot be differentiated once more (create_graph=True), since it "
+                "takes the minimum and the solution of its linear system as constants: use il.Unrolled for that"
+            )
+        return g
 
 
 def _dot(a: Params, b: Params) -> Tensor:
