@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from . import embeddings, kernels, normalisation
+from . import elementary, embeddings, kernels, normalisation
 from .convolutions import Options, convolution
 from .stacks import functorch, place, under
 
@@ -233,12 +233,16 @@ def _requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     return tensor
 
 
-def _refuse(*_: Any, **__: Any) -> Tensor:
-    raise NotImplementedError("torch's native norms have no right second derivative under vmap")
+def _refuse(name: str, error: type[Exception], why: str) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error(f"{name} {why}")
+
+    return call
 
 
-def _refuse_hook(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError("hooks of tensors do not run where tasks run at once")
+def _loop(name: str, why: str) -> Callable[..., Any]:
+    """Not where tasks run at once: the engine then loops."""
+    return _refuse(name, NotImplementedError, why)
 
 
 _READS: tuple[Callable[..., Any], ...] = (
@@ -253,11 +257,22 @@ _CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
     F.conv_transpose2d: (_transposed, 2),
     F.conv_transpose3d: (_transposed, 3),
 }
+_NATIVE = ("native_batch_norm", "native_layer_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
+    F.hardsigmoid: elementary.hardsigmoid,
+    **{
+        getattr(torch, name): _refuse(
+            f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"
+        )
+        for name in _NATIVE
+        if hasattr(torch, name)
+    },
     F.embedding: embeddings.embedding,
     torch.embedding: embeddings.torch_embedding,
 }
+if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
+    _ALWAYS[F.linear_cross_entropy] = elementary.linear_cross_entropy
 _LOOPED: _Table = {
     **_ALWAYS,
     F.batch_norm: normalisation.looped_batch_norm,
@@ -279,9 +294,13 @@ _VECTORISED: _Table = {
     torch.batch_norm: _torch_order(normalisation.batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
     **{own: make(axes, own, kernels_always=False) for own, (make, axes) in _CONVOLUTIONS.items()},
-    torch.native_batch_norm: _refuse,  # the engine then loops
-    torch.native_layer_norm: _refuse,
-    torch.Tensor.register_hook: _refuse_hook,
+    torch.select_scatter: elementary.select_scatter,
+    torch.Tensor.select_scatter: elementary.select_scatter,
+    torch.logcumsumexp: elementary.logcumsumexp,
+    torch.Tensor.logcumsumexp: elementary.logcumsumexp,
+    F.gaussian_nll_loss: elementary.gaussian_nll_loss,
+    torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
+    torch.Tensor.register_hook: _loop("register_hook", "does not run where tasks run at once: hooks of tensors"),
     torch.Tensor.requires_grad_: _requires_grad,
     torch.Tensor.__contains__: _contains,
     **{read: _where_tasks_agree(read) for read in _READS},
