@@ -309,7 +309,7 @@ def case(variant: str, varied: bool = False) -> Case:
     tensors = [x for x in slots if isinstance(x, Tensor) and x.requires_grad]
     others = [x for x in slots if isinstance(x, Tensor) and not x.requires_grad]
 
-    def call(*values: Tensor) -> Any:
+    def call(module: nn.Module, *values: Tensor) -> Any:
         adapted, fixed = iter(values[: len(tensors)]), iter(values[len(tensors) :])
         filled = [next(adapted if x.requires_grad else fixed) if isinstance(x, Tensor) else x for x in slots]
         return module(*filled[: len(args)], **dict(zip(kwargs, filled[len(args) :], strict=True)))
@@ -330,9 +330,10 @@ def verdicts(name: str) -> Iterator[Verdict]:
                 # Values that change from call to call, or that are whole numbers, have no finite differences.
                 check = "spectral_norm" not in variant and "householder" not in variant
                 verdict = judge(f"{variant}{' (varied)' if varied else ''}", made, check=check)
-                if verdict is None:
+                if verdict is not None:
+                    yield verdict
+                elif not varied:
                     raise AssertionError(f"{variant} has nothing to differentiate")
-                yield verdict
     finally:
         torch.set_default_dtype(before)
 
@@ -345,10 +346,10 @@ def summary(found: list[Verdict]) -> tuple[str, str]:
     for verdict in found:
         assert not verdict.silent, verdict
     for verdict in found:
-        if verdict.looped != "right":
+        if not verdict.looped.startswith("right"):
             return "refused", _reason(verdict.looped)
-    looped = [v for v in found if v.vectorised != "right"]
-    first = [v for v in found if v.order == 1]
+    looped = [v for v in found if not v.vectorised.startswith("right")]
+    first = [v for v in found if v.order == 1 and v.looped == "right"]
     reason = f"{_reason(looped[0].vectorised)}" if looped else ""
     if first:
         how = "one task at a time" if looped else "vectorized"

@@ -35,8 +35,21 @@ def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
     return F.max_pool2d(norm(x), size)
 
 
-def _convolution(axes: int, torch_own: Callable[..., Tensor], kernels_always: bool = True) -> Callable[..., Tensor]:
-    """A convolution over so many axes of images."""
+def _always(*_: Any) -> bool:
+    return True
+
+
+def _where_torch_is_wrong(x: Tensor, options: Options) -> bool:
+    """One image in groups (see `convolutions`), which under ``vmap`` tasks are; or a transposed convolution of which
+    torch has no third derivative."""
+    one, grouped = x.ndim == len(options.stride) + 1 or len(x) == 1, options.groups > 1 or place() != "plain"
+    return (one and grouped) or any(options.output_padding)
+
+
+def _convolution(
+    axes: int, torch_own: Callable[..., Tensor], where: Callable[[Tensor, Options], bool] = _always
+) -> Callable[..., Tensor]:
+    """A convolution over so many axes of images, by the kernel where a condition holds."""
 
     def call(
         input: Tensor,
@@ -51,15 +64,17 @@ def _convolution(axes: int, torch_own: Callable[..., Tensor], kernels_always: bo
         if isinstance(padding, str):
             input, padding = _padded(input, weight, padding, steps, dilations)
         options = Options(steps, _each(axes, padding), dilations, False, [0] * axes, groups)
-        if not (kernels_always or _one_image(input, axes)):
+        if not where(input, options):
             return torch_own(input, weight, bias, *options[:3], groups)
         return _by_kernel(torch_own, input, weight, bias, options, (*options[:3], groups))
 
     return call
 
 
-def _transposed(axes: int, torch_own: Callable[..., Tensor], kernels_always: bool = True) -> Callable[..., Tensor]:
-    """A transposed convolution over so many axes of images."""
+def _transposed(
+    axes: int, torch_own: Callable[..., Tensor], where: Callable[[Tensor, Options], bool] = _always
+) -> Callable[..., Tensor]:
+    """The same for a transposed convolution."""
 
     def call(
         input: Tensor,
@@ -74,7 +89,7 @@ def _transposed(axes: int, torch_own: Callable[..., Tensor], kernels_always: boo
         steps, sides, dilations, beyond = (_each(axes, v) for v in (stride, padding, dilation, output_padding))
         options = Options(steps, sides, dilations, True, beyond, groups)
         rest = (steps, sides, beyond, groups, dilations)
-        if not (kernels_always or _one_image(input, axes)):
+        if not where(input, options):
             return torch_own(input, weight, bias, *rest)
         return _by_kernel(torch_own, input, weight, bias, options, rest)
 
@@ -103,11 +118,6 @@ def _each(axes: int, value: Any) -> list[int]:
     """A number for each axis; torch takes a list of one for all, too."""
     values = list(value) if isinstance(value, Iterable) else [value]
     return values * axes if len(values) == 1 else values
-
-
-def _one_image(input: Tensor, axes: int) -> bool:
-    """Whether torch's own rule is wrong, see `convolutions`."""
-    return input.ndim == axes + 1 or len(input) == 1
 
 
 def _padded(input: Tensor, weight: Tensor, padding: str, stride: Any, dilation: Any) -> tuple[Tensor, Any]:
@@ -257,6 +267,9 @@ _CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
     F.conv_transpose2d: (_transposed, 2),
     F.conv_transpose3d: (_transposed, 3),
 }
+_CONVOLUTIONS_WHERE_TORCH_IS_WRONG: _Table = {
+    own: make(axes, own, _where_torch_is_wrong) for own, (make, axes) in _CONVOLUTIONS.items()
+}
 _NATIVE = ("native_batch_norm", "native_layer_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
@@ -269,6 +282,7 @@ _ALWAYS: _Table = {
         if hasattr(torch, name)
     },
     F.embedding: embeddings.embedding,
+    F.embedding_bag: embeddings.embedding_bag,
     torch.embedding: embeddings.torch_embedding,
 }
 if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
@@ -281,6 +295,7 @@ _LOOPED: _Table = {
     torch.layer_norm: normalisation.looped_layer_norm,
     torch.batch_norm: _torch_order(normalisation.looped_batch_norm),
     torch.instance_norm: _torch_order(normalisation.looped_instance_norm),
+    **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
 }
 _VECTORISED: _Table = {
     **_ALWAYS,
@@ -293,7 +308,7 @@ _VECTORISED: _Table = {
     torch.group_norm: normalisation.group_norm,
     torch.batch_norm: _torch_order(normalisation.batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
-    **{own: make(axes, own, kernels_always=False) for own, (make, axes) in _CONVOLUTIONS.items()},
+    **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
     torch.select_scatter: elementary.select_scatter,
     torch.Tensor.select_scatter: elementary.select_scatter,
     torch.logcumsumexp: elementary.logcumsumexp,

@@ -32,11 +32,11 @@ class Case(nn.Module):
     """A model whose output is one smooth number of all that a function returns.
 
     Args:
-        function: of the tensors, and of others, which are constants.
+        function: of the module if there is one, of the tensors, and of others, which are constants.
         tensors: floating-point ones to adapt; each is multiplied by a number of the task's, its input.
         others: of any type.
         varied: whether each task has its own others (they are shifted along their flattened elements).
-        module: part of the function, whose parameters are adapted too.
+        module: its parameters are adapted too.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class Case(nn.Module):
         """``[1] -> [1, 1]``."""
         tensors = [t * scale[0].to(t.dtype) for t in self.tensors]
         constants = [o[0] for o in others.values()] if self.varied else self.constants
-        returned = self._function(*tensors, *constants)
+        modules = () if self.module is None else (self.module,)
+        returned = self._function(*modules, *tensors, *constants)
         found = [z for z in pytree.tree_leaves(returned) if isinstance(z, Tensor)]
         if not self._reach:
             self._kept = [z.requires_grad for z in found]  # the others are no functions, to torch
@@ -214,7 +215,7 @@ def _differentiated(objective: Tensor, params: Values, again: bool) -> Found:
 def by_differences(case: Case, rate: float, order: int, found: Found) -> float | None:
     """How much a result differs from finite differences of what the plain loop gives one derivative below: of its
     objective for order 2, of its meta-gradient for order 3."""
-    oracle = Oracle(case)
+    oracle = Oracle(case, order=order - 1)  # which an objective's value does not depend on
     oracle.params = params = {n: p for n, p in case.named_parameters() if p.requires_grad}
     directions = _directions(params)
     sizes = {n: float(p.detach().abs().max()) for n, p in params.items()}
