@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     ("task", "schedules", "supported", "search", "ranges", "metrics"),
     ("select",),
-    ("rules", "contracts", "losses", "stacks", "memory", "compiling", "layout", "embeddings"),
+    ("rules", "contracts", "losses", "stacks", "memory", "compiling", "layout", "embeddings", "elementary"),
     ("derivatives",),
     ("normalisation", "convolutions"),
     ("kernels", "threads", "checkpointing"),
