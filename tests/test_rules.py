@@ -214,9 +214,10 @@ def test_every_rule_leaves_parameters_in_their_types(rule: str, objective: str, 
 class Fit(nn.Module):
     """A linear map of complex numbers, whose real and imaginary parts are weighted by real ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 4, outputs: int = 2) -> None:
         super().__init__()
-        self.w, self.c = nn.Parameter(torch.randn(4, 2, dtype=torch.complex128)), nn.Parameter(torch.randn(2).double())
+        self.w = nn.Parameter(torch.randn(inputs, outputs, dtype=torch.complex128))
+        self.c = nn.Parameter(torch.randn(outputs).double())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.c) * (x @ self.w)
@@ -226,9 +227,9 @@ def distance(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (output - y).abs().square().mean()
 
 
-def complex_task() -> il.Task:
-    x = torch.randn(3, 8, 4, dtype=torch.complex128)
-    y = x @ torch.randn(3, 4, 2, dtype=torch.complex128) + 0.1 * torch.randn(3, 8, 2, dtype=torch.complex128)
+def complex_task(inputs: int = 4, outputs: int = 2) -> il.Task:
+    x = torch.randn(3, 8, inputs, dtype=torch.complex128)
+    y = x @ torch.randn(3, inputs, outputs, dtype=torch.complex128) + torch.randn(3, 8, outputs) / 10
     return il.Task(il.Batch(x[:, :4], y[:, :4]), il.Batch(x[:, 4:], y[:, 4:]))
 
 
@@ -262,9 +263,9 @@ def test_meta_gradients_of_complex_parameters_are_those_of_differences(rule: str
 
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_implicit_gradients_of_complex_parameters_are_those_of_differences(vectorize: bool) -> None:
-    tasks, rule = complex_task(), il.Chain(il.Proximal(2.0), il.SGD(0.1))
+    tasks, rule = complex_task(2, 1), il.Chain(il.Proximal(2.0), il.SGD(0.1))
     learner = il.MetaLearner(
-        Fit(), rule, objective=il.Implicit(2.0, 20), loss=distance, steps=100, vectorize=vectorize, compile=False
+        Fit(2, 1), rule, objective=il.Implicit(2.0, 20), loss=distance, steps=100, vectorize=vectorize, compile=False
     )
     grads, _ = learner.meta_gradient(tasks)
     with torch.no_grad():
