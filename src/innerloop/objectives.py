@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.func import grad, vjp
 
 from .inner import Episode, detach
+from .rules import as_reals
 from .schedules import Schedule, value
 from .stacks import on_stacks, place
 from .task import Params
@@ -194,7 +195,8 @@ class _Once(Function):
 
 def _dot(a: Params, b: Params) -> Tensor:
     """The inner product; complex numbers are pairs of real ones, as gradients take them."""
-    return torch.stack([(one * b[name].conj()).real.sum() for name, one in a.items()]).sum()
+    left, right = as_reals(a), as_reals(b)
+    return torch.stack([(left[name] * right[name]).sum() for name in a]).sum()
 
 
 def conjugate_gradient(matrix: Callable[[Params], Params], right: Params, iterations: int) -> Params:
@@ -202,10 +204,10 @@ def conjugate_gradient(matrix: Callable[[Params], Params], right: Params, iterat
 
     A fixed number of iterations, and divisions that stay finite once the residual is zero: it runs under ``vmap``.
     """
-    tiny = torch.finfo(next(iter(right.values())).dtype).tiny
     x = {name: torch.zeros_like(r) for name, r in right.items()}
     residual = direction = right
     square = _dot(residual, residual)
+    tiny = torch.finfo(square.dtype).tiny
     for _ in range(iterations):
         image = matrix(direction)
         length = square / (_dot(direction, image) + tiny)

@@ -274,7 +274,7 @@ class Adam(UpdateRule):
     Args:
         lr: the inner rate, which is not learned.
         betas: of the running means of gradients and of their squares.
-        eps: what keeps the root from zero.
+        eps: what keeps the root from zero. Where a gradient is zero, its derivative is 1 / eps: float16 takes 1e-4.
     """
 
     citation = "Kingma, Ba. Adam: A Method for Stochastic Optimization. ICLR 2015. arXiv:1412.6980"
