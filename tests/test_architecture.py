@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     ("task", "schedules", "supported", "search", "ranges"),
     ("select",),
-    ("rules", "normalisation", "losses", "stacks", "memory", "compiling", "layout"),
+    ("rules", "normalisation", "losses", "stacks", "memory", "compiling", "recording", "state", "places", "observing", "layout"),
     ("kernels", "threads", "checkpointing"),
     ("operations",),
     ("inner",),

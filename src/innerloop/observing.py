@@ -1,0 +1,156 @@
+"""What the code of others does while it runs: which of its functions, and what it reads that nobody can compare."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import random
+import sys
+import sysconfig
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_TRUSTED = tuple(os.path.dirname(os.path.realpath(path)) + os.sep for path in (__file__, torch.__file__ or ""))
+_INSTALLED = tuple(os.sep.join(("site-packages", name, "")) for name in ("numpy", "sympy"))
+_STANDARD = (os.path.realpath(sysconfig.get_paths()["stdlib"]) + os.sep, sysconfig.get_paths()["stdlib"] + os.sep)
+_SOURCES: dict[str, str] = {
+    **dict.fromkeys(
+        ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
+         "process_time_ns", "thread_time", "thread_time_ns", "now", "utcnow", "today"), "the clock"),
+    **dict.fromkeys(("random", "getrandbits", "urandom", "getrandom"), "random numbers that torch does not draw"),
+    **dict.fromkeys(("open", "input", "listdir", "scandir", "stat", "recv"), "files or other inputs"),
+}  # fmt: skip
+_OWNERS = ("time", "datetime", "_random", "random", "posix", "nt", "io", "_io", "builtins", "_socket")
+
+
+class Observer:
+    """Notes, in this thread, which functions run that belong to neither torch nor this package.
+
+    Attributes:
+        sources: what these read that may be different every time, in words.
+    """
+
+    def __init__(self) -> None:
+        self.sources: list[str] = []
+        self._codes: set[types.CodeType] = set()
+        self._kinds: dict[str, str] = {}
+
+    @property
+    def number(self) -> int:
+        """How many functions ran."""
+        return len(self._codes)
+
+    def functions(self) -> list[types.FunctionType]:
+        """Those that ran and are still there."""
+        gc.collect()  # what was made for one run only
+        found = gc.get_referrers(*self._codes) if self._codes else []
+        return [f for f in found if isinstance(f, types.FunctionType) and f.__code__ in self._codes]
+
+    def __enter__(self) -> Observer:
+        self._before: Callable[..., Any] | None = sys.getprofile()
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(self._before)
+
+    def _note(self, frame: types.FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            if self._kind(frame) == "other":
+                self._codes.add(frame.f_code)
+        elif event == "c_call" and (source := _SOURCES.get(getattr(argument, "__name__", ""))):
+            owner = getattr(argument, "__module__", None) or _module_of(getattr(argument, "__self__", None))
+            caller: types.FrameType | None = frame
+            while caller is not None and self._kind(caller) == "standard":  # on behalf of whoever called it
+                caller = caller.f_back
+            if owner in _OWNERS and caller is not None and self._kind(caller) == "other":
+                self.sources.append(f"{caller.f_code.co_name} reads {source} ({argument.__name__})")
+
+    def _kind(self, frame: types.FrameType) -> str:
+        file = frame.f_code.co_filename
+        if (kind := self._kinds.get(file)) is None:
+            path = os.path.realpath(file)
+            trusted = path.startswith(_TRUSTED) or any(name in path for name in _INSTALLED)
+            standard = file.startswith("<frozen") or (path.startswith(_STANDARD) and "site-packages" not in path)
+            kind = self._kinds[file] = "trusted" if trusted else "standard" if standard else "other"
+        return kind
+
+
+def _module_of(owner: Any) -> str:
+    return str((owner if isinstance(owner, type) else type(owner)).__module__)
+
+
+class _Calls(TorchFunctionMode):
+    """Notes that the values of a tensor leave torch."""
+
+    AWAY = frozenset(("tolist", "numpy", "__array__", "data_ptr", "storage", "untyped_storage"))
+
+    def __init__(self, reads: list[str]) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self.AWAY:
+            self.reads.append(f"Tensor.{func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While entered, notes that Python reads the value of a tensor, which a recording would keep as it is.
+
+    Attributes:
+        seen: how.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+        self._calls = _Calls(self.seen)
+
+    def __enter__(self) -> Reads:
+        self._calls.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._calls.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in getattr(func, "tags", ()):
+            self.seen.append(str(func).removeprefix("aten.").partition(".")[0].lstrip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+class RandomState:
+    """Everything that random numbers are drawn from, as it is now: torch's, Python's and NumPy's generators."""
+
+    def __init__(self) -> None:
+        numpy = sys.modules.get("numpy")
+        self._python, self._torch = random.getstate(), torch.get_rng_state()
+        self._numpy: Any = numpy.random.get_state() if numpy else None
+        self._kept = pickle.dumps(self._numpy)
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def drawn(self) -> str | None:
+        """Whose numbers have been drawn since, other than torch's."""
+        now = RandomState()
+        if self._python != now._python:
+            return "random"
+        return "numpy.random" if self._kept != now._kept else None
+
+    def restore(self) -> None:
+        """Make all of it what it was."""
+        if random.getstate() != self._python:
+            random.setstate(self._python)
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
