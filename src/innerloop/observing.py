@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _TRUSTED = tuple(os.path.dirname(os.path.realpath(path)) + os.sep for path in (__file__, torch.__file__ or ""))
-_INSTALLED = tuple(os.sep.join(("site-packages", name, "")) for name in ("numpy", "sympy"))
+_INSTALLED = tuple(os.sep.join(("site-packages", name, "")) for name in ("numpy", "sympy", "mpmath"))
+_INSTALLED += (os.sep + "typing_extensions.py",)
 _STANDARD = (os.path.realpath(sysconfig.get_paths()["stdlib"]) + os.sep, sysconfig.get_paths()["stdlib"] + os.sep)
 _SOURCES: dict[str, str] = {
     **dict.fromkeys(
@@ -54,6 +55,7 @@ class Observer:
 
     def __enter__(self) -> Observer:
         self._before: Callable[..., Any] | None = sys.getprofile()
+        self._start = sys._getframe(1)
         sys.setprofile(self._note)
         return self
 
@@ -62,23 +64,38 @@ class Observer:
 
     def _note(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call":
-            if self._kind(frame) == "other":
+            if frame.f_code not in self._codes and self._kind(frame) == "other" and self._caller(frame):
                 self._codes.add(frame.f_code)
         elif event == "c_call" and (source := _SOURCES.get(getattr(argument, "__name__", ""))):
             owner = getattr(argument, "__module__", None) or _module_of(getattr(argument, "__self__", None))
-            caller: types.FrameType | None = frame
-            while caller is not None and self._kind(caller) == "standard":  # on behalf of whoever called it
-                caller = caller.f_back
-            if owner in _OWNERS and caller is not None and self._kind(caller) == "other":
+            if owner in _OWNERS and (caller := self._caller(frame)) is not None:
                 self.sources.append(f"{caller.f_code.co_name} reads {source} ({argument.__name__})")
+
+    def _caller(self, frame: types.FrameType) -> types.FrameType | None:
+        """The frame on whose behalf one of Python's own runs, unless that is a trusted one or something is imported."""
+        found: types.FrameType | None = None
+        caller: types.FrameType | None = frame
+        trusted = False
+        while caller is not None and caller is not self._start:
+            if (kind := self._kind(caller)) == "import":
+                return None
+            found = found or (caller if kind == "other" and not trusted else None)
+            trusted |= kind == "trusted"
+            caller = caller.f_back
+        return found
 
     def _kind(self, frame: types.FrameType) -> str:
         file = frame.f_code.co_filename
         if (kind := self._kinds.get(file)) is None:
             path = os.path.realpath(file)
-            trusted = path.startswith(_TRUSTED) or any(name in path for name in _INSTALLED)
-            standard = file.startswith("<frozen") or (path.startswith(_STANDARD) and "site-packages" not in path)
-            kind = self._kinds[file] = "trusted" if trusted else "standard" if standard else "other"
+            if file.startswith("<frozen importlib"):
+                kind = "import"
+            elif path.startswith(_TRUSTED) or any(name in path for name in _INSTALLED):
+                kind = "trusted"
+            else:
+                standard = file.startswith("<frozen") or (path.startswith(_STANDARD) and "site-packages" not in path)
+                kind = "standard" if standard else "other"
+            self._kinds[file] = kind
         return kind
 
 

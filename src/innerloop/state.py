@@ -265,7 +265,7 @@ def _variables(function: types.FunctionType) -> list[tuple[dict[str, Any], set[s
 def _stays(item: Any) -> bool:
     """Whether an object without attributes never changes, as far as its type tells."""
     torchs = type(item).__module__.partition(".")[0] == "torch" and "Script" not in type(item).__name__
-    return type(item) is object or by_value(item) or torchs
+    return type(item) is object or by_value(item) or torchs or "__slots__" in vars(type(item))
 
 
 def _kind(item: Any) -> str:
