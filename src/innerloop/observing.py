@@ -20,6 +20,8 @@ _TRUSTED = tuple(os.path.dirname(os.path.realpath(path)) + os.sep for path in (_
 _INSTALLED = tuple(os.sep.join(("site-packages", name, "")) for name in ("numpy", "sympy", "mpmath"))
 _INSTALLED += (os.sep + "typing_extensions.py",)
 _STANDARD = (os.path.realpath(sysconfig.get_paths()["stdlib"]) + os.sep, sysconfig.get_paths()["stdlib"] + os.sep)
+_GENERATED = ("torch.", "innerloop.", "namedtuple_")
+"""Modules of functions that Python made from strings, such as those of dataclasses."""
 _SOURCES: dict[str, str] = {
     **dict.fromkeys(
         ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
@@ -51,7 +53,8 @@ class Observer:
         """Those that ran and are still there."""
         gc.collect()  # what was made for one run only
         found = gc.get_referrers(*self._codes) if self._codes else []
-        return [f for f in found if isinstance(f, types.FunctionType) and f.__code__ in self._codes]
+        functions = [f for f in found if isinstance(f, types.FunctionType) and f.__code__ in self._codes]
+        return [f for f in functions if f.__module__ is None or not f.__module__.startswith(_GENERATED)]
 
     def __enter__(self) -> Observer:
         self._before: Callable[..., Any] | None = sys.getprofile()

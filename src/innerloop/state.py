@@ -15,7 +15,7 @@ import sys
 import threading
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from operator import attrgetter, is_, itemgetter, methodcaller
@@ -39,6 +39,8 @@ LIBRARIES = frozenset(("torch", "innerloop", "numpy", "functorch", "sympy"))
 """Whose classes stay as they are."""
 _STANDARD = frozenset(sys.stdlib_module_names)
 _CONTAINERS = ("_modules", "_parameters", "_buffers")
+_NO_MATTER = ("_state_dict_", "_load_state_dict_", "_non_persistent_")
+"""How attributes of modules begin that have no part in what these compute."""
 _ENDS = (*PLAIN, *INERT, Tensor)
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")
 _contents, _values = attrgetter("cell_contents"), methodcaller("values")
@@ -90,7 +92,8 @@ class State:
         """Whether everything is identical; false may also mean that equal values have taken the place of others."""
         try:
             return (
-                sum(map(len, self._whole)) == len(self._keys)
+                not any(self._empty)
+                and sum(map(len, self._whole)) == len(self._keys)
                 and all(map(is_, chain.from_iterable(self._whole), self._keys))
                 and all(map(is_, chain.from_iterable(map(_values, self._mappings)), self._held))
                 and all(map(is_, map(_contents, self._cells), self._in_cells))
@@ -145,6 +148,7 @@ class State:
 
     def _settle(self) -> None:
         """Lay out what is compared by identity in a few long lists."""
+        self._empty: list[Any] = []
         self._whole, self._mappings, self._cells, self._parts = [], [], [], []
         self._keys: list[Any] = []
         self._held: list[Any] = []
@@ -153,6 +157,9 @@ class State:
             holder = place.holder
             if place.keys is None:
                 mapping = vars(holder) if isinstance(holder, type) else holder
+                if not mapping:
+                    self._empty.append(mapping)
+                    continue
                 self._whole.append(mapping)
                 self._keys += list(mapping)
                 if not isinstance(holder, (list, deque)):
@@ -205,7 +212,7 @@ class State:
             self._todo.extend((part, f"{name}[{index}]") for index, part in enumerate(item))
         elif not parts and not hasattr(item, "__dict__") and not _stays(item):
             raise UnwatchableError(f"{name} is a {_kind(item)}, whose state cannot be seen")
-        if hasattr(item, "__dict__"):
+        if hasattr(item, "__dict__") and type(item) is not OrderedDict:
             self._place(name, "{name}.{key}", vars(item))
         if parts:
             self._place(name, "{name}.{key}", item, parts)
@@ -235,7 +242,7 @@ class State:
             if isinstance(key, str) and key in _CONTAINERS and type(value) is dict and id(value) not in self._seen:  # of a module
                 self._seen.add(id(value))
                 self._place(name, "{name}.{key}", value)
-            else:
+            elif not (isinstance(key, str) and key.startswith(_NO_MATTER)):
                 self._todo.append((value, place.name_of(key)))
 
 
