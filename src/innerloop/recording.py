@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from types import FunctionType
 from typing import Any
 
@@ -35,9 +36,9 @@ def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hasha
         values: `tensors` of both.
     """
     return (
-        str(pytree.tree_structure(inputs)),
+        _structure(inputs),
         tuple((value.shape, value.dtype, value.device) for value in values),
-        tuple(parameter.requires_grad for parameter in module.parameters()),
+        tuple(parameter.requires_grad for parameter in _members(module)[0]),
         tuple(part.training for part in module.modules()),
         surroundings(),
     )
@@ -58,7 +59,28 @@ def surroundings() -> Hashable:
 
 def tensors(module: nn.Module, inputs: Any) -> list[Tensor]:
     """Everything that a step of a module depends on by its module and inputs, in the order of `Step`."""
-    return [t.detach() for t in (*module.parameters(), *module.buffers())] + list(pytree.tree_leaves(inputs))
+    return [t.detach() for t in chain(*_members(module))] + list(pytree.tree_leaves(inputs))
+
+
+def _members(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """``parameters()`` and ``buffers()``, each once, in a small part of the time."""
+    parameters: dict[int, Tensor] = {}
+    buffers: dict[int, Tensor] = {}
+    for part in module.modules():
+        for found, held in ((parameters, part._parameters), (buffers, part._buffers)):
+            for tensor in held.values():
+                if tensor is not None:
+                    found.setdefault(id(tensor), tensor)
+    return list(parameters.values()), list(buffers.values())
+
+
+def _structure(inputs: Any) -> Hashable:
+    """How tensors are nested."""
+    if isinstance(inputs, Tensor):
+        return None
+    if isinstance(inputs, (tuple, list)):
+        return (type(inputs).__name__, *map(_structure, inputs))
+    return str(pytree.tree_structure(inputs))
 
 
 class Step:
