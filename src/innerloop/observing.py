@@ -44,15 +44,12 @@ class Observer:
         self._codes: set[types.CodeType] = set()
         self._kinds: dict[str, str] = {}
 
-    @property
-    def number(self) -> int:
-        """How many functions ran."""
-        return len(self._codes)
-
     def functions(self) -> list[types.FunctionType]:
         """Those that ran and are still there."""
+        if not self._codes:
+            return []
         gc.collect()  # what was made for one run only
-        found = gc.get_referrers(*self._codes) if self._codes else []
+        found = gc.get_referrers(*self._codes)
         functions = [f for f in found if isinstance(f, types.FunctionType) and f.__code__ in self._codes]
         return [f for f in functions if f.__module__ is None or not f.__module__.startswith(_GENERATED)]
 

@@ -212,15 +212,9 @@ class Trial:
         Raises:
             UnsuitableError: it cannot be recorded, or would not do the same again.
         """
-        for _ in range(3):
-            ran = self._observer.number
-            state = self.step.state(self._observer.functions())
-            with self._observer:
-                recorded = Recorded(self.step.of_tensors(state), tensors, tuple(self.step.own), state.tensors)
-            self._require_no_sources()
-            if self._observer.number == ran:
-                return recorded, lambda: state.change() or recorded.change()
-        raise UnsuitableError("other functions of its code run every time")
+        state = self.step.state(self._observer.functions())
+        recorded = Recorded(self.step.of_tensors(state), tensors, tuple(self.step.own), state.tensors)
+        return recorded, lambda: state.change() or recorded.change()
 
     def require_repeatable(self) -> None:
         """Refuse a step that would not do the same again.
@@ -233,7 +227,8 @@ class Trial:
             raise UnsuitableError(_changes(change))
         if (source := self._random.drawn()) is not None:
             raise UnsuitableError(f"it draws numbers from {source}, which compiled code would not draw again")
-        self._require_no_sources()
+        if self._observer.sources:
+            raise UnsuitableError(f"{self._observer.sources[0]}, which compiled code would not do again")
 
     def require_agreement(self, compiled: Any) -> None:
         """Refuse compiled code that gives something else than the run did, beyond rounding.
@@ -256,10 +251,6 @@ class Trial:
             for name, tensor in self._tensors.items():
                 if not _identical(tensor, self._values[name]):
                     tensor.copy_(self._values[name])
-
-    def _require_no_sources(self) -> None:
-        if self._observer.sources:
-            raise UnsuitableError(f"{self._observer.sources[0]}, which compiled code would not do again")
 
 
 class Recorded:

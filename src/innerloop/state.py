@@ -198,7 +198,7 @@ class State:
             self.caches.append(item)
         elif (inner := content(item, name)) is not None:
             self._contents.append(inner)
-            self._todo.extend((part, name) for part in item if isinstance(item, set))
+            self._todo.extend((part, name) for part in (item if isinstance(item, set) else ()))
         elif isinstance(item, (io.IOBase, Iterator)) and (isinstance(item, io.IOBase) or not hasattr(item, "__dict__")):
             raise UnwatchableError(f"{name} is a {type(item).__name__}, whose position cannot be seen")
         elif type(item).__module__ not in ("typing", "torch._ops"):
