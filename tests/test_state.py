@@ -8,8 +8,6 @@ import functools
 import itertools
 import os
 import random
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +19,6 @@ from torch.nn import functional as F
 
 import innerloop as il
 from innerloop import compiling
-from innerloop.state import State, UnwatchableError
 
 pytestmark = pytest.mark.usefixtures("interpreted", "double")
 
@@ -214,7 +211,7 @@ BY_ITSELF: dict[str, Callable[[], dict[str, Any]]] = {
     "calls in counting_closure": lambda: {"loss": counting_closure()},
     "counting_attribute.calls": lambda: {"loss": counting_attribute},
     "numbers in counting_iterator": lambda: {"loss": counting_iterator(itertools.count(1))},
-    "the rest of a list": lambda: {"loss": Scaled(lambda self: self.rest.pop(), rest=[5.0, 4.0, 3.0, 2.0, 1.0, 1.0] * 9)},
+    "the rest of a list": lambda: {"loss": Scaled(lambda self: self.rest.pop(), rest=[2.0, 1.0] * 99)},
     "a dictionary": lambda: {"loss": Scaled(lambda s: s.seen.update(n=s.seen["n"] + 1) or s.seen["n"], seen={"n": 0})},
     "an array": lambda: {"loss": Scaled(lambda self: float(self.seen.__iadd__(1)[0]), seen=np.zeros(1))},
     "a plain tensor": lambda: {"loss": Scaled(lambda self: self.seen.add_(1), seen=torch.zeros(()))},
@@ -242,7 +239,9 @@ def test_state_that_a_step_changes_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="compile=True, but the step cannot be compiled") as refused:
         steps_of((compiled, nothing))
     known = name.partition(",")[0]
-    if known.startswith(("model.", "rule.", "objective.", "initial.", "loss.", "Counting", "global", "calls", "numbers")):
+    if known.startswith(
+        ("model.", "rule.", "objective.", "initial.", "loss.", "Counting", "global", "calls", "numbers")
+    ):
         assert known.split()[0].rpartition(".")[2] in str(refused.value)
 
 
@@ -513,7 +512,8 @@ def test_state_that_changes_between_steps_is_seen(name: str, monkeypatch: pytest
             change(step)
             found.append(maml.meta_gradient(tasks(step), step))
     except ValueError as error:
-        assert "changes again and again" in str(error)
+        if "changes again and again" not in str(error):
+            raise
     assert len(found) >= 3
     torch.testing.assert_close(found, expected[: len(found)])
 

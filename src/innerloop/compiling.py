@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .recording import Recorded, Step, Trial, UnsuitableError
-from .state import State
+from .recording import Step, Trial, UnsuitableError
 
 Compile = Literal["auto"] | bool
 
@@ -47,9 +46,7 @@ class Compiled:
         enough: how many runs make up for compiling.
     """
 
-    def __init__(
-        self, run: Callable[[Sequence[Tensor]], Any], change: Callable[[], str | None], enough: float
-    ) -> None:
+    def __init__(self, run: Callable[[Sequence[Tensor]], Any], change: Callable[[], str | None], enough: float) -> None:
         self.run, self.change, self.enough, self.runs = run, change, enough, 0
 
 
@@ -182,7 +179,8 @@ class Compiler:
         """Raise if what was compiled before did not last."""
         if len(in_vain := self._changes.get(key, ())) >= WASTED:
             raise UnsuitableError(_again(in_vain[-1]))
-        alike = [c for k, c in self._compiled.items() if c and isinstance(k, tuple) and k[:-1] == tuple(key)[:-1]]  # type: ignore[arg-type]
+        but_constants: Any = key[:-1] if isinstance(key, tuple) else key
+        alike = [c for k, c in self._compiled.items() if c and isinstance(k, tuple) and but_constants == k[:-1]]
         if len(alike) >= WASTED and not any(compiled.runs for compiled in alike[-WASTED:]):
             raise UnsuitableError(
                 "the objective is another one every iteration: let its constants(iteration) return what of an "

@@ -131,13 +131,13 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls = _Calls(self.seen)
 
     def __enter__(self) -> Reads:
-        self._calls.__enter__()
+        self._calls.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._calls.__exit__(*error)
+        self._calls.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.data_dependent_output in getattr(func, "tags", ()):
@@ -153,7 +153,7 @@ class RandomState:
         self._python, self._torch = random.getstate(), torch.get_rng_state()
         self._numpy: Any = numpy.random.get_state() if numpy else None
         self._kept = pickle.dumps(self._numpy)
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     def drawn(self) -> str | None:
         """Whose numbers have been drawn since, other than torch's."""

@@ -139,7 +139,8 @@ def equal(was: Any, now: Any) -> bool:
 
 def by_value(item: Any) -> bool:
     """Whether a value is told by what it is equal to, and holds nothing that may change."""
-    return type(item).__hash__ not in (object.__hash__, None) and not hasattr(item, "__dict__")
+    hashed: Any = type(item).__hash__
+    return hashed not in (object.__hash__, None) and not hasattr(item, "__dict__")
 
 
 def slots(cls: type) -> tuple[str, ...]:

@@ -46,12 +46,11 @@ def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hasha
 
 def surroundings() -> Hashable:
     """The settings of torch that say what operations do."""
-    functions = torch.overrides._get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ()
+    stack: Any = torch.overrides._get_current_function_mode_stack
+    functions = stack() if torch._C._len_torch_function_stack() else ()
     return (
         torch.get_default_dtype(),
-        tuple(
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda")
-        ),
+        tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda")),
         torch.are_deterministic_algorithms_enabled(),
         tuple((type(mode).__name__, str(getattr(mode, "device", ""))) for mode in functions),
     )
@@ -322,7 +321,7 @@ class Recorded:
     def _require_no_writes(self, names: list[str]) -> None:
         """Refuse what writes into its inputs."""
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
-        base = {node: name for node, name in zip(inputs, names + ["a tensor"] * len(inputs), strict=False)}
+        base = dict(zip(inputs, names + ["a tensor"] * len(inputs), strict=False))
         for node in self.graph.graph.nodes:
             arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
             for given, argument in zip(node.args, arguments, strict=False):
@@ -383,8 +382,8 @@ def _close(a: Tensor, b: Tensor, double: bool) -> bool:
     return bool(difference <= relative * size + absolute * max(b.numel(), 1) ** 0.5)
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storage(tensor: Tensor) -> Hashable:
+    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
 
 
 def _memory(tensor: Tensor) -> Hashable:

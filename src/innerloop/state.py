@@ -239,7 +239,9 @@ class State:
         if self._size > MOST_ENTRIES:
             raise UnwatchableError(f"the values that its code may read are too many to watch (the last in {name})")
         for key, value in place.entries.items():
-            if isinstance(key, str) and key in _CONTAINERS and type(value) is dict and id(value) not in self._seen:  # of a module
+            if (
+                isinstance(key, str) and key in _CONTAINERS and type(value) is dict and id(value) not in self._seen
+            ):  # of a module
                 self._seen.add(id(value))
                 self._place(name, "{name}.{key}", value)
             elif not (isinstance(key, str) and key.startswith(_NO_MATTER)):
