@@ -131,7 +131,7 @@ class Compiler:
         """Compile a step and run it, or note why not.
 
         Args:
-            key: what tells its shapes from others.
+            key: what tells its shapes from others; last, what is fixed of an iteration.
             step: the step.
             tensors: those that it is to be run with.
 
@@ -149,11 +149,10 @@ class Compiler:
                 raise UnsuitableError(f"the steps to come take {to_come:.1f} s")
             trial = Trial(step)
             if choose:
-                with _Count() as count:
-                    trial.run()
+                trial.run(count := _Count())
                 self._require_worth(count, eager)
             else:
-                trial.run_for_recording()
+                trial.run(step.context())
             trial.require_repeatable()
             recorded, change = trial.record(tensors)
             start = time.perf_counter()
@@ -170,17 +169,19 @@ class Compiler:
             self._compiled[key] = None
             self._say(key, f"eager, since {why}")
             return None if trial is None else trial.result
-        self._compiled[key] = Compiled(compiled, change, paid / (eager - fast) if choose else SOON)
+        self._compiled[key] = Compiled(compiled, change, paid / max(eager - fast, 1e-9) if choose else SOON)
         self.wanted.add(repr(key))
         self._say(key, f"compiled in {paid:.0f} s: {1e3 * eager:.2f} ms a step became {1e3 * fast:.2f} ms")
         return result
 
     def _require_lasting(self, key: Hashable) -> None:
         """Raise if what was compiled before did not last."""
-        if len(in_vain := self._changes.get(key, ())) >= WASTED:
+        in_vain: list[str] = self._changes.get(key, [])
+        if len(in_vain) >= WASTED:
             raise UnsuitableError(_again(in_vain[-1]))
-        but_constants: Any = key[:-1] if isinstance(key, tuple) else key
-        alike = [c for k, c in self._compiled.items() if c and isinstance(k, tuple) and but_constants == k[:-1]]
+        every: Any = self._compiled
+        this: Any = key
+        alike = [compiled for other, compiled in every.items() if compiled and other[:-1] == this[:-1]]
         if len(alike) >= WASTED and not any(compiled.runs for compiled in alike[-WASTED:]):
             raise UnsuitableError(
                 "the objective is another one every iteration: let its constants(iteration) return what of an "

@@ -7,19 +7,18 @@ import os
 import pickle
 import random
 import sys
-import sysconfig
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_TRUSTED = tuple(os.path.dirname(os.path.realpath(path)) + os.sep for path in (__file__, torch.__file__ or ""))
-_INSTALLED = tuple(os.sep.join(("site-packages", name, "")) for name in ("numpy", "sympy", "mpmath"))
-_INSTALLED += (os.sep + "typing_extensions.py",)
-_STANDARD = (os.path.realpath(sysconfig.get_paths()["stdlib"]) + os.sep, sysconfig.get_paths()["stdlib"] + os.sep)
+_TRUSTED = tuple(f"{Path(path).resolve().parent}{os.sep}" for path in (__file__, torch.__file__ or ""))
+_INSTALLED = ("site-packages/numpy/", "site-packages/sympy/", "site-packages/mpmath/", "/typing_extensions.py")
+_STANDARD = tuple(f"{path}{os.sep}" for path in (Path(os.__file__).parent, Path(os.__file__).resolve().parent))
 _GENERATED = ("torch.", "innerloop.", "namedtuple_")
 """Modules of functions that Python made from strings, such as those of dataclasses."""
 _SOURCES: dict[str, str] = {
@@ -87,10 +86,10 @@ class Observer:
     def _kind(self, frame: types.FrameType) -> str:
         file = frame.f_code.co_filename
         if (kind := self._kinds.get(file)) is None:
-            path = os.path.realpath(file)
+            path = str(Path(file).resolve())
             if file.startswith("<frozen importlib"):
                 kind = "import"
-            elif path.startswith(_TRUSTED) or any(name in path for name in _INSTALLED):
+            elif path.startswith(_TRUSTED) or any(name in Path(path).as_posix() for name in _INSTALLED):
                 kind = "trusted"
             else:
                 standard = file.startswith("<frozen") or (path.startswith(_STANDARD) and "site-packages" not in path)

@@ -102,7 +102,7 @@ class Step:
         apart: Collection[Any] = (),
     ) -> None:
         self.module, self.run, self.inputs, self.context, self.apart = module, run, inputs, context, apart
-        self.own = {name: tensor for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+        self.own: dict[str, Tensor] = dict((*module.named_parameters(), *module.named_buffers()))
         self._structure = pytree.tree_structure(inputs)
 
     def state(self, functions: Iterable[FunctionType] = ()) -> State:
@@ -188,21 +188,20 @@ class Trial:
         self._tensors = {**self._state.tensors, **step.own}
         self._values = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
 
-    def run(self) -> None:
-        """Run the step as ever."""
-        with self._observer:
-            self.result = self.step.run(self.step.inputs)
+    def run(self, context: AbstractContextManager[Any]) -> None:
+        """Run the step.
 
-    def run_for_recording(self) -> None:
-        """Run the step as it will be recorded.
+        Args:
+            context: to run it in.
 
         Raises:
-            UnsuitableError: it does not run that way.
+            UnsuitableError: it does not run there; nothing has changed then.
         """
         try:
-            with self.step.context():
-                self.run()
+            with context, self._observer:
+                self.result = self.step.run(self.step.inputs)
         except Exception as error:
+            self.restore()
             raise UnsuitableError(f"it cannot be recorded: {first_line(error)}") from error
 
     def record(self, tensors: Sequence[Tensor]) -> tuple[Recorded, Callable[[], str | None]]:
@@ -283,7 +282,8 @@ class Recorded:
         except UnsuitableError:
             raise
         except Exception as error:
-            raise UnsuitableError(f"it cannot be recorded: {first_line(error)}") from error
+            if not reads.seen:
+                raise UnsuitableError(f"it cannot be recorded: {first_line(error)}") from error
         if reads.seen:
             raise UnsuitableError(f"it reads the value of a tensor ({reads.seen[0]}), which compiled code would not")
         for node in self.graph.graph.nodes:
