@@ -285,7 +285,7 @@ class Recorded:
             if not reads.seen:
                 raise UnsuitableError(f"it cannot be recorded: {first_line(error)}") from error
         if reads.seen:
-            raise UnsuitableError(f"it reads the value of a tensor ({reads.seen[0]}), which compiled code would not")
+            raise UnsuitableError(f"it cannot be recorded: it reads the value of a tensor ({reads.seen[0]})")
         for node in self.graph.graph.nodes:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 raise UnsuitableError(f"{node.target} draws random numbers, which compiled code would draw otherwise")
