@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     ("task", "schedules", "supported", "search", "ranges"),
     ("select",),
-    ("rules", "normalisation", "losses", "stacks", "memory", "compiling", "layout"),
+    ("rules", "contracts", "losses", "stacks", "memory", "compiling", "layout", "embeddings"),
+    ("derivatives",),
+    ("normalisation", "convolutions"),
     ("kernels", "threads", "checkpointing"),
     ("operations",),
     ("inner",),

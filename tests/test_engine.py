@@ -148,6 +148,44 @@ def test_constant_memory_gives_the_same_gradients(
     torch.testing.assert_close(grads[1], grads[0])
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("vectorize", [True, False, 2])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", ["points", "images"])
+def test_constant_memory_gives_the_same_higher_derivatives(
+    kind: str, rule: str, vectorize: bool | int, regression: Callable[..., il.Task], episodes: Callable[..., il.Task]
+) -> None:
+    """The meta-gradient, differentiated once more, as Fisher products are, and twice more."""
+    torch.manual_seed(1)
+    head = nn.Linear(6, 1) if kind == "points" else nn.Linear(36, 3)
+    body = {
+        "points": (nn.Linear(2, 6), nn.Tanh()),
+        "images": (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Softplus(),
+            nn.AdaptiveAvgPool2d(3),
+            nn.Flatten(),
+        ),
+    }[kind]
+    model, loss = nn.Sequential(*body, head), F.mse_loss if kind == "points" else F.cross_entropy
+    tasks, found = regression(2) if kind == "points" else episodes(2), []
+    for kept in ("graph", "constant"):
+        inner = learned_loss() if kind == "points" else None
+        learner = il.MetaLearner(
+            model, RULES[rule](), loss=loss, inner_loss=inner, steps=2, memory=kept, vectorize=vectorize
+        )
+        by = [p for p in learner.parameters() if p.requires_grad]
+        derivative, orders = learner(tasks).objective.mean(), []
+        weights = [torch.linspace(-1, 1, p.numel()).view_as(p) for p in by]
+        for _ in range(3 if kind == "points" else 2):  # third derivatives of images amplify roundings
+            grads = torch.autograd.grad(derivative, by, create_graph=True, materialize_grads=True)
+            derivative = torch.stack([(w * g).sum() for w, g in zip(weights, grads, strict=True)]).sum()
+            orders.append(grads)
+        found.append(orders)
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_constant_memory_repeats_random_draws(vectorize: bool, regression: Callable[..., il.Task]) -> None:
     tasks, grads = regression(3), []

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import innerloop as il
 from innerloop import kernels, normalisation
+from innerloop.convolutions import Options, convolution
 from innerloop.operations import TaskOperations, norm_pool
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -25,7 +26,8 @@ def pooled(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def convolved(stride: int, padding: int, dilation: int, groups: int) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, w, b=None: kernels.conv2d(x, w, b, stride, padding, dilation, groups)
+    options = Options([stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups)
+    return lambda x, w, b=None: convolution(x, w, b, options)
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {

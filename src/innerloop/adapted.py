@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils import _pytree as pytree
 
+from .contracts import normal_mode, normal_tensors, without_kept_tensors
 from .inner import BATCH_NORMS, Episode, Stateless, Statistics, arguments, in_mode, stack
-from .operations import TaskOperations, TasksDifferError
+from .operations import TaskOperations
 from .supported import joint
 from .task import Params, select, size
+from .threads import mine
+
+
+def outputs(episode: Episode, params: Params, x: Any, statistics: Statistics, alone: bool) -> Any:
+    """The model's outputs on inputs ``[N, ...]`` with adapted parameters.
+
+    Args:
+        episode: of the task that they were adapted to.
+        params: the adapted parameters.
+        x: inputs.
+        statistics: of batch norm.
+        alone: whether each input is judged by itself, beside the support set.
+    """
+    if not alone:
+        with in_mode(mine(episode.model.model), statistics, training=False):
+            return episode.answer(params, x)[0]
+
+    def one(example: Any) -> Any:
+        output, _ = episode.beside_support(params, pytree.tree_map(lambda q: q[None], example), episode.buffers)
+        return pytree.tree_map(lambda out: out[0], output)
+
+    # One query after the other: the tasks of a meta-batch still run at once, by kernels that know stacks of tasks, but
+    # would not know stacks of queries within them.
+    return stack([one(select(x, index)) for index in range(size(x))])
 
 
 class Adapted:
@@ -25,24 +51,30 @@ class Adapted:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        statistics: Statistics,
-        episode: Episode,
-        losses: Tensor,
-        output: Callable[[Any], Any],
-        transductive: bool,
+        self, statistics: Statistics, episode: Episode, losses: Tensor, transductive: bool, dependent: bool
     ) -> None:
-        self._model, self._statistics, self._episode, self._output = model, statistics, episode, output
-        self._transductive = transductive
+        self._model, self._statistics, self._episode = episode.model.model, statistics, episode
+        self._transductive, self._dependent, self._warned = transductive, dependent, False
         self.losses = losses
         self.parameters: Params = {**episode.fixed, **episode.start}
 
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
-        """The outputs on inputs ``x``: ``[N, ...]``."""
-        with in_mode(self._model, self._statistics, training=False):
-            return self._output(x)
+        """The outputs on inputs ``x``: ``[N, ...]``.
+
+        Batch norm by the inputs' own statistics needs enough of them: a single input is normalized together with the
+        support set (as with ``transductive=False``), and fewer inputs than support examples give a warning, once.
+        """
+        alone = self._dependent and (not self._transductive or size(x) == 1)
+        if self._dependent and not alone and not self._warned and size(x) < size(self._episode.task.support.x):
+            self._warned = True
+            warnings.warn(
+                f"batch norm normalizes these {size(x)} inputs by their own statistics, which few inputs estimate "
+                "poorly: ask for more at once, or adapt with transductive=False, which judges each input by itself",
+                stacklevel=2,
+            )
+        with normal_mode(), in_mode(self._model, self._statistics, training=False), without_kept_tensors(self._model):
+            return outputs(self._episode, self.parameters, normal_tensors(x), self._statistics, alone)
 
     @property
     def joint(self) -> bool:
@@ -70,6 +102,15 @@ class Adapted:
         if self._statistics == "batch":
             if not self._transductive:
                 keep_statistics(module)
+            elif unkept := [
+                n for n, m in module.named_modules() if isinstance(m, BATCH_NORMS) and m.running_mean is None
+            ]:
+                warnings.warn(
+                    f"{unkept[0]} and other batch norms of this module normalize inputs by their own statistics, which "
+                    "few inputs estimate poorly: for a module that judges each input by itself, adapt with "
+                    "transductive=False",
+                    stacklevel=2,
+                )
             gather_statistics(module, self._episode.task.support.x)
         return module
 
@@ -104,12 +145,13 @@ class AdaptedTasks:
         def one(params: Params, buffers: Params, x: Any) -> Any:
             return self._model(params, buffers, x)[0]
 
-        every = self.parameters, self._buffers, x
-        with in_mode(self._model.model, self._statistics, training=False):
+        model = self._model.model
+        with normal_mode(), in_mode(model, self._statistics, training=False), without_kept_tensors(model):
+            every = self.parameters, self._buffers, normal_tensors(x)
             try:
-                with TaskOperations(vectorised=True, kernels=False):
+                with TaskOperations(vectorised=True, kernels=False), without_kept_tensors(model):
                     return vmap(one)(*every)
-            except TasksDifferError:
+            except Exception:  # what cannot be vectorized; a mistake of the caller's shows once more
                 return stack([one(*select(every, index)) for index in range(size(every))])
 
 

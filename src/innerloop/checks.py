@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from itertools import zip_longest
 from typing import Any
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .inner import Loss
+from .checkpointing import refused_out_of_place
+from .contracts import RefusedBroadcasts, RefusedWrites
+from .inner import Episode, Loss, scalar
 from .task import Params
+from .threads import independent
 
 
 def require_tensors(output: Any) -> None:
@@ -26,6 +30,52 @@ def require_tensors(output: Any) -> None:
                 f"the model's {type(output).__name__} has a {type(leaf).__name__} in it, but outputs are tensors, or "
                 'tuples, lists and dicts of them; give output= the name of the part that is meant, such as "logits"'
             )
+
+
+def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool, bool]:
+    """Run one task's model and losses once, and refuse what would be wrong without an error later on.
+
+    Args:
+        episode: a task's, which is not changed.
+        judged: whether the outer loss is computed, too.
+        objective: the learner's, the first time: then what has no part in adapting is named as well.
+
+    Returns:
+        Whether the model or the inner loss draws random numbers, and whether copies of the model can run in threads of
+        their own.
+
+    Raises:
+        ValueError: the model writes to its own parameters, or a loss broadcasts targets against outputs.
+        TypeError: the model's output has something in it that is not a tensor.
+    """
+    start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.items()}
+    own = dataclasses.replace(episode, start=start, fixed={n: p.detach().clone() for n, p in episode.fixed.items()})
+    model, batch = own.model.model, own.support(0)
+    devices = {p.device for p in start.values() if p.device.type == "cuda"}
+    with torch.random.fork_rng(list(devices)):
+        before = torch.get_rng_state()
+        with RefusedWrites(model, {**own.fixed, **start}):
+            require_tensors(output := own.output(start, batch.x))
+        with RefusedBroadcasts(output, batch.y):
+            loss = scalar(own.inner_loss(output, batch.y))
+        random = not torch.equal(before, torch.get_rng_state())
+        if judged:
+            with RefusedWrites(model, {**own.fixed, **start}):
+                output = own.answer(start, own.task.query.x)[0]
+            with RefusedBroadcasts(output, own.task.query.y):
+                scalar(own.loss(output, own.task.query.y))
+        if objective is None:
+            return random, True
+        refuse_order(objective, learned := parameters_of(own.inner_loss, own.loss))
+        with refused_out_of_place(model):
+            check_dependence(loss, start, learned)
+        return random, _separable(own)
+
+
+def _separable(episode: Episode) -> bool:
+    """Whether copies of the model can run in threads of their own."""
+    params = {name: p.detach().requires_grad_() for name, p in {**episode.fixed, **episode.start}.items()}
+    return independent(episode.model.model, lambda: episode.model(params, episode.buffers, episode.support().x))
 
 
 def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
@@ -50,7 +100,7 @@ def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
         warnings.warn(
             f"the inner loss does not depend on {', '.join(unused)}: these get an update of zero. Leave them out "
             f"of adapt= if that is meant, e.g. adapt=il.everything - il.named({unused[0]!r})",
-            stacklevel=4,
+            stacklevel=5,
         )
     size = torch.stack([grad.square().sum() for grad in grads if grad is not None]).sum()
     by = list(learned.values())
@@ -59,7 +109,7 @@ def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
         warnings.warn(
             f"the gradient of the learned inner loss does not depend on its {', '.join(lost)}, which no meta-gradient "
             "therefore reaches. What is only added to a loss, for one, has no part in its gradient",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

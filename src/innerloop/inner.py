@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from .checkpointing import running
+from .contracts import without_kept_tensors
 from .kernels import unread_gradients
 from .rules import UpdateRule
 from .stacks import place, recomputed, value_and_gradient
@@ -88,6 +89,13 @@ class Stateless:
         with sdpa_kernel(SDPBackend.MATH), self._autocast(tensors), running(model):
             output = functional_call(model, tensors, args, kwargs, tie_weights=False)
         # Torch puts what the module's slots hold afterwards into the dictionary: buffers may have been set anew.
+        if assigned := [
+            slot for slot, name in self._slots.items() if name in params and tensors[slot] is not params[name]
+        ]:
+            raise ValueError(
+                f"{type(model).__name__} assigns a new tensor to its own parameter {assigned[0]!r} when it is called, "
+                "which would be lost: compute with a new tensor in forward instead, or use torch.nn.utils.parametrize"
+            )
         buffers.update({name: tensors[slot] for slot, name in self._slots.items() if name in buffers})
         output = output if self.output is None else part(output, self.output)
         if self.precision != "float32":
@@ -114,7 +122,10 @@ class Stateless:
             before = [module.training for module in modules]
             _set_modes(modules, modes)
             try:
-                with nullcontext() if operations in (None, current()) else operations:
+                with (
+                    nullcontext() if operations in (None, current()) else operations,
+                    without_kept_tensors(mine(self.model)),
+                ):
                     yield
             finally:
                 _set_modes(modules, before)

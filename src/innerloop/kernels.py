@@ -1,28 +1,27 @@
-"""Convolution, pooling and batch norm for stacks of tasks with their own weights, on CPUs.
+"""Pooling and batch norm for stacks of tasks, on CPUs; convolution is in `convolutions`.
 
 Three things make them quick where torch's batching rules are slow. The task axis is laid beside the channels, and
-channels last in memory: per-task convolutions are then grouped convolutions of the layout that oneDNN runs at full
-speed, and pooling and sums run along contiguous channels. Derivatives of derivatives are written down, instead of being
-left to chains of small operations. And batch norm before max-pooling is computed after it: with a positive scale
-``pool(norm(y)) == norm(pool(y))`` (with a negative one the minimum is pooled), on a quarter of the elements.
+channels last in memory: pooling and sums then run along contiguous channels. Derivatives of derivatives are written
+down, instead of being left to chains of small operations. And batch norm before max-pooling is computed after it: with
+a positive scale ``pool(norm(y)) == norm(pool(y))`` (with a negative one the minimum is pooled), on a quarter of the
+elements.
 
-Third derivatives fall back on torch's. Values, first and second derivatives agree with torch's to rounding.
+Third derivatives are those of elementary operations. Values, first and second derivatives agree with these to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 
-from .layout import column, fold, fold_weight, pieces, unfold, unfold_weight
+from .convolutions import unread_gradients as unread_gradients
+from .derivatives import second_derivative
+from .layout import column, fold, pieces, unfold
 from .stacks import on_stacks, place
 
 aten: Any = torch.ops.aten
@@ -40,19 +39,6 @@ def supported(*tensors: Tensor) -> bool:
     return place() != "other" and all(t.device.type == "cpu" and t.is_floating_point() for t in tensors)
 
 
-def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Tensor:
-    """``torch.conv2d``: ``[N, C, H, W]``, ``[O, C / groups, kh, kw]`` and ``[O]`` -> ``[N, O, H', W']``."""
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    options = (list(_pair(stride)), list(_pair(padding)), list(_pair(dilation)), groups)
-    if bias is None:
-        return on_stacks(lambda x, weight: (_Convolution.apply(x, weight, None, options),), x, weight)[0]
-    return on_stacks(lambda x, weight, bias: (_Convolution.apply(x, weight, bias, options),), x, weight, bias)[0]
-
-
 def max_pool2d(x: Tensor, window: Window) -> Tensor:
     """``torch.max_pool2d``."""
     return on_stacks(lambda x: (_Pool.apply(x, window),), x)[0]
@@ -66,125 +52,13 @@ def batch_norm(
     Returns:
         The result, and the mean and (biased) variance, each ``[C]``, as constants.
     """
-    if x.dtype in (torch.bfloat16, torch.float16):
+    dtype = x.dtype
+    if dtype in (torch.bfloat16, torch.float16):
         x = x.float()  # too few digits for a variance
-    weight = x.new_ones(x.shape[1]) if weight is None else weight
-    bias = x.new_zeros(x.shape[1]) if bias is None else bias
-    found = on_stacks(lambda x, w, b: _NormPool.apply(x, w, b, eps, window), x, weight, bias)
-    return found[0], found[1], found[2]
-
-
-# -- convolution ------------------------------------------------------------------------------------------------------
-
-
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: Any, tasks: int) -> Tensor:
-    stride, padding, dilation, groups = options
-    bias = None if bias is None else bias.reshape(-1)
-    return aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups * tasks)  # type: ignore[no-any-return]
-
-
-def _backward(g: Tensor, x: Tensor, weight: Tensor, options: Any, tasks: int, mask: Sequence[bool]) -> Any:
-    stride, padding, dilation, groups = options
-    return aten.convolution_backward(
-        g, x, weight, [g.shape[1]], stride, padding, dilation, False, [0, 0], groups * tasks, mask
-    )
-
-
-_unread = ContextVar("unread gradients", default=False)
-
-
-@contextmanager
-def unread_gradients() -> Iterator[None]:
-    """Gradients by weights that nothing else is computed of are not computed, only connected: for code that is about to
-    differentiate them and does not read them. Such code under ``vmap`` is the library's own: a module's plain gradients
-    cannot be vectorised, and looped tasks do not run on these kernels."""
-    token = _unread.set(True)
-    try:
-        yield
-    finally:
-        _unread.reset(token)
-
-
-class _Convolution(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.last = weight.is_leaf
-        ctx.options, tasks = options, len(x)
-        return unfold(_forward(fold(x), fold_weight(weight), bias, options, tasks), tasks)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        unread, mask = ctx.last and _unread.get(), ctx.needs_input_grad[:3]
-        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, mask, unread), None
-
-
-class _ConvolutionBackward(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, options: Any, mask: Sequence[bool], unread: bool
-    ) -> Any:
-        ctx.save_for_backward(g, x, weight)
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.mask, tasks = options, mask, len(x)
-        wanted = [mask[0], mask[1] and not unread, mask[2]]
-        dx, dweight, dbias = _backward(fold(g), fold(x), fold_weight(weight), options, tasks, wanted)
-        return (
-            None if dx is None else unfold(dx, tasks),
-            unfold_weight(dweight, tasks) if wanted[1] else torch.zeros_like(weight) if mask[1] else None,
-            None if dbias is None else dbias.view(tasks, -1),
-        )
-
-    @staticmethod
-    def backward(ctx: Any, cx: Tensor | None, cweight: Tensor | None, cbias: Tensor | None) -> Any:
-        g, x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            bias = torch.zeros(g.shape[0], g.shape[2], dtype=g.dtype).requires_grad_()
-            function = _torch_conv2d(ctx.options)
-            return *_differentiably(function, g, (x, weight, bias), (cx, cweight, cbias))[:3], None, None, None
-        tasks, options = len(x), ctx.options
-        g_, x_, weight_ = fold(g), fold(x), fold_weight(weight)
-        dg = dx = dweight = None
-        if cweight is not None:
-            cweight_ = fold_weight(cweight)
-            dg = _forward(x_, cweight_, cbias, options, tasks)
-            if ctx.mask[0]:
-                dx = unfold(_backward(g_, x_, cweight_, options, tasks, [True, False, False])[0], tasks)
-        elif cbias is not None:
-            dg = cbias.reshape(1, -1, 1, 1).expand_as(g_)
-        if cx is not None:
-            cx_ = fold(cx)
-            other = _forward(cx_, weight_, None, options, tasks)
-            dg = other if dg is None else other.add_(dg)
-            dweight = unfold_weight(_backward(g_, cx_, weight_, options, tasks, [False, True, False])[1], tasks)
-        return None if dg is None else unfold(dg, tasks), dx, dweight, None, None, None
-
-
-def _torch_conv2d(options: Any) -> Any:
-    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.stack([F.conv2d(*one, *options) for one in zip(x, weight, bias, strict=True)])
-
-    return function
-
-
-def _differentiably(
-    function: Callable[..., Tensor], g: Tensor, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The derivative of ``function``'s backward pass, by torch's own derivatives, which can be differentiated on."""
-    with torch.enable_grad():
-        # New nodes of the graph: ``g`` may depend on the inputs, which is not to be followed here.
-        g, *nodes = (t.view_as(t) for t in (g, *inputs))
-        used = [(x, c) for x, c in zip(nodes, cotangents, strict=True) if x.requires_grad and c is not None]
-        by = [t for t in (g, *nodes) if t.requires_grad]
-        first = torch.autograd.grad(
-            function(*nodes), [x for x, _ in used], g, create_graph=True, materialize_grads=True, allow_unused=True
-        )
-        second = iter(
-            torch.autograd.grad(
-                first, by, [c for _, c in used], create_graph=True, materialize_grads=True, allow_unused=True
-            )
-        )
-    return [next(second) if t.requires_grad else None for t in (g, *nodes)]
+    weight = x.new_ones(x.shape[1]) if weight is None else weight.to(x.dtype)
+    bias = x.new_zeros(x.shape[1]) if bias is None else bias.to(x.dtype)
+    out, mean, variance = on_stacks(lambda x, w, b: _NormPool.apply(x, w, b, eps, window), x, weight, bias)
+    return out.to(dtype), mean, variance
 
 
 # -- pooling ----------------------------------------------------------------------------------------------------------
@@ -271,7 +145,7 @@ class _NormPoolBackward(Function):
         g, x, scale, y, z, index, mean, r, along, dbias = ctx.saved_tensors
         if torch.is_grad_enabled():
             function, bias = _torch_norm_pool(ctx.eps, ctx.window), torch.zeros_like(scale).requires_grad_()
-            return *_differentiably(function, g, (x, scale, bias), (cx, cscale, cbias))[:3], None, None, None
+            return *second_derivative(function, g, (x, scale, bias), (cx, cscale, cbias))[:3], None, None, None
         tasks, g_, factor, each = len(x), fold(g), scale.reshape(-1), -y.shape[1] / y.numel()
         a, c, z1 = factor * r, None, None
         mean1 = r1 = along1 = torch.zeros_like(r)

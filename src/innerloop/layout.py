@@ -1,34 +1,38 @@
-"""How stacks of images lie in memory for the kernels: the task axis beside the channels, channels last."""
+"""How stacks of images lie in memory for the kernels: the task axis beside the channels, channels last.
+
+Images may have any number of axes ``...`` behind the channels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor
 
 
 def fold(stack: Tensor) -> Tensor:
-    """``[T, N, C, H, W] -> [N, T * C, H, W]``, channels last in memory; a view of what `unfold` gave."""
-    tasks, n, channels, height, width = stack.shape
-    shape = (n, tasks * channels, height, width)
+    """``[T, N, C, ...] -> [N, T * C, ...]``, channels last in memory; a view of what `unfold` gave."""
+    tasks, n, channels, *space = stack.shape
+    shape = (n, tasks * channels, *space)
     if stack.stride() == _unfolded_strides(shape, channels):
         return stack.as_strided(shape, _channels_last_strides(shape))
-    return _channels_last(stack.permute(1, 3, 4, 0, 2), shape)
+    return _channels_last(stack.permute(1, *range(3, stack.ndim), 0, 2), shape)
 
 
 def unfold(x: Tensor, tasks: int) -> Tensor:
-    """``[N, T * C, H, W] -> [T, N, C, H, W]``."""
-    n, channels, height, width = x.shape
+    """``[N, T * C, ...] -> [T, N, C, ...]``."""
+    n, channels, *space = x.shape
     if x.stride() != _channels_last_strides(x.shape):
-        x = _channels_last(x.permute(0, 2, 3, 1), x.shape)
+        x = _channels_last(x.permute(0, *range(2, x.ndim), 1), x.shape)
     channels //= tasks
-    return x.as_strided((tasks, n, channels, height, width), _unfolded_strides(x.shape, channels))
+    return x.as_strided((tasks, n, channels, *space), _unfolded_strides(x.shape, channels))
 
 
 def fold_weight(stack: Tensor) -> Tensor:
-    """``[T, O, C, kh, kw] -> [T * O, C, kh, kw]``, channels last in memory."""
+    """``[T, O, C, ...] -> [T * O, C, ...]``, channels last in memory."""
     tasks, out, channels, *kernel = stack.shape
-    return _channels_last(stack.permute(0, 1, 3, 4, 2), (tasks * out, channels, *kernel))
+    return _channels_last(stack.permute(0, 1, *range(3, stack.ndim), 2), (tasks * out, channels, *kernel))
 
 
 def unfold_weight(weight: Tensor, tasks: int) -> Tensor:
@@ -42,14 +46,14 @@ def _channels_last(values: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    _, channels, height, width = shape
-    return channels * height * width, 1, channels * width, channels
+    _, channels, *space = shape
+    within = [channels * prod(space[axis + 1 :]) for axis in range(len(space))]
+    return channels * prod(space), 1, *within
 
 
 def _unfolded_strides(shape: Sequence[int], each: int) -> tuple[int, ...]:
-    """Of ``[T, N, C, H, W]`` with C = ``each``, in the memory of folded images of a shape."""
-    _, channels, height, width = shape
-    return each, channels * height * width, 1, channels * width, channels
+    """Of ``[T, N, C, ...]`` with C = ``each``, in the memory of folded images of a shape."""
+    return each, *_channels_last_strides(shape)
 
 
 def column(vector: Tensor) -> Tensor:

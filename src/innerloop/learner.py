@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .adapted import Adapted, AdaptedTasks, refuse_joint
-from .checkpointing import refused_out_of_place
-from .checks import check_dependence, parameters_of, refuse_order, require_tensors
+from .adapted import Adapted, AdaptedTasks, outputs, refuse_joint
+from .checks import examine
 from .compiling import Compile, Compiler, of_tensors, signature, tensors
+from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, scalar, stack
+from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
 from .objectives import Objective, Outcome, Unrolled
 from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
 from .slots import Slots, average
 from .supported import joint
-from .task import Batch, Params, Task, count, require_batch, select, size
-from .threads import independent, mine
+from .task import Batch, Params, Task, count, require_batch, select
+from .threads import mine
 
 
 class MetaLearner(nn.Module):
@@ -100,6 +100,8 @@ class MetaLearner(nn.Module):
         if memory == "constant" and compile is True:
             raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
+        refuse_inference_parameters(model)
+        refuse_inference_parameters(rule)
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective = objective or Unrolled()
         self.initial, self.steps, self.batch_size = initial, steps, batch_size
@@ -114,7 +116,7 @@ class MetaLearner(nn.Module):
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics(model)
         self._stateless = Stateless(model, precision, output)
-        self._checked, self._joint = False, joint(model)
+        self._examined, self._joint = set[Any](), joint(model)
         rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
     # -- meta-training ------------------------------------------------------------------------------------------------
@@ -127,11 +129,11 @@ class MetaLearner(nn.Module):
             iteration: the outer iteration, for schedules.
             objective: another than the learner's own, to judge by.
         """
-        self._check(tasks)
-        with in_mode(self.model, self._training_statistics):
-            judge = partial(self._judge, iteration=iteration, objective=objective)
+        with normal_mode(), in_mode(self.model, self._training_statistics):
+            self._examine(tasks := normal_tensors(tasks), judged=True)
+            judge = self._isolated(self._judge, iteration=iteration, objective=objective)
             outcome, left = self.engine.map(judge, tasks, *self._own(), ("judge", "forward")[torch.is_grad_enabled()])
-        self._renew(average(left))
+            self._renew(average(left))
         return Outcome(*outcome)
 
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
@@ -140,8 +142,9 @@ class MetaLearner(nn.Module):
         Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
-        with torch.enable_grad():
-            self._check(tasks)
+        with normal_mode(), torch.enable_grad():
+            with in_mode(self.model, self._training_statistics):
+                self._examine(tasks := normal_tensors(tasks), judged=True)
             values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
             key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
             self._perhaps_compile(key, step, tasks, values)
@@ -175,7 +178,7 @@ class MetaLearner(nn.Module):
             return torch.autograd.grad(objective, by, allow_unused=True, materialize_grads=True), detach(result)
 
         with in_mode(self.model, self._training_statistics):
-            judge = partial(self._judge, iteration=iteration)
+            judge = self._isolated(self._judge, iteration=iteration)
             for grads, outcome in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient", differentiate):
                 total = [a + b for a, b in zip(total, grads, strict=True)]
                 outcomes.append(outcome)
@@ -225,15 +228,19 @@ class MetaLearner(nn.Module):
             at: after which numbers of steps alone, for a result of ``[T, len(at), Q, ...]``, in rising order.
         """
 
-        def outputs(task: Task, params: Params, buffers: Params) -> Any:
+        alone = not transductive and self.depends_on_query_set
+
+        def predictions(task: Task, params: Params, buffers: Params) -> Any:
             episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
             # Outputs are taken along the way, since buffers move with the parameters.
-            output = partial(self._output, episode, x=task.query.x, transductive=transductive)
+            output = partial(outputs, episode, x=task.query.x, statistics=self.statistics, alone=alone)
             path = enumerate(chain((episode.start,), episode.path(order=1)))
             return stack([output(params) for step, params in path if at is None or step in at])
 
-        with in_mode(self.model, self._training_statistics, training=False):
-            return self.engine.map(outputs, tasks, *self._own(self.statistics == "shared"), "predict")
+        with normal_mode(), in_mode(self.model, self._training_statistics, training=False):
+            self._examine(tasks := normal_tensors(tasks), steps)
+            own = self._own(self.statistics == "shared")
+            return self.engine.map(self._isolated(predictions), tasks, *own, "predict")
 
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
         """Adapt to one task, with dropout turned off.
@@ -243,17 +250,19 @@ class MetaLearner(nn.Module):
             steps: inner steps; ``None`` takes as many as in training.
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
-        with torch.no_grad(), in_mode(self.model, self._training_statistics, training=False):
+        with normal_mode(), torch.no_grad(), in_mode(self.model, self._training_statistics, training=False):
+            task = Task(support := normal_tensors(require_batch(support)), support)
+            self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), steps)
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
-            episode = self._episode(Task(require_batch(support), support), *own, steps, stored=stored)
-            params = episode.last(order=1)
-            losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
+            episode = self._episode(task, *own, steps, stored=stored)
+            with without_kept_tensors(*self.children()):
+                params = episode.last(order=1)
+                losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.
         episode.fixed, episode.start, episode.buffers = (
             {n: p.detach().clone() for n, p in tensors.items()} for tensors in (episode.fixed, params, episode.buffers)
         )
-        output = partial(self._output, episode, episode.start, transductive=transductive)
-        return Adapted(self.model, self.statistics, episode, losses, output, transductive)
+        return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set)
 
     @torch.no_grad()
     def adapt_all(self, support: Batch, steps: int | None = None, batch_size: int | None = None) -> AdaptedTasks:
@@ -271,8 +280,10 @@ class MetaLearner(nn.Module):
             episode.batch_size = batch_size or self.batch_size
             return {**episode.fixed, **episode.last(order=1)}, episode.buffers
 
-        with in_mode(self.model, self._training_statistics, training=False):
-            own = self.engine.map(last, Task(require_batch(support), support), *self._own(), "adapt")
+        with normal_mode(), in_mode(self.model, self._training_statistics, training=False):
+            task = Task(support := normal_tensors(require_batch(support)), support)
+            self._examine(task, steps)
+            own = self.engine.map(self._isolated(last), task, *self._own(), "adapt")
         return AdaptedTasks(self._stateless, self.statistics, *own)
 
     @property
@@ -358,41 +369,30 @@ class MetaLearner(nn.Module):
             episode.start = {name: start.view_as(start) for name, start in self.initial(episode).items()}
         return episode
 
-    def _output(self, episode: Episode, params: Params, x: Any, transductive: bool) -> Any:
-        if transductive or not self.depends_on_query_set:
-            with in_mode(mine(self.model), self.statistics, training=False):
-                return episode.answer(params, x)[0]
+    def _isolated(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """A function of one task, after which no module has kept tensors of it."""
 
-        def alone(example: Any, buffers: Params) -> Any:
-            output, _ = episode.beside_support(params, pytree.tree_map(lambda q: q[None], example), buffers)
-            return pytree.tree_map(lambda out: out[0], output)
+        def isolated(task: Task, params: Params, buffers: Params) -> Any:
+            with without_kept_tensors(mine(self.model), self.rule, self.loss, self.inner_loss):
+                return function(task, params, buffers, **options)
 
-        # One query after the other: the tasks of a meta-batch still run at once, by kernels that know stacks of tasks,
-        # but would not know stacks of queries within them.
-        return stack([alone(select(x, index), episode.buffers) for index in range(size(x))])
+        return isolated
 
-    def _check(self, tasks: Task) -> None:
-        """On the first meta-batch, name what has no part in adapting."""
-        if self._checked:
+    def _examine(self, tasks: Task, steps: int | None = None, judged: bool = False) -> None:
+        """Before tasks of some shapes run for the first time, refuse what would be wrong without an error, and on the
+        very first name what has no part in adapting. Predictions after no steps need no loss, and so no support set;
+        the outer loss is examined where tasks are ``judged`` by it.
+        """
+        if not (judged or (self.steps if steps is None else steps)):
+            return
+        shapes = tuple(leaf.shape[1:] for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor))
+        if (key := (shapes, judged, self.model.training)) in self._examined:
             return
         count(tasks)
-        devices = [p.device for p in self.parameters() if p.device.type == "cuda"]
-        with torch.random.fork_rng(devices[:1]), in_mode(self.model, self.statistics):
+        with torch.enable_grad(), without_kept_tensors(*self.children()):
             episode = self._episode(select(tasks, 0), *self._own())
-            start = {name: p.detach().requires_grad_() for name, p in episode.start.items()}
-            random_state = torch.get_rng_state()
-            batch = episode.support(0)
-            require_tensors(output := episode.output(start, batch.x))
-            loss = scalar(self.inner_loss(output, batch.y))
-            # Random draws depend on how many tasks run at once, so that is then not a matter of speed.
-            self.engine.random = not torch.equal(random_state, torch.get_rng_state())
-            self.engine.separable = self._separable(episode)
-            refuse_order(self.objective, learned := parameters_of(self.inner_loss, self.loss))
-            with refused_out_of_place(self.model):
-                check_dependence(loss, start, learned)
-        self._checked = True
-
-    def _separable(self, episode: Episode) -> bool:
-        """Whether copies of the model can run in threads of their own."""
-        params = {name: p.detach().requires_grad_() for name, p in self.model.named_parameters()}
-        return independent(self.model, lambda: self._stateless(params, episode.buffers, episode.support().x))
+            random, separable = examine(episode, judged, None if self._examined else self.objective)
+        # Random draws depend on how many tasks run at once, so that is then not a matter of speed.
+        self.engine.random |= random
+        self.engine.separable &= separable
+        self._examined.add(key)

@@ -3,8 +3,10 @@
 Where autograd records *through* ``vmap``, as it does here, second derivatives of torch's batch, instance and layer norm
 with a scale come out wrong, by factors and without a word (seen with torch 2.5, 2.13 and 2.15): the batching rules of
 their backward seem to take the saved statistics for constants. While tasks run at once, these functions stand in for
-torch's (see `operations`); looped tasks use torch's own. Weight norm's second derivative is wrong everywhere
-(``gradgradcheck`` fails on torch 2.13), so it is always replaced. ``tests/test_normalisation.py`` fails without this.
+torch's (see `operations`). Torch's own third derivatives of batch, instance and layer norm are wrong everywhere; so
+looped tasks take values, first and second derivatives from torch, and further ones from these functions. Weight norm's
+second derivative is wrong everywhere (``gradgradcheck`` fails on torch 2.13), so it is always replaced. Group norm's
+batching rule fails on images with channels last. ``tests/test_normalisation.py`` fails without this.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .derivatives import right_to_any_order
+from .stacks import place
+
 
 def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``x`` with mean 0 and variance 1 over some axes, and the mean and (biased) variance it had."""
+    """``x`` with mean 0 and variance 1 over some axes, and the mean and (biased) variance it had, in float32."""
     if x.dtype in (torch.bfloat16, torch.float16):
         x = x.float()  # too few digits for a variance
     mean = x.mean(axes, keepdim=True)
@@ -27,9 +32,9 @@ def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor
     return centred * torch.rsqrt(variance + eps), mean, variance
 
 
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     x = x if weight is None else x * weight.reshape(shape)
-    return x if bias is None else x + bias.reshape(shape)
+    return (x if bias is None else x + bias.reshape(shape)).to(dtype)
 
 
 def move(running: Tensor | None, value: Tensor, momentum: float) -> None:
@@ -64,7 +69,7 @@ def batch_norm(
     x, mean, variance = _standardise(input, axes, eps)
     move(running_mean, mean, momentum)
     move(running_var, variance * each / (each - 1), momentum)
-    return _affine(x, weight, bias, [1, -1, *[1] * (input.ndim - 2)])
+    return _affine(x, weight, bias, [1, -1, *[1] * (input.ndim - 2)], input.dtype)
 
 
 def instance_norm(
@@ -84,7 +89,7 @@ def instance_norm(
     x, mean, variance = _standardise(input, list(range(2, input.ndim)), eps)
     move(running_mean, mean.mean(0), momentum)
     move(running_var, variance.mean(0) * each / max(each - 1, 1), momentum)
-    return _affine(x, weight, bias, [1, -1, *[1] * (input.ndim - 2)])
+    return _affine(x, weight, bias, [1, -1, *[1] * (input.ndim - 2)], input.dtype)
 
 
 def layer_norm(
@@ -97,7 +102,25 @@ def layer_norm(
 ) -> Tensor:
     """``torch.nn.functional.layer_norm``."""
     x, _mean, _variance = _standardise(input, list(range(-len(normalized_shape), 0)), eps)
-    return _affine(x, weight, bias, normalized_shape)
+    return _affine(x, weight, bias, normalized_shape, _layer_dtype(input))
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    """``torch.nn.functional.group_norm``."""
+    n, channels, *space = input.shape
+    if channels % num_groups:
+        raise ValueError(f"group norm divides channels evenly: got {channels} channels in {num_groups} groups")
+    grouped = input.reshape(n, num_groups, channels // num_groups, *space)
+    x, _mean, _variance = _standardise(grouped, list(range(2, grouped.ndim)), eps)
+    return _affine(x.reshape(input.shape), weight, bias, [1, -1, *[1] * len(space)], _layer_dtype(input))
+
+
+def _layer_dtype(input: Tensor) -> torch.dtype:
+    """Torch's own give the input's type, but for float32 on GPUs under autocast."""
+    device = input.device.type
+    return torch.float32 if device == "cuda" and torch.is_autocast_enabled(device) else input.dtype
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -105,3 +128,64 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     (along all for -1)."""
     axes = [axis for axis in range(v.ndim) if axis != dim]
     return v * (g / v.square().sum(axes, keepdim=True).sqrt())
+
+
+# -- looped -----------------------------------------------------------------------------------------------------------
+
+
+def looped_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``torch.nn.functional.batch_norm`` for a task by itself."""
+    if not training or place() != "plain":
+        return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return right_to_any_order(
+        lambda x, w, b: F.batch_norm(x, running_mean, running_var, w, b, training, momentum, eps),
+        lambda x, w, b: batch_norm(x, None, None, w, b, training, momentum, eps),
+        (input, weight, bias),
+    )
+
+
+def looped_instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``torch.nn.functional.instance_norm`` for a task by itself."""
+    if not use_input_stats or place() != "plain":
+        return instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    return right_to_any_order(
+        lambda x, w, b: F.instance_norm(x, running_mean, running_var, w, b, use_input_stats, momentum, eps),
+        lambda x, w, b: instance_norm(x, None, None, w, b, use_input_stats, momentum, eps),
+        (input, weight, bias),
+    )
+
+
+def looped_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    """``torch.nn.functional.layer_norm`` for a task by itself."""
+    if place() != "plain":
+        return layer_norm(input, normalized_shape, weight, bias, eps)
+    return right_to_any_order(
+        lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps),
+        lambda x, w, b: layer_norm(x, normalized_shape, w, b, eps),
+        (input, weight, bias),
+    )

@@ -3,7 +3,7 @@ derivatives are right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from . import kernels, normalisation
+from . import embeddings, kernels, normalisation
+from .convolutions import Options, convolution
 from .stacks import functorch, place, under
 
 
@@ -34,18 +35,94 @@ def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
     return F.max_pool2d(norm(x), size)
 
 
-def _conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+def _convolution(axes: int, torch_own: Callable[..., Tensor], kernels_always: bool = True) -> Callable[..., Tensor]:
+    """A convolution over so many axes of images."""
+
+    def call(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        steps, dilations = _each(axes, stride), _each(axes, dilation)
+        if isinstance(padding, str):
+            input, padding = _padded(input, weight, padding, steps, dilations)
+        options = Options(steps, _each(axes, padding), dilations, False, [0] * axes, groups)
+        if not (kernels_always or _one_image(input, axes)):
+            return torch_own(input, weight, bias, *options[:3], groups)
+        return _by_kernel(torch_own, input, weight, bias, options, (*options[:3], groups))
+
+    return call
+
+
+def _transposed(axes: int, torch_own: Callable[..., Tensor], kernels_always: bool = True) -> Callable[..., Tensor]:
+    """A transposed convolution over so many axes of images."""
+
+    def call(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Tensor:
+        steps, sides, dilations, beyond = (_each(axes, v) for v in (stride, padding, dilation, output_padding))
+        options = Options(steps, sides, dilations, True, beyond, groups)
+        rest = (steps, sides, beyond, groups, dilations)
+        if not (kernels_always or _one_image(input, axes)):
+            return torch_own(input, weight, bias, *rest)
+        return _by_kernel(torch_own, input, weight, bias, options, rest)
+
+    return call
+
+
+def _by_kernel(
+    torch_own: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, options: Options, rest: Any
 ) -> Tensor:
-    if isinstance(padding, str) or input.ndim != 4 or not kernels.supported(input, weight):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return kernels.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    """By the kernel if it runs here; one image without an axis of images is one of one."""
+    axes = len(options.stride)
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if not kernels.supported(*tensors) or not axes + 1 <= x.ndim <= axes + 2 or weight.ndim != axes + 2:
+        return torch_own(x, weight, bias, *rest)
+    images = x if x.ndim == axes + 2 else x[None]
+    if axes == 1:  # oneDNN knows images better than lines
+        stride, padding, dilation, transposed, beyond, groups = options
+        flat = Options([1, *stride], [0, *padding], [1, *dilation], transposed, [0, *beyond], groups)
+        out = convolution(images[:, :, None], weight[:, :, None], bias, flat)[:, :, 0]
+    else:
+        out = convolution(images, weight, bias, options)
+    return out if x.ndim == axes + 2 else out[0]
+
+
+def _each(axes: int, value: Any) -> list[int]:
+    """A number for each axis; torch takes a list of one for all, too."""
+    values = list(value) if isinstance(value, Iterable) else [value]
+    return values * axes if len(values) == 1 else values
+
+
+def _one_image(input: Tensor, axes: int) -> bool:
+    """Whether torch's own rule is wrong, see `convolutions`."""
+    return input.ndim == axes + 1 or len(input) == 1
+
+
+def _padded(input: Tensor, weight: Tensor, padding: str, stride: Any, dilation: Any) -> tuple[Tensor, Any]:
+    """Images to convolve, and the padding in numbers."""
+    if padding == "valid":
+        return input, 0
+    if padding != "same":
+        raise ValueError(f'the padding of a convolution is "same", "valid" or numbers, got {padding!r}')
+    if any(step != 1 for step in stride):
+        raise ValueError(f'padding="same" is for a stride of 1, got a stride of {tuple(stride)}')
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    odd = [side % 2 for side in total]
+    if any(odd):
+        input = F.pad(input, [side for o in reversed(odd) for side in (0, o)])
+    return input, [side // 2 for side in total]
 
 
 def _max_pool2d(
@@ -167,28 +244,53 @@ def _refuse_hook(*_: Any, **__: Any) -> Any:
 _READS: tuple[Callable[..., Any], ...] = (
     torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item
 )  # fmt: skip
-_ALWAYS: dict[Callable[..., Any], Callable[..., Any]] = {torch._weight_norm: normalisation.weight_norm}
-_VECTORISED: dict[Callable[..., Any], Callable[..., Any]] = {
+_Table = dict[Callable[..., Any], Callable[..., Any]]
+_CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
+    F.conv1d: (_convolution, 1),
+    F.conv2d: (_convolution, 2),
+    F.conv3d: (_convolution, 3),
+    F.conv_transpose1d: (_transposed, 1),
+    F.conv_transpose2d: (_transposed, 2),
+    F.conv_transpose3d: (_transposed, 3),
+}
+_ALWAYS: _Table = {
+    torch._weight_norm: normalisation.weight_norm,
+    F.embedding: embeddings.embedding,
+    torch.embedding: embeddings.torch_embedding,
+}
+_LOOPED: _Table = {
+    **_ALWAYS,
+    F.batch_norm: normalisation.looped_batch_norm,
+    F.instance_norm: normalisation.looped_instance_norm,
+    F.layer_norm: normalisation.looped_layer_norm,
+    torch.layer_norm: normalisation.looped_layer_norm,
+    torch.batch_norm: _torch_order(normalisation.looped_batch_norm),
+    torch.instance_norm: _torch_order(normalisation.looped_instance_norm),
+}
+_VECTORISED: _Table = {
     **_ALWAYS,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.batch_norm: normalisation.batch_norm,
     F.instance_norm: normalisation.instance_norm,
     F.layer_norm: normalisation.layer_norm,
+    F.group_norm: normalisation.group_norm,
     torch.layer_norm: normalisation.layer_norm,
+    torch.group_norm: normalisation.group_norm,
     torch.batch_norm: _torch_order(normalisation.batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
+    **{own: make(axes, own, kernels_always=False) for own, (make, axes) in _CONVOLUTIONS.items()},
     torch.native_batch_norm: _refuse,  # the engine then loops
+    torch.native_layer_norm: _refuse,
     torch.Tensor.register_hook: _refuse_hook,
     torch.Tensor.requires_grad_: _requires_grad,
     torch.Tensor.__contains__: _contains,
     **{read: _where_tasks_agree(read) for read in _READS},
-    torch.native_layer_norm: _refuse,
 }
-_KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {
+_KERNELS: _Table = {
     **_VECTORISED,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _torch_order(_batch_norm),
-    F.conv2d: _conv2d,
+    **{own: make(axes, own) for own, (make, axes) in _CONVOLUTIONS.items()},
     F.max_pool2d: _max_pool2d,
 }
 
@@ -197,14 +299,14 @@ class TaskOperations(TorchFunctionMode):
     """While entered, operations run on versions that are right, and quick, for tasks.
 
     Args:
-        vectorised: whether that is under ``vmap``; otherwise only weight norm needs it.
+        vectorised: whether that is under ``vmap``.
         kernels: whether the quick kernels may be used; code that records operations needs torch's own.
     """
 
     def __init__(self, vectorised: bool, kernels: bool = True) -> None:
         super().__init__()
         self.kernels = vectorised and kernels
-        self._replaced = _KERNELS if self.kernels else _VECTORISED if vectorised else _ALWAYS
+        self._replaced = _KERNELS if self.kernels else _VECTORISED if vectorised else _LOOPED
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -185,6 +184,8 @@ def _random_numbers_from(state: RandomState | None) -> Iterator[None]:
 
 
 class _Recomputed(Function):
+    """Any number of derivatives: the backward pass is another function that is computed again, by the one after it."""
+
     @staticmethod
     def forward(
         ctx: Any, run: Callable[..., Any], context: Any, unread: Any, number: int, *tensors: Tensor
@@ -196,17 +197,37 @@ class _Recomputed(Function):
             results = tuple(run(1, *tensors[:number]))
         # Without need, nothing is kept: among the freed memory of a step, the smallest thing keeps the next step out.
         ctx.random = None if _same(before, _random_state(tensors)) else before
-        ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point()))
+        ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point() and not r.is_complex()))
         return results
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[4:]
-        inputs = [t.detach().requires_grad_(need) for t, need in zip(tensors[: ctx.number], needed, strict=False)]
-        with _random_numbers_from(ctx.random), torch.enable_grad(), ctx.context(), ctx.unread():
-            results = ctx.run(2, *inputs)
-        by = [t for t, need in zip([*inputs, *tensors[ctx.number :]], needed, strict=True) if need]
-        pairs = [(r, c) for r, c in zip(results, cotangents, strict=True) if r.requires_grad and c is not None]
-        grads = iter(torch.autograd.grad([r for r, _ in pairs], by, [c for _, c in pairs], allow_unused=True))
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        number, needed = ctx.number, ctx.needs_input_grad[4:]
+        tensors, learned = ctx.saved_tensors[:number], ctx.saved_tensors[number:]
+
+        def gradients(order: int, *values: Tensor) -> list[Tensor]:
+            # Leaves, since one input may have been computed from another, or from what is learned.
+            inputs = [
+                v if order == 2 and v.requires_grad else v.detach().requires_grad_(need)
+                for v, need in zip(values[:number], needed, strict=False)
+            ]
+            with _random_numbers_from(ctx.random), torch.enable_grad():
+                with ctx.context(), ctx.unread():
+                    results = ctx.run(2, *inputs)
+                by = [t for t, need in zip([*inputs, *learned], needed, strict=True) if need]
+                pairs = [(r, c) for r, c in zip(results, values[number:], strict=True) if r.requires_grad]
+                return list(
+                    torch.autograd.grad(
+                        [r for r, _ in pairs], by, [c for _, c in pairs], create_graph=order == 2,
+                        allow_unused=True, materialize_grads=order == 2 or further,
+                    )
+                )  # fmt: skip
+
+        further = torch.is_grad_enabled()
+        if further:
+            values = (*tensors, *cotangents)
+            found = _Recomputed.apply(gradients, nullcontext, nullcontext, len(values), *values, *learned)
+        else:
+            found = gradients(1, *tensors, *cotangents)
+        grads = iter(found)
         return None, None, None, None, *(next(grads) if need else None for need in needed)

@@ -1,0 +1,279 @@
+"""What modules, losses and callers must not do, because an inner loop would then be wrong without an error.
+
+A loss must not broadcast targets against outputs, and a forward pass must not write to the model's own parameters: both
+are refused. Tensors that modules keep as attributes are dropped, and inference mode is left for the time of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from .task import Params
+
+# -- inference mode ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def normal_mode() -> Iterator[None]:
+    """A context without `torch.inference_mode`, in which an inner loop can take gradients; grad mode stays as it is."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    grad = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):  # the former turns gradients on
+        yield
+
+
+def normal_tensors(tensors: Any) -> Any:
+    """The same pytree, with tensors that were made in `torch.inference_mode` replaced by copies that autograd takes."""
+    if not any(isinstance(t, Tensor) and t.is_inference() for t in pytree.tree_leaves(tensors)):
+        return tensors
+    return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, tensors)
+
+
+def refuse_inference_parameters(module: nn.Module) -> None:
+    """Refuse parameters and buffers that autograd does not take.
+
+    Raises:
+        ValueError: one was made in `torch.inference_mode`.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_inference():
+            raise ValueError(
+                f"{name} was made inside torch.inference_mode(), so no gradient can be taken by it: build the model, "
+                "the rule and the learner outside of it (using a learner inside of it is fine)"
+            )
+
+
+# -- targets that broadcast -------------------------------------------------------------------------------------------
+
+_ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
+    (
+        F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div, F.poisson_nll_loss, F.soft_margin_loss,
+        F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.hinge_embedding_loss, F.gaussian_nll_loss,
+        F.multilabel_soft_margin_loss,
+    )
+)  # fmt: skip
+"""Torch's losses that compare each output with a target of its own."""
+_REDUCING: frozenset[Any] = frozenset(
+    (torch.dist, torch.Tensor.dist, F.pairwise_distance, torch.pairwise_distance, torch.cosine_similarity)
+)
+"""Functions whose result does not have the shape to which they broadcast."""
+_PARTS: frozenset[Any] = frozenset(
+    (
+        torch.Tensor.__getitem__, torch.Tensor.chunk, torch.chunk, torch.Tensor.split, torch.split,
+        torch.Tensor.narrow, torch.narrow, torch.Tensor.unbind, torch.unbind, torch.Tensor.tensor_split,
+        torch.tensor_split,
+    )
+)  # fmt: skip
+"""Functions that take a part of a tensor and leave the order of its axes alone."""
+
+_Role = Literal["output", "target"]
+
+
+class RefusedBroadcasts(TorchFunctionMode):
+    """While entered, around the call of a loss, targets must not broadcast against outputs.
+
+    Torch's elementwise losses need equal shapes. In other code, outputs and targets that nobody has reshaped must not
+    be combined into something that has the shape of neither, as ``output - y`` is for ``[N, 1]`` and ``[N]``, nor be
+    aligned by their last axes where one of them has fewer.
+
+    Args:
+        output: a pytree of tensors, the model's output.
+        y: likewise, the targets.
+    """
+
+    def __init__(self, output: Any, y: Any) -> None:
+        super().__init__()
+        self._role: dict[int, _Role] = {}
+        self._alive: list[Tensor] = []  # an id is that of one tensor only as long as this lives
+        for role, tensors in (("output", output), ("target", y)):
+            for leaf in pytree.tree_leaves(tensors):
+                if isinstance(leaf, Tensor):
+                    self._note(leaf, role)  # type: ignore[arg-type]
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compare the shapes of what a function combines."""
+        kwargs = kwargs or {}
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if func in _ELEMENTWISE:
+            self._compare(func, *args, **kwargs)
+        result = func(*args, **kwargs)
+        roles = {role for t in given if (role := self._role.get(id(t)))}
+        if len(roles) == 2 and isinstance(result, Tensor):
+            self._refuse_mixed(func, given, result)
+        elif len(roles) == 1:
+            self._hand_on(func, args, given, result, roles.pop())
+        return result
+
+    def _compare(self, func: Callable[..., Any], output: Any = None, y: Any = None, *rest: Any, **kwargs: Any) -> None:
+        output = kwargs.get("input", output)
+        y = kwargs.get("target", y)
+        if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape != y.shape:
+            raise ValueError(_unequal(output.shape, y.shape, func.__name__))
+
+    def _refuse_mixed(self, func: Callable[..., Any], given: list[Tensor], result: Tensor) -> None:
+        """Refuse a result of output and target that torch made by aligning what does not belong together."""
+        by_role = {self._role[id(t)]: t for t in reversed(given) if id(t) in self._role}
+        output, y = by_role["output"], by_role["target"]
+        if output.shape == y.shape or 1 in (output.numel(), y.numel()):
+            return
+        try:
+            broadcast = torch.broadcast_shapes(output.shape, y.shape)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            return
+        mixed = broadcast not in (output.shape, y.shape) or output.ndim != y.ndim
+        if mixed and (result.shape == broadcast or func in _REDUCING):
+            raise ValueError(_unequal(output.shape, y.shape, getattr(func, "__name__", str(func))))
+
+    def _hand_on(self, func: Callable[..., Any], args: Any, given: list[Tensor], result: Any, role: _Role) -> None:
+        """What is computed element by element of outputs (or targets), or is a part of them, stands for them."""
+        reshaped = func is torch.Tensor.__getitem__ and None in pytree.tree_leaves(args[1])
+        for t in pytree.tree_leaves(result):
+            same = isinstance(t, Tensor) and any(t.shape == other.shape for other in given if id(other) in self._role)
+            if isinstance(t, Tensor) and (same or (func in _PARTS and not reshaped)):
+                self._note(t, role)
+
+    def _note(self, tensor: Tensor, role: _Role) -> None:
+        self._alive.append(tensor)
+        self._role[id(tensor)] = role
+
+
+def _unequal(output: torch.Size, y: torch.Size, where: str) -> str:
+    fix = "give both the same shape"
+    if output.numel() == y.numel():
+        fix = f"reshape the targets to {list(output)}"
+        if output == (*y, 1):
+            fix += ", e.g. y.unsqueeze(-1), or squeeze the output in the loss"
+        elif y == (*output, 1):
+            fix += ", e.g. y.squeeze(-1)"
+    return (
+        f"the loss compares outputs of shape {list(output)} with targets of shape {list(y)} (in {where}), which torch "
+        f"would broadcast against each other and so compute another loss: {fix}"
+    )
+
+
+# -- what a forward pass writes to, and keeps ------------------------------------------------------------------------
+
+
+class RefusedWrites(TorchFunctionMode):
+    """While entered, around the call of a model, it is an error to write in place to what all tasks share.
+
+    Args:
+        model: whose plain tensor attributes are watched.
+        params: what it runs on in place of its parameters.
+    """
+
+    def __init__(self, model: nn.Module, params: Params) -> None:
+        super().__init__()
+        self._model, self._watched = model, dict(params)
+        for prefix, module in model.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    self._watched[f"{prefix}.{name}" if prefix else name] = value
+        self._names = {_storage(t): name for name, t in self._watched.items() if t.numel()}
+        self._versions = {name: t._version for name, t in self._watched.items() if not t.is_inference()}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Refuse a function that works in place, also through ``.data``, before it does."""
+        kwargs = kwargs or {}
+        written = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
+        for tensor in written:
+            if isinstance(tensor, Tensor) and (name := self._names.get(_storage(tensor))):
+                raise ValueError(self._message(name))
+        return func(*args, **kwargs)
+
+    def __exit__(self, *error: Any) -> None:
+        """Refuse what was written inside of torch's own functions."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for name, version in self._versions.items():
+            if error[0] is None and self._watched[name]._version != version:
+                raise ValueError(self._message(name))
+
+    def _message(self, name: str) -> str:
+        return (
+            f"{type(self._model).__name__} writes to its own {name!r} in place when it is called, so each task would "
+            "change it for all others: compute a new tensor in forward instead (e.g. weight = self.weight.clamp(0)), "
+            "use torch.nn.utils.parametrize, or make what should change a buffer (register_buffer)"
+        )
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none
+        return 0
+
+
+def _works_in_place(func: Callable[..., Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__"))
+    return name.endswith("_") and name not in ("requires_grad_", "retain_grad_")
+
+
+_OWN = frozenset(vars(nn.Module()))
+"""The attributes of every module, which hold its parameters, buffers, submodules and hooks."""
+
+
+@contextmanager
+def without_kept_tensors(*parts: Any) -> Iterator[None]:
+    """What modules keep in attributes while entered lives along one task, as buffers do, as far as it is tensors:
+    afterwards the attributes are what they were.
+
+    Otherwise one task would see the tensors of another, and a model could be neither copied nor saved, since what it
+    kept is part of a graph. Other attributes, such as counters, stay as they are set.
+
+    Args:
+        parts: modules, with their submodules; what is none is left alone.
+    """
+    modules = {module for part in parts if isinstance(part, nn.Module) for module in part.modules()}
+    seen: set[int] = set()
+    before = [(place, place.copy()) for module in modules for place in _places(vars(module), seen)]
+    try:
+        yield
+    finally:
+        for place, kept in before:
+            _restore(place, kept)
+
+
+def _places(place: Any, seen: set[int]) -> Iterator[Any]:
+    """A dictionary or list, and those in it."""
+    if id(place) not in seen:
+        seen.add(id(place))
+        yield place
+        for name, value in place.items() if isinstance(place, dict) else enumerate(place):
+            if isinstance(value, list | dict) and name not in _OWN:
+                yield from _places(value, seen)
+
+
+def _restore(place: Any, kept: Any) -> None:
+    """Put back what was there, where that or what stands in its place is tensors, or has some in it."""
+    if isinstance(place, list):
+        changed = len(place) != len(kept) or any(a is not b for a, b in zip(place, kept, strict=True))
+        if changed and (_has_tensors(place) or _has_tensors(kept)):
+            place[:] = kept
+        return
+    for name in [name for name, value in place.items() if kept.get(name, place) is not value and name not in _OWN]:
+        if _has_tensors(place[name]) or _has_tensors(kept.get(name)):
+            place.pop(name)
+            if name in kept:
+                place[name] = kept[name]
+    if len(place) < len(kept):
+        place.update({name: value for name, value in kept.items() if name not in place and _has_tensors(value)})
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))

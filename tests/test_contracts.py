@@ -1,0 +1,431 @@
+"""What would be wrong without an error is right, or refused: targets that broadcast, models that write to themselves or
+keep tensors, inference mode, and few inputs for batch norm."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import innerloop as il
+
+VECTORIZE = pytest.mark.parametrize("vectorize", [True, False, (1, 2)])
+
+
+def regression(outputs: int = 1, number: int = 3) -> il.Task:
+    """Targets ``[T, N]`` for one output, ``[T, N, outputs]`` for more."""
+    x = torch.randn(number, 12, 3)
+    y = torch.tanh(x.sum(-1, keepdim=True) * torch.arange(1, outputs + 1))
+    y = y.squeeze(-1) if outputs == 1 else y
+    return il.Task(il.Batch(x[:, :8], y[:, :8]), il.Batch(x[:, 8:], y[:, 8:]))
+
+
+def column(tasks: il.Task) -> il.Task:
+    return il.Task(*(il.Batch(part.x, part.y[..., None]) for part in tasks))
+
+
+# -- targets that broadcast -------------------------------------------------------------------------------------------
+
+
+def gaussian(output: Tensor, y: Tensor) -> Tensor:
+    mean, log_variance = output.chunk(2, -1)
+    return ((mean - y).square() / log_variance.exp() + log_variance).mean()
+
+
+BROADCASTING: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+    "mse": (1, F.mse_loss),
+    "nn.MSELoss": (1, nn.MSELoss()),
+    "l1": (1, nn.L1Loss()),
+    "smooth l1": (1, F.smooth_l1_loss),
+    "huber": (1, nn.HuberLoss()),
+    "poisson": (1, nn.PoissonNLLLoss()),
+    "kl": (1, lambda output, y: F.kl_div(output, y.abs(), reduction="batchmean")),
+    "soft margin": (1, lambda output, y: F.soft_margin_loss(output, y.sign())),
+    "logits": (1, lambda output, y: F.binary_cross_entropy_with_logits(output, (y > 0).float())),
+    "by hand": (1, lambda output, y: (output - y).square().mean()),
+    "by hand, absolute": (1, lambda output, y: torch.abs(y - output).mean()),
+    "by hand, of a function": (1, lambda output, y: (torch.sigmoid(output) * y.double().float()).mean()),
+    "by hand, sliced": (2, lambda output, y: (output[:, :1] - y).square().mean()),
+    "by hand, chunks": (2, gaussian),
+    "distance": (1, lambda output, y: torch.dist(output, y)),
+    "distance of each": (1, lambda output, y: F.pairwise_distance(output, y).mean()),
+}
+
+
+@pytest.mark.parametrize("name", BROADCASTING)
+@pytest.mark.parametrize("call", ["forward", "meta_gradient", "adapt", "adapt_all", "predict"])
+def test_targets_that_broadcast_are_refused(name: str, call: str) -> None:
+    outputs, loss = BROADCASTING[name]
+    learner, tasks = il.maml(nn.Linear(3, outputs), 0.01, loss=loss), regression()
+    with pytest.raises(ValueError, match=r"outputs of shape \[8, 1\] with targets of shape \[8\]"):
+        {
+            "forward": lambda: learner(tasks),
+            "meta_gradient": lambda: learner.meta_gradient(tasks),
+            "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0)),
+            "adapt_all": lambda: learner.adapt_all(tasks.support),
+            "predict": lambda: learner.predict(tasks),
+        }[call]()
+
+
+def test_the_query_set_is_looked_at_too() -> None:
+    tasks = regression()
+    mixed = il.Task(column(tasks).support, tasks.query)
+    with pytest.raises(ValueError, match=r"\[4, 1\] with targets of shape \[4\]"):
+        il.maml(nn.Linear(3, 1), loss=F.mse_loss).meta_gradient(mixed)
+
+
+def test_later_tasks_of_other_shapes_are_looked_at_too() -> None:
+    learner, tasks = il.maml(nn.Linear(3, 1), loss=F.mse_loss), regression()
+    learner.meta_gradient(column(tasks))
+    with pytest.raises(ValueError, match="targets of shape"):
+        learner.meta_gradient(tasks)
+
+
+def test_the_message_has_the_fix() -> None:
+    tasks = regression()
+    with pytest.raises(ValueError, match=r"reshape the targets to \[8, 1\], e.g. y.unsqueeze\(-1\)"):
+        il.maml(nn.Linear(3, 1), loss=F.mse_loss)(tasks)
+    wide = il.maml(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), loss=F.mse_loss)
+    with pytest.raises(ValueError, match=r"reshape the targets to \[8\], e.g. y.squeeze\(-1\)"):
+        wide(column(tasks))
+
+
+def test_examples_and_outputs_of_equal_number_do_not_hide_it() -> None:
+    x, y = torch.randn(2, 5, 3), torch.randn(2, 5)  # [5, 5] - [5] aligns outputs with examples
+    tasks = il.Task(il.Batch(x, y), il.Batch(x, y))
+    with pytest.raises(ValueError, match=r"\[5, 5\] with targets of shape \[5\]"):
+        il.maml(nn.Linear(3, 5), loss=lambda output, y: (output - y).square().mean())(tasks)
+
+
+MEANT: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+    "squeezed": (1, lambda output, y: F.mse_loss(output.squeeze(-1), y)),
+    "expanded": (1, lambda output, y: F.mse_loss(output, y[:, None])),
+    "a view": (1, lambda output, y: (output.view(-1) - y).square().mean()),
+    "all pairs": (1, lambda output, y: (output - y[None]).square().mean()),
+    "a constant": (1, lambda output, y: (output - y.mean()).square().mean() + y.square().mean()),
+    "classes": (8, lambda output, y: F.cross_entropy(output, (y > 0).long())),
+    "picked": (4, lambda output, y: -output.log_softmax(-1).gather(1, (y > 0).long()[:, None]).mean()),
+    "a gaussian": (2, lambda output, y: F.gaussian_nll_loss(output[:, 0], y, output[:, 1].exp())),
+    "without targets": (3, lambda output, y: output.square().mean()),
+    "ranks": (1, lambda output, y: F.relu(1 - (output - output.T) * (y[:, None] - y[None]).sign()).mean()),
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_what_is_meant_is_not_refused(name: str) -> None:
+    outputs, loss = MEANT[name]
+    learner, tasks = il.maml(nn.Linear(3, outputs), 0.01, loss=loss), regression()
+    learner.meta_gradient(tasks)
+    learner.adapt(il.task.select(tasks.support, 0))
+
+
+def test_every_output_may_have_the_same_target() -> None:
+    loss = lambda output, y: (output - y).square().mean()  # noqa: E731 - several heads, one target each example
+    il.maml(nn.Linear(3, 4), 0.01, loss=loss).meta_gradient(column(regression()))
+
+
+def test_a_single_example_broadcasts_to_what_it_is() -> None:
+    x, y = torch.randn(2, 1, 3), torch.randn(2, 1)
+    batch = il.Batch(x, y)
+    il.maml(nn.Linear(3, 1), loss=lambda output, y: (output - y).square().mean())(il.Task(batch, batch))
+
+
+def test_pytrees_of_outputs_and_targets() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 1), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"a": self.a(x), "b": self.b(x)}
+
+    def loss(output: dict[str, Tensor], y: dict[str, Tensor]) -> Tensor:
+        return F.mse_loss(output["b"], y["b"]) + (output["a"] - y["a"]).square().mean()
+
+    x, y = torch.randn(2, 6, 3), {"a": torch.randn(2, 6), "b": torch.randn(2, 6, 2)}
+    tasks = il.Task(il.Batch(x, y), il.Batch(x, y))
+    with pytest.raises(ValueError, match=r"\[6, 1\] with targets of shape \[6\]"):
+        il.maml(Two(), loss=loss)(tasks)
+
+
+# -- models that write to themselves ----------------------------------------------------------------------------------
+
+
+class Writes(nn.Module):
+    """A model that keeps its weights in bounds, in one of many ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(3, 2), how
+        self.scale = torch.ones(1)
+        self.embed = nn.Embedding(4, 3, max_norm=0.1 if how == "max_norm" else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight
+        with torch.no_grad():
+            if self.how == "data":
+                weight.data.clamp_(-9, 9)  # which does nothing at first
+            elif self.how == "no_grad":
+                weight.mul_(0.9)
+            elif self.how == "copy":
+                weight.copy_(weight / weight.norm())
+            elif self.how == "item":
+                weight[0] = 0.0
+            elif self.how == "row":
+                weight.data[0].zero_()
+            elif self.how == "operator":
+                weight *= 0.9
+            elif self.how == "init":
+                nn.init.zeros_(self.layer.bias)
+            elif self.how == "out":
+                torch.clamp(weight, -1, 1, out=weight.data)
+            elif self.how == "attribute":
+                self.scale.mul_(0.5)
+            elif self.how == "foreach":
+                torch._foreach_mul_([self.layer.weight], 0.5)
+        if self.how == "assign":
+            self.layer.weight = nn.Parameter(weight.clamp(-0.1, 0.1))
+        return self.layer(x + self.embed(torch.zeros(len(x), dtype=torch.long))) * self.scale
+
+
+WAYS = (
+    "data",
+    "no_grad",
+    "copy",
+    "item",
+    "row",
+    "operator",
+    "init",
+    "out",
+    "attribute",
+    "foreach",
+    "assign",
+    "max_norm",
+)
+
+
+@VECTORIZE
+@pytest.mark.parametrize("call", ["adapt", "predict", "meta_gradient"])
+@pytest.mark.parametrize("how", WAYS)
+def test_models_that_write_to_their_parameters_are_refused(how: str, call: str, vectorize: Any) -> None:
+    model = Writes(how)
+    before = copy.deepcopy(model.state_dict())
+    tasks, learner = column(regression()), il.maml(model, 0.1, loss=F.mse_loss, vectorize=vectorize)
+    tasks = il.Task(*(il.Batch(part.x, part.y.expand(-1, -1, 2)) for part in tasks))
+    names = r"layer\.(weight|bias)|scale|embed\.weight"
+    with pytest.raises(ValueError, match=f"(writes to|assigns a new tensor to) its own .*({names})"):
+        {
+            "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0)),
+            "predict": lambda: learner.predict(tasks),
+            "meta_gradient": lambda: learner.meta_gradient(tasks),
+        }[call]()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model.scale, torch.ones(1))
+
+
+def test_writing_to_buffers_and_to_new_tensors_is_fine() -> None:
+    class Fine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            x = x.clone()
+            x[:, 0] = 0
+            x.mul_(2)
+            return self.layer(x).relu_()
+
+    il.maml(Fine(), loss=F.mse_loss).meta_gradient(column(regression()))
+
+
+# -- tensors that modules keep ----------------------------------------------------------------------------------------
+
+
+class Keeps(nn.Module):
+    """A model that keeps what it computes, in some place."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.first, self.last, self.where = nn.Linear(3, 8), nn.Linear(8, 1), where
+        self.hidden: Any = None
+        self.all: list[Any] = []
+        self.by_name: dict[str, Any] = {"deeper": {}}
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        self.calls += 1
+        if self.where == "attribute":
+            self.hidden = hidden
+        elif self.where == "new":
+            self.new = (hidden, 1)
+        elif self.where == "list":
+            self.all.append(hidden)
+        elif self.where == "dict":
+            self.by_name["hidden"] = hidden
+        elif self.where == "deeper":
+            self.by_name["deeper"]["hidden"] = [hidden]
+        elif self.where == "submodule":
+            self.first.output = hidden
+        return self.last(hidden)
+
+
+@VECTORIZE
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+@pytest.mark.parametrize("where", ["attribute", "new", "list", "dict", "deeper", "submodule"])
+def test_what_a_model_keeps_is_dropped(where: str, memory: Any, vectorize: Any) -> None:
+    model, tasks = Keeps(where), column(regression())
+    learner = il.maml(model, 0.1, loss=F.mse_loss, vectorize=vectorize, memory=memory)
+    for _ in range(2):
+        learner.meta_gradient(tasks)
+        learner(tasks).objective.mean().backward()
+        learner.predict(tasks)
+        learner.adapt(il.task.select(tasks.support, 0))(tasks.query.x[0])
+        learner.adapt_all(tasks.support)(tasks.query.x)
+    copy.deepcopy(learner)
+    assert model.hidden is None
+    assert not hasattr(model, "new")
+    assert not hasattr(model.first, "output")
+    assert model.all == []
+    assert model.by_name == {"deeper": {}}
+    assert model.calls > 0  # what is no tensor stays as the model sets it
+
+
+def test_a_loss_sees_what_the_model_kept_of_the_same_task() -> None:
+    tasks, found = column(regression()), []
+    for vectorize in (True, False):
+        torch.manual_seed(0)
+        model = Keeps("attribute")
+        loss = lambda output, y: F.mse_loss(output, y) + model.hidden.abs().mean()  # noqa: B023, E731
+        found.append(il.maml(model, 0.1, loss=loss, vectorize=vectorize, compile=False).meta_gradient(tasks)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.usefixtures("double")
+def test_state_in_attributes_is_each_tasks_own() -> None:
+    """As a running mean that is no buffer: whichever way tasks run, each begins with what the model had."""
+
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.mean = nn.Linear(3, 1), torch.zeros(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return self.layer(x - self.mean)
+
+    model, tasks = Running(), column(regression())
+    found = [
+        il.maml(model, 0.1, steps=2, loss=F.mse_loss, vectorize=vectorize, compile=False).meta_gradient(tasks)[0]
+        for vectorize in (True, False, True, False)
+    ]
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)
+    assert not model.mean.any()
+
+
+# -- inference mode, and no gradients ---------------------------------------------------------------------------------
+
+
+@VECTORIZE
+def test_a_learner_works_in_inference_mode(vectorize: Any) -> None:
+    tasks = column(regression())
+    learner = il.maml(il.models.mlp(3, 8, 1), 0.1, loss=F.mse_loss, vectorize=vectorize)
+    one = il.task.select(tasks, 0)
+    expected = learner.predict(tasks), learner.adapt(one.support)(one.query.x), learner.meta_gradient(tasks)[0]
+    together = learner.adapt_all(tasks.support)(tasks.query.x)
+    with torch.inference_mode():
+        inside = il.task.select(column(regression()), slice(None))
+        copies = il.Task(*(il.Batch(*(t.clone() for t in part)) for part in tasks))  # made in inference mode
+        mine = il.task.select(copies, 0)
+        found = learner.predict(copies), learner.adapt(mine.support)(mine.query.x), learner.meta_gradient(copies)[0]
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(learner.adapt_all(copies.support)(copies.query.x), together)
+        assert not learner(copies).objective.requires_grad
+        assert torch.is_inference_mode_enabled()
+    learner.meta_gradient(inside)  # tensors of inference mode, outside of it
+    learner(inside).objective.mean().backward()
+
+
+def test_a_learner_is_evaluated_in_inference_mode() -> None:
+    learner = il.maml(il.models.mlp(1, 8, 1), 0.1, loss=F.mse_loss)
+    expected = il.evaluate(learner, il.Sinusoid(5), 4).mean
+    with torch.inference_mode():
+        assert il.evaluate(learner, il.Sinusoid(5), 4).mean == expected
+
+
+def test_models_made_in_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        net = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match=r"weight was made inside torch.inference_mode\(\).*outside"):
+        il.maml(net)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        il.maml(nn.Linear(3, 1))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_the_first_call_may_be_without_gradients(vectorize: bool) -> None:
+    tasks = column(regression())
+    learner = il.maml(nn.Linear(3, 1), 0.1, loss=F.mse_loss, vectorize=vectorize)
+    with torch.no_grad():
+        outcome = learner(tasks)
+    assert not outcome.objective.requires_grad
+    torch.testing.assert_close(outcome.objective, learner(tasks).objective.detach())
+
+
+# -- few inputs and batch norm ----------------------------------------------------------------------------------------
+
+
+def adapted(transductive: bool = True) -> tuple[il.Adapted, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(64, 3)
+    )
+    x, y = torch.randn(6, 1, 6, 6), torch.arange(3).repeat(2)
+    return il.maml(model, 0.1).adapt(il.Batch(x, y), transductive=transductive), torch.randn(7, 1, 6, 6)
+
+
+def test_a_single_input_is_judged_beside_the_support_set() -> None:
+    (together, x), (alone, _) = adapted(), adapted(transductive=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one_by_one = torch.cat([together(one[None]) for one in x])
+    torch.testing.assert_close(one_by_one, alone(x))
+
+
+def test_few_inputs_give_a_warning_once() -> None:
+    model, x = adapted()
+    with pytest.warns(UserWarning, match="normalizes these 2 inputs by their own statistics.*transductive=False"):
+        model(x[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x[:2])
+        model(x)
+        adapted(transductive=False)[0](x[:2])
+
+
+def test_a_module_that_depends_on_its_batch_gives_a_warning() -> None:
+    with pytest.warns(UserWarning, match="transductive=False"):
+        adapted()[0].module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapted(transductive=False)[0].module()
+
+
+def test_the_shipped_model_is_as_good_for_one_picture_at_a_time() -> None:
+    learner = il.Pretrained.load("strokes").learner
+    tasks, right = il.Strokes(5, 1, 4, split="test").sample(20, torch.Generator().manual_seed(0)), [0.0, 0.0]
+    for index in range(20):
+        support, query = il.task.select(tasks, index)
+        model = learner.adapt(support)
+        for way, output in enumerate((model(query.x), torch.cat([model(x[None]) for x in query.x]))):
+            right[way] += (output.argmax(-1) == query.y).float().mean().item() / 20
+    assert min(right) > 0.93, right
