@@ -284,6 +284,8 @@ def add(d: Draw, layers: list[str], shape: Shape, x: Shape, tokens: bool, name: 
         after = shape_after([*layers, expression], x, tokens)
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError, NotImplementedError, ZeroDivisionError):
         return shape
+    if not layers and "inplace" in expression:  # which would change the data
+        return shape
     layers.append(expression)
     return after
 
@@ -309,7 +311,7 @@ def draw(d: Draw, kinds: tuple[str, ...]) -> Case:
     if tokens and layout != "tokens":
         layers.append(f"nn.{'Embedding' if layout == 'seq' else 'EmbeddingBag'}({TOKENS}, {d.number(2, 4)})")
         shape = shape_after(layers, x, tokens)
-    elif not tokens and not d.rarely(4):
+    elif not tokens and (not d.rarely(4) or "inplace" in name):
         lead = LEADS[layout].format(n=shape[-1], c=shape[0], out=d.number(2, 4))
         layers.append(lead)
         shape = shape_after(layers, x, tokens)
@@ -323,7 +325,7 @@ def draw(d: Draw, kinds: tuple[str, ...]) -> Case:
 
 
 def _options(d: Draw, case: Case, shape: Shape) -> Case:
-    target = d.of("classes", "classes", "numbers", "numbers", "numbers", "vectors", "halves", "chances", "logarithms", "shares", "nothing",
+    target = d.of("classes", "classes", "numbers", "numbers", "numbers", "vectors", "halves", "chances", "logarithms", "shares", *(["nothing"] if d.rarely(3) else []),
                   *(["pixels", "pixels"] if len(shape) == 3 else []))  # fmt: skip
     head = not (target == "numbers" and d.rarely(4))
     losses = LOSSES[target]

@@ -17,6 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import innerloop as il
 
+from .parts import Checkpointed
+
 Tensors = dict[str, Tensor]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -41,6 +43,9 @@ class Substituted:
             if tensor is not None
         ]
         self.parts = dict(self.copy.named_modules())
+        for part in self.parts.values():
+            if isinstance(part, Checkpointed):  # what is computed again would see the parameters of another step
+                part.again = False
 
     def __call__(self, tensors: Tensors, *args: Any) -> tuple[Any, Tensors]:
         """The output, and the buffers afterwards."""

@@ -110,9 +110,11 @@ class Checkpointed(nn.Module):
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
-        self.part = part
+        self.part, self.again = part, True
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.again:
+            return self.part(x)
         return checkpoint(self.part, x, use_reentrant=False, context_fn=task_contexts)
 
 

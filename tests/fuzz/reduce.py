@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .differences import Difference, Report, check
+from .differences import EXCUSED, Difference, Report, check
 from .models import LOSSES, Case
 
 PLAIN = {
@@ -24,8 +24,7 @@ def smaller(case: Case) -> Iterator[Case]:
         yield replace(plain, **body, seed=0)
         if case.target != "pixels" and case.head:
             yield replace(case, **body, training=True)
-    if plain != case:
-        yield plain
+    yield from (c for c in (plain, replace(case, **options)) if c != case)
     if len(case.layers) > 1:
         for layer in case.layers:
             yield replace(plain, layers=(layer,))
@@ -46,11 +45,14 @@ def smaller(case: Case) -> Iterator[Case]:
 def reduce(report: Report, found: list[Difference], tries: int = 30) -> tuple[Case, list[Difference]]:
     """A smaller case in which the first difference is still there."""
     case, wanted = report.case, found[0]
-    best = case, found
+    best, seen = (case, found), {case}
     progress = True
     while progress and tries > 0:
         progress = False
         for candidate in smaller(best[0]):
+            if candidate in seen:
+                continue
+            seen.add(candidate)
             tries -= 1
             if (differences := _still(candidate, wanted)) is not None:
                 best, progress = (candidate, differences), True
@@ -65,8 +67,11 @@ def _still(case: Case, wanted: Difference) -> list[Difference] | None:
         report = check(case, compiled=wanted.plan == "compiled", plans=[wanted.plan], settle=False)
     except Exception:
         return None
+    excused = wanted.verdict in EXCUSED
     same = [d for d in report.differences if d.result == wanted.result and d.verdict == wanted.verdict]
-    return report.differences if same else None
+    if not same:
+        return None
+    return [d for d in report.differences if (d.verdict in EXCUSED) == excused]
 
 
 def signature(case: Case, differences: list[Difference]) -> str:
