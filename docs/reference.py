@@ -16,6 +16,7 @@ PUBLIC = {
     "innerloop": "the core",
     "innerloop.models": "networks",
     "innerloop.losses": "losses",
+    "innerloop.metrics": "metrics",
     "innerloop.schedules": "schedules",
     "innerloop.data": "tasks and data",
     "innerloop.train": "training and evaluation",
@@ -29,8 +30,8 @@ PUBLIC = {
 """Those that a program imports, and what they are for; one that is not there has no page."""
 INSIDE = (
     "task", "inner", "adapted", "objectives", "engine", "compiling", "slots", "supported", "train.outer", "train.trace",
-    "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym", "imitation.worlds",
-    "imitation.policies", "use.pictures", "use.adapting", "use.saved",
+    "train.accuracy", "train.metrics", "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym",
+    "imitation.worlds", "imitation.policies", "use.pictures", "use.adapting", "use.saved",
 )  # fmt: skip
 """Modules that docstrings refer to."""
 

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from innerloop.metrics import Scale
+
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306}
 """Student's t for a 95 % interval of the mean of so many values; of more, that of ten."""
 
@@ -72,7 +74,7 @@ def note(command: str, members: dict[str, list[dict[str, Any]]], machine: str) -
         return f"To be made by {command}.\n"
     tasks = " or ".join(sorted({str(result["tests"][0]["num_tasks"]) for result in every}))
     threads = " or ".join(sorted({str(result["environment"]["threads"]) for result in every}))
-    what = SUCCESS if every[0]["tests"][0]["metric"] == "success" else RETURNS
+    what = SUCCESS if Scale.read(every[0]["tests"][0]).unit else RETURNS
     return (
         f"{what.format(tasks)}, before adaptation and after each inner step, by the weights of the best "
         "meta-validation: means over seeds and their 95 % intervals (Student's t); of one seed, the interval over "
@@ -93,6 +95,7 @@ def measured(every: list[dict[str, Any]]) -> str:
     tests = [result["tests"][0] for result in every]
     means = ", ".join(score(tests, k).replace("±", "+-") for k in range(len(tests[0]["steps"])))
     seeds = f"{len(tests)} seeds" if len(tests) > 1 else "one seed"
-    what, unit = ("success", " %") if tests[0]["metric"] == "success" else ("returns", "")
+    scale = Scale.read(tests[0])
+    what, unit = scale.name if scale.unit else f"{scale.name}s", scale.suffix
     steps = " before and after each step" if len(tests[0]["steps"]) > 1 else ""
     return f"{what} {means}{unit}{steps} in {seeds}"

@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib as mpl
 import table
 
+from innerloop.metrics import Scale
+
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -19,8 +21,9 @@ def draw(family: str) -> Path:
     """Losses, of few recipes side by side, and validations: a line for every seed of a recipe. Of policies validations
     alone: the value of a surrogate says nothing."""
     found = {recipe: results for recipe, results in table.members(family).items() if any(map(validated, results))}
-    metrics = {result["tests"][0]["metric"] for results in found.values() for result in results}
-    metric, acting = ", ".join(sorted(metrics)), metrics <= {"return", "success"}
+    every = [result for results in found.values() for result in results]
+    labels = sorted({Scale.read(result["tests"][0]).label for result in every})
+    acting = all(map(table.acts, every))
     alone = len(found) <= SIDE_BY_SIDE
     panels = 0 if acting else len(found) if alone else 1
     figure, axes = plt.subplots(1, panels + 1, figsize=(5 * (panels + 1), 4), layout="constrained", squeeze=False)
@@ -33,7 +36,7 @@ def draw(family: str) -> Path:
         lines(panel, recipe, results, "train", index)
         panel.sharey(losses[0])
         panel.set(xlabel="iteration", ylabel="training loss after adaptation", title=recipe if alone else "")
-    validation.set(xlabel="iteration", ylabel=f"validation {metric if acting else 'accuracy, %'}")
+    validation.set(xlabel="iteration", ylabel=f"validation {', '.join(labels)}")
     validation.legend(fontsize="small")
     path = HERE / f"{family}.png"
     figure.savefig(path, dpi=100)

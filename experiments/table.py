@@ -13,7 +13,8 @@ from typing import Any
 
 import acting
 
-from innerloop import config
+from innerloop import config, imitation, rl
+from innerloop.metrics import Scale
 
 HERE = Path(__file__).parent
 HEADER = ["experiment", "result on unseen tasks", "steps", "before", "after 1", "protocol", "training", "command"]
@@ -21,7 +22,7 @@ MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 FAMILY_MARKS = re.compile(r"(<!-- family (\S+) -->\n).*?(<!-- /family -->)", re.DOTALL)
 MEASURED = re.compile(
     r"(?<=^# )(Hardware and time not yet measured; expected: not yet measured|"
-    r"[^;\n]*: [\d.]+ minutes a run; (?:accuracy [^,]*, \w+ductive|(?:returns|success) .* in [^.;\n]* seeds?))",
+    r"[^;\n]*: [\d.]+ minutes a run; (?:\w+ [^,;\n]*, \w+ductive|(?:returns|success) .* in [^.;\n]* seeds?))",
     re.MULTILINE,
 )
 """What the first comment of a recipe says of time and score."""
@@ -59,15 +60,16 @@ def rows(name: str, result: dict[str, Any]) -> list[list[str]]:
     """One row an evaluation: the same weights, judged transductively and inductively."""
     found = []
     for test in result["tests"]:
-        digits, unit = (2, " %") if test["metric"] in ("accuracy", "success") else (3, "")
+        scale = Scale.read(test)
+        digits, unit = scale.digits(".3f"), scale.suffix
         mode = "transductive" if test["transductive"] else "inductive"
         protocol = f"{test['num_tasks']} tasks" + (f", {mode}" if result["depends_on_query_set"] else "")
         protocol += f", ensemble of {test['ensemble']}" if "ensemble" in test else ""
         threads, seed = result["environment"]["threads"], result["seed"]
         minutes = f"{result['iterations']:,} iterations, {result['seconds'] / 60:.1f} min, "
         training = minutes + f"{threads} thread{'s' * (threads > 1)}, seed {seed}"
-        score = f"{test['metric']} **{test['mean']:.{digits}f}** ± {test['ci95']:.{digits}f}{unit}"
-        early = [f"{value:.{digits}f}{unit}" for value in test["steps"][:2]]
+        score = f"{scale.name} **{test['mean']:{digits}}** ± {test['ci95']:{digits}}{unit}"
+        early = [f"{value:{digits}}{unit}" for value in test["steps"][:2]]
         before, after = early if len(early) == 2 else (early[0], "")
         steps, command = str(len(test["steps"]) - 1), f"`{result['command']}`"
         found.append([name, score, steps, before, after, protocol, training, command])
@@ -122,13 +124,14 @@ def minutes(every: list[dict[str, Any]]) -> str:
 
 
 def final(every: list[dict[str, Any]]) -> float:
-    """The accuracy that validation ended at, on average over seeds."""
+    """The score that validation ended at, on average over seeds."""
     return statistics.fmean(result["curves"]["validation"][-1][1] for result in every)
 
 
 def reached(result: dict[str, Any], score: float) -> str:
     """The first iteration at which a validation was at least as good."""
-    found = next((at for at, found, _ in result["curves"]["validation"] if found >= score), None)
+    sign = 1 if Scale.read(result["tests"][0]).higher_is_better else -1
+    found = next((at for at, found, _ in result["curves"]["validation"] if sign * found >= sign * score), None)
     return "never" if found is None else f"{found:,}"
 
 
@@ -187,13 +190,19 @@ def measured(every: list[dict[str, Any]]) -> str:
     environment, test = every[0]["environment"], every[0]["tests"][0]
     cores = f"{environment['threads']} CPU core{'s' * (environment['threads'] != 1)}"
     on = cores if environment["device"] == "cpu" else f"a GPU, {environment['device']}"
-    if test["metric"] in ("return", "success"):
+    if acts(every[0]):
         return f"{on}: {minutes(every)} minutes a run; {acting.measured(every)}"
     kind = evaluations(every, test["transductive"])
     score = mean(kind).replace("*", "").replace("±", "+-")
     seeds = f"{len(kind)} seeds" if len(kind) > 1 else "one seed"
     mode = "transductive" if test["transductive"] else "inductive"
-    return f"{on}: {minutes(every)} minutes a run; accuracy {score} % in {seeds}, {mode}"
+    scale = Scale.read(test)
+    return f"{on}: {minutes(every)} minutes a run; {scale.name} {score}{scale.suffix} in {seeds}, {mode}"
+
+
+def acts(result: dict[str, Any]) -> bool:
+    """Whether the learner of a result acts in its tasks."""
+    return result["config"]["tasks"]["name"] in {**rl.TASKS, **imitation.TASKS}
 
 
 def comments() -> dict[Path, str]:

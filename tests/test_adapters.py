@@ -245,7 +245,7 @@ def test_what_cannot_be_vectorised_is_looped() -> None:
     config = peft.OFTConfig(task_type="SEQ_CLS", oft_block_size=4, target_modules=["query"])
     model, tasks = peft.get_peft_model(transformer(), config).double(), texts()
     own = learner(model)
-    with pytest.warns(UserWarning, match=r"OFTRotationModule \(.*\) cannot be vectorised over tasks, so tasks run one"):
+    with pytest.warns(UserWarning, match=r"OFTRotationModule \(.*\) cannot be vectorized over tasks, so tasks run one"):
         found = own.meta_gradient(tasks)
     same(found, learner(model, vectorize=False).meta_gradient(tasks))
 

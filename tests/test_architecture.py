@@ -11,15 +11,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("task", "schedules", "supported", "search", "ranges"),
+    ("task", "schedules", "supported", "search", "ranges", "metrics"),
     ("select",),
-    ("rules", "contracts", "losses", "stacks", "memory", "compiling", "layout", "embeddings"),
+    ("rules", "contracts", "losses", "stacks", "memory", "compiling", "layout", "embeddings", "elementary"),
     ("derivatives",),
     ("normalisation", "convolutions"),
     ("kernels", "threads", "checkpointing"),
     ("operations",),
     ("inner",),
-    ("engine", "objectives", "initial", "slots", "adapted"),
+    ("engine", "diagnosis", "objectives", "initial", "slots", "adapted"),
     ("checks",),
     ("learner",),
     ("models", "presets", "testing"),

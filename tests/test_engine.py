@@ -60,6 +60,40 @@ def test_random_modules_always_run_all_at_once(regression: Callable[..., il.Task
     assert not learner.engine.chosen
 
 
+@pytest.mark.parametrize("vectorize", ["auto", True, False, 2, (1, 2)])
+@pytest.mark.parametrize("y", [None, 2.0, {"mask": None, "power": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2, "steps": 3}, {"memory": "constant"}], ids=str)
+def test_targets_that_are_no_tensors_are_the_same_for_all(y: Any, vectorize: Any, options: dict[str, Any]) -> None:
+    """As of autoencoders, which need none."""
+    seen = []
+
+    def loss(output: Tensor, y: Any) -> Tensor:
+        seen.append(y)
+        return output.square().mean()
+
+    batch = il.Batch(torch.randn(3, 6, 4), y)
+    tasks, model = il.Task(batch, batch), nn.Linear(4, 4)
+    learner = il.maml(model, 0.1, loss=loss, vectorize=vectorize, compile=False, **options)
+    expected = il.maml(model, 0.1, loss=lambda output, y: output.square().mean(), vectorize=False, **options)
+    filled = il.Task(*(il.Batch(batch.x, torch.zeros(3, 6)),) * 2)
+    torch.testing.assert_close(learner(tasks), expected(filled))
+    torch.testing.assert_close(learner.predict(tasks), expected.predict(filled))
+    torch.testing.assert_close(learner.adapt_all(batch)(batch.x), expected.adapt_all(filled.support)(batch.x))
+    learner.adapt(il.task.select(batch, 0))
+    assert all(given == y for given in seen)
+    grads, _ = learner.meta_gradient(tasks)
+    torch.testing.assert_close(grads, expected.meta_gradient(filled)[0])
+    assert all(g.abs().sum() > 0 for g in grads.values())
+
+
+def test_arrays_that_are_no_tensors_are_refused() -> None:
+    """Nothing would split them by tasks."""
+    numpy = pytest.importorskip("numpy")
+    batch = il.Batch(torch.randn(3, 6, 4), numpy.zeros((3, 6)))
+    with pytest.raises(TypeError, match=r"has a ndarray of shape \(3, 6\) in it.*torch\.as_tensor"):
+        il.maml(nn.Linear(4, 4), 0.1)(il.Task(batch, batch))
+
+
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """The C library as a process finds it; afterwards as the other tests do."""

@@ -282,3 +282,15 @@ def test_the_gradient_of_a_body_does_not_run_through_a_head_made_from_it() -> No
     torch.testing.assert_close(outcome.loss[0], loss.detach())
     for name, grad in zip(("0.weight", "0.bias"), expected, strict=True):
         torch.testing.assert_close(grads[f"model.{name}"], grad)
+
+
+@LOOPED_AND_VECTORISED
+def test_an_implicit_meta_gradient_is_not_differentiated_once_more(vectorize: bool) -> None:
+    """Its second derivative would be that of a graph that takes the minimum as a constant."""
+    problem, model = Quadratic(), Point()
+    learner = il.imaml(model, 0.05, strength=1.0, steps=5, loss=problem.loss, vectorize=vectorize)
+    objective = learner(problem.tasks).objective.mean()
+    with pytest.raises(NotImplementedError, match=r"cannot be differentiated once more .*Unrolled"):
+        torch.autograd.grad(objective, model.theta, create_graph=True)
+    learner(problem.tasks).objective.mean().backward()
+    torch.testing.assert_close(model.theta.grad, meta_gradient(learner, problem.tasks))

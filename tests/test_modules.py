@@ -111,7 +111,7 @@ def tasks(number: int = 3) -> il.Task:
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.filterwarnings("ignore:.*cannot be vectorised")
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorized")
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("name", ZOO)
 def test_vectorised_equals_looped(name: str, order: int) -> None:
@@ -125,7 +125,7 @@ def test_vectorised_equals_looped(name: str, order: int) -> None:
     torch.testing.assert_close(*inductive)
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot be vectorised")
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorized")
 @pytest.mark.parametrize("vectorize", ["auto", False])
 @pytest.mark.parametrize("name", ZOO)
 def test_the_model_is_never_changed(name: str, vectorize: Any) -> None:
@@ -150,18 +150,18 @@ def _modes(model: nn.Module) -> list[bool]:
 
 def test_a_module_that_cannot_be_vectorised_is_looped_and_named_once() -> None:
     learner, batch = il.maml(Recurrent(), lr=0.1), tasks()
-    with pytest.warns(UserWarning, match=r"GRU \(gru\) cannot be vectorised over tasks"):
+    with pytest.warns(UserWarning, match=r"GRU \(gru\) cannot be vectorized over tasks"):
         learner.meta_gradient(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         learner.meta_gradient(batch)
-    with pytest.raises(ValueError, match=r"GRU \(gru\) cannot be vectorised"):
+    with pytest.raises(ValueError, match=r"GRU \(gru\) cannot be vectorized"):
         il.maml(Recurrent(), lr=0.1, vectorize=True).meta_gradient(batch)
 
 
 def test_a_mistake_in_the_data_is_reported_as_itself_not_as_a_vmap_error() -> None:
     learner, batch = il.maml(nn.Linear(5, 4), lr=0.1), tasks()
-    for _ in range(2):  # and the engine does not conclude that the module cannot be vectorised
+    for _ in range(2):  # and the engine does not conclude that the module cannot be vectorized
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             learner.meta_gradient(batch)
     assert learner.engine.vectorised
@@ -299,7 +299,7 @@ def test_a_tied_head_is_selected_whole() -> None:
 
 
 @pytest.mark.parametrize("function", [torch.native_layer_norm, torch.batch_norm])
-@pytest.mark.filterwarnings("ignore:.*cannot be vectorised")
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorized")
 @pytest.mark.usefixtures("double")
 def test_norms_called_past_the_modules_are_right_too(function: Callable[..., Any]) -> None:
     class Direct(nn.Module):
@@ -391,7 +391,7 @@ def test_every_path_equals_the_eager_loop_in_float32(name: str, path: str, episo
     expected = il.maml(model, lr=0.1, steps=2, vectorize=False, compile=False).meta_gradient(batch)[0]
     learner = il.maml(model, lr=0.1, steps=2, compile=False, **PATHS[path])
     if name == "gru" and PATHS[path]["vectorize"]:
-        with pytest.raises(ValueError, match="cannot be vectorised"):
+        with pytest.raises(ValueError, match="cannot be vectorized"):
             learner.meta_gradient(batch)
         return
     found = learner.meta_gradient(batch)[0]

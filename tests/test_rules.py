@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,59 @@ def test_rules_keep_the_contract(make: Callable[[], il.UpdateRule]) -> None:
     check_rule(make())
     if issubclass(make, il.GradientTransform):  # type: ignore[arg-type]
         check_rule(il.Chain(make(), il.SGD(0.1)))
+
+
+class Cell(il.UpdateRule):
+    """A recurrent rule, which cannot be vectorized, and may walk uphill."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__()
+        self.cell, self.lr = nn.LSTMCell(1, 4), lr
+
+    def init(self, params: il.task.Params) -> Any:
+        return {name: (torch.zeros(p.numel(), 4), torch.zeros(p.numel(), 4)) for name, p in params.items()}
+
+    def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+        state = {n: self.cell(g.reshape(-1, 1), state[n]) for n, g in grads.items()}
+        return {n: 1e-3 * state[n][0].mean(1).view_as(g) - self.lr * g for n, g in grads.items()}, state
+
+
+@pytest.mark.filterwarnings("ignore:the rule is not for models in bfloat16")
+def test_the_checker_survives_a_rule_that_cannot_be_vectorized_and_checks_the_rest() -> None:
+    named = r"The update rule Cell, in its LSTMCell \(cell\), cannot be vectorized over tasks, so tasks run one by one"
+    with pytest.warns(UserWarning, match=named):
+        check_rule(Cell())
+    with pytest.warns(UserWarning, match=named), pytest.raises(AssertionError, match="raise a quadratic loss"):
+        check_rule(Cell(lr=-0.1))
+
+
+class Unit(il.UpdateRule):
+    """Steps of one length, whatever the gradient's."""
+
+    def __init__(self, eps: float, root: bool = False) -> None:
+        super().__init__()
+        self.eps, self.root = eps, root
+
+    def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+        if self.root:
+            return {n: -0.1 * g.sign() * (g.abs() + self.eps).sqrt() for n, g in grads.items()}, state
+        return {n: -0.1 * g / (g.square().sum() + self.eps).sqrt() for n, g in grads.items()}, state
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_the_checker_tells_of_derivatives_at_a_gradient_of_zero(root: bool) -> None:
+    with pytest.warns(UserWarning, match=r"not finite where the gradient is zero.*an epsilon under the root"):
+        check_rule(Unit(0.0, root))
+    check_rule(Unit(1e-8, root))  # warnings are errors here
+
+
+def test_the_checker_refuses_derivatives_that_are_not_finite() -> None:
+    class Kink(il.UpdateRule):
+        def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+            return {n: -0.1 * g + (0 * params[n]).square().sum().sqrt() for n, g in grads.items()}, state
+
+    with pytest.raises(AssertionError, match=r"the derivative of the updates by layer\.weight is not finite"):
+        check_rule(Kink())
 
 
 class Broken(il.UpdateRule):
@@ -61,6 +115,202 @@ def test_the_checker_finds_broken_rules(how: str) -> None:
     with pytest.raises((AssertionError, IndexError)):
         check_rule(Broken(how))
     check_rule(Broken("not at all"))
+
+
+class Wide(il.UpdateRule):
+    """Rates of another type or shape than the parameters'."""
+
+    def __init__(self, rate: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+        return {n: -self.rate(g) * g for n, g in grads.items()}, state
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (
+            lambda g: torch.full_like(g, 0.1, dtype=torch.float64),
+            r"update of weight by Wide is torch.float64, .*\.to\(",
+        ),
+        (lambda g: torch.full_like(g, 0.1, dtype=torch.complex64), r"update of weight by Wide is torch.complex64"),
+        (lambda g: torch.full((2, *g.shape), 0.1), r"update of weight by Wide has the shape \(2, 1, 2\).*\(1, 2\)"),
+    ],
+)
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_updates_that_would_change_a_parameters_type_or_shape_are_refused(
+    rate: Any, message: str, vectorize: bool, regression: Callable[..., il.Task]
+) -> None:
+    rule = il.Chain(il.Clip(1.0), Wide(rate))
+    learner = il.MetaLearner(nn.Linear(2, 1), rule, loss=nn.functional.mse_loss, vectorize=vectorize)
+    with pytest.raises(ValueError, match=message):
+        learner.meta_gradient(regression())
+
+
+@pytest.mark.parametrize("rule", [il.SGD(0.1), il.Adam(0.1)])
+@pytest.mark.parametrize("vectorize", ["auto", False])
+def test_sparse_gradients_are_refused(rule: il.UpdateRule, vectorize: Any) -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3))
+    batch = il.Batch(torch.randint(5, (2, 6, 3)), torch.randint(3, (2, 6)))
+    learner = il.MetaLearner(model, rule, objective=il.Unrolled(1), vectorize=vectorize, compile=False)
+    with pytest.raises(ValueError, match=r"gradient of 0\.weight is sparse .* make its layer with sparse=False"):
+        learner.meta_gradient(il.Task(batch, batch))
+
+
+EVERY: dict[str, Callable[[], il.UpdateRule]] = {
+    "SGD": lambda: il.SGD(0.1, learned=True),
+    "per step": lambda: il.PerStepSGD(0.1),
+    "elementwise": lambda: il.ElementwiseSGD(0.1),
+    "Adam": lambda: il.Adam(0.1),
+    "momentum": lambda: il.Chain(il.Momentum(), il.SGD(0.1)),
+    "clip": lambda: il.Chain(il.Clip(0.3), il.SGD(0.1)),
+    "proximal": lambda: il.Chain(il.Proximal(0.5), il.SGD(0.1)),
+    "curvature": lambda: il.Chain(il.KroneckerCurvature(), il.SGD(0.1)),
+}
+OBJECTIVES: dict[str, il.Objective] = {
+    "second order": il.Unrolled(),
+    "first order": il.Unrolled(1),
+    "Reptile": il.Reptile(),
+    "implicit": il.Implicit(0.5, 10),
+}
+
+
+class Two(nn.Module):
+    """Layers of two types."""
+
+    def __init__(self, first: torch.dtype, last: torch.dtype) -> None:
+        super().__init__()
+        self.first, self.last, self.types = nn.Linear(4, 6).to(first), nn.Linear(6, 3).to(last), (first, last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x.to(self.types[0]))).to(self.types[1]))
+
+
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(
+    "types", [*((t, t) for t in TYPES), TYPES[:2], TYPES[1::-1], TYPES[::2], TYPES[2::-2]], ids=str
+)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("rule", EVERY)
+def test_every_rule_leaves_parameters_in_their_types(rule: str, objective: str, types: Any) -> None:
+    batch = il.Batch(torch.randn(3, 6, 4), torch.randint(3, (3, 6)))
+    model = Two(*types)
+    for vectorize in (True, False):
+        learner = il.MetaLearner(
+            model, EVERY[rule](), objective=OBJECTIVES[objective], steps=3, vectorize=vectorize, compile=False
+        )
+        grads, _ = learner.meta_gradient(il.Task(batch, batch))
+        learned = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+        assert {n: g.dtype for n, g in grads.items()} == {n: p.dtype for n, p in learned.items()}
+        assert all(g.isfinite().all() for g in grads.values())
+        adapted = learner.adapt(il.task.select(batch, 0)).parameters
+        assert {n: p.dtype for n, p in adapted.items()} == {n: p.dtype for n, p in model.named_parameters()}
+
+
+class Fit(nn.Module):
+    """A linear map of complex numbers, whose real and imaginary parts are weighted by real ones."""
+
+    def __init__(self, inputs: int = 4, outputs: int = 2) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(inputs, outputs, dtype=torch.complex128))
+        self.c = nn.Parameter(torch.randn(outputs).double())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.c) * (x @ self.w)
+
+
+def distance(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (output - y).abs().square().mean()
+
+
+def complex_task(inputs: int = 4, outputs: int = 2) -> il.Task:
+    x = torch.randn(3, 8, inputs, dtype=torch.complex128)
+    y = x @ torch.randn(3, inputs, outputs, dtype=torch.complex128) + torch.randn(3, 8, outputs) / 10
+    return il.Task(il.Batch(x[:, :4], y[:, :4]), il.Batch(x[:, 4:], y[:, 4:]))
+
+
+def differences(learner: il.MetaLearner, tasks: il.Task, of: Callable[[], torch.Tensor]) -> il.task.Params:
+    """Central differences by real and imaginary parts, as gradients of complex parameters are."""
+    found = {}
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            reals = torch.view_as_real(parameter.data) if parameter.is_complex() else parameter.data
+            slope = torch.zeros_like(reals)
+            for index in range(reals.numel()):
+                values = []
+                for shift in (1e-6, -1e-6):
+                    reals.view(-1)[index] += shift
+                    values.append(of().item())
+                    reals.view(-1)[index] -= shift
+                slope.view(-1)[index] = (values[0] - values[1]) / 2e-6
+            found[name] = torch.view_as_complex(slope) if parameter.is_complex() else slope
+    return found
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("rule", EVERY)
+def test_meta_gradients_of_complex_parameters_are_those_of_differences(rule: str, vectorize: bool) -> None:
+    tasks = complex_task()
+    learner = il.MetaLearner(Fit(), EVERY[rule](), loss=distance, steps=3, vectorize=vectorize, compile=False)
+    grads, _ = learner.meta_gradient(tasks)
+    expected = differences(learner, tasks, lambda: learner(tasks).objective.mean())
+    torch.testing.assert_close(grads, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_implicit_gradients_of_complex_parameters_are_those_of_differences(vectorize: bool) -> None:
+    tasks, rule = complex_task(2, 1), il.Chain(il.Proximal(2.0), il.SGD(0.1))
+    learner = il.MetaLearner(
+        Fit(2, 1), rule, objective=il.Implicit(2.0, 20), loss=distance, steps=100, vectorize=vectorize, compile=False
+    )
+    grads, _ = learner.meta_gradient(tasks)
+    with torch.no_grad():
+        expected = differences(learner, tasks, lambda: learner(tasks, objective=il.Unrolled(1)).loss.mean())
+    torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_reptile_moves_complex_parameters_to_the_adapted_ones(vectorize: bool) -> None:
+    tasks = complex_task()
+    learner = il.MetaLearner(
+        Fit(), il.SGD(0.1), objective=il.Reptile(), loss=distance, steps=3, vectorize=vectorize, compile=False
+    )
+    grads, outcome = learner.meta_gradient(tasks)
+    adapted = learner.adapt_all(tasks.support).parameters
+    for name, parameter in learner.model.named_parameters():
+        torch.testing.assert_close(grads[f"model.{name}"], (parameter - adapted[name]).mean(0))
+    away = [(p - adapted[n]).abs().square().flatten(1).sum(1) for n, p in learner.model.named_parameters()]
+    torch.testing.assert_close(outcome.objective, torch.stack(away).sum(0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "optimiser"),
+    [
+        (lambda: il.SGD(0.05), lambda p: torch.optim.SGD(p, 0.05)),
+        (lambda: il.Chain(il.Momentum(0.9), il.SGD(0.05)), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
+        (lambda: il.Adam(0.05, eps=1e-15), lambda p: torch.optim.Adam(p, 0.05, eps=1e-15)),
+    ],
+)
+def test_the_same_path_for_complex_parameters_as_torchs_optimiser(rule: Any, optimiser: Any) -> None:
+    """To all digits of float64, which rates have, too, though the default type is float32."""
+    model, batch = Fit(), il.task.select(complex_task().query, 0)
+    adapted = il.MetaLearner(model, rule(), loss=distance, steps=200).adapt(batch)
+    optimizer = optimiser(model.parameters())
+    for _ in range(200):
+        optimizer.zero_grad()
+        distance(model(batch.x), batch.y).backward()
+        optimizer.step()
+    torch.testing.assert_close(adapted.parameters, dict(model.named_parameters()), rtol=1e-10, atol=1e-12)
+
+
+def test_complex_gradients_are_clipped_by_their_parts() -> None:
+    grads = {"w": torch.tensor([3 - 0.2j, 0.1 + 5j])}
+    clipped = il.Clip(1.0)(grads, grads, (), 0)[0]["w"]
+    torch.testing.assert_close(clipped, torch.tensor([1 - 0.2j, 0.1 + 1j]))
 
 
 EQUAL_TO_SGD_AT_FIRST = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from innerloop import sweep
+from innerloop import experiment, sweep
 from innerloop.sweep import Domain, load_space
 
 pytest.importorskip("optuna")
@@ -246,6 +246,25 @@ def test_a_study_of_another_space_is_refused(tmp_path):
     _, err = other.communicate(timeout=60)
     assert other.returncode == 1
     assert "the study sinusoid-maml is of another space of learner.lr: give another --name" in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "direction", "metric"),
+    [
+        ((), "maximize", {"metric": "accuracy", "unit": "%"}),
+        (("train.metric=cross_entropy",), "minimize", {"metric": "cross_entropy", "unit": ""}),
+    ],
+)
+def test_the_direction_is_that_of_the_metric(tmp_path, overrides, direction, metric):
+    work = sweep.Sweep("strokes-5w1s-maml", overrides, {}, tmp_path, experiment.Place())
+    study = work.study(f"sqlite:///{tmp_path / 'sweep.db'}", "mine")
+    assert study.direction.name.lower() == direction
+    told = sweep.summary(study, "strokes-5w1s-maml", [])
+    assert {key: told[key] for key in metric} == metric
+    other = sweep.Sweep("sinusoid-maml", (), {}, tmp_path, experiment.Place())
+    if direction == "maximize":
+        with pytest.raises(ValueError, match="the study mine is to maximize, mse to minimize: give another --name"):
+            other.study(f"sqlite:///{tmp_path / 'sweep.db'}", "mine")
 
 
 def test_a_storage_that_cannot_be_used():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import innerloop as il
-from innerloop import threads
+from innerloop import search, threads
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,116 @@ class InThreadsOnly(nn.Module):
         if id(self) not in self.original and torch.get_num_threads() == 1:
             raise RuntimeError("not here")
         return self.layer(x)
+
+
+class Counting(nn.Module):
+    """A loss that counts its calls."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.calls, self.log = how, 0, [0]
+        self.register_buffer("number", torch.zeros(()))
+
+    def forward(self, output: Tensor, y: Tensor) -> Tensor:
+        if self.how == "attribute":
+            self.calls += 1
+        elif self.how == "list":
+            self.log.append(1)
+        elif self.how == "class":
+            Counting.total += 1
+        else:
+            self.number += 1
+        return F.mse_loss(output, y)
+
+    total = 0
+
+
+def counting_function() -> Callable[[Tensor, Tensor], Tensor]:
+    calls = 0
+
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return F.mse_loss(output, y)
+
+    return loss
+
+
+class CountingObject:
+    calls = 0
+
+    def __call__(self, output: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        return F.mse_loss(output, y)
+
+
+class CountingRule(il.UpdateRule):
+    calls = 0
+
+    def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+        self.calls += 1
+        return {name: -0.1 * grad for name, grad in grads.items()}, state
+
+
+class CountingObjective(il.Unrolled):
+    calls = 0
+
+    def __call__(self, episode: Any) -> Any:
+        self.calls += 1
+        return super().__call__(episode)
+
+
+class CountingModel(nn.Module):
+    """Of which every thread would have a copy, whose count is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(2, 1), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x)
+
+
+CHANGING: dict[str, Callable[[], dict[str, Any]]] = {
+    "attribute": lambda: {"loss": Counting("attribute")},
+    "buffer": lambda: {"loss": Counting("buffer")},
+    "list": lambda: {"loss": Counting("list")},
+    "class": lambda: {"loss": Counting("class")},
+    "function": lambda: {"loss": counting_function()},
+    "object": lambda: {"loss": CountingObject()},
+    "method": lambda: {"loss": CountingObject().__call__},
+    "inner loss": lambda: {"inner_loss": Counting("attribute")},
+    "rule": lambda: {"rule": il.Chain(il.Clip(1.0), CountingRule())},
+    "objective": lambda: {"objective": CountingObjective()},
+    "model": lambda: {"model": CountingModel()},
+}
+
+
+@pytest.mark.parametrize("part", CHANGING)
+def test_what_changes_when_it_is_called_stays_in_one_thread(part: str, regression: Callable[..., il.Task]) -> None:
+    parts = {"model": nn.Linear(2, 1), "rule": il.SGD(0.1), "loss": F.mse_loss, **CHANGING[part]()}
+    learner = il.MetaLearner(**parts, vectorize=(2, 2), compile=False)
+    tasks = regression(6)
+    expected = il.maml(parts["model"], 0.1, loss=F.mse_loss, vectorize=False, compile=False).meta_gradient(tasks)
+    if part != "rule":
+        torch.testing.assert_close(learner.meta_gradient(tasks), expected)
+    else:
+        learner.meta_gradient(tasks)
+    assert not learner.engine.separable
+    who = part if part in ("inner loss", "objective", "model") else "update rule" if part == "rule" else "loss"
+    assert learner.choices[0].startswith(f"no threads, for the {who} ")
+    assert "when it is called" in learner.choices[0]
+
+
+def test_a_search_goes_on_without_threads(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "QUICK", 0.0)
+    tasks, learner = regression(12), il.maml(nn.Linear(2, 1), 0.1, loss=Counting("attribute"), compile=False)
+    for _ in range(40):
+        learner.meta_gradient(tasks)
+        learner.predict(tasks)
+    assert len(learner.engine.chosen) == 2
+    assert all(plan.threads == 1 for plan in learner.engine.chosen.values())
 
 
 def test_results_come_in_order_from_threads_with_their_share() -> None:
@@ -136,7 +247,7 @@ def test_what_fails_in_threads_goes_on_without(regression: Callable[..., il.Task
 def test_a_mistake_is_told_in_its_own_words(regression: Callable[..., il.Task]) -> None:
     tasks = regression(6)
     wrong = il.Task(tasks.support, il.Batch(tasks.query.x, tasks.query.y[:, :, :0]))
-    with pytest.raises(Exception, match="size"):
+    with pytest.raises(ValueError, match=r"targets of shape \[4, 0\]"):
         il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss, vectorize=(2, 2)).meta_gradient(wrong)
 
 

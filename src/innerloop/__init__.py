@@ -13,11 +13,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import losses, models, presets, rules, schedules
+from . import losses, metrics, models, presets, rules, schedules
 from .adapted import Adapted
 from .initial import Initialisation, Prototypes
 from .inner import Episode
 from .learner import MetaLearner
+from .metrics import Metric
 from .objectives import Implicit, Judgement, Objective, Outcome, Reptile, Unrolled
 from .presets import (
     anil,
@@ -99,6 +100,7 @@ __all__ = [
     "Judgement",
     "KroneckerCurvature",
     "MetaLearner",
+    "Metric",
     "Momentum",
     "Objective",
     "Outcome",
@@ -136,6 +138,7 @@ __all__ = [
     "maml_plus_plus",
     "meta_curvature",
     "meta_sgd",
+    "metrics",
     "models",
     "named",
     "norms",

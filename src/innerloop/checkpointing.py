@@ -107,6 +107,21 @@ def refused_out_of_place(model: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
+def function_modes() -> list[Any]:
+    """The modes that torch's functions run under here, the innermost last."""
+    return list(torch.overrides._get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def with_function_modes(modes: list[Any]) -> Iterator[None]:
+    """Code that runs under these modes, those that it does not run under already being entered."""
+    with ExitStack() as stack:
+        for mode in modes:
+            if not any(mode is present for present in function_modes()):
+                stack.enter_context(mode)
+        yield
+
+
 State = list[tuple[dict[str, Any], dict[str, Any], bool]]
 """For each module of a model its parameters, its buffers and whether it is in training mode."""
 
@@ -116,7 +131,7 @@ class _AsBefore:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.state = model, _apart(_state(model))
-        self.operations = torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        self.modes = function_modes()
         with under([]) as self.transforms:
             pass
 
@@ -125,8 +140,7 @@ class _AsBefore:
         contexts = running(self.model), sdpa_kernel(SDPBackend.MATH), under(self.transforms), self._in_place()
         for context in contexts:
             self._entered.enter_context(context)
-        if self.operations not in (None, torch.overrides._get_current_function_mode()):  # type: ignore[no-untyped-call]
-            self._entered.enter_context(self.operations)
+        self._entered.enter_context(with_function_modes(self.modes))
 
     def __exit__(self, *error: Any) -> None:
         self._entered.close()

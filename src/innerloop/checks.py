@@ -102,7 +102,7 @@ def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
             f"of adapt= if that is meant, e.g. adapt=il.everything - il.named({unused[0]!r})",
             stacklevel=5,
         )
-    size = torch.stack([grad.square().sum() for grad in grads if grad is not None]).sum()
+    size = torch.stack([(grad * grad.conj()).real.sum() for grad in grads if grad is not None]).sum()
     by = list(learned.values())
     reach = torch.autograd.grad(size, by, allow_unused=True) if by and size.requires_grad else [None] * len(by)
     if lost := [name for name, grad in zip(learned, reach, strict=True) if grad is None]:

@@ -39,13 +39,13 @@ def normal_tensors(tensors: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, tensors)
 
 
-def refuse_inference_parameters(module: nn.Module) -> None:
+def refuse_inference_parameters(*modules: nn.Module) -> None:
     """Refuse parameters and buffers that autograd does not take.
 
     Raises:
         ValueError: one was made in `torch.inference_mode`.
     """
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in (t for module in modules for t in (*module.named_parameters(), *module.named_buffers())):
         if tensor.is_inference():
             raise ValueError(
                 f"{name} was made inside torch.inference_mode(), so no gradient can be taken by it: build the model, "

@@ -1,74 +1,11 @@
-"""Functions of torch whose first and second derivatives are right, and whose third one is not."""
+"""Derivatives of backward passes that torch can differentiate on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-
-
-def right_to_any_order(
-    quick: Callable[..., Tensor], elementary: Callable[..., Tensor], tensors: Sequence[Tensor | None]
-) -> Tensor:
-    """``quick(*tensors)``, whose value and first two derivatives are the quick function's, and further ones those of
-    the elementary operations that compute the same."""
-    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
-        return quick(*tensors)
-    return _Value.apply(quick, elementary, *tensors)  # type: ignore[no-any-return]
-
-
-class _Value(Function):
-    """Keeps torch's own graph of the quick function inside."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, quick: Callable[..., Tensor], elementary: Callable[..., Tensor], *tensors: Tensor | None
-    ) -> Tensor:
-        with torch.enable_grad():
-            ctx.leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors]
-            ctx.out = quick(*ctx.leaves)
-        ctx.elementary = elementary
-        ctx.save_for_backward(*tensors)
-        return ctx.out.detach()  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        if not torch.is_grad_enabled():
-            by = [t for t in ctx.leaves if t is not None and t.requires_grad]
-            found = iter(torch.autograd.grad(ctx.out, by, g, retain_graph=True))
-        else:
-            found = iter(_Slope.apply(ctx.elementary, ctx.out, ctx.leaves, g, *ctx.saved_tensors))
-        return None, None, *(None if t is None or not t.requires_grad else next(found) for t in ctx.leaves)
-
-
-class _Slope(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, elementary: Callable[..., Tensor], out: Tensor, leaves: Any, g: Tensor, *tensors: Tensor | None
-    ) -> Any:
-        with torch.enable_grad():
-            ctx.by = [g.detach().requires_grad_(), *(t for t in leaves if t is not None and t.requires_grad)]
-            ctx.slopes = torch.autograd.grad(out, ctx.by[1:], ctx.by[0], create_graph=True)
-        ctx.elementary = elementary
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(g, *tensors)
-        return tuple(slope.detach() for slope in ctx.slopes)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        g, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            directions = iter(cotangents)
-            each = [None if t is None or not t.requires_grad else next(directions) for t in tensors]
-            return None, None, None, *second_derivative(ctx.elementary, g, tensors, each)
-        pairs = [(slope, c) for slope, c in zip(ctx.slopes, cotangents, strict=True) if c is not None]
-        slopes, directions_ = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(slopes, ctx.by, directions_, retain_graph=True, materialize_grads=True))
-        first = next(found)
-        return None, None, None, first, *(next(found) if t is not None and t.requires_grad else None for t in tensors)
 
 
 def second_derivative(

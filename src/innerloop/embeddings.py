@@ -53,3 +53,53 @@ def _require_plain(max_norm: float | None, scale_grad_by_freq: bool) -> None:
             "an embedding with scale_grad_by_freq=True gives what is no gradient of the loss, and torch differentiates "
             "it wrongly: use scale_grad_by_freq=False"
         )
+
+
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """``torch.nn.functional.embedding_bag``, with derivatives of every order, which torch's own lacks.
+
+    Raises:
+        ValueError: ``max_norm`` or ``scale_grad_by_freq`` is given, or the arguments do not fit together.
+    """
+    _require_plain(max_norm, scale_grad_by_freq)
+    if mode not in ("sum", "mean", "max"):
+        raise ValueError(f'mode is "sum", "mean" or "max", got {mode!r}')
+    if input.ndim not in (1, 2) or (input.ndim == 1) != (offsets is not None):
+        raise ValueError(f"input is [B, L], or [N] with offsets, got {tuple(input.shape)} and offsets {offsets}")
+    if per_sample_weights is not None and (mode != "sum" or per_sample_weights.shape != input.shape):
+        raise ValueError(f'per_sample_weights are for mode="sum" and as many as input, got mode={mode!r}')
+    rows = embedding(input, weight)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights[..., None]
+    counts = torch.ones_like(input, dtype=torch.bool)
+    if padding_idx is not None:
+        counts = input != padding_idx % len(weight)
+    if offsets is None:
+        return _bags(rows, counts[..., None], mode)
+    at = torch.arange(len(input), device=input.device)[:, None]
+    ends = offsets[1:] if include_last_offset else torch.cat([offsets[1:], offsets.new_full((1,), len(input))])
+    starts = offsets[: len(ends)]
+    member = (at >= starts) & (at < ends) & counts[:, None]
+    return _bags(rows[None], member.T[..., None], mode)
+
+
+def _bags(rows: Tensor, counts: Tensor, mode: str) -> Tensor:
+    """Rows ``[B, L, D]``, of which some count ``[B, L, 1]``, to one of each bag, ``[B, D]``; 0 where there are none."""
+    if mode == "max":
+        least = torch.where(counts, rows.detach(), -torch.inf).argmax(1, keepdim=True)
+        picked = rows.expand(len(counts), -1, -1).gather(1, least)[:, 0]
+        return torch.where(counts.any(1), picked, 0)
+    total = torch.where(counts, rows, 0).sum(1)
+    return total if mode == "sum" else total / counts.sum(1).clamp(min=1)

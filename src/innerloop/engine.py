@@ -1,26 +1,27 @@
-"""How a per-task function runs over a meta-batch: vectorised, some tasks at a time, in threads side by side, or one by
+"""How a per-task function runs over a meta-batch: vectorized, some tasks at a time, in threads side by side, or one by
 one. All give the same numbers to rounding; which is quickest is measured."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from .diagnosis import HooksError, explain, first_line, user_level
 from .inner import stack
 from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
 from .operations import TaskOperations, TasksDifferError
 from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
-from .threads import available, side_by_side
+from .threads import available, side_by_side, state
 
 Vectorize = Literal["auto"] | bool | int | tuple[int, int]
 
@@ -29,33 +30,42 @@ PerTask = Callable[[Task, Params, Params], Any]
 
 Result = TypeVar("Result")
 
+PARTS = ("update rule", "loss", "inner loss", "objective", "initialization")
+"""What a learner consists of, beside its model."""
+
 
 class Engine:
     """Maps a per-task function over tasks, and learns how that is quickest.
 
     Args:
-        model: the module, for its name in messages.
+        model: the module.
         vectorize: ``True`` runs all tasks at once under ``torch.vmap``, ``False`` one by one, a number that many at a
             time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
-            successive meta-batches and stays with the quickest; a module that cannot be vectorised runs one by one,
-            which is said once. Under ``torch.use_deterministic_algorithms(True)`` nothing is measured, and 8 run at
-            once, since another plan's numbers are the same to rounding only.
+            successive meta-batches and stays with the quickest; what cannot be vectorized runs one by one, with one
+            warning that names the part, the cause and the fix. Under ``torch.use_deterministic_algorithms(True)``
+            nothing is measured, and 8 run at once, since another plan's numbers are the same to rounding only.
         lean: whether memory counts more than time: then neither one by one is tried, where torch's own operations keep
             several times what the kernels do, nor threads, each of which keeps memory of its own.
+        parts: the others that the function calls, in the order of `PARTS`.
 
     Attributes:
         random: whether the model draws random numbers.
         separable: whether copies of the model can run in threads of their own.
+        parts: by what they are, for messages.
         chosen: the plan for each purpose and shape of tasks, where that is settled.
     """
 
-    def __init__(self, model: nn.Module, vectorize: Vectorize = "auto", lean: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, vectorize: Vectorize = "auto", lean: bool = False, parts: Sequence[Any] = ()
+    ) -> None:
         self.model, self.vectorize, self.lean = model, vectorize, lean
+        self.parts = {kind: part for kind, part in zip(PARTS, parts, strict=False) if part is not None}
         self.random, self.separable = False, True
         self.chosen: dict[str, Plan] = {}
         self.given = _given(vectorize)
         self._searches: dict[str, Search] = {}
         self._grown: set[str] = set()
+        self._watched: set[str] = set()
         self._notes: list[str] = []
         self._fallback = self._recording = False
 
@@ -124,29 +134,46 @@ class Engine:
             parts = [select(tasks, slice(i, i + plan.size)) for i in range(done, number, plan.size)]
             random_state = torch.get_rng_state()
             try:
-                side = plan.threads > 1 and len(parts) > 1
-                results = side_by_side(work, parts, plan.threads, self.model) if side else map(work, parts)
-                for part, result in zip(parts, results, strict=True):
+                for part, result in zip(parts, self._run(work, parts, plan, purpose), strict=False):
                     yield result
                     done += count(part)
                     random_state = torch.get_rng_state()
+                plan = self._in_one_thread(name, plan) if plan.threads > 1 and not self.separable else plan
             except Exception as error:
                 if self._recording:  # which says nothing of how tasks run
                     raise
                 torch.set_rng_state(random_state)
-                plan = self._retreat(name, plan, error, partial(self._alone, function, tasks, params, buffers))
+                plan = self._retreat(name, plan, error, partial(self._alone, function, tasks, params, buffers, finish))
         for index in range(done, number):
-            with TaskOperations(vectorised=False):
-                result = stack([function(select(tasks, index), params, buffers)])
-            yield finish(result)
+            yield finish(_one(function, tasks, index, params, buffers))
         self._note(name, plan, time.perf_counter() - start)
+
+    def _run(self, work: Callable[[Task], Result], parts: Sequence[Task], plan: Plan, purpose: str) -> Iterator[Result]:
+        """The results of all parts, or of the first one, where threads are used for the first time: what that changes
+        in Python, several threads would change at once, and it stays in one."""
+        if plan.threads == 1 or len(parts) == 1:
+            yield from map(work, parts)
+        elif purpose in self._watched:
+            yield from side_by_side(work, parts, plan.threads, self.model)
+        else:
+            everything = {**self.parts, "model": self.model}
+            before, result, after = state(everything), work(parts[0]), state(everything)
+            self._watched.add(purpose)
+            if changed := [key for key in after if after[key] != before.get(key)]:
+                self.separable = False
+                self._notes.append(f"no threads, for {changed[0][0]} changes its {changed[0][1]!r} when it is called")
+            yield result
 
     def _vectorised(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
         number = count(tasks)
-        if any(module._backward_hooks or module._backward_pre_hooks for module in self.model.modules()):
-            raise NotImplementedError("backward hooks of modules do not run where tasks run at once")
+        for module in self.model.modules():
+            if module._backward_hooks or module._backward_pre_hooks:
+                raise HooksError(module)
+        axes = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tuple(tasks))
         with TaskOperations(vectorised=True, kernels=not self._recording):
-            return vmap(function, randomness="different")(tasks, copies(params, number), copies(buffers, number))
+            return vmap(function, (Task(*axes), 0, 0), randomness="different")(
+                tasks, copies(params, number), copies(buffers, number)
+            )
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
@@ -163,6 +190,8 @@ class Engine:
             if name not in self._searches:
                 self._searches[name] = Search(number, 1 if self.lean else self._threads(params), not self.lean)
             plan = self._searches[name].plan
+            if plan.threads > 1 and not self.separable:  # as was found out meanwhile, for another purpose
+                plan = self._in_one_thread(name, plan)
         return plan._replace(threads=self._threads(params, plan.threads))
 
     def _threads(self, params: Params, most: int | None = None) -> int:
@@ -190,7 +219,7 @@ class Engine:
     def _retreat(self, name: str, plan: Plan, error: Exception, alone: Callable[[], None]) -> Plan:
         """The plan to go on by after an error; one that no other plan would help against is raised."""
         if isinstance(error, TasksDifferError) and self.vectorize == "auto":  # other tasks may agree
-            return self._one_by_one_this_time(f"{name}: some meta-batches one by one, for {_first_line(error)}", error)
+            return self._one_by_one_this_time(f"{name}: some meta-batches one by one, for {first_line(error)}", error)
         if not is_out_of_memory(error):
             try:
                 alone()
@@ -198,11 +227,8 @@ class Engine:
                 raise plain from None
         if plan.threads > 1:
             self.separable = False
-            self._notes.append(f"{name}: no threads, for in them: {_first_line(error)}")
-            if name in self._searches:
-                self._searches[name].stop()
-            self.chosen[name] = plan._replace(threads=1)
-            return self.chosen[name]
+            self._notes.append(f"{name}: no threads, for in them: {first_line(error)}")
+            return self._in_one_thread(name, plan)
         if is_out_of_memory(error):
             if plan.size == 1 or self.vectorize != "auto":
                 raise error
@@ -210,23 +236,38 @@ class Engine:
             self._notes.append(f"{name}: {self.chosen[name]}, for there was no memory for {plan}")
             return self.chosen[name]
         if self.vectorize != "auto":
-            remedy = f"and vectorize={self.vectorize} forbids to run tasks one by one"
-            raise ValueError(_explain(error, self.model, remedy)) from error
+            remedy = f"and vectorize={self.vectorize} forbids running tasks one by one"
+            raise ValueError(explain(error, self.model, self.parts, remedy)) from error
         self._fallback = True
-        warnings.warn(_explain(error, self.model, "so tasks run one by one"), stacklevel=5)
+        warnings.warn(explain(error, self.model, self.parts, "so tasks run one by one"), stacklevel=user_level())
         return Plan(ONE_BY_ONE)
+
+    def _in_one_thread(self, name: str, plan: Plan) -> Plan:
+        """The plan without threads, by which such meta-batches run from now on."""
+        if name in self._searches:
+            self._searches[name].stop()
+        self.chosen[name] = plan._replace(threads=1)
+        return self.chosen[name]
 
     def _one_by_one_this_time(self, note: str, error: Exception) -> Plan:
         if note not in self._notes:
             self._notes.append(note)
-            warnings.warn(_explain(error, self.model, "so these run one by one"), stacklevel=6)
+            warnings.warn(explain(error, self.model, self.parts, "so these run one by one"), stacklevel=user_level())
         return Plan(ONE_BY_ONE)
 
-    def _alone(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> None:
+    def _alone(
+        self, function: PerTask, tasks: Task, params: Params, buffers: Params, finish: Callable[[Any], Any]
+    ) -> None:
         """Every task by itself."""
         with torch.random.fork_rng([]):
             for index in range(count(tasks)):
-                function(select(tasks, index), params, buffers)
+                finish(_one(function, tasks, index, params, buffers))
+
+
+def _one(function: PerTask, tasks: Task, index: int, params: Params, buffers: Params) -> Any:
+    """The result of one task, with a task axis."""
+    with TaskOperations(vectorised=False):
+        return stack([function(select(tasks, index), params, buffers)])
 
 
 def _deterministic() -> bool:
@@ -255,26 +296,9 @@ def copies(tensors: Params, number: int) -> Params:
 
 def _describe(tasks: Task) -> str:
     """The shapes of the tasks, in words."""
-    return " ".join("x".join(map(str, leaf.shape)) for leaf in pytree.tree_leaves(tasks))
+    leaves = [leaf for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
+    return " ".join("x".join(map(str, leaf.shape)) for leaf in leaves)
 
 
 def _concatenate(chunks: list[Any]) -> Any:
     return pytree.tree_map(lambda *parts: parts[0] if len(parts) == 1 else torch.cat(parts), *chunks)
-
-
-def _explain(error: Exception, model: nn.Module, remedy: str) -> str:
-    """Torch's error, in terms of the module in whose ``forward`` it arose."""
-    names = {id(module): name or "the model itself" for name, module in model.named_modules()}
-    where, trace = type(model).__name__, error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and id(owner) in names:
-            where = f"{type(owner).__name__} ({names[id(owner)]})"
-        trace = trace.tb_next
-    if isinstance(error, TasksDifferError):
-        return f"{where} cannot run these tasks at once, {remedy}: {_first_line(error)}"
-    return f"{where} cannot be vectorised over tasks, {remedy}. Torch said: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

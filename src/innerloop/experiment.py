@@ -22,6 +22,7 @@ from .train import Evaluation, Logger, Result, Stateful, Trainer, World, evaluat
 from .train.calibration import temperature_on
 from .train.checkpoint import Checkpoints, holds_run, writing
 from .train.claim import claimed
+from .train.evaluate import rehearse
 from .train.progress import clock
 from .train.record import environment, peak_memory, write_results
 
@@ -66,8 +67,7 @@ def conduct(
         run: the run directory.
         place: where and how.
         command: what starts it, for the results.
-        resume: go on with what the directory holds.
-        accept_changes: even if that was begun by another recipe.
+        resume, accept_changes: go on with what the directory holds, even if another recipe began it.
         profile: write a trace of some iterations to ``profile.json``, for chrome://tracing and Perfetto.
         test: whether there is an evaluation at the end.
         loggers, progress: of the `Trainer`.
@@ -86,12 +86,13 @@ def conduct(
         train: Source = sources.train
         if profile and world.first:
             train = stack.enter_context(profiled(train, run / "profile.json"))
-        options = config.arguments(settings, "train")
+        options, judging = config.arguments(settings, "train"), config.arguments(settings, "evaluate")
+        if test:  # a metric that does not fit is an error before training
+            rehearse(learner, sources.test, **judging)
         trainer = Trainer(learner, train, sources.val, run, seed=settings["seed"], config=settings, world=world,
                           loggers=[*loggers, Recipe()], progress=progress, **options)  # fmt: skip
         result = trainer.fit(resume, accept_changes=True)  # or refused above, in terms of whole recipes
-        options = config.arguments(settings, "evaluate")
-        found = evaluate(learner, sources.test, world=world, **options) if test else None
+        found = evaluate(learner, sources.test, world=world, **judging) if test else None
         if world.first:
             tempered = temperature_on(learner, sources.val, settings["train"]["val_tasks"]) if test else None
             write_results(run, results(settings, command, learner, result, found, tempered, trainer.device, world))

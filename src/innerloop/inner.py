@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from .checkpointing import running
+from .checkpointing import function_modes, running, with_function_modes
 from .contracts import without_kept_tensors
 from .kernels import unread_gradients
 from .rules import UpdateRule
@@ -113,8 +113,7 @@ class Stateless:
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
         """A context with the modes that the module and torch's operations have now."""
         modes = [module.training for module in mine(self.model).modules()]
-        current = torch.overrides._get_current_function_mode
-        operations = current()
+        functions = function_modes()
 
         @contextmanager
         def context() -> Iterator[None]:
@@ -122,10 +121,7 @@ class Stateless:
             before = [module.training for module in modules]
             _set_modes(modules, modes)
             try:
-                with (
-                    nullcontext() if operations in (None, current()) else operations,
-                    without_kept_tensors(mine(self.model)),
-                ):
+                with with_function_modes(functions), without_kept_tensors(mine(self.model)):
                     yield
             finally:
                 _set_modes(modules, before)

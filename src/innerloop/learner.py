@@ -22,6 +22,7 @@ from .engine import Engine, Vectorize
 from .initial import Initialisation
 from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
 from .objectives import Objective, Outcome, Unrolled
+from .operations import TaskOperations
 from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
@@ -100,15 +101,14 @@ class MetaLearner(nn.Module):
         if memory == "constant" and compile is True:
             raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
-        refuse_inference_parameters(model)
-        refuse_inference_parameters(rule)
+        refuse_inference_parameters(model, rule)
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective = objective or Unrolled()
         self.initial, self.steps, self.batch_size = initial, steps, batch_size
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
         self.selection = adapt.description
         self.adapted = adapt.names(model)
-        self.engine = Engine(model, vectorize, lean=memory == "constant")
+        self.engine = Engine(model, vectorize, memory == "constant", (rule, loss, inner_loss, self.objective, initial))
         self.compiler = Compiler(compile if memory == "graph" else False)
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
         if self.slots is None and statistics == "shared":
@@ -255,7 +255,7 @@ class MetaLearner(nn.Module):
             self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), steps)
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
-            with without_kept_tensors(*self.children()):
+            with TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
                 params = episode.last(order=1)
                 losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, so that training on does not change what was adapted.
@@ -389,7 +389,7 @@ class MetaLearner(nn.Module):
         if (key := (shapes, judged, self.model.training)) in self._examined:
             return
         count(tasks)
-        with torch.enable_grad(), without_kept_tensors(*self.children()):
+        with torch.enable_grad(), TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
             episode = self._episode(select(tasks, 0), *self._own())
             random, separable = examine(episode, judged, None if self._examined else self.objective)
         # Random draws depend on how many tasks run at once, so that is then not a matter of speed.

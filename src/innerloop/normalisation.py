@@ -3,10 +3,9 @@
 Where autograd records *through* ``vmap``, as it does here, second derivatives of torch's batch, instance and layer norm
 with a scale come out wrong, by factors and without a word (seen with torch 2.5, 2.13 and 2.15): the batching rules of
 their backward seem to take the saved statistics for constants. While tasks run at once, these functions stand in for
-torch's (see `operations`). Torch's own third derivatives of batch, instance and layer norm are wrong everywhere; so
-looped tasks take values, first and second derivatives from torch, and further ones from these functions. Weight norm's
-second derivative is wrong everywhere (``gradgradcheck`` fails on torch 2.13), so it is always replaced. Group norm's
-batching rule fails on images with channels last. ``tests/test_normalisation.py`` fails without this.
+torch's (see `operations`). Torch's own third derivatives of these norms are wrong everywhere, and so is the second of
+weight norm (``gradgradcheck`` fails on torch 2.13), so these functions stand in for them in looped tasks, too. Group
+norm's batching rule fails on images with channels last. ``tests/test_normalisation.py`` fails without this.
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from .derivatives import right_to_any_order
-from .stacks import place
 
 
 def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,64 +124,3 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     (along all for -1)."""
     axes = [axis for axis in range(v.ndim) if axis != dim]
     return v * (g / v.square().sum(axes, keepdim=True).sqrt())
-
-
-# -- looped -----------------------------------------------------------------------------------------------------------
-
-
-def looped_batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """``torch.nn.functional.batch_norm`` for a task by itself."""
-    if not training or place() != "plain":
-        return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return right_to_any_order(
-        lambda x, w, b: F.batch_norm(x, running_mean, running_var, w, b, training, momentum, eps),
-        lambda x, w, b: batch_norm(x, None, None, w, b, training, momentum, eps),
-        (input, weight, bias),
-    )
-
-
-def looped_instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """``torch.nn.functional.instance_norm`` for a task by itself."""
-    if not use_input_stats or place() != "plain":
-        return instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    return right_to_any_order(
-        lambda x, w, b: F.instance_norm(x, running_mean, running_var, w, b, use_input_stats, momentum, eps),
-        lambda x, w, b: instance_norm(x, None, None, w, b, use_input_stats, momentum, eps),
-        (input, weight, bias),
-    )
-
-
-def looped_layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Tensor:
-    """``torch.nn.functional.layer_norm`` for a task by itself."""
-    if place() != "plain":
-        return layer_norm(input, normalized_shape, weight, bias, eps)
-    return right_to_any_order(
-        lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps),
-        lambda x, w, b: layer_norm(x, normalized_shape, w, b, eps),
-        (input, weight, bias),
-    )

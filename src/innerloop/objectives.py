@@ -8,10 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.func import grad, vjp
 
 from .inner import Episode, detach
+from .rules import as_reals
 from .schedules import Schedule, value
+from .stacks import on_stacks, place
 from .task import Params
 
 
@@ -117,8 +120,8 @@ class Reptile(Objective):
         with torch.no_grad():
             adapted = episode.last(order=1)
             loss, output = episode.query_loss(adapted)
-        distance = [(start - adapted[name].detach()).square().sum() / 2 for name, start in episode.start.items()]
-        return Judgement(torch.stack(distance).sum(), adapted, loss, output)
+        away = {name: start - adapted[name].detach() for name, start in episode.start.items()}
+        return Judgement(_dot(away, away) / 2, adapted, loss, output)
 
 
 class Implicit(Objective):
@@ -134,6 +137,9 @@ class Implicit(Objective):
         strength: of the proximal term; the same number as in the inner rule's `Proximal`.
         iterations: conjugate-gradient iterations.
         damping: added to the Hessian while solving, for inner losses that are not convex.
+
+    The meta-gradient cannot be differentiated once more: a backward pass with ``create_graph=True`` raises
+    ``NotImplementedError``.
     """
 
     citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
@@ -162,11 +168,35 @@ class Implicit(Objective):
         residual = {n: slope[n] + self.strength * (minimum[n] - start) for n, start in episode.start.items()}
         correction = _dot(residual, detach(solution))
         # The correction is there for its gradient; its value, which a perfect inner minimum makes zero, is taken off.
-        return Judgement(loss - correction + correction.detach(), minimum, loss, output)
+        return Judgement(_once(loss - correction + correction.detach()), minimum, loss, output)
+
+
+def _once(objective: Tensor) -> Tensor:
+    """An objective whose first derivative alone is right, since constants of it depend on the meta-parameters."""
+    if place() == "other":  # within a transform of torch.func, which always asks for what can be differentiated again
+        return objective
+    return on_stacks(lambda stack: (_Once.apply(stack),), objective)[0]
+
+
+class _Once(Function):
+    @staticmethod
+    def forward(ctx: Any, objective: Tensor) -> Tensor:
+        return objective.view_as(objective)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "Implicit gives a meta-gradient that cannot be differentiated once more (create_graph=True), since it "
+                "takes the minimum and the solution of its linear system as constants: use il.Unrolled for that"
+            )
+        return g
 
 
 def _dot(a: Params, b: Params) -> Tensor:
-    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+    """The inner product; complex numbers are pairs of real ones, as gradients take them."""
+    left, right = as_reals(a), as_reals(b)
+    return torch.stack([(left[name] * right[name]).sum() for name in a]).sum()
 
 
 def conjugate_gradient(matrix: Callable[[Params], Params], right: Params, iterations: int) -> Params:
@@ -174,10 +204,10 @@ def conjugate_gradient(matrix: Callable[[Params], Params], right: Params, iterat
 
     A fixed number of iterations, and divisions that stay finite once the residual is zero: it runs under ``vmap``.
     """
-    tiny = torch.finfo(next(iter(right.values())).dtype).tiny
     x = {name: torch.zeros_like(r) for name, r in right.items()}
     residual = direction = right
     square = _dot(residual, residual)
+    tiny = torch.finfo(square.dtype).tiny
     for _ in range(iterations):
         image = matrix(direction)
         length = square / (_dot(direction, image) + tiny)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from . import embeddings, kernels, normalisation
+from . import elementary, embeddings, kernels, normalisation
 from .convolutions import Options, convolution
 from .stacks import functorch, place, under
 
@@ -35,8 +35,21 @@ def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
     return F.max_pool2d(norm(x), size)
 
 
-def _convolution(axes: int, torch_own: Callable[..., Tensor], kernels_always: bool = True) -> Callable[..., Tensor]:
-    """A convolution over so many axes of images."""
+def _always(*_: Any) -> bool:
+    return True
+
+
+def _where_torch_is_wrong(x: Tensor, options: Options) -> bool:
+    """One image in groups (see `convolutions`), which under ``vmap`` tasks are; or a transposed convolution of which
+    torch has no third derivative."""
+    one, grouped = x.ndim == len(options.stride) + 1 or len(x) == 1, options.groups > 1 or place() != "plain"
+    return (one and grouped) or any(options.output_padding)
+
+
+def _convolution(
+    axes: int, torch_own: Callable[..., Tensor], where: Callable[[Tensor, Options], bool] = _always
+) -> Callable[..., Tensor]:
+    """A convolution over so many axes of images, by the kernel where a condition holds."""
 
     def call(
         input: Tensor,
@@ -51,15 +64,17 @@ def _convolution(axes: int, torch_own: Callable[..., Tensor], kernels_always: bo
         if isinstance(padding, str):
             input, padding = _padded(input, weight, padding, steps, dilations)
         options = Options(steps, _each(axes, padding), dilations, False, [0] * axes, groups)
-        if not (kernels_always or _one_image(input, axes)):
+        if not where(input, options):
             return torch_own(input, weight, bias, *options[:3], groups)
         return _by_kernel(torch_own, input, weight, bias, options, (*options[:3], groups))
 
     return call
 
 
-def _transposed(axes: int, torch_own: Callable[..., Tensor], kernels_always: bool = True) -> Callable[..., Tensor]:
-    """A transposed convolution over so many axes of images."""
+def _transposed(
+    axes: int, torch_own: Callable[..., Tensor], where: Callable[[Tensor, Options], bool] = _always
+) -> Callable[..., Tensor]:
+    """The same for a transposed convolution."""
 
     def call(
         input: Tensor,
@@ -74,7 +89,7 @@ def _transposed(axes: int, torch_own: Callable[..., Tensor], kernels_always: boo
         steps, sides, dilations, beyond = (_each(axes, v) for v in (stride, padding, dilation, output_padding))
         options = Options(steps, sides, dilations, True, beyond, groups)
         rest = (steps, sides, beyond, groups, dilations)
-        if not (kernels_always or _one_image(input, axes)):
+        if not where(input, options):
             return torch_own(input, weight, bias, *rest)
         return _by_kernel(torch_own, input, weight, bias, options, rest)
 
@@ -103,11 +118,6 @@ def _each(axes: int, value: Any) -> list[int]:
     """A number for each axis; torch takes a list of one for all, too."""
     values = list(value) if isinstance(value, Iterable) else [value]
     return values * axes if len(values) == 1 else values
-
-
-def _one_image(input: Tensor, axes: int) -> bool:
-    """Whether torch's own rule is wrong, see `convolutions`."""
-    return input.ndim == axes + 1 or len(input) == 1
 
 
 def _padded(input: Tensor, weight: Tensor, padding: str, stride: Any, dilation: Any) -> tuple[Tensor, Any]:
@@ -233,12 +243,16 @@ def _requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     return tensor
 
 
-def _refuse(*_: Any, **__: Any) -> Tensor:
-    raise NotImplementedError("torch's native norms have no right second derivative under vmap")
+def _refuse(name: str, error: type[Exception], why: str) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error(f"{name} {why}")
+
+    return call
 
 
-def _refuse_hook(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError("hooks of tensors do not run where tasks run at once")
+def _loop(name: str, why: str) -> Callable[..., Any]:
+    """Not where tasks run at once: the engine then loops."""
+    return _refuse(name, NotImplementedError, why)
 
 
 _READS: tuple[Callable[..., Any], ...] = (
@@ -253,19 +267,35 @@ _CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
     F.conv_transpose2d: (_transposed, 2),
     F.conv_transpose3d: (_transposed, 3),
 }
+_CONVOLUTIONS_WHERE_TORCH_IS_WRONG: _Table = {
+    own: make(axes, own, _where_torch_is_wrong) for own, (make, axes) in _CONVOLUTIONS.items()
+}
+_NATIVE = ("native_batch_norm", "native_layer_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
+    F.hardsigmoid: elementary.hardsigmoid,
+    **{
+        getattr(torch, name): _refuse(
+            f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"
+        )
+        for name in _NATIVE
+        if hasattr(torch, name)
+    },
     F.embedding: embeddings.embedding,
+    F.embedding_bag: embeddings.embedding_bag,
     torch.embedding: embeddings.torch_embedding,
 }
+if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
+    _ALWAYS[F.linear_cross_entropy] = elementary.linear_cross_entropy
 _LOOPED: _Table = {
     **_ALWAYS,
-    F.batch_norm: normalisation.looped_batch_norm,
-    F.instance_norm: normalisation.looped_instance_norm,
-    F.layer_norm: normalisation.looped_layer_norm,
-    torch.layer_norm: normalisation.looped_layer_norm,
-    torch.batch_norm: _torch_order(normalisation.looped_batch_norm),
-    torch.instance_norm: _torch_order(normalisation.looped_instance_norm),
+    F.batch_norm: _batch_norm,
+    F.instance_norm: normalisation.instance_norm,
+    F.layer_norm: normalisation.layer_norm,
+    torch.layer_norm: normalisation.layer_norm,
+    torch.batch_norm: _torch_order(_batch_norm),
+    torch.instance_norm: _torch_order(normalisation.instance_norm),
+    **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
 }
 _VECTORISED: _Table = {
     **_ALWAYS,
@@ -278,10 +308,14 @@ _VECTORISED: _Table = {
     torch.group_norm: normalisation.group_norm,
     torch.batch_norm: _torch_order(normalisation.batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
-    **{own: make(axes, own, kernels_always=False) for own, (make, axes) in _CONVOLUTIONS.items()},
-    torch.native_batch_norm: _refuse,  # the engine then loops
-    torch.native_layer_norm: _refuse,
-    torch.Tensor.register_hook: _refuse_hook,
+    **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
+    torch.select_scatter: elementary.select_scatter,
+    torch.Tensor.select_scatter: elementary.select_scatter,
+    torch.logcumsumexp: elementary.logcumsumexp,
+    torch.Tensor.logcumsumexp: elementary.logcumsumexp,
+    F.gaussian_nll_loss: elementary.gaussian_nll_loss,
+    torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
+    torch.Tensor.register_hook: _loop("register_hook", "does not run where tasks run at once: hooks of tensors"),
     torch.Tensor.requires_grad_: _requires_grad,
     torch.Tensor.__contains__: _contains,
     **{read: _where_tasks_agree(read) for read in _READS},

@@ -26,7 +26,12 @@ from .task import Params
 
 class UpdateRule(nn.Module, ABC):
     """The contract of an inner update. A rule of one's own needs `forward` only; `innerloop.testing.check_rule`
-    checks it."""
+    checks it.
+
+    Raises:
+        ValueError: when it is called, for a gradient that is sparse, or an update whose shape or type is not its
+            parameter's.
+    """
 
     citation: ClassVar[str] = ""
 
@@ -37,6 +42,19 @@ class UpdateRule(nn.Module, ABC):
             params: the adapted parameters of the model.
             steps: the number K of inner steps that training takes.
         """
+
+    def __call__(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """`forward`, whose arguments and result are checked."""
+        for name, grad in grads.items():
+            if grad.layout != torch.strided:
+                raise ValueError(
+                    f"the gradient of {name} is sparse ({grad.layout}), and update rules take dense ones: make its "
+                    "layer with sparse=False"
+                )
+        updates, after = super().__call__(grads, params, state, step)
+        for name, update in updates.items():
+            _require_like(update, params[name], f"the update of {name} by {type(self).__name__}")
+        return updates, after
 
     def init(self, params: Params) -> Any:
         """The rule's state before the first step on a task (a pytree of tensors, such as velocities)."""
@@ -60,6 +78,21 @@ class UpdateRule(nn.Module, ABC):
         Returns:
             The updates, to be *added* to the parameters, and the new state.
         """
+
+
+def _require_like(update: Tensor, param: Tensor, what: str) -> None:
+    """Refuse an update that would change a parameter's shape or type.
+
+    Raises:
+        ValueError: it would.
+    """
+    if update.shape != param.shape:
+        raise ValueError(f"{what} has the shape {tuple(update.shape)}, and the parameter {tuple(param.shape)}")
+    if update.dtype != param.dtype and torch.promote_types(update.dtype, param.dtype) != param.dtype:
+        raise ValueError(
+            f"{what} is {update.dtype}, which would make the parameter so, too; that is {param.dtype}: return "
+            "update.to(param.dtype)"
+        )
 
 
 class GradientTransform(UpdateRule, ABC):
@@ -132,6 +165,27 @@ class PerParameter(nn.Module):
         return {name.replace("/", "."): p for name, p in self.named_parameters() if p.requires_grad}
 
 
+def as_reals(tensors: Params) -> Params:
+    """Each tensor as real numbers, the two parts of complex ones along a new last axis, with at least the digits and
+    the range of float32: what rules that square or compare elements work on."""
+    reals = {n: torch.stack([t.real, t.imag], -1) if t.is_complex() else t for n, t in tensors.items()}
+    return {n: t.float() if torch.finfo(t.dtype).bits < 32 else t for n, t in reals.items()}
+
+
+def as_given(reals: Params, like: Params) -> Params:
+    """What `as_reals` made of tensors of the types of others, back in these types."""
+    return {n: torch.complex(*t.unbind(-1)) if like[n].is_complex() else t.to(like[n].dtype) for n, t in reals.items()}
+
+
+def _exactly(rate: nn.Parameter, value: float, params: Params) -> None:
+    """Give a rate all the digits that parameters have: in float32, 0.1 is off by 1e-8."""
+    dtype = rate.dtype
+    for param in params.values():
+        dtype = torch.promote_types(dtype, param.real.dtype)
+    if dtype != rate.dtype:
+        rate.data = torch.full_like(rate.data, value, dtype=dtype)
+
+
 class SGD(UpdateRule):
     """Gradient descent: the update is ``-lr * g`` (Finn et al. 2017, Eq. 1).
 
@@ -142,7 +196,11 @@ class SGD(UpdateRule):
 
     def __init__(self, lr: float = 0.01, learned: bool = False) -> None:
         super().__init__()
-        self.lr = nn.Parameter(torch.tensor(float(lr)), requires_grad=learned)
+        self.initial_lr = float(lr)
+        self.lr = nn.Parameter(torch.tensor(self.initial_lr), requires_grad=learned)
+
+    def bind(self, params: Params, steps: int) -> None:
+        _exactly(self.lr, self.initial_lr, params)
 
     def rates(self) -> Params:
         return {"": self.lr} if self.lr.requires_grad else {}
@@ -169,7 +227,7 @@ class PerStepSGD(UpdateRule):
 
     def bind(self, params: Params, steps: int) -> None:
         rates = [*self.initial_lr, *self.initial_lr[-1:] * (steps - len(self.initial_lr))]
-        self.lr = PerParameter({name: p.new_tensor(rates) for name, p in params.items()}, self.learned)
+        self.lr = PerParameter({name: p.real.new_tensor(rates) for name, p in params.items()}, self.learned)
 
     def rates(self) -> Params:
         return self.lr.learned()
@@ -194,7 +252,7 @@ class ElementwiseSGD(UpdateRule):
         self.initial_lr, self.learned = float(lr), learned
 
     def bind(self, params: Params, steps: int) -> None:
-        rates = {n: torch.full_like(p, self.initial_lr, requires_grad=False) for n, p in params.items()}
+        rates = {n: torch.full_like(p.real, self.initial_lr, requires_grad=False) for n, p in params.items()}
         self.lr = PerParameter(rates, self.learned)
 
     def rates(self) -> Params:
@@ -210,32 +268,37 @@ class Adam(UpdateRule):
 
     The root is taken of the second moment *plus* ``eps`` squared, where the paper adds ``eps`` to the root: with a
     gradient of exactly zero its derivative would be infinite, and the meta-gradient not a number. For gradients well
-    above ``eps`` the two agree.
+    above ``eps`` the two agree. The real and the imaginary part of complex parameters are two parameters, as in
+    ``torch.optim``, and moments of parameters of 16 bits are float32.
 
     Args:
         lr: the inner rate, which is not learned.
         betas: of the running means of gradients and of their squares.
-        eps: what keeps the root from zero.
+        eps: what keeps the root from zero. Where a gradient is zero, its derivative is 1 / eps: float16 takes 1e-4.
     """
 
     citation = "Kingma, Ba. Adam: A Method for Stochastic Optimization. ICLR 2015. arXiv:1412.6980"
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
         super().__init__()
-        self.lr = nn.Parameter(torch.tensor(float(lr)), requires_grad=False)
+        self.initial_lr = float(lr)
+        self.lr = nn.Parameter(torch.tensor(self.initial_lr), requires_grad=False)
         self.betas, self.eps = betas, eps
 
+    def bind(self, params: Params, steps: int) -> None:
+        _exactly(self.lr, self.initial_lr, params)
+
     def init(self, params: Params) -> Any:
-        return tuple({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+        return tuple({n: torch.zeros_like(p) for n, p in as_reals(params).items()} for _ in range(2))
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        (b1, b2), (first, second) = self.betas, state
-        first = {n: b1 * first[n] + (1 - b1) * g for n, g in grads.items()}
-        second = {n: b2 * second[n] + (1 - b2) * g.square() for n, g in grads.items()}
+        (b1, b2), (first, second), reals = self.betas, state, as_reals(grads)
+        first = {n: b1 * first[n] + (1 - b1) * g for n, g in reals.items()}
+        second = {n: b2 * second[n] + (1 - b2) * g.square() for n, g in reals.items()}
         c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
         scale = {n: (v / c2 + self.eps**2).sqrt() for n, v in second.items()}
         rate = -self.lr / c1
-        return {n: rate * m / scale[n] for n, m in first.items()}, (first, second)
+        return as_given({n: rate * m / scale[n] for n, m in first.items()}, params), (first, second)
 
 
 class Momentum(GradientTransform):
@@ -258,7 +321,8 @@ class Momentum(GradientTransform):
 
 
 class Clip(GradientTransform):
-    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10).
+    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10); of
+    complex ones, the real and the imaginary part.
 
     Args:
         limit: above 0.
@@ -274,7 +338,8 @@ class Clip(GradientTransform):
         self.limit = limit
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        return {name: grad.clamp(-self.limit, self.limit) for name, grad in grads.items()}, state
+        clamped = {name: grad.clamp(-self.limit, self.limit) for name, grad in as_reals(grads).items()}
+        return as_given(clamped, grads), state
 
 
 class Proximal(GradientTransform):

@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from .inner import Loss
 from .losses import LOSSES
+from .metrics import Metric
 from .schedules import SCHEDULES
+from .train.metrics import METRICS
 
 REQUIRED = inspect.Parameter.empty
 MISMATCH = object()
@@ -90,13 +92,15 @@ def convert_all(where: str, given: Mapping[str, Any], known: Mapping[str, Option
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """A plain value as the type that is hinted at: an integer is a number, a list a tuple, a name a loss, a table such
-    as ``{schedule = "linear", start = 1.0, end = 0.0, iterations = 100}`` a schedule, ``"none"`` None.
+    """A plain value as the type that is hinted at: an integer is a number, a list a tuple, a name a loss or a metric, a
+    table such as ``{schedule = "linear", start = 1.0, end = 0.0, iterations = 100}`` a schedule, ``"none"`` None.
 
     Raises:
         ValueError: it is of none of the types; the message names place, value and what was expected.
     """
-    for kind in _members(hint):
+    if Metric in (members := _members(hint)) and isinstance(value, str) and value != "none":
+        return lookup("metric", value, METRICS)
+    for kind in members:
         converted = _convert(value, kind, where)
         if converted is not MISMATCH:
             return converted
@@ -158,8 +162,10 @@ def _is_schedule(kind: Any) -> bool:
 
 def _describe(hint: Any) -> str:
     """The type in the words of a recipe; empty if no plain value can express it."""
-    words = [text for kind in _members(hint) if kind is not type(None) and (text := _describe_kind(kind))]
-    optional = words and type(None) in _members(hint)
+    members = _members(hint)
+    words = [text for kind in members if kind is not type(None) and (text := _describe_kind(kind))]
+    words = [f"one of {', '.join(METRICS)}"] if Metric in members else words
+    optional = words and type(None) in members
     return " or ".join([*words, '"none"'] if optional else words)
 
 

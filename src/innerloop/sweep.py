@@ -29,7 +29,7 @@ from typing import Any
 from . import config, experiment
 from .train import Interrupted, NonFiniteError, OutOfMemoryError
 from .train.claim import is_claimed
-from .train.evaluate import higher_is_better, judged_by
+from .train.evaluate import judged_by
 
 STALE = int(os.environ.get("INNERLOOP_SWEEP_STALE", "60"))
 """Seconds without a sign of life after which the worker of a trial is taken for dead."""
@@ -246,12 +246,12 @@ class Sweep:
     def study(self, url: str, name: str) -> Any:
         """Begin the study, or take it up."""
         module = optuna()
-        learner, sources = config.build(
-            config.load_recipe(self.recipe, self.overrides), self.place.data, self.place.device, self.place.download
-        )
+        settings = config.load_recipe(self.recipe, self.overrides)
+        learner, sources = config.build(settings, self.place.data, self.place.device, self.place.download)
         if sources.val is None:
             raise ValueError(f"{self.recipe} has no meta-validation, by which trials are judged")
-        direction = "maximize" if higher_is_better(judged_by(learner, sources.val)) else "minimize"
+        scale = judged_by(learner, sources.val, config.arguments(settings, "train").get("metric"))
+        direction = "maximize" if scale.higher_is_better else "minimize"
         study = module.create_study(
             study_name=name,
             storage=storage(url),
@@ -260,7 +260,10 @@ class Sweep:
             direction=direction,
             load_if_exists=True,
         )
-        self._require_same(study, "recipe", config.load_recipe(self.recipe, self.overrides))
+        if (begun := study.direction.name.lower()) != direction:
+            raise ValueError(f"the study {name} is to {begun}, {scale.name} to {direction}: give another --name")
+        study.set_user_attr("metric", {"metric": scale.name, "unit": scale.unit})
+        self._require_same(study, "recipe", settings)
         self._require_same(study, "space", {key: domain.as_dict() for key, domain in self.space.items()})
         return study
 
@@ -332,7 +335,7 @@ class Sweep:
                     settings, run, self.place, command=command, resume=True, test=False, progress=False,
                     loggers=[Pruning(trial, scores, offset)],
                 )  # fmt: skip
-                scores.append(result.best[0]["score"])
+                scores.append(result.score)
         except Interrupted:
             _again(study, study.trials[trial.number], died=False)
             raise
@@ -365,6 +368,7 @@ def summary(study: Any, recipe: str, overrides: Sequence[str]) -> dict[str, Any]
     trials, complete = study.get_trials(deepcopy=False), optuna().trial.TrialState.COMPLETE
     best = study.best_trial if any(trial.state == complete for trial in trials) else None
     told: dict[str, Any] = {"study": study.study_name, "recipe": recipe, "overrides": list(overrides)}
+    told |= study.user_attrs.get("metric", {})
     told["direction"], told["trials"] = study.direction.name.lower(), []
     for trial in trials:
         attributes = {key: trial.user_attrs[key] for key in ("runs", "scores", "why") if key in trial.user_attrs}

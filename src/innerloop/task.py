@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .metrics import Scale
+
 Params = dict[str, Tensor]
 """Qualified parameter name -> tensor: the currency of the whole library."""
 
 
 class Batch(NamedTuple):
-    """Inputs and targets. Each is a tensor or a pytree (tuples, lists, dicts) of tensors with equal lengths."""
+    """Inputs and targets. Each is a tensor or a pytree (tuples, lists, dicts) of tensors with equal lengths. What else
+    is in there (``None`` for targets that a loss does not need, a number) is the same for all tasks and examples."""
 
     x: Any
     y: Any
@@ -57,10 +60,10 @@ class InteractiveSource(Protocol):
     by what it does, as a robot that imitates. Wherever tasks come from a `TaskSource`, they may come from one of these.
 
     Attributes:
-        metric: what it is judged by, ``"return"`` or, in per cent, ``"success"``.
+        metric: what it is judged by: name, direction and unit, such as `innerloop.metrics.RETURN` or ``SUCCESS``.
     """
 
-    metric: str
+    metric: Scale
 
     def require(self, learner: Any) -> None:
         """Refuse, with a ``ValueError``, a learner that cannot act in these tasks."""
@@ -94,7 +97,14 @@ def count(tasks: Task) -> int:
 
     Raises:
         ValueError: the leading axes disagree or lack, or there is no tensor, or no task.
+        TypeError: there is an array that is no tensor, which nothing would split by tasks.
     """
+    for leaf in pytree.tree_leaves(tasks):
+        if not isinstance(leaf, Tensor) and getattr(leaf, "shape", None):
+            raise TypeError(
+                f"a meta-batch has a {type(leaf).__name__} of shape {tuple(leaf.shape)} in it, and tasks are made of "
+                "tensors: convert it with torch.as_tensor"
+            )
     shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
     sizes = {shape[0] if len(shape) > 1 else 0 for shape in shapes}
     if len(sizes) != 1 or sizes == {0}:
@@ -129,4 +139,4 @@ def to(tasks: Any, device: torch.device | str) -> Any:
 
 def size(x: Any) -> int:
     """The number of examples in the inputs (or targets) of one task."""
-    return int(pytree.tree_leaves(x)[0].shape[0])
+    return int(next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)).shape[0])

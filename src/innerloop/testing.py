@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from .diagnosis import explain
+from .operations import TaskOperations
 from .rules import GradientTransform, UpdateRule
 from .task import Params, TaskSource, count
 
@@ -15,8 +20,12 @@ def check_rule(rule: UpdateRule, steps: int = 2) -> None:
     """Check that an update rule keeps the contract of `innerloop.UpdateRule`.
 
     It must return an update of the same shape and type for every parameter, for more steps than were trained too;
-    leave its arguments alone; be deterministic; keep its state's structure; run under ``vmap`` with the same result;
-    and, unless it only transforms gradients, lower a small quadratic loss from the start.
+    leave its arguments alone; be deterministic; keep its state's structure; have finite derivatives; give under
+    ``vmap`` what it gives for each task; and, unless it only transforms gradients, lower a small quadratic loss from
+    the start.
+
+    What a rule may do without is a warning: to run under ``vmap`` at all (tasks then run one by one), to have finite
+    derivatives where the gradient is zero, to keep the type of bfloat16 parameters.
 
     Args:
         rule: a rule that is not bound to parameters yet.
@@ -28,15 +37,22 @@ def check_rule(rule: UpdateRule, steps: int = 2) -> None:
     >>> from innerloop import SGD
     >>> check_rule(SGD(0.1))
     """
-    generator = torch.Generator().manual_seed(0)
+    generator, fresh = torch.Generator().manual_seed(0), copy.deepcopy(rule)
     shapes = {"layer.weight": (3, 2), "layer.bias": (3,), "conv.weight": (2, 3, 2, 2)}
     params = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
-    rule.bind(params, steps)
-    rule.to(torch.float64)
-    _check_step(rule, params, steps)
-    _check_vmap(rule, params)
-    if not isinstance(rule, GradientTransform):
-        _check_descent(rule, params, steps)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # in which a rule then makes its states
+    try:
+        rule.bind(params, steps)
+        rule.to(torch.float64)
+        _check_step(rule, params, steps)
+        _check_derivatives(rule, params)
+        _check_vmap(rule, params)
+        if not isinstance(rule, GradientTransform):
+            _check_descent(rule, params, steps)
+    finally:
+        torch.set_default_dtype(default)
+    _check_low_precision(fresh, {name: p.bfloat16() for name, p in params.items()}, steps)
 
 
 def _gradient(params: Params) -> Params:
@@ -49,8 +65,8 @@ def _check_step(rule: UpdateRule, params: Params, steps: int) -> None:
     structure = pytree.tree_structure(state)
     for step in range(steps + 2):
         grads = _gradient(params)
-        updates, after = rule(grads, params, state, step)
-        again, _ = rule(grads, params, state, step)
+        updates, after = rule.forward(grads, params, state, step)
+        again, _ = rule.forward(grads, params, state, step)
         assert set(updates) == set(params), f"updates are for {sorted(updates)}, parameters are {sorted(params)}"
         for name, update in updates.items():
             assert update.shape == params[name].shape, (
@@ -64,17 +80,66 @@ def _check_step(rule: UpdateRule, params: Params, steps: int) -> None:
         state = after
 
 
+def _check_derivatives(rule: UpdateRule, params: Params) -> None:
+    """Of two steps, which a meta-gradient runs through."""
+    if broken := _not_finite(rule, params, _gradient(params)):
+        raise AssertionError(f"{broken} not finite")
+    if broken := _not_finite(rule, params, {name: torch.zeros_like(p) for name, p in params.items()}):
+        warnings.warn(
+            f"{broken} not finite where the gradient is zero, as it is for units that are never active and for tasks "
+            "that are solved: meta-gradients are then not finite either. Keep roots, norms and divisors from zero, by "
+            "an epsilon under the root",
+            stacklevel=3,
+        )
+
+
+def _not_finite(rule: UpdateRule, params: Params, grads: Params) -> str:
+    """What of two steps and their derivatives is not finite, in words; nothing if all is."""
+    params, grads = ({n: t.detach().requires_grad_() for n, t in tensors.items()} for tensors in (params, grads))
+    state, total = rule.init(params), torch.zeros((), dtype=torch.float64)
+    for step in range(2):
+        updates, state = rule.forward(grads, params, state, step)
+        if wrong := [name for name, update in updates.items() if not bool(update.isfinite().all())]:
+            return f"the update of {wrong[0]} is"
+        total = total + torch.stack([update.sum() for update in updates.values()]).sum()
+    learned = {f"the rule's {name}": p for name, p in rule.named_parameters() if p.requires_grad}
+    by = {f"the gradient of {n}": g for n, g in grads.items()} | params | learned
+    if not total.requires_grad:
+        return ""
+    slopes = torch.autograd.grad(total, list(by.values()), allow_unused=True)
+    wrong = [name for name, s in zip(by, slopes, strict=True) if s is not None and not bool(s.isfinite().all())]
+    return f"the derivative of the updates by {wrong[0]} is" if wrong else ""
+
+
 def _check_vmap(rule: UpdateRule, params: Params) -> None:
     def step(params: Params) -> Params:
-        updates: Params = rule(_gradient(params), params, rule.init(params), 0)[0]
+        updates: Params = rule.forward(_gradient(params), params, rule.init(params), 0)[0]
         return updates
 
     batched = {name: torch.stack([p, 2 * p]) for name, p in params.items()}
-    together = vmap(step)(batched)
-    for index in range(2):
-        alone = step({name: p[index] for name, p in batched.items()})
+    each = [step({name: p[index] for name, p in batched.items()}) for index in range(2)]
+    try:
+        with TaskOperations(vectorised=True, kernels=False):
+            together = vmap(step)(batched)
+    except Exception as error:  # whatever torch cannot do for many tasks, and can for one
+        warnings.warn(
+            explain(error, nn.Module(), {"update rule": rule}, "so tasks run one by one with it"), stacklevel=3
+        )
+        return
+    for index, alone in enumerate(each):
         for name, update in alone.items():
             torch.testing.assert_close(together[name][index], update, msg=f"{name} differs between vmap and a loop")
+
+
+def _check_low_precision(rule: UpdateRule, params: Params, steps: int) -> None:
+    rule.bind(params, steps)
+    try:
+        updates, _ = rule(_gradient(params), params, rule.init(params), 0)
+        wrong = [f"the update of {n} is {u.dtype}" for n, u in updates.items() if u.dtype != params[n].dtype]
+    except (RuntimeError, ValueError, TypeError) as error:
+        wrong = [str(error)]
+    if wrong:
+        warnings.warn(f"the rule is not for models in bfloat16: {wrong[0]}", stacklevel=3)
 
 
 def _check_descent(rule: UpdateRule, params: Params, steps: int) -> None:
@@ -83,7 +148,7 @@ def _check_descent(rule: UpdateRule, params: Params, steps: int) -> None:
 
     before, state = loss(params), rule.init(params)
     for step in range(steps):
-        updates, state = rule(_gradient(params), params, state, step)
+        updates, state = rule.forward(_gradient(params), params, state, step)
         params = {name: p + updates[name] for name, p in params.items()}
     assert loss(params) < before, f"{steps} steps raise a quadratic loss from {before:.4g} to {loss(params):.4g}"
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from queue import SimpleQueue
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -114,6 +115,52 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
     except Exception:  # whatever it is that cannot be copied, or run twice
         return False
     return all(grad is None for grad in reached)
+
+
+def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
+    """What the attributes of modules and other objects hold, and what functions hold on to, to be compared later: what
+    a call changes, calls in several threads would change at once.
+
+    Args:
+        parts: by what they are. Values are told apart by equality where they are plain, else by identity; tensors also
+            by how often they were written to in place.
+    """
+    return {
+        (f"the {kind} {owner}", name, index): [_fingerprint(leaf) for leaf in pytree.tree_leaves(value)]
+        for kind, part in parts.items()
+        for index, (owner, attributes) in enumerate(_attributes(part))
+        for name, value in attributes.items()
+    }
+
+
+def _attributes(part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of every object in a part, its class, and what it, its class and its code hold, by name."""
+    owner = part.__self__ if isinstance(part, MethodType) else part
+    for one in owner.modules() if isinstance(owner, nn.Module) else (owner,):
+        code = getattr(type(one), "forward" if isinstance(one, nn.Module) else "__call__", None)
+        held = {**_held(one), **_held(code), **vars(type(one)), **getattr(one, "__dict__", {})}
+        buffers = held.pop("_buffers", None) or {}
+        for tensors in ("_parameters", "_modules"):  # a task's take their places for a while
+            held.pop(tensors, None)
+        yield getattr(one, "__name__", type(one).__name__), {**held, **buffers}
+
+
+def _held(function: Any) -> dict[str, Any]:
+    """The variables outside of a function that its code uses."""
+    if not isinstance(function, FunctionType):
+        return {}
+    used, variables = function.__code__.co_names, function.__globals__
+    found = {name: variables[name] for name in used if name in variables}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # an empty one
+            found[name] = cell.cell_contents
+    return found
+
+
+def _fingerprint(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return id(value), None if value.is_inference() else value._version
+    return (value,) if isinstance(value, int | float | complex | str | bytes | None) else id(value)
 
 
 @cache

@@ -12,6 +12,7 @@ import innerloop as il
 from innerloop import imitation
 from innerloop.imitation.table import EPISODES, PICTURES, Cases
 from innerloop.losses import TemporalLoss
+from innerloop.metrics import SUCCESS
 from innerloop.task import InteractiveSource
 from innerloop.train.evaluate import judged_by
 
@@ -87,7 +88,7 @@ def test_success_is_counted_after_every_step_from_the_same_beginning() -> None:
     source = imitation.Imitation(world(), "test")
     learner = imitation.daml(small())
     found = il.evaluate(learner, source, num_tasks=6, steps=2, batch=4)
-    assert found.metric == judged_by(learner, source) == "success"
+    assert found.scale == judged_by(learner, source) == SUCCESS
     assert found.higher_is_better
     assert found.mode == "acting"
     assert set(found.scores.unique().tolist()) <= {0.0, 100.0}

@@ -94,5 +94,28 @@ def test_errors_are_better_when_lower() -> None:
     assert answers.comparison(runs).rows[1][-1] == "better"
 
 
+def named(found: Run, **changes: Any) -> Run:
+    """The same run, judged by a metric that a user named."""
+    own = {"metric": "f1", "higher_is_better": True, "unit": "points", **changes}
+    for line in (*found.lines["validation"], found.results["test"]):
+        line.update(own)
+    return found
+
+
+@pytest.mark.parametrize(("higher", "verdict"), [(True, "learns"), (False, "gets worse")])
+def test_a_metric_of_ones_own_has_its_direction_and_its_unit(higher: bool, verdict: str) -> None:
+    found = named(run("a"), higher_is_better=higher)
+    assert answers.inner({"a": found}).rows[0][4] == verdict
+    assert answers.inner({"a": found}).rows[0][3] == "90 ± 1 points"
+    assert answers.outer({"a": found}).rows[0][-1] == verdict
+    runs = {"a": found, "b": named(run("b", after=95.0, model={"width": 2}), higher_is_better=higher)}
+    assert answers.comparison(runs).rows[1][-1] == ("better" if higher else "worse")
+    best = found.best
+    assert best is not None
+    assert best["mean"] == (80.0 if higher else 40.0)
+
+
 def test_different_metrics_are_not_compared() -> None:
     assert "different metrics" in answers.comparison({"a": run("a"), "b": run("b", metric="mse")}).sentence
+    runs = {"a": named(run("a")), "b": named(run("b", model={"width": 2}), higher_is_better=False)}
+    assert "different metrics" in answers.comparison(runs).sentence

@@ -136,6 +136,21 @@ def test_runs_of_one_name_are_both_compared_and_metrics_are_not_mixed() -> None:
     assert len(styles) == 9
 
 
+def test_a_metric_of_ones_own_has_its_direction_and_its_unit() -> None:
+    found = run()
+    for line in found.lines["validation"]:
+        line |= {"metric": "f1", "higher_is_better": False, "unit": "points"}
+    assert found.best is not None
+    assert found.best["iteration"] == 10
+    for drawn_on in (validation(axes(), found), compare(axes(), [found, found])):
+        assert drawn_on.get_ylabel() == "meta-validation f1 (points)"
+    other = run("other", better=1.0)
+    for line in other.lines["validation"]:
+        line |= {"metric": "f1", "higher_is_better": True, "unit": "points"}
+    with pytest.raises(NothingToDrawError, match=r"f1 \(points\), higher is better, f1 \(points\), lower is better"):
+        compare(axes(), [found, other])
+
+
 def test_what_is_not_recorded_is_told() -> None:
     empty = Run(Path("runs/bare"), {"run": [{"kind": "run", "iteration": 0}]}, {}, {})
     for draw in (inner_loss, final_support_loss, meta_loss, validation, learned_rates):

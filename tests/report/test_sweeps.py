@@ -41,6 +41,19 @@ def test_the_best_are_told_first(sweep: Path) -> None:
     assert told.rows[-1][1:3] == ["pruned", ""]
 
 
+def test_a_metric_of_ones_own_has_its_name_its_direction_and_its_unit(sweep: Path) -> None:
+    told = json.loads((sweep / "sweep.json").read_text())
+    told |= {"direction": "maximize", "metric": "f1", "unit": "points"}
+    (sweep / "sweep.json").write_text(json.dumps(told))
+    found = read_sweep(sweep)
+    assert found is not None
+    assert [trial["trial"] for trial in found.ranked][:2] == [6, 3]
+    assert "(trial 6, f1 6 points)" in answer(found).sentence
+    assert answer(found).header[2] == "f1 (points)"
+    assert history(found).figure.layout.yaxis.title.text == "f1 (points)"
+    assert "higher is better" in history(found).about
+
+
 def test_a_trial_that_failed_is_told_from_one_that_was_pruned(sweep: Path) -> None:
     found = read_sweep(sweep)
     found.told["trials"][2]["why"] = "iteration 7: the loss of task 1 is not finite; see failed_task.pt"

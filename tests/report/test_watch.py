@@ -40,10 +40,27 @@ def validation(iteration: int, mean: float | None) -> dict[str, Any]:
     return {**about, "num_tasks": 9, "transductive": True}
 
 
+def named(iteration: int, mean: float | None) -> dict[str, Any]:
+    """A validation by a metric that a user named."""
+    return {**validation(iteration, mean), "metric": "f1", "higher_is_better": True, "unit": "points"}
+
+
 def shown(run: Path, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(view(read_run(run)))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_metric_of_ones_own_has_its_name_its_direction_and_its_unit(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", [training(1), named(5, 0.25), named(10, 0.75), named(15, None), named(20, 0.5)])
+    test = {**named(20, 0.5), "metric": "loss", "higher_is_better": False, "unit": ""}
+    (run / "results.json").write_text(json.dumps({"iterations": 20, "test": test}))
+    text = shown(run)
+    assert "meta-validation f1" in text
+    assert "0.5 ± 1.5 points" in text
+    assert "0.75 ± 1.5 points at iteration 10" in text
+    assert "test, loss" in text
+    assert "0.5 ± 1.5 on 9 unseen tasks" in text
 
 
 def test_a_run_that_goes_on_tells_how_far_it_is_and_how_it_goes(tmp_path: Path) -> None:

@@ -109,21 +109,25 @@ def test_accuracy():
 
 
 def test_metrics_by_name_function_and_kind(learner):
-    assert set(METRICS) == {"accuracy", "mse"}
+    assert set(METRICS) == {"accuracy", "mse", "rmse", "l1", "cross_entropy", "binary_cross_entropy"}
     assert il.evaluate(learner, il.Sinusoid(), num_tasks=2).metric == "mse"
     found = il.evaluate(learner, il.Sinusoid(), num_tasks=2, metric=F.l1_loss)
     assert (found.metric, found.higher_is_better) == ("l1_loss", False)
 
 
-def test_binary_cross_entropy_is_scored_by_accuracy():
+@pytest.mark.parametrize("loss", [F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss()])
+def test_binary_cross_entropy_is_scored_by_itself_and_by_accuracy_if_asked(loss):
     class Signs:
         def sample(self, n, generator):
             x = torch.randn(n, 6, 1, generator=generator)
             y = (x > 0).float()
             return il.Task(il.Batch(x[:, :3], y[:, :3]), il.Batch(x[:, 3:], y[:, 3:]))
 
-    learner = il.maml(il.models.mlp(1, 1), loss=F.binary_cross_entropy_with_logits)
-    assert il.evaluate(learner, Signs(), num_tasks=2).metric == "accuracy"
+    learner = il.maml(il.models.mlp(1, 1), loss=loss)
+    assert il.evaluate(learner, Signs(), num_tasks=2).metric == "binary_cross_entropy"
+    found = il.evaluate(learner, Signs(), num_tasks=2, metric="accuracy")
+    assert (found.metric, found.higher_is_better, found.unit) == ("accuracy", True, "%")
+    assert 0 <= found.mean <= 100
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,27 @@ def test_regression_has_losses_alone(regression: Callable[..., il.Task]) -> None
     torch.testing.assert_close(torch.tensor(told["query_loss"])[:, -1], learner(tasks).loss)
 
 
-def test_classes_in_other_places_have_losses_alone() -> None:
+def test_positions_have_accuracies_as_well() -> None:
     """Of a sequence, say, whose logits are ``[N, classes, length]``, as torch's cross-entropy takes them."""
     batch = il.Batch(torch.randn(2, 5, 4), torch.randint(3, (2, 5, 7)))
     model = nn.Sequential(nn.Linear(4, 21), nn.Unflatten(-1, (3, 7)))
     learner = il.maml(model, steps=2)
-    told = trace(learner, il.Task(batch, batch), learner(il.Task(batch, batch)).steps)
-    assert set(told) == {"steps", "after", "support_loss", "query_loss"}
+    tasks = il.Task(batch, batch)
+    told = trace(learner, tasks, learner(tasks).steps)
+    right = 100 * (learner.predict(tasks).argmax(3) == batch.y[:, None]).float().mean((2, 3))
+    torch.testing.assert_close(torch.tensor(told["query_accuracy"]), right)
+    assert told["support_accuracy"] == told["query_accuracy"]
+
+
+def test_accuracy_is_told_where_it_is_the_default_metric() -> None:
+    """Not of a weighted loss, say, which is judged by itself."""
+    batch = il.Batch(torch.randn(2, 5, 4), torch.randint(3, (2, 5)))
+    tasks, losses = il.Task(batch, batch), ("support_loss", "query_loss")
+    for loss in (nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0])), nn.CrossEntropyLoss(label_smoothing=0.1)):
+        learner = il.maml(nn.Linear(4, 3), loss=loss)
+        assert set(trace(learner, tasks, learner(tasks).steps)) == {"steps", "after", *losses}
+    learner = il.maml(nn.Linear(4, 3), loss=nn.CrossEntropyLoss())
+    assert "query_accuracy" in trace(learner, tasks, learner(tasks).steps)
 
 
 class Noisy(nn.Linear):

@@ -61,6 +61,25 @@ def test_a_head_at_prototypes_is_nearest_to_their_own_classes() -> None:
     assert torch.equal(larger.adapt(support, steps=0)(X).argmax(1), nearest)
 
 
+@pytest.mark.parametrize("head", ["prototypes", None])
+@pytest.mark.parametrize("number", [4, 5, 9])
+def test_classes_without_examples_are_never_predicted(number: int, head: object) -> None:
+    trained = learner() if head else learner(il.protomaml)
+    other = with_classes(trained, number, head)  # type: ignore[arg-type]
+    for steps in (0, 1, 20):
+        output = other.adapt(il.Batch(X, 3 * (Y % 2)), steps=steps)(X)
+        assert output.shape == (12, number)
+        assert set(output.argmax(1).tolist()) <= {0, 3}
+        assert output.isfinite().all()
+
+
+def test_the_engine_knows_a_new_start() -> None:
+    """By which it names what cannot be vectorized."""
+    other = with_classes(learner(), 7, "prototypes")
+    assert other.engine.parts["initialization"] is other.initial
+    assert other.engine.parts["update rule"] is other.rule
+
+
 def test_further_outputs_are_drawn_like_the_trained_ones() -> None:
     trained = learner()
     larger = with_classes(trained, 40, "drawn")

@@ -51,8 +51,8 @@ def evaluate_(
 ) -> None:
     """Evaluate the best validated weights of a run.
 
-    The JSON has `metric` (`accuracy`, in per cent, or `mse`), `mean` and `ci95` over `num_tasks` tasks, `steps` (the
-    mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`, and with an ensemble
+    The JSON has `metric` (its name), `higher_is_better` and `unit`, `mean` and `ci95` over `num_tasks` tasks, `steps`
+    (the mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`, and with an ensemble
     `ensemble`: its `size` and what it came to, likewise; with `--set`, `overrides`.
     """
     together, sources, settings = config.load_ensemble(run, ensemble or 1, data, device, overrides or ())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..learner import MetaLearner
+from ..metrics import SUCCESS
 from ..task import Batch, Task, to
 from .presets import cloning
 from .worlds import Demonstration, Split, World
@@ -31,7 +32,7 @@ class Imitation:
     demonstration is there for policies that read it.
     """
 
-    metric = "success"
+    metric = SUCCESS
 
     def __init__(self, world: World, split: Split = "train", shown: Shown = "video") -> None:
         if shown not in ("video", "robot"):

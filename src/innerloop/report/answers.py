@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import config
-from ..train.evaluate import PER_CENT, higher_is_better
+from ..metrics import Scale
 from ..train.progress import clock
 from .differences import Interval, What, change, comparable, difference, judged, score
 from .runs import Line, Run
@@ -41,17 +41,17 @@ def inner(runs: Runs) -> Answer:
         if line is None or not line["steps"]:
             rows.append([name, "", "", "", "not judged yet", ""])
             continue
-        values, half, metric = line["steps"], line["steps_ci95"], line["metric"]
+        values, half, scale = line["steps"], line["steps_ci95"], Scale.read(line)
         if len(values) == 1:
-            rows.append([name, _value(values[0], half[0], metric), "", "", "no inner steps", protocol(run, line)])
+            rows.append([name, _value(values[0], half[0], scale), "", "", "no inner steps", protocol(run, line)])
             continue
         if None in (values[0], values[-1], half[0], half[-1]):
             verdict = "is not finite"
         else:
             away, noise = values[-1] - values[0], math.hypot(half[0], half[-1])
-            verdict = better(Interval(away, away - noise, away + noise, ""), metric, "learns", "gets worse")
+            verdict = better(Interval(away, away - noise, away + noise, ""), scale, "learns", "gets worse")
         verdicts.append(verdict)
-        cells = [_value(values[k], half[k], metric) for k in (0, 1, len(values) - 1)]
+        cells = [_value(values[k], half[k], scale) for k in (0, 1, len(values) - 1)]
         rows.append([name, *cells, verdict, protocol(run, line)])
     header = ["run", "before", "after 1 step", "after all steps", "inner loop", "protocol"]
     return Answer(_counted(verdicts, "On unseen tasks, from before the inner steps to after them"), header, rows)
@@ -66,13 +66,13 @@ def outer(runs: Runs) -> Answer:
             rows.append([name, "", "", "", "", "fewer than two validations"])
             continue
         first, last, best = lines[0], lines[-1], run.best or lines[-1]
-        metric, away = first["metric"], change(first, last)
-        verdict = better(away, metric, "learns", "gets worse")
+        scale, away = Scale.read(first), change(first, last)
+        verdict = better(away, scale, "learns", "gets worse")
         if verdict != "learns" and not change(first, best).holds_zero and not change(best, last).holds_zero:
             verdict = "learns, then loses it"
         verdicts.append(verdict)
-        three = [(line["iteration"], _value(line["mean"], line["ci95"], metric)) for line in (first, last, best)]
-        rows.append([name, *(f"{value} at {at:,}" for at, value in three), _interval(away, metric), verdict])
+        three = [(line["iteration"], _value(line["mean"], line["ci95"], scale)) for line in (first, last, best)]
+        rows.append([name, *(f"{value} at {at:,}" for at, value in three), _interval(away, scale), verdict])
     header = ["run", "first validation", "last", "best", "last less first", "outer loop"]
     where = "From the first meta-validation, which may come after much of the learning, to the last"
     return Answer(_counted(verdicts, where), header, rows)
@@ -112,22 +112,22 @@ def comparison(runs: Runs) -> Answer:
     """Which recipe is better than the first one given, and whether that may be noise."""
     groups = by_recipe(list(runs.values()))
     what: What = "test" if all(judged(run, "test") for run in runs.values()) else "validation"
-    metrics = {line["metric"] for run in runs.values() if (line := judged(run, what))}
-    if len(metrics) != 1:
-        return Answer("Nothing to compare: " + ("no run is judged yet." if not metrics else "different metrics."))
-    metric, (base, bases) = metrics.pop(), next(iter(groups.items()))
+    scales = {Scale.read(line) for run in runs.values() if (line := judged(run, what))}
+    if len(scales) != 1:
+        return Answer("Nothing to compare: " + ("no run is judged yet." if not scales else "different metrics."))
+    scale, (base, bases) = scales.pop(), next(iter(groups.items()))
     rows: list[list[str]] = []
     said: dict[str, list[str]] = {}
     for name, members in groups.items():
         found, seeds = score(members, what), ", ".join(str(run.config.get("seed", "?")) for run in members)
         alike = name != base and comparable(bases[0], members[0], what)
         away = difference(bases, members, what) if alike else None
-        verdict = better(away, metric, "better", "worse") if away else "" if name == base else "judged otherwise"
+        verdict = better(away, scale, "better", "worse") if away else "" if name == base else "judged otherwise"
         if away:
             alone = " (one seed each, so of these weights alone)" if "tasks" in away.over else ""
             said.setdefault(verdict, []).append(f"{name}{alone}")
-        told = [_interval(away, metric), away.over] if away else ["", ""]
-        rows.append([name, seeds, *([_interval(found, metric), found.over] if found else ["", ""]), *told, verdict])
+        told = [_interval(away, scale), away.over] if away else ["", ""]
+        rows.append([name, seeds, *([_interval(found, scale), found.over] if found else ["", ""]), *told, verdict])
     kind = "test" if what == "test" else "best validation"
     header = ["recipe", "seeds", kind, "over", "difference", "interval over", "than the first"]
     note = [] if what == "test" else ["Not all have been tested, so these are best validations, which flatter."]
@@ -194,11 +194,11 @@ def protocol(run: Run, line: Line) -> str:
     return ", ".join(told)
 
 
-def better(away: Interval, metric: str, good: str, bad: str) -> str:
+def better(away: Interval, scale: Scale, good: str, bad: str) -> str:
     """A difference in a word."""
     if away.holds_zero:
         return NOISE
-    return good if (away.mean > 0) == higher_is_better(metric) else bad
+    return good if (away.mean > 0) == scale.higher_is_better else bad
 
 
 def _counted(verdicts: Sequence[str], where: str) -> str:
@@ -212,15 +212,15 @@ def _counted(verdicts: Sequence[str], where: str) -> str:
     return f"{where}, of {len(verdicts)} runs: {counts}."
 
 
-def _value(value: float | None, half: float | None, metric: str) -> str:
+def _value(value: float | None, half: float | None, scale: Scale) -> str:
     if value is None or half is None:
         return "not finite"
-    digits, sign = _format(metric)
+    digits, sign = _format(scale)
     return f"{value:{digits}} ± {half:{digits}}{sign}"
 
 
-def _interval(found: Interval, metric: str) -> str:
-    digits, sign = _format(metric)
+def _interval(found: Interval, scale: Scale) -> str:
+    digits, sign = _format(scale)
     mean, low, high = (_signed(f"{value:{digits}}") for value in (found.mean, found.low, found.high))
     return f"{mean}{sign} [{low}, {high}]"
 
@@ -230,8 +230,8 @@ def _signed(text: str) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
-def _format(metric: str) -> tuple[str, str]:
-    return (".2f", " %") if metric in PER_CENT else (".3g", "")
+def _format(scale: Scale) -> tuple[str, str]:
+    return scale.digits(".3g"), scale.suffix
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..metrics import Scale
 from .figures import AFTER, WRONG, new_figure
 from .runs import Run
 from .series import (
@@ -14,12 +15,12 @@ from .series import (
     by_recipe,
     inner_curve,
     nearest,
+    one_scale,
     or_nan,
     recorded,
     seed_curves,
     smooth,
     spread,
-    unit,
     usual_window,
 )
 
@@ -136,7 +137,7 @@ def validation(axes: Axes, run: Run) -> Axes:
     axes.plot([best["iteration"]], [best["mean"]], "o", color=WRONG, label=told)
     axes.legend(fontsize="small")
     mode = "transductive" if best["transductive"] else "inductive"
-    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {unit(best['metric'])}")
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {Scale.read(best).label}")
     axes.set_title(f"{run.name}: {best['num_tasks']} tasks, 95 % interval, {mode}", fontsize="medium")
     return axes
 
@@ -167,9 +168,7 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
 def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
     """Meta-validation of several runs: those that differ in their seed alone are one line, their mean, with a band from
     the worst to the best."""
-    metrics = sorted({run.best["metric"] for run in runs if run.best})
-    if len(metrics) > 1:
-        raise NothingToDrawError(f"the runs are validated by different metrics: {', '.join(metrics)}")
+    scale = one_scale(Scale.read(run.best) for run in runs if run.best)
     groups = by_recipe(runs)
     for index, (name, members) in enumerate(groups.items()):
         shared, values = seed_curves(members)
@@ -179,7 +178,7 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
         axes.plot(shared, [fmean(some) for some in values], label=f"{name}{seeds}", **style)
         axes.fill_between(shared, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.2)
-    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {unit(metrics[0])}")
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {scale.label}")
     axes.set_title("means over seeds; bands from the worst to the best", fontsize="medium")
     if len(groups) <= 5:
         axes.legend(fontsize="small")

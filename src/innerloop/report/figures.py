@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 from ..learner import MetaLearner
 from ..task import Task, TaskSource, select
 from ..train.evaluate import Evaluation
-from .series import unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +66,7 @@ def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = Non
         axes.legend(fontsize="small")
     axes.set_xticks(list(steps)[:: max(1, len(steps) // 12)])
     axes.set_xlabel("inner steps")
-    axes.set_ylabel(unit(evaluation.metric))
+    axes.set_ylabel(evaluation.scale.label)
     axes.set_title(f"{evaluation.num_tasks} unseen tasks, {evaluation.mode}")
     return axes
 

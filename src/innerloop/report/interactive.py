@@ -8,7 +8,7 @@ from itertools import chain
 from statistics import fmean
 from typing import Any, Literal
 
-from ..train.evaluate import higher_is_better
+from ..metrics import Scale
 from .differences import judged
 from .runs import Line, Run
 from .series import (
@@ -16,12 +16,12 @@ from .series import (
     by_recipe,
     inner_curve,
     nearest,
+    one_scale,
     or_nan,
     recorded,
     seed_curves,
     smooth,
     spread,
-    unit,
     usual_window,
 )
 from .traces import (
@@ -50,7 +50,7 @@ PLACES = 100
 
 def adaptation(runs: Runs) -> Interactive:
     """The metric on unseen tasks after each inner step."""
-    metric = _metric(test for run in runs.values() if (test := judged(run, "test")))
+    scale = _scale(test for run in runs.values() if (test := judged(run, "test")))
     traces = []
     for index, (name, run) in enumerate(runs.items()):
         if (test := judged(run, "test")) and len(test["steps"]) > 1:
@@ -60,7 +60,7 @@ def adaptation(runs: Runs) -> Interactive:
     about = "Means over unseen tasks before adaptation and after each step; bands: 95 % intervals over tasks."
     if trained := sorted({line["steps"] for run in runs.values() for line in run.lines.get("run", ())}):
         about += f" Trained with {_listed(trained)} step{'s' * (trained != [1])}."
-    return Interactive(new_figure(traces, "inner steps", unit(metric)), "Unseen tasks, step by step", about)
+    return Interactive(new_figure(traces, "inner steps", scale.label), "Unseen tasks, step by step", about)
 
 
 def inner_losses(runs: Runs, what: Literal["support", "query"] = "support") -> Interactive:
@@ -122,7 +122,7 @@ def meta_loss(runs: Runs) -> Interactive:
 
 def validation(runs: Runs) -> Interactive:
     """Every meta-validation with its interval; the best is marked."""
-    metric = _metric(run.best for run in runs.values() if run.best)
+    scale = _scale(run.best for run in runs.values() if run.best)
     traces = []
     for index, (name, run) in enumerate(runs.items()):
         if not (best := run.best):
@@ -138,7 +138,7 @@ def validation(runs: Runs) -> Interactive:
         }
         traces.append(curve([best["iteration"]], [best["mean"]], name, index, **star))
     about = "Means over the same tasks every time; bands: 95 % intervals over tasks; stars: the best."
-    return Interactive(new_figure(traces, y=f"meta-validation {unit(metric)}"), "Meta-validation", about)
+    return Interactive(new_figure(traces, y=f"meta-validation {scale.label}"), "Meta-validation", about)
 
 
 def gradient_norms(runs: Runs) -> Interactive:
@@ -216,8 +216,8 @@ def distribution(runs: Runs) -> Interactive:
     """How many tasks came to which score."""
     found = [(index, name, _scored(run)) for index, (name, run) in enumerate(runs.items())]
     every = [(index, name, *scored) for index, name, scored in found if scored]
-    metric = _metric(line for *_, line in every)
-    most = higher_is_better(metric)
+    scale = _scale(line for *_, line in every)
+    most = scale.higher_is_better
     traces, told = [], []
     for index, name, what, line in every:
         scores = sorted(or_nan(score) for score in line["scores"])
@@ -228,8 +228,8 @@ def distribution(runs: Runs) -> Interactive:
         made["line"]["shape"] = "vh" if most else "hv"
         traces.append(made)
         told.append(f"{name}: {what}, {len(scores):,} tasks")
-    figure = new_figure(traces, unit(metric), "share of tasks (%)")
-    what = f"{unit(metric)} of x or {'more' if most else 'less'}"
+    figure = new_figure(traces, scale.label, "share of tasks (%)")
+    what = f"{scale.label} of x or {'more' if most else 'less'}"
     about = f"The height of a curve is the share of tasks with {what}, after the last step. {'; '.join(told)}."
     return Interactive(figure, "Task by task", about)
 
@@ -239,7 +239,7 @@ def distribution(runs: Runs) -> Interactive:
 
 def compare(runs: Runs) -> Interactive:
     """Meta-validation, seeds of one recipe together."""
-    metric = _metric(run.best for run in runs.values() if run.best)
+    scale = _scale(run.best for run in runs.values() if run.best)
     groups = by_recipe([run for run in runs.values() if run.best])
     if len(groups) < 2:
         raise NothingToDrawError("there are no two recipes to compare")
@@ -251,7 +251,7 @@ def compare(runs: Runs) -> Interactive:
         traces += band(at, [fmean(some) for some in values], *ends, f"{name}{seeds}", index, "iteration")
     about = "Means over seeds; bands from the worst to the best seed."
     return Interactive(
-        new_figure(traces, y=f"meta-validation {unit(metric)}"), "Recipes beside each other", about, own_legend=True
+        new_figure(traces, y=f"meta-validation {scale.label}"), "Recipes beside each other", about, own_legend=True
     )
 
 
@@ -310,14 +310,9 @@ def _told(place: int, at: Mapping[str, Line]) -> str:
     return f"iteration {place:,}" + (f" ({', '.join(others)})" if others else "")
 
 
-def _metric(lines: Iterable[Line]) -> str:
+def _scale(lines: Iterable[Line]) -> Scale:
     """The one that all were judged by."""
-    metrics = sorted({line["metric"] for line in lines})
-    if not metrics:
-        raise NothingToDrawError("no run is judged yet, or scores were not kept")
-    if len(metrics) > 1:
-        raise NothingToDrawError(f"runs are judged by different metrics: {', '.join(metrics)}")
-    return str(metrics[0])
+    return one_scale(map(Scale.read, lines))
 
 
 def _places(lines: Iterable[Line]) -> list[int]:

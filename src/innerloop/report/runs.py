@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import Config, parse
-from ..train.evaluate import higher_is_better
+from ..metrics import Scale
 from ..train.record import SCHEMA
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ class Run:
 
     @property
     def best(self) -> Line | None:
-        """The best validation if there was any, that of the highest accuracy, else of the lowest error."""
+        """The best validation if there was any, by the direction of its metric."""
         found = [line for line in self.lines.get("validation", ()) if line["mean"] is not None]
         if not found:
             return None
-        sign = 1 if higher_is_better(found[0]["metric"]) else -1
+        sign = 1 if Scale.read(found[0]).higher_is_better else -1
         return max(found, key=lambda line: sign * line["mean"])
 
     def column(self, kind: str, name: str) -> tuple[list[int], list[Any]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
-from ..train.evaluate import PER_CENT
+from ..metrics import Scale
 from .runs import Line, Run
 
 # Okabe and Ito (2008), colour-blind-safe, in an order that keeps neighbours apart.
@@ -127,6 +127,25 @@ def or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def unit(metric: str) -> str:
-    """A metric as the title of an axis."""
-    return f"{metric} (%)" if metric in PER_CENT else metric
+def one_scale(scales: Iterable[Scale]) -> Scale:
+    """The scale that all have.
+
+    Raises:
+        NothingToDrawError: there is none, or there are several.
+    """
+    every = set(scales)
+    if not every:
+        raise NothingToDrawError("no run is judged yet, or scores were not kept")
+    if len(every) > 1:
+        raise NothingToDrawError(f"runs are judged by different metrics: {different(every)}")
+    return every.pop()
+
+
+def different(scales: Iterable[Scale]) -> str:
+    """Several scales in words: their names, and of equal names what they differ in."""
+    every = list(scales)
+    names = [scale.name for scale in every]
+    ways = {True: "higher is better", False: "lower is better"}
+    return ", ".join(
+        sorted(s.name if names.count(s.name) == 1 else f"{s.label}, {ways[s.higher_is_better]}" for s in every)
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..metrics import Scale
 from .answers import Answer
 from .runs import UnreadableRunError
 from .series import NothingToDrawError
@@ -30,9 +31,15 @@ class SweepRecord:
     told: dict[str, Any]
 
     @property
+    def scale(self) -> Scale:
+        """How scores are read; those of older sweeps have no name."""
+        name, unit = self.told.get("metric", "score"), self.told.get("unit", "")
+        return Scale(name, self.told["direction"] == "maximize", unit)
+
+    @property
     def ranked(self) -> list[dict[str, Any]]:
         """The completed trials, the best first."""
-        sign = -1 if self.told["direction"] == "maximize" else 1
+        sign = -1 if self.scale.higher_is_better else 1
         done = [trial for trial in self.told["trials"] if trial["state"] == "complete"]
         return sorted(done, key=lambda trial: (sign * trial["score"], trial["trial"]))
 
@@ -76,10 +83,17 @@ def answer(sweep: SweepRecord) -> Answer:
     if ranked:
         values = ", ".join(f"{key} = {_plain(value)}" for key, value in ranked[0]["values"].items())
         sentence = (
-            f"Best by meta-validation: {values} (trial {ranked[0]['trial']}, {ranked[0]['score']:.4g}). {sentence}"
+            f"Best by meta-validation: {values} (trial {ranked[0]['trial']}, "
+            f"{_score(sweep, ranked[0]['score'])}). {sentence}"
         )
         sentence += " The score of the best of many flatters it: its meta-test is to be judged by."
-    return Answer(sentence, ["trial", "state", "score", *sweep.keys], rows)
+    return Answer(sentence, ["trial", "state", sweep.scale.label, *sweep.keys], rows)
+
+
+def _score(sweep: SweepRecord, value: float) -> str:
+    """A score with its name and its unit."""
+    name = f"{sweep.scale.name} " if "metric" in sweep.told else ""
+    return f"{name}{value:.4g}{sweep.scale.suffix}"
 
 
 def _row(trial: dict[str, Any], keys: Sequence[str]) -> list[str]:
@@ -101,7 +115,7 @@ def history(sweep: SweepRecord) -> Interactive:
     done = sorted(sweep.ranked, key=lambda trial: trial["trial"])
     if not done:
         raise NothingToDrawError("no trial was completed")
-    better = max if sweep.told["direction"] == "maximize" else min
+    better = max if sweep.scale.higher_is_better else min
     x, y = [trial["trial"] for trial in done], [trial["score"] for trial in done]
     best = [better(y[: i + 1]) for i in range(len(y))]
     names = [", ".join(f"{key} = {_plain(value)}" for key, value in trial["values"].items()) for trial in done]
@@ -109,7 +123,7 @@ def history(sweep: SweepRecord) -> Interactive:
     line = {"type": "scatter", "mode": "lines", "name": "best so far", "line": {"color": shade(1), "shape": "hv"}}
     traces = [{**dots, "x": x, "y": y, "text": names}, {**line, "x": x, "y": best}]
     about = f"The best meta-validation of each completed trial; {'higher' if better is max else 'lower'} is better."
-    figure = new_figure(traces, "trial", "score", xaxis_dtick=max(1, len(sweep.told["trials"]) // 8))
+    figure = new_figure(traces, "trial", sweep.scale.label, xaxis_dtick=max(1, len(sweep.told["trials"]) // 8))
     return Interactive(figure, "Trials", about, own_legend=True)
 
 
@@ -140,7 +154,7 @@ def slices(sweep: SweepRecord) -> Interactive:
         plain = {"automargin": True, "zeroline": False}
         figure.update_layout({
             f"xaxis{axis}": {"title": {"text": key}, "type": kind, "anchor": f"y{axis}", **plain},
-            f"yaxis{axis}": {"title": {"text": "score"}, "domain": [top - 1 / len(keys) + gap, top],
+            f"yaxis{axis}": {"title": {"text": sweep.scale.label}, "domain": [top - 1 / len(keys) + gap, top],
                              "anchor": f"x{axis}", **plain},
         })  # fmt: skip
     about = (

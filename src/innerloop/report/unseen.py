@@ -23,7 +23,7 @@ from .figures import FunctionSource, episode, episode_height, failed_episode, so
 from .figures import new_figure as new_picture
 from .plots import STEPS
 from .runs import Run
-from .series import NothingToDrawError, by_recipe, unit
+from .series import NothingToDrawError, by_recipe, one_scale
 from .traces import SHADES, Interactive, Trace, curve, interval, new_figure, with_frames
 
 FUNCTIONS = 4
@@ -87,20 +87,18 @@ def figures(
 
 def further(loaded: Mapping[str, tuple[int, MetaLearner, Sources, Mapping[str, Any]]]) -> Interactive:
     """The metric before, during and past the trained steps."""
-    traces, metrics, numbers, trained = [], set(), set(), set()
+    traces, scales, numbers, trained = [], set(), set(), set()
     for name, (index, learner, sources, settings) in loaded.items():
         steps = max(2 * learner.steps, settings["evaluate"].get("steps") or 0, 1)
         found: Evaluation = evaluate(
             learner, sources.test, max(20, min(100, STEPS // steps)), steps,
             settings["evaluate"].get("transductive", True),
         )  # fmt: skip
-        metrics.add(found.metric)
+        scales.add(found.scale)
         numbers.add(found.num_tasks)
         trained.add(learner.steps)
         traces += interval(range(len(found.steps)), found.steps, found.steps_ci95, name, index, "steps:")
-    if len(metrics) > 1:
-        raise NothingToDrawError(f"runs are judged by different metrics: {', '.join(sorted(metrics))}")
-    figure = new_figure(traces, "inner steps", unit(metrics.pop()))
+    figure = new_figure(traces, "inner steps", one_scale(scales).label)
     for steps in sorted(trained):
         figure.add_vline(steps, line={"dash": "dot", "width": 1, "color": "#888888"})
     about = (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..train.evaluate import PER_CENT
+from ..metrics import Scale
 from ..train.progress import clock
 from .runs import Run, read_run
 from .series import finite_mean, usual_window
@@ -116,13 +116,17 @@ def _validation(table: Table, run: Run) -> None:
     means, best = run.column("validation", "mean")[1], run.best
     if best is None:
         return
-    unit = " %" if best["metric"] in PER_CENT else ""
+    scale = Scale.read(best)
+    unit = scale.suffix
     last = run.lines["validation"][-1]
     now = "not finite" if last["mean"] is None else f"{last['mean']:.4g} ± {last['ci95']:.2g}{unit}"
-    table.add_row(f"meta-validation {best['metric']}", f"{curve(means)}  {now}")
+    table.add_row(f"meta-validation {scale.name}", f"{curve(means)}  {now}")
     table.add_row("best", f"{best['mean']:.4g} ± {best['ci95']:.2g}{unit} at iteration {best['iteration']:,}")
     if test := run.results.get("test"):
-        table.add_row("test", f"{test['mean']:.4g} ± {test['ci95']:.2g}{unit} on {test['num_tasks']} unseen tasks")
+        tested = Scale.read(test)
+        name = "test" if tested.name == scale.name else f"test, {tested.name}"
+        found = f"{_text(test['mean'], '.4g')} ± {_text(test['ci95'], '.2g')}{tested.suffix}"
+        table.add_row(name, f"{found} on {test['num_tasks']} unseen tasks")
 
 
 def _machine(table: Table, run: Run) -> None:
@@ -152,5 +156,5 @@ def _rates(rates: dict[str, list[float]]) -> Table:
     return table
 
 
-def _text(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
+def _text(value: float | None, digits: str = ".3g") -> str:
+    return "not finite" if value is None else f"{value:{digits}}"

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ..adapted import AdaptedTasks
 from ..learner import MetaLearner
+from ..metrics import RETURN
 from ..task import Batch, Task
 from .advantages import Baseline, LinearBaseline, discounted, generalised, normalised
 from .environments import Environment
@@ -55,7 +56,7 @@ class Interaction:
         environment_steps: how many were taken for training.
     """
 
-    metric = "return"
+    metric = RETURN
 
     def __init__(
         self,

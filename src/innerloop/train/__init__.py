@@ -1,9 +1,12 @@
 """Meta-training and evaluation."""
 
+from ..metrics import Metric
+from .accuracy import accuracy
 from .ensemble import Ensemble
-from .evaluate import METRICS, Evaluation, Metric, accuracy, evaluate
+from .evaluate import Evaluation, evaluate
 from .faults import NonFiniteError, OutOfMemoryError, load_failed
 from .loggers import LOGGERS, Logger
+from .metrics import METRICS
 from .signals import Interrupted
 from .trainer import Result, Stateful, Trainer
 from .world import LostProcessError, World, joined

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..adapted import Adapted
 from ..learner import MetaLearner
 from ..task import Source, TaskSource, select, to
+from .metrics import ignored, kind, tells_classes
 
 SPREAD = 0.5
 """How far, in natural logarithms, the temperature of a task is thought to be from that of the tasks of validation: a
@@ -38,7 +39,7 @@ def temperature(logits: Tensor, y: Tensor, around: float | None = None) -> float
 @torch.no_grad()
 def temperature_on(learner: MetaLearner, source: Source, num_tasks: int = 100, seed: int = 0) -> float | None:
     """The temperature that fits the query sets of some tasks, each query judged by itself; None where the learner does
-    not tell classes apart.
+    not tell classes apart, or its outputs are not finite.
 
     Args:
         learner: its model and torch's random state are left as they are.
@@ -46,15 +47,19 @@ def temperature_on(learner: MetaLearner, source: Source, num_tasks: int = 100, s
         num_tasks: how many.
         seed: of the tasks.
     """
-    if not isinstance(source, TaskSource) or learner.loss is not F.cross_entropy:
+    if not isinstance(source, TaskSource) or kind(learner.loss) != "classes":
         return None
     generator, device = torch.Generator().manual_seed(seed), next(learner.parameters()).device
     logits, targets = [], []
     for _ in range(num_tasks):
         support, query = to(select(source.sample(1, generator), 0), device)
+        if not tells_classes(learner.loss, query.y):
+            return None
         logits.append(plain(learner.adapt(support, transductive=False))(query.x).cpu())
         targets.append(query.y.cpu())
-    return temperature(torch.cat(logits).flatten(0, -2), torch.cat(targets).flatten())
+    scores, y = torch.cat(logits).movedim(1, -1).flatten(0, -2), torch.cat(targets).flatten()
+    counted = y != ignored(learner.loss)
+    return temperature(scores[counted], y[counted]) if bool(scores[counted].isfinite().all()) else None
 
 
 def plain(adapted: Adapted) -> Callable[[Tensor], Tensor]:

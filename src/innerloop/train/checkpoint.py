@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -147,15 +148,15 @@ class Checkpoints:
 
         Args:
             weights: the learner's state.
-            entry: ``{"iteration", "score", "ci95"}``; a score that is not a number comes last.
+            entry: ``{"iteration", "score", "ci95"}``; one whose score is not a finite number is never kept.
             higher_is_better: the order of scores.
         """
 
-        def rank(entry: dict[str, Any]) -> tuple[bool, float, int]:
-            score = entry["score"]
-            return (score != score, -score if higher_is_better else score, entry["iteration"])
+        def rank(entry: dict[str, Any]) -> tuple[float, int]:
+            return (-entry["score"] if higher_is_better else entry["score"], entry["iteration"])
 
-        table = sorted([*self.best, entry], key=rank)[: self.keep_best]
+        finite = (one for one in (*self.best, entry) if math.isfinite(one["score"]))
+        table = sorted(finite, key=rank)[: self.keep_best]
         if entry in table:
             save(self.directory / BEST.format(entry["iteration"]), {"learner": weights, **entry})
         self.best = table

@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ..learner import MetaLearner
+from ..metrics import Metric, Scale
 from ..task import InteractiveSource, Source, Task, TaskSource, select, to
+from .accuracy import floating
 from .ensemble import Ensemble
+from .metrics import Judge, Judged, chosen, default
 from .world import World
-
-Metric = Callable[[Any, Any], Tensor]
-"""``(output, y) -> scalar`` on the query set of one task, like a loss; lower is better unless it is `accuracy`."""
-
-
-def accuracy(output: Tensor, y: Tensor) -> Tensor:
-    """Per cent of examples classified rightly: logits ``[Q, C]`` against class indices ``[Q]``, or one logit an example
-    against targets 0 and 1 in floating point."""
-    right = (output > 0) == (y > 0.5) if y.is_floating_point() else output.argmax(-1) == y
-    return 100 * right.sum() / right.numel()
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether a metric is accuracy, success or a return; errors and losses are better when lower."""
-    return metric in ("accuracy", *ACTING)
-
-
-ACTING = ("return", "success")
-"""What a learner that acts is judged by."""
-PER_CENT = ("accuracy", "success")
-"""Metrics in per cent."""
-
-
-METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": F.mse_loss}
-"""The metrics that have a name; accuracy is in per cent."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +29,9 @@ class Evaluation:
     """What an evaluation over N tasks found.
 
     Attributes:
-        metric: ``"accuracy"`` (in per cent, higher is better), ``"mse"``, ``"return"`` (of episodes, higher is better),
-            ``"success"`` (likewise, in per cent), or the name of one's own.
+        metric: its name.
+        higher_is_better: true where more is better, such as for accuracy; false for errors and losses.
+        unit: of the scores, such as ``"%"``; empty if they have none.
         mean: over tasks, after the last step.
         ci95: half the width of its 95 % interval, 1.96 standard errors over tasks.
         num_tasks: N.
@@ -59,9 +40,12 @@ class Evaluation:
         transductive: whether a prediction depended on the other query examples: batch norm saw the whole query set
             (see `MetaLearner.predict`), and went by its statistics.
         scores: ``[N, K + 1]``; of every task after every number of steps, float64 on the CPU.
+        acting: whether the learner acted in the tasks, and predicted nothing.
     """
 
     metric: str
+    higher_is_better: bool
+    unit: str
     mean: float
     ci95: float
     num_tasks: int
@@ -69,14 +53,17 @@ class Evaluation:
     steps_ci95: tuple[float, ...]
     transductive: bool
     scores: Tensor = field(repr=False, compare=False)
+    acting: bool = False
 
     @classmethod
-    def of(cls, scores: Tensor, metric: str, transductive: bool) -> Evaluation:
+    def of(cls, scores: Tensor, scale: Scale, transductive: bool, acting: bool = False) -> Evaluation:
         """From the scores ``[N, K + 1]`` of N >= 2 tasks."""
         scores = scores.double().cpu()
         means, half = scores.mean(0), 1.96 * scores.std(0, correction=1) / math.sqrt(len(scores))
         return cls(
-            metric=metric,
+            metric=scale.name,
+            higher_is_better=scale.higher_is_better,
+            unit=scale.unit,
             mean=means[-1].item(),
             ci95=half[-1].item(),
             num_tasks=len(scores),
@@ -84,22 +71,25 @@ class Evaluation:
             steps_ci95=tuple(half.tolist()),
             transductive=transductive,
             scores=scores,
+            acting=acting,
         )
 
     @property
-    def higher_is_better(self) -> bool:
-        """True for accuracy, success and returns; errors and losses are better when lower."""
-        return higher_is_better(self.metric)
+    def scale(self) -> Scale:
+        """How the scores are read."""
+        return Scale(self.metric, self.higher_is_better, self.unit)
 
     @property
     def mode(self) -> str:
         """``"transductive"`` or ``"inductive"``; where nothing is predicted but something done, ``"acting"``."""
-        return "acting" if self.metric in ACTING else "transductive" if self.transductive else "inductive"
+        return "acting" if self.acting else "transductive" if self.transductive else "inductive"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the attributes without ``scores``."""
         return {
             "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "unit": self.unit,
             "mean": self.mean,
             "ci95": self.ci95,
             "num_tasks": self.num_tasks,
@@ -109,7 +99,7 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        number, unit = (".2f", " %") if self.metric in PER_CENT else (".4g", "")
+        number, unit = self.scale.digits(), self.scale.suffix
         taken = len(self.steps) - 1
         return (
             f"{self.metric} {self.mean:{number}} +- {self.ci95:{number}}{unit} after {taken} "
@@ -124,7 +114,7 @@ def evaluate(
     num_tasks: int = 600,
     steps: int | None = None,
     transductive: bool = True,
-    metric: str | Metric | None = None,
+    metric: Judged | None = None,
     seed: int = 0,
     batch: int = 25,
     world: World | None = None,
@@ -132,42 +122,80 @@ def evaluate(
     """Adapt to each of ``num_tasks`` tasks and score the query set before, between and after the steps.
 
     The learner (without dropout meanwhile), torch's random state and everybody's generators are afterwards what they
-    were before. Memory does not grow with the number of tasks.
+    were before. Memory does not grow with the number of tasks. A warning says where outputs or scores are not finite.
 
     Args:
         learner: what to evaluate, or several together; tasks are moved to its device.
         source: where the tasks come from. In those of an `InteractiveSource` the learner acts, and what it comes to
-            is the score; ``transductive`` and ``metric`` then say nothing.
+            is the score; ``transductive`` then says nothing, and no ``metric`` is given.
         num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one; of those that are
             acted in, the first whole batches.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
         transductive: whether batch norm sees a task's whole query set; see `MetaLearner.predict`.
-        metric: ``"accuracy"``, ``"mse"`` or a function like a loss. If not given: accuracy where targets are class
-            indices or the loss is binary cross-entropy, else the mean squared error.
+        metric: the name of one (`innerloop.train.METRICS`), an `innerloop.Metric`, a metric of torchmetrics, or a loss
+            of torch. If not given: the learner's own outer loss, or, if that is plain cross-entropy and the targets
+            are class indices, accuracy.
         seed: of the tasks: the same seed gives the same ones, whatever ``batch``, unless they are acted in.
         batch: how many tasks are adapted at once.
         world: the processes that share the work, all of which make this call, and get the same result.
 
     Raises:
-        ValueError: a number out of range, an unknown metric, or targets that need a metric to be named.
+        ValueError: a number out of range, or a metric that is unknown, does not say its direction, or does not fit.
     """
-    _check(num_tasks, batch, steps, metric)
-    device, generator = next(learner.parameters()).device, torch.Generator().manual_seed(seed)
-    world, scores = world or World(), list[Tensor]()
+    _check(num_tasks, batch, steps)
+    world, device, parts = world or World(), next(learner.parameters()).device, list[tuple[Tensor, tuple[int, int]]]()
     if isinstance(source, InteractiveSource):
-        return Evaluation.of(_lived(learner, source, num_tasks, steps, seed, batch, world), source.metric, False)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        scale = judged_by(learner, source, metric)
+        return Evaluation.of(_lived(learner, source, num_tasks, steps, seed, batch, world), scale, False, acting=True)
+    known, generator = chosen(metric, learner.loss), torch.Generator().manual_seed(seed)
+    with _seeded(device, seed):
         for start in range(0, num_tasks, batch):
             tasks = _draw(source, min(batch, num_tasks - start), generator)
-            metric = metric or usual_metric(learner, tasks.query.y)
+            known = known or default(learner.loss, tasks.query.y)
             if start // batch % world.size == world.rank:  # dealt out in turn
-                tasks = to(tasks, device)
-                measure = METRICS[metric] if isinstance(metric, str) else metric
-                scores.append(score(measure, learner.predict(tasks, steps, transductive), tasks.query.y).cpu())
-    assert metric is not None
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-    return Evaluation.of(_gathered(world, scores), name, transductive and learner.depends_on_query_set)
+                parts.append(_judged(learner, known, to(tasks, device), steps, transductive))
+    found, scale = _gathered(world, [scores for scores, _ in parts]), Scale.of(known)
+    _warn(scale, [counts for each in world.everybody([counts for _, counts in parts]) for counts in each], found)
+    return Evaluation.of(found, scale, transductive and learner.depends_on_query_set)
+
+
+def _judged(
+    learner: MetaLearner | Ensemble, metric: Metric, tasks: Task, steps: int | None, transductive: bool
+) -> tuple[Tensor, tuple[int, int]]:
+    """The scores ``[T, K + 1]`` of tasks, and how many outputs are not finite, of how many."""
+    output = learner.predict(tasks, steps, transductive)
+    return score(Judge(metric, learner.loss), output, tasks.query.y).cpu(), _predictions(output)
+
+
+def rehearse(
+    learner: MetaLearner,
+    source: Source,
+    steps: int | None = None,
+    transductive: bool = True,
+    metric: Judged | None = None,
+    seed: int = 0,
+    **_: Any,
+) -> None:
+    """Try on two tasks what `evaluate` does, so that a metric that does not fit is an error before anything is trained.
+
+    How tasks run quickest is not measured, and random states are left as they were. Nothing is acted in. Arguments that
+    only say how much is evaluated do nothing.
+
+    Raises:
+        Exception: what `evaluate` raises.
+    """
+    if isinstance(source, InteractiveSource):
+        source.require(learner)
+        judged_by(learner, source, metric)
+        return
+    known = chosen(metric, learner.loss)
+    device = next(learner.parameters()).device
+    with _seeded(device, seed):
+        tasks = to(_draw(source, 2, torch.Generator().manual_seed(seed)), device)
+        judge = Judge(known or default(learner.loss, tasks.query.y), learner.loss)
+        for index in range(2):
+            support, query = select(tasks, index)
+            judge(learner.adapt(support, steps, transductive)(query.x), query.y)
 
 
 def _lived(
@@ -199,43 +227,75 @@ def _gathered(world: World, scores: list[Tensor]) -> Tensor:
     return torch.cat([part for turn in turns for part in turn if part is not None])
 
 
-def _check(num_tasks: int, batch: int, steps: int | None, metric: str | Metric | None) -> None:
+def _check(num_tasks: int, batch: int, steps: int | None) -> None:
     if num_tasks < 2 or batch < 1 or (steps is not None and steps < 0):
         raise ValueError(
             f"an evaluation needs num_tasks >= 2 (for the interval), batch >= 1 and steps >= 0; "
             f"got num_tasks={num_tasks}, batch={batch}, steps={steps}"
         )
-    if isinstance(metric, str) and metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: it is one of {', '.join(METRICS)}, or a function")
 
 
 def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:
     # One at a time: what a source draws for n tasks at once would depend on n.
     tasks = [source.sample(1, generator) for _ in range(n)]
-    joined: Task = pytree.tree_map(lambda *leaves: torch.cat(leaves), *tasks)
+    joined: Task = pytree.tree_map(lambda *leaves: None if leaves[0] is None else torch.cat(leaves), *tasks)
     return joined
 
 
 @torch.no_grad()
-def score(metric: Metric, output: Any, y: Any) -> Tensor:
-    """``[T, A]``, after A numbers of steps, from outputs ``[T, A, Q, ...]`` and targets ``[T, Q, ...]``."""
+def score(judge: Any, output: Any, y: Any) -> Tensor:
+    """``[T, A]``, after A numbers of steps, from outputs ``[T, A, Q, ...]`` and targets ``[T, Q, ...]``, by a function
+    ``(output, y) -> scalar`` of one task."""
     tasks, points = pytree.tree_leaves(output)[0].shape[:2]
-    rows = [[metric(select(select(output, t), k), select(y, t)) for k in range(points)] for t in range(tasks)]
+    rows = [[judge(select(select(output, t), k), select(y, t)) for k in range(points)] for t in range(tasks)]
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def judged_by(learner: MetaLearner | Ensemble, source: Source) -> str:
-    """The name of the metric that an evaluation on tasks of this source has unless another is given."""
+def _predictions(output: Any) -> tuple[int, int]:
+    """How many of the outputs ``[T, A, Q, ...]`` hold NaN or infinity, and how many there are. Minus infinity is the
+    logit of what is ruled out."""
+    leaves = floating(output)
+    bad = (leaf.isnan() | leaf.isposinf() for leaf in leaves)
+    number = sum(int((leaf.flatten(3).any(3) if leaf.ndim > 3 else leaf).sum()) for leaf in bad)
+    return number, sum(math.prod(leaf.shape[:3]) for leaf in leaves)
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Within, torch's random state is that of a seed."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _warn(scale: Scale, counts: Sequence[tuple[int, int]], scores: Tensor) -> None:
+    """Say, once for an evaluation, that outputs or scores are not finite."""
+    (bad, every), lost = map(sum, zip(*counts, strict=True)), int((~scores.isfinite()).sum())
+    if not bad and not lost:
+        return
+    told = f"{bad:,} of {every:,} outputs of the model are not finite (NaN or infinity)" if bad else ""
+    if lost:
+        told += f"{' and so' if bad else ''} {lost:,} of {scores.numel():,} scores ({scale.name}) are not finite"
+    else:
+        told += f"; those with NaN count as wrong ({scale.name})"
+    hint = "adaptation or training diverged: a smaller inner or outer lr often helps"
+    depth, frame = 2, sys._getframe(2)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "innerloop":
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(f"{told.strip()}; {hint}", stacklevel=depth + 1)
+
+
+def judged_by(learner: MetaLearner | Ensemble, source: Source, metric: Judged | None = None) -> Scale:
+    """How the scores are read that an evaluation on tasks of this source has.
+
+    Raises:
+        ValueError: the metric is none, or one is given where the learner acts.
+    """
     if isinstance(source, InteractiveSource):
-        return source.metric
-    return usual_metric(learner, source.sample(1, torch.Generator().manual_seed(0)).query.y)
-
-
-def usual_metric(learner: MetaLearner | Ensemble, y: Any) -> str:
-    """The name of the metric for such targets."""
-    if not isinstance(y, Tensor):
-        raise ValueError(
-            f"targets of type {type(y).__name__} have no usual metric: pass metric=, a function like a loss"
-        )
-    binary = learner.loss is F.binary_cross_entropy_with_logits
-    return "accuracy" if binary or not y.is_floating_point() else "mse"
+        scale = Scale.of(source.metric)
+        if metric is not None:
+            raise ValueError(f"these tasks are acted in and judged by their own metric, {scale.name}: leave out metric")
+        return scale
+    if (known := chosen(metric, learner.loss)) is not None:
+        return Scale.of(known)
+    return Scale.of(default(learner.loss, source.sample(1, torch.Generator().manual_seed(0)).query.y))

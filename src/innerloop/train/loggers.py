@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-LEFT_OUT = ("environment", "phases", "steps", "steps_ci95", "scores", "transductive", "num_tasks", "metric")
+LEFT_OUT = (
+    "environment", "phases", "steps", "steps_ci95", "scores", "transductive", "num_tasks", "metric",
+    "higher_is_better", "unit",
+)  # fmt: skip
 
 
 class Logger(Protocol):

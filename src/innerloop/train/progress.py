@@ -79,8 +79,7 @@ class Progress:
 
     def validated(self, iteration: int, found: Evaluation) -> None:
         """A validation was made."""
-        unit = " %" if found.metric == "accuracy" else ""
-        self._score = f"val {found.metric} {found.mean:.4g}{unit} ({found.mode})"
+        self._score = f"val {found.metric} {found.mean:.4g}{found.scale.suffix} ({found.mode})"
         if self.show and self._bar is None:
             self._line(f"iteration {iteration}/{self.iterations}  validation: {found}")
         if not math.isfinite(found.mean):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..learner import MetaLearner
-from ..task import Batch, Task, select, size
-from .evaluate import accuracy, score, usual_metric
+from ..task import Task, select, size
+from .evaluate import score
+from .metrics import Judge, default, tells_classes
 
 
 def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> dict[str, Any]:
@@ -23,8 +24,9 @@ def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> d
 
     Returns:
         ``steps``: of each task, a list for every inner epoch of the losses of its steps; ``after``: A numbers of
-        steps; ``support_loss`` and ``query_loss``: ``[T][A]``, after so many steps; where the targets are classes,
-        ``support_accuracy`` and ``query_accuracy``, likewise, in per cent.
+        steps; ``support_loss`` and ``query_loss``: ``[T][A]``, after so many steps; where accuracy is the
+        default metric (plain cross-entropy on class indices), ``support_accuracy`` and ``query_accuracy``, likewise,
+        in per cent.
     """
     after = sorted({*range(0, learner.steps, every), learner.steps})
     told: dict[str, Any] = {
@@ -36,8 +38,9 @@ def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> d
         for name, part, loss in (("support", tasks.support, learner.inner_loss), ("query", tasks.query, learner.loss)):
             output = learner.predict(Task(tasks.support, part), at=after)
             told[f"{name}_loss"] = score(loss, output, part.y).tolist()
-            if _tells_classes(learner, output, part):
-                told[f"{name}_accuracy"] = score(accuracy, output, part.y).tolist()
+            if tells_classes(learner.loss, part.y):
+                judge = Judge(default(learner.loss, part.y), learner.loss)
+                told[f"{name}_accuracy"] = score(judge, output, part.y).tolist()
     return told
 
 
@@ -48,11 +51,3 @@ def epochs(steps: Tensor, examples: int, batch_size: int | None) -> list[list[li
     passes = torch.arange(steps.shape[1]) * each // examples
     sizes = passes.bincount().tolist()
     return [[part.tolist() for part in row.split(sizes)] if sizes else [] for row in steps.cpu()]
-
-
-def _tells_classes(learner: MetaLearner, output: Any, part: Batch) -> bool:
-    """Whether outputs ``[T, A, N, ...]`` are of the form that `accuracy` reads."""
-    if not isinstance(part.y, Tensor) or not isinstance(output, Tensor) or usual_metric(learner, part.y) != "accuracy":
-        return False
-    shape = output[:, 0].shape
-    return part.y.shape == (shape if part.y.is_floating_point() else shape[:-1])

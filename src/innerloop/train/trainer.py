@@ -22,9 +22,10 @@ from ..schedules import Schedule
 from ..task import InteractiveSource, Source, Task, draw, to
 from .checkpoint import Checkpoints, differences, holds_run
 from .claim import claimed
-from .evaluate import Evaluation, Metric, evaluate
-from .faults import Faults, NonFinite, enough_memory
+from .evaluate import Evaluation, evaluate, rehearse
+from .faults import Faults, NonFinite, NonFiniteError, enough_memory
 from .loggers import Logger
+from .metrics import Judged, chosen
 from .outer import LR, Optimizer, outer_step
 from .progress import Progress
 from .record import Metrics, environment, write_results
@@ -43,7 +44,8 @@ class Result:
     Attributes:
         iterations: updates done.
         seconds: spent training, in all lives of the run; validations are not counted.
-        best: the best validations, best first: ``{"iteration", "score", "ci95"}``.
+        best: the best validations, best first: ``{"iteration", "score", "ci95"}``; those that are not finite are never
+            among them.
         validation: the evaluation that validated the weights which the learner now has, where it was in this life.
     """
 
@@ -51,6 +53,17 @@ class Result:
     seconds: float
     best: tuple[dict[str, Any], ...]
     validation: Evaluation | None
+
+    @property
+    def score(self) -> float:
+        """The score of the best validation.
+
+        Raises:
+            NonFiniteError: there is none, or none was a finite number.
+        """
+        if not self.best:
+            raise NonFiniteError("no meta-validation was a finite number: a smaller inner lr often helps")
+        return float(self.best[0]["score"])
 
 
 @runtime_checkable
@@ -125,7 +138,7 @@ class Trainer:
         val_steps: int | None = None,
         val_seed: int = 0,
         transductive: bool = True,
-        metric: str | Metric | None = None,
+        metric: Judged | None = None,
         checkpoint_every: int = 500,
         keep_best: int = 3,
         log_every: int = 10,
@@ -146,9 +159,9 @@ class Trainer:
         self.learner, self.train, self.val, self.world = learner, train, val, world or World()
         self.run = Path(run) if run is not None and self.world.first else None
         self.iterations, self.tasks, self.seed, self.config = iterations, tasks, seed, dict(config or {})
-        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
-        self._validation: dict[str, Any] = {"num_tasks": val_tasks, "steps": val_steps, "transductive": transductive}
-        self._validation |= {"metric": metric, "seed": derive_seed("validation", val_seed), "world": self.world}
+        self.validate_every, self.val_tasks, self.checkpoint_every = validate_every, val_tasks, checkpoint_every
+        self._judging: dict[str, Any] = {"steps": val_steps, "metric": chosen(metric, learner.loss)}
+        self._judging |= {"transductive": transductive, "seed": derive_seed("validation", val_seed)}
         self.generator = torch.Generator().manual_seed(derive_seed("tasks", seed))
         self.outer = outer_step(learner, partial(self.world.mean, tasks), optimizer, lr, momentum, clip, clip_norm)
         self.checkpoints, self.phases = Checkpoints(self.run, keep_best) if self.run else None, Phases()
@@ -182,7 +195,8 @@ class Trainer:
             OutOfMemoryError: a meta-batch does not fit into memory.
             LostProcessError: another process of the training ended.
             Interrupted: a signal stopped the training; its checkpoint is saved.
-            ValueError: the checkpoints are damaged, or of another learner, optimizer or ``config``.
+            ValueError: the checkpoints are damaged, or of another learner, optimizer or ``config``; or the metric does
+                not fit what is validated, which is tried on two tasks before the first iteration.
         """
         self.world.bounds(self.tasks)
         if isinstance(self.train, InteractiveSource):
@@ -191,6 +205,7 @@ class Trainer:
             raise FileExistsError(
                 f"{self.run} already holds a run: resume it (fit(resume=True)) or use another directory"
             )
+        self._rehearse()
         cuda = [self.device] if self.device.type == "cuda" else []
         with ExitStack() as stack:
             if self.run is not None:
@@ -260,9 +275,18 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return due(self.iteration, every, self.iterations)
 
+    def _rehearse(self) -> None:
+        """Try a validation, so that a metric that does not fit is an error before anything is trained or written."""
+        if self.val is None or not self.iterations:
+            return
+        before = self.val.state_dict() if isinstance(self.val, Stateful) else {}
+        rehearse(self.learner, self.val, **self._judging)
+        if isinstance(self.val, Stateful):
+            self.val.load_state_dict(before)
+
     def _validate(self, progress: Progress) -> None:
         assert self.val is not None
-        found = evaluate(self.learner, self.val, **self._validation)
+        found = evaluate(self.learner, self.val, self.val_tasks, world=self.world, **self._judging)
         self.recorder.validation(self.iteration, found, self.phases)
         entry = {"iteration": self.iteration, "score": found.mean, "ci95": found.ci95}
         if self.checkpoints and self.checkpoints.consider(self.learner.state_dict(), entry, found.higher_is_better):

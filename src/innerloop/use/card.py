@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import dumps
-from ..train.evaluate import PER_CENT
+from ..metrics import Scale
+from ..train.metrics import compares_numbers, kind
 
 HEADER = """---
 library_name: innerloop{pipeline}
@@ -20,10 +21,10 @@ USAGE = """import innerloop as il
 model = il.Pretrained.from_pretrained("FOLDER")  # this folder, or user/name on the Hub
 """
 USES = {
-    "accuracy": ("\npipeline_tag: image-classification", "il.FewShotClassifier(model).fit(pictures, names)"),
-    "mse": ("\npipeline_tag: tabular-regression", "il.FewShotRegressor(model).fit(x, y)"),
+    "classes": ("\npipeline_tag: image-classification", "il.FewShotClassifier(model).fit(pictures, names)"),
+    "numbers": ("\npipeline_tag: tabular-regression", "il.FewShotRegressor(model).fit(x, y)"),
 }
-"""By what a learner was judged by: the task that the Hub files it under, and how it is used."""
+"""By what a learner predicts: the task that the Hub files it under, and how it is used."""
 OTHER = ("", "adapted = model.learner.adapt(support)")
 
 
@@ -33,6 +34,7 @@ def card(
     results: dict[str, Any],
     temperature: float | None,
     citations: Sequence[str],
+    predicts: str = "",
 ) -> str:
     """Markdown, with the metadata that the Hugging Face Hub reads in front.
 
@@ -40,8 +42,9 @@ def card(
         name: the heading.
         recipe, results, temperature: of the learner; see `innerloop.use.Pretrained`.
         citations: of the papers behind it.
+        predicts: ``"classes"`` or ``"numbers"`` (see `predicted`), or something else, which no estimator is for.
     """
-    pipeline, use = USES.get(str(results.get("metric")), OTHER)
+    pipeline, use = USES.get(predicts, OTHER)
     parts = [
         HEADER.format(pipeline=pipeline),
         f"# {name}\n",
@@ -62,10 +65,16 @@ def card(
     return "\n".join(parts)
 
 
+def predicted(loss: Any) -> str:
+    """What a learner with such a loss predicts: ``"classes"``, ``"numbers"``, or empty for anything else."""
+    return "classes" if kind(loss) == "classes" else "numbers" if compares_numbers(loss) else ""
+
+
 def _result(results: dict[str, Any]) -> str:
     if not results.get("metric"):
         return "It was not tested.\n"
-    unit = " %" if results["metric"] in PER_CENT else ""
+    scale = Scale.read(results)
+    unit = scale.suffix
     steps = "\n".join(
         f"| {number} | {mean:.4g}{unit} | {half:.2g} |"
         for number, (mean, half) in enumerate(zip(results["steps"], results["steps_ci95"], strict=True))
@@ -74,5 +83,5 @@ def _result(results: dict[str, Any]) -> str:
     how = f"`{results['command']}`, " if results.get("command") else ""
     return (
         f"{how}{results['num_tasks']} unseen tasks, {mode}, 95 % interval over tasks:\n\n"
-        f"| inner steps | {results['metric']} | +- |\n| --- | --- | --- |\n{steps}\n"
+        f"| inner steps | {scale.name} | +- |\n| --- | --- | --- |\n{steps}\n"
     )

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..learner import MetaLearner
 from ..ranges import require_at_least
 from ..task import Batch
 from ..train.calibration import plain, temperature
+from ..train.metrics import kind
 from .expectation import Expectation, left_out
 from .heads import Head, with_classes
 from .pretrained import Pretrained
+from .saved import require_finite
 
 try:
     import numpy as np
@@ -133,16 +134,17 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         logits, targets = (t.cpu() for t in left_out(self._adapt, self.support_, MOST))
         self.temperature_, self.expectation_ = around or 1.0, None
         if len(targets):
+            require_finite(logits)
             self.temperature_ = temperature(logits, targets, around or 1.0)
             self.expectation_ = Expectation.of(int((logits.argmax(1) == targets).sum()), len(targets))
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
         """Probabilities ``[N, classes]``, in the order of ``classes_``."""
-        return torch.softmax(self._outputs(X).double() / self.temperature_, 1).numpy()
+        return torch.softmax(require_finite(self._outputs(X)).double() / self.temperature_, 1).numpy()
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         """The most probable labels ``[N]``."""
-        outputs = self._outputs(X)
+        outputs = require_finite(self._outputs(X))
         return self.classes_[outputs.argmax(1).numpy()]
 
 
@@ -168,7 +170,7 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         targets = torch.from_numpy(given.astype(np.float32)).view(len(x), -1)
         self.single_ = given.ndim == 1
         pretrained = self._learner(self.n_features_in_, targets.shape[1])
-        if pretrained.learner.loss is F.cross_entropy:
+        if kind(pretrained.learner.loss) == "classes":
             raise ValueError(f"{pretrained.name} was trained to tell classes apart: use FewShotClassifier")
         self.learner_, x = pretrained.learner, _shaped(x, pretrained)
         self.shape_ = tuple(x.shape[1:])

@@ -63,6 +63,7 @@ def with_classes(learner: MetaLearner, classes: int, head: Head | None = None) -
     _rebind(learner)
     if head is not None:
         learner.initial = Prototypes(learner.model, name) if head == "prototypes" else None
+        learner.engine.parts["initialization"] = learner.initial
     return learner
 
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from .. import config
 from ..learner import MetaLearner
+from ..metrics import Scale
 from ..train.checkpoint import writing
-from ..train.evaluate import PER_CENT
 from ..train.record import dumps
-from .card import card
+from .card import card, predicted
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 FORMAT = 1
@@ -115,11 +115,11 @@ class Pretrained:
         """What its test found, in words."""
         if not self.results.get("metric"):
             return "not tested"
-        unit, tasks = " %" if self.results["metric"] in PER_CENT else "", self.recipe.get("tasks", {})
+        scale, tasks = Scale.read(self.results), self.recipe.get("tasks", {})
         kind = f"{tasks['ways']}-way {tasks['shots']}-shot " if {"ways", "shots"} <= tasks.keys() else ""
         steps = len(self.results["steps"]) - 1
         return (
-            f"{self.results['metric']} {self.results['mean']:.4g}{unit} on {self.results['num_tasks']} unseen {kind}"
+            f"{scale.name} {self.results['mean']:.4g}{scale.suffix} on {self.results['num_tasks']} unseen {kind}"
             f"tasks after {steps} step{'' if steps == 1 else 's'}"
         )
 
@@ -143,7 +143,8 @@ class Pretrained:
             "temperature": self.temperature,
             "results": self.results,
         }
-        text = card(self.name, self.recipe, self.results, self.temperature, self.learner.citations)
+        predicts = predicted(self.learner.loss) if self.recipe else ""
+        text = card(self.name, self.recipe, self.results, self.temperature, self.learner.citations, predicts)
         for name, content in (
             (WEIGHTS, weights),
             (SETTINGS, (dumps(settings, indent=2) + "\n").encode()),

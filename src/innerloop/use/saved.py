@@ -48,7 +48,7 @@ class Classifier:
     @torch.no_grad()
     def probabilities(self, x: Tensor) -> Tensor:
         """``[N, classes]``, float64 on the CPU, of pictures as the model reads them."""
-        return torch.softmax(self.module(x.to(self.device)).double().cpu() / self.temperature, 1)
+        return torch.softmax(require_finite(self.module(x.to(self.device))).double().cpu() / self.temperature, 1)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: the module's parameters and buffers, and the rest as its metadata.
@@ -97,6 +97,20 @@ class Classifier:
         except Exception as error:  # a file that is not ours can fail in any way
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{path} is not a classifier that `innerloop adapt --save` wrote: {reason}") from error
+
+
+def require_finite(logits: Tensor) -> Tensor:
+    """The logits ``[N, C]``, if each is a number: the largest of those that are not would be the first class.
+
+    Raises:
+        ValueError: some are not.
+    """
+    if lost := int(logits.isnan().any(1).sum()):
+        raise ValueError(
+            f"{lost} of {len(logits)} outputs of the adapted model are no numbers (NaN): adaptation diverged, or the "
+            "inputs hold NaN or are far from those of meta-training; fewer inner steps (steps=) often help"
+        )
+    return logits
 
 
 def _built(recipe: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> nn.Module:

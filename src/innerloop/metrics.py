@@ -1,0 +1,146 @@
+"""Metrics: what a learner is judged by, which way is better, and what the numbers are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+OLDER = {"accuracy": (True, "%"), "success": (True, "%"), "return": (True, "")}
+"""Direction and unit of the metrics of records that were written before records had them. Every other one is an error
+or a loss: lower is better, and it has no unit."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How scores are read, wherever they come from.
+
+    Attributes:
+        name: the name of the metric.
+        higher_is_better: which of two scores is the better one.
+        unit: the unit of the scores, such as ``"%"``; empty if they have none.
+    """
+
+    name: str
+    higher_is_better: bool
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.higher_is_better, self.unit)
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Scale:
+        """The scale of an evaluation as ``metrics.jsonl`` and ``results.json`` have it. This is the one place that
+        knows metrics by their names: records of older versions have nothing but the name."""
+        name = str(record["metric"])
+        higher, unit = OLDER.get(name, (False, ""))
+        return cls(name, record.get("higher_is_better", higher), record.get("unit", unit))
+
+    @classmethod
+    def of(cls, metric: Any) -> Scale:
+        """The scale of a `Metric`, of a `Scale`, or of what an `InteractiveSource` calls its metric."""
+        if isinstance(metric, str) and metric in OLDER:
+            return cls.read({"metric": metric})
+        try:
+            return cls(metric.name, metric.higher_is_better, metric.unit)
+        except AttributeError:
+            raise ValueError(
+                f"the metric of an interactive source is a scale, such as "
+                f'innerloop.metrics.Scale("goals", higher_is_better=True), or one of {", ".join(map(repr, OLDER))}; '
+                f"got {metric!r}"
+            ) from None
+
+    @property
+    def label(self) -> str:
+        """The title of an axis."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    @property
+    def suffix(self) -> str:
+        """What is written behind a number."""
+        return f" {self.unit}" if self.unit else ""
+
+    def digits(self, plain: str = ".4g") -> str:
+        """The format of numbers: two decimals for per cent, else ``plain``."""
+        return ".2f" if self.unit == "%" else plain
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A function that scores the predictions on the query set of one task, and how its scores are read.
+
+    Args:
+        function: ``(output, y) -> number``, with the model's output on the query examples first: a tensor without axes
+            or a plain number. A metric object of torchmetrics is accepted, too; it is reset before and after each task.
+        higher_is_better: true where more is better, such as for an F1 score; false for errors and losses.
+        name: the name for tables, figures and records; the function's or the class's own if not given.
+        unit: the unit of the scores, such as ``"%"``; empty if they have none.
+
+    Raises:
+        TypeError: the function cannot be called, or ``higher_is_better`` is neither true nor false.
+        ValueError: the function takes the targets first, as those of scikit-learn do.
+
+    >>> import torch
+    >>> def worst(output, y):
+    ...     return (output - y).abs().max()
+    >>> metric = Metric(worst, higher_is_better=False, unit="mm")
+    >>> metric.name, metric.unit, float(metric(torch.zeros(3), torch.tensor([1.0, -2.0, 0.0])))
+    ('worst', 'mm', 2.0)
+    """
+
+    function: Callable[[Any, Any], Any]
+    higher_is_better: bool
+    name: str = ""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) or isinstance(self.function, type):
+            hint = " instance: build it first" if isinstance(self.function, type) else " (output, y) -> number"
+            raise TypeError(f"a metric needs a function{hint}; got {self.function!r}")
+        if _module(self.function).partition(".")[0] == "sklearn":
+            name = name_of(self.function)
+            raise ValueError(
+                f"scikit-learn's {name} takes the targets first, and a metric takes (output, y): wrap it, "
+                f"il.Metric(lambda output, y: {name}(y, output), higher_is_better=..., name={name!r})"
+            )
+        object.__setattr__(self, "name", self.name or name_of(self.function) or "metric")
+        _check(self.name, self.higher_is_better, self.unit)
+
+    def __call__(self, output: Any, y: Any) -> Any:
+        """The score of one task, as the function returns it."""
+        return self.function(output, y)
+
+
+def unwrapped(function: Any) -> Any:
+    """The function behind ``functools.partial``."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, or of the class of an object; empty for a lambda."""
+    function = unwrapped(function)
+    name = str(getattr(function, "__name__", type(function).__name__))
+    return "" if name == "<lambda>" else name
+
+
+def _module(function: Any) -> str:
+    """The module in which a function, or the class of an object, was defined."""
+    function = unwrapped(function)
+    return str(getattr(function if hasattr(function, "__name__") else type(function), "__module__", ""))
+
+
+def _check(name: Any, higher_is_better: Any, unit: Any) -> None:
+    if not isinstance(higher_is_better, bool):
+        raise TypeError(f"higher_is_better of the metric {name} is True or False, got {higher_is_better!r}")
+    for what, value in (("name", name), ("unit", unit)):
+        if not isinstance(value, str):
+            raise TypeError(f"the {what} of a metric is a string, got {value!r}")
+
+
+RETURN = Scale("return", higher_is_better=True)
+"""The sum of rewards over an episode."""
+SUCCESS = Scale("success", higher_is_better=True, unit="%")
+"""How often a task was done."""

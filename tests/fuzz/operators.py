@@ -1,0 +1,212 @@
+"""Torch's operators through an inner loop: its own list of them, with samples (``op_db``).
+
+`python -m tests.fuzz.operators [NAME ...]` says of each what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from tests.fuzz.cases import Case, Found, Oracle, by_differences, derivative_errors, innerloop
+
+SAMPLES, ELEMENTS = 6, 5_000
+EXACT, SMOOTH, SINGLE = 1e-8, 1e-4, 1e-6
+"""What may differ, relative: from the plain loop; from finite differences; from the plain loop where that takes a sixth
+in single precision, which torch's hard sigmoid does."""
+
+BEYOND = "right, also in second order, which torch does not have"
+
+
+@dataclass
+class Verdict:
+    """What was found of a case.
+
+    Attributes:
+        name: of the operator, the sample, and how it was called.
+        wrong: the first of torch's derivatives that is wrong (by finite differences), if any.
+        order: 2 if the plain loop can differentiate through an inner gradient, else 1.
+        looped, vectorised: "right", or why it was refused, or by how much it differs.
+    """
+
+    name: str
+    order: int = 2
+    wrong: int | None = None
+    errors: list[float | None] | None = None
+    looped: str = ""
+    vectorised: str = ""
+
+    @property
+    def silent(self) -> bool:
+        """Whether something is wrong and nothing says so."""
+        return self.looped.startswith("differs") or self.vectorised.startswith("differs")
+
+
+def judge(name: str, case: Case, dtype: torch.dtype = torch.float64, check: bool = True) -> Verdict | None:
+    """A case through the inner loop; ``None`` if it is none (nothing to differentiate, values that are not finite)."""
+    expected = None
+    for order, again in ((2, True), (2, False), (1, False)):
+        oracle = Oracle(case, order=order)
+        try:
+            rate = oracle.rate()
+            expected = oracle(rate, again)
+            break
+        except ValueError:
+            return None
+        except (RuntimeError, NotImplementedError, TypeError, IndexError, AssertionError):
+            continue
+    if expected is None or not expected.objective.isfinite().all():
+        return None
+    verdict = Verdict(name, order)
+    if check:
+        verdict.errors = [e and float(f"{e:.0e}") for e in derivative_errors(case)]
+        verdict.wrong = next((i for i, e in enumerate(verdict.errors, 1) if e is not None and e > SMOOTH), None)
+        if order == 2 and not again and verdict.wrong is None:
+            verdict.wrong = 3  # torch has none, and we may
+    verdict.looped, verdict.vectorised = (
+        _compare(name, case, dtype, rate, order, v, expected, verdict.wrong, oracle.size) for v in (False, True)
+    )
+    return verdict
+
+
+def _compare(
+    name: str,
+    case: Case,
+    dtype: torch.dtype,
+    rate: float,
+    order: int,
+    vectorize: bool,
+    expected: Found,
+    wrong: int | None,
+    size: float,
+) -> str:
+    try:
+        found = innerloop(case, dtype, rate, order, vectorize)
+        beyond = _beyond(case, dtype, rate, vectorize) if order == 1 else None
+    except (ValueError, NotImplementedError, RuntimeError, TypeError) as error:
+        return f"refused: {type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+    except AssertionError as error:
+        return f"differs from itself: {error}"
+    if order == 2 and wrong in (2, 3) and (error := by_differences(case, rate, wrong, found)) is not None:
+        return "right" if error < SMOOTH else f"differs by {error:.0e} from finite differences"
+    if beyond is not None and beyond > SMOOTH:
+        return f"differs by {beyond:.0e} from finite differences in second order"
+    difference = found.difference(expected, size)
+    exact = SINGLE if "ardsigmoid" in name else EXACT
+    right = "right" if beyond is None else BEYOND
+    return right if difference < exact else f"differs by {difference:.0e}"
+
+
+def _beyond(case: Case, dtype: torch.dtype, rate: float, vectorize: bool) -> float | None:
+    """How much a second-order meta-gradient is wrong that the plain loop does not have; ``None`` if there is none."""
+    try:
+        found = innerloop(case, dtype, rate, 2, vectorize, again=False)
+    except (ValueError, NotImplementedError, RuntimeError, TypeError):
+        return None
+    return by_differences(case, rate, 2, found)
+
+
+# -- torch's list -----------------------------------------------------------------------------------------------------
+
+
+def operators() -> dict[str, Any]:
+    """Name -> operator of torch's list."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return {f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name: op for op in op_db}
+
+
+def cases(name: str, op: Any, dtype: torch.dtype = torch.float64, samples: int = SAMPLES) -> Iterator[tuple[str, Case]]:
+    """Some samples of an operator, with constants that all tasks share and that each has its own of."""
+    if dtype not in op.supported_dtypes("cpu") or not op.supports_autograd:
+        return
+    found = list(op.sample_inputs("cpu", dtype, requires_grad=True))
+    if "wrapper_set_seed" in getattr(getattr(op.op, "__code__", None), "co_names", ()):
+        found = [sample for sample in found if not _draws(op, sample)]
+    some = found[:: max(1, -(-len(found) // samples))]
+    variants = {"": op.op, "method": op.method_variant, "in place": _in_place(op.inplace_variant)}
+    for index, sample in enumerate(some):
+        for kind, function in variants.items():
+            if function is None or (kind and index):
+                continue
+            for varied in (False, True)[: 1 if kind else 2]:
+                case = _case(function, sample, varied)
+                if case is not None:
+                    yield f"{name} {index} {kind} {'varied' if varied else ''}".strip(), case
+
+
+def _draws(op: Any, sample: Any) -> bool:
+    """Whether an operator draws random numbers: torch's list makes it draw the same ones in every call, but tasks that
+    run at once draw their own."""
+    seed, found = torch.manual_seed, []
+    for shift in (0, 1):
+        with mock.patch("torch.manual_seed", lambda number, shift=shift: seed(number + shift)):
+            found.append(pytree.tree_leaves(op.op(sample.input, *sample.args, **sample.kwargs)))
+    return not all(torch.equal(a, b) for a, b in zip(*found, strict=True) if isinstance(a, Tensor))
+
+
+def _in_place(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    return function and (lambda x, *args, **kwargs: function(x.clone(), *args, **kwargs))  # type: ignore[misc]
+
+
+def _case(function: Callable[..., Any], sample: Any, varied: bool) -> Case | None:
+    leaves, structure = pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
+    tensors = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+    others = [x for x in leaves if isinstance(x, Tensor) and not x.requires_grad]
+    if any(t.layout != torch.strided for t in (*tensors, *others)) or any(t.is_complex() for t in tensors):
+        return None
+    if not tensors or (varied and not others) or sum(t.numel() for t in (*tensors, *others)) > ELEMENTS:
+        return None
+    where = [x.requires_grad if isinstance(x, Tensor) else None for x in leaves]
+
+    def call(*given: Tensor) -> Any:
+        floating, fixed = iter(given[: len(tensors)]), iter(given[len(tensors) :])
+        filled = [
+            next(floating) if place else next(fixed) if place is False else leaf
+            for leaf, place in zip(leaves, where, strict=True)
+        ]
+        first, args, kwargs = pytree.tree_unflatten(filled, structure)
+        return function(first, *args, **kwargs)
+
+    return Case(call, tensors, others, varied)
+
+
+def audit(name: str, op: Any, samples: int = SAMPLES) -> list[Verdict]:
+    """What was found of an operator."""
+    verdicts = []
+    for label, case in cases(name, op, samples=samples):
+        torch.manual_seed(0)
+        state = torch.get_rng_state()
+        verdict = judge(label, case, check="method" not in label and "in place" not in label)
+        if verdict is not None and torch.equal(state, torch.get_rng_state()):
+            verdicts.append(verdict)
+    return verdicts
+
+
+def main(names: list[str]) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    every = operators()
+    for name in names or every:
+        try:
+            verdicts = audit(name, every[name])
+        except Exception as error:
+            print(json.dumps({"name": name, "failed": f"{type(error).__name__}: {str(error)[:300]}"}), flush=True)
+            continue
+        for verdict in verdicts:
+            print(json.dumps(asdict(verdict)), flush=True)
+        if not verdicts:
+            print(json.dumps({"name": name, "failed": "no case"}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
