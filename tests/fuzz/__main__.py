@@ -1,7 +1,7 @@
 """Compare the library with a plain inner loop on random models.
 
-    python -m tests.fuzz --examples 3000 --seed 0 --jobs 2
-    python -m tests.fuzz --case '{"x": [3], "layers": ["nn.Linear(3, 2)"]}'
+python -m tests.fuzz --examples 3000 --seed 0 --jobs 2
+python -m tests.fuzz --case '{"x": [3], "layers": ["nn.Linear(3, 2)"]}'
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from .differences import Report, check
 from .layers import KINDS
 from .models import Case, cases
 from .reduce import reduce, signature
-
 
 ALIKE = 5
 """Differences that have been reduced to one cause so often in a row are counted to it without being reduced."""
@@ -77,9 +76,10 @@ class Summary:
 
     def data(self) -> dict[str, Any]:
         return {
-            "models": self.models, "compared": self.compared, "results": self.results, "kinds": dict(sorted(self.kinds.items())),
-            "status": dict(self.status.most_common()), "refused": dict(self.refused.most_common()),
-            "verdicts": dict(self.verdicts.most_common()), "torch_wrong": self.torch_wrong, "differences": self.wrong, "broken": self.broken,
+            "models": self.models, "compared": self.compared, "results": self.results,
+            "kinds": dict(sorted(self.kinds.items())), "status": dict(self.status.most_common()),
+            "refused": dict(self.refused.most_common()), "verdicts": dict(self.verdicts.most_common()),
+            "torch_wrong": self.torch_wrong, "differences": self.wrong, "broken": self.broken,
         }  # fmt: skip
 
 
@@ -108,12 +108,20 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def run(examples: int, start: int, compile_every: int, reducing: bool, only: tuple[str, ...], note: Path | None) -> dict[str, Any]:
+def run(
+    examples: int, start: int, compile_every: int, reducing: bool, only: tuple[str, ...], note: Path | None
+) -> dict[str, Any]:
     """Check so many cases."""
     summary, begun = Summary(), time.perf_counter()
 
     @seed(start)
-    @settings(max_examples=examples, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(cases(only or tuple(KINDS)))
     def one(case: Case) -> None:
         compiled = bool(compile_every) and summary.models % compile_every == compile_every - 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import innerloop as il
 
 from .models import Case, Problem, build, default
-from .oracle import Oracle, Tensors, Told
+from .oracle import Constants, Oracle, Tensors
 
 PLANS: dict[str, dict[str, Any]] = {
     "looped": {"vectorize": False},
@@ -326,7 +326,9 @@ def _richardson(function: Callable[[float], Tensor], h: float) -> tuple[Tensor, 
 
 
 def _moved(theta: Tensors, direction: Tensors, by: float) -> Tensors:
-    return {n: (t.detach() + by * direction[n] if n in direction else t.detach()).requires_grad_() for n, t in theta.items()}
+    return {
+        n: (t.detach() + by * direction[n] if n in direction else t.detach()).requires_grad_() for n, t in theta.items()
+    }
 
 
 def _verdict(got: Tensor, want: Tensor | None, truth: Tensor, doubt: float) -> str:
@@ -357,10 +359,10 @@ class Judge:
         """By the objective, in one random direction."""
         if self.stopped or isinstance(self.library.learner.objective, il.Reptile):
             return "library is wrong"
-        direction, told = self.expected.direction, self._told()
+        direction, constants = self.expected.direction, self._constants()
 
         def objective(by: float) -> Tensor:
-            results = self.oracle.outcome(self.tasks, _moved(self.oracle.theta, direction, by), told)
+            results = self.oracle.outcome(self.tasks, _moved(self.oracle.theta, direction, by), constants)
             return torch.stack([r.objective.detach() for r in results]).mean()
 
         def along(grads: Tensors) -> Tensor:
@@ -368,14 +370,14 @@ class Judge:
 
         return _verdict(along(got), None if want is None else along(want), *central(objective))
 
-    def _told(self) -> list[Told] | None:
+    def _constants(self) -> list[Constants] | None:
         if not self.constant:
             return None
-        told = [Told() for _ in self.oracle.tasks(self.tasks)]
-        self.oracle.outcome(self.tasks, told=told)
-        for one in told:
+        constants = [Constants() for _ in self.oracle.tasks(self.tasks)]
+        self.oracle.outcome(self.tasks, constants=constants)
+        for one in constants:
             one.replay = True
-        return told
+        return constants
 
     def once_more(self, got: Tensors, want: Tensors | None, trusted: bool) -> str:
         """By the meta-gradient: the oracle's if it is known to be right, else the library's."""
@@ -389,11 +391,11 @@ class Judge:
 
     def central_once_more(self, trusted: bool) -> tuple[Tensor, float]:
         """The derivative of the meta-gradient, flat, and about how wrong it may be."""
-        direction, told = self.expected.direction, self._told()
+        direction, constants = self.expected.direction, self._constants()
 
         def by_oracle(by: float) -> Tensor:
             theta = _moved(self.oracle.theta, direction, by)
-            grads = self.oracle.meta_gradient(self.oracle.outcome(self.tasks, theta, told), False, theta)
+            grads = self.oracle.meta_gradient(self.oracle.outcome(self.tasks, theta, constants), False, theta)
             return _flat(grads, direction)
 
         def by_library(by: float) -> Tensor:
@@ -445,10 +447,16 @@ def plans_of(case: Case, compiled: bool = False) -> list[str]:
     chosen = ["looped", "vectorized", *(["threads"] if case.tasks > 2 else [])]
     if "order=2" in case.objective or case.objective == "il.Unrolled()":
         chosen += ["constant", *(["constant, looped"] if case.seed % 3 == 0 else [])]
-    return ["looped", "vectorized", *(["constant"] if low and case.seed % 2 else [])] if low else chosen + ["compiled"] * compiled
+    return (
+        ["looped", "vectorized", *(["constant"] if low and case.seed % 2 else [])]
+        if low
+        else chosen + ["compiled"] * compiled
+    )
 
 
-def check(case: Case, plans: list[str] | None = None, compiled: bool = False, data_seed: int = 0, settle: bool = True) -> Report:
+def check(
+    case: Case, plans: list[str] | None = None, compiled: bool = False, data_seed: int = 0, settle: bool = True
+) -> Report:
     """Compare all results of a case.
 
     Args:
@@ -553,14 +561,18 @@ def _plan(report: Report, problem: Problem, plan: str, expected: Expected, low: 
     elif low is not None:
         calls["predict"] = lambda: {"predict": library.predict(True)}
     else:
-        calls["once more" if plan != "threads" else "backward"] = library.once_more if plan != "threads" else library.backward
+        calls["once more" if plan != "threads" else "backward"] = (
+            library.once_more if plan != "threads" else library.backward
+        )
         if not plan.startswith("constant"):
             calls["predict"] = lambda: {"predict": library.predict(True)}
             calls["predict inductive"] = lambda: {"predict inductive": library.predict(False)}
             calls["all adapted parameters"] = library.adapt_all
         if plan == "looped":
             calls["adapted parameters"] = lambda: library.adapt(True)
-            calls["adapted parameters inductive"] = lambda: {f"{n} inductive": t for n, t in library.adapt(False).items()}
+            calls["adapted parameters inductive"] = lambda: {
+                f"{n} inductive": t for n, t in library.adapt(False).items()
+            }
     for name, call in calls.items():
         try:
             found = call()
@@ -647,7 +659,9 @@ def _compare_low(report: Report, plan: str, result: str, got: Tensors, want: Ten
     except Refused:
         return
     if result == "outcome":
-        got, want, plain = ({n: t for n, t in r.items() if n in ("loss", "output", "steps")} for r in (got, want, plain))
+        got, want, plain = (
+            {n: t for n, t in r.items() if n in ("loss", "output", "steps")} for r in (got, want, plain)
+        )
     if got.keys() != want.keys() or any(got[n].shape != want[n].shape for n in want):
         report.differences.append(Difference(plan, result, float("inf"), "library is wrong", "names or shapes"))
         return

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a layer is a line
 """The kinds of layers that random models are made of: for each, which inputs it takes and how one is drawn.
 
 A layer is drawn as an expression, so that a model that fails can be read and run by hand. Inputs are of these layouts,
@@ -64,10 +65,8 @@ kind("Identity", ANY, "nn.Identity()")
 
 def parametrized(name: str) -> Make:
     def make(d: Draw, s: Shape) -> str:
-        if len(s) == 3:
-            layer = f"nn.Conv2d({s[0]}, 3, {d.number(1, 2)})"
-        else:
-            layer = f"nn.Linear({s[-1]}, {d.number(2, 4)})"
+        size = d.number(2, 3)
+        layer = f"nn.Conv2d({s[0]}, 3, {size - 1})" if len(s) == 3 else f"nn.Linear({s[-1]}, {size})"
         options = {
             "parametrizations.weight_norm": f", dim={d.of(0, 1, None)}" if name.endswith("weight_norm") else "",
             "parametrizations.orthogonal": f", orthogonal_map={d.of('matrix_exp', 'cayley', 'householder')!r}",
@@ -127,7 +126,7 @@ for n, layout in SPACES.items():
     kind(f"ConvTranspose{n}d", (layout,), transposed(n))
 kind("ConvTranspose2d unbatched", ("img",), unbatched(transposed(2)))
 kind("Linear unbatched", ("vec",), unbatched(KINDS["Linear"][1]))
-kind("Fold", ("img",), lambda d, s: f"Apply(lambda x: F.fold(F.unfold(x, 2, padding=1), x.shape[-2:], 2, padding=1))")
+kind("Fold", ("img",), lambda d, s: "Apply(lambda x: F.fold(F.unfold(x, 2, padding=1), x.shape[-2:], 2, padding=1))")
 kind("Unfold", ("img",), lambda d, s: f"nn.Unfold({d.number(1, 2)}, stride={d.of(1, 2)}, padding={d.of(0, 1)})")
 kind("Patches", ("img",), lambda d, s: "Apply(lambda x: x.unfold(-1, 2, 1).flatten(-2))")
 
@@ -162,8 +161,12 @@ kind(
     "LayerNorm", ("vec", "seq", "img"),
     lambda d, s: f"nn.LayerNorm({s[d.number(0, len(s) - 1):]}, elementwise_affine={d.of(True, True, False)}, bias={d.flag()})",
 )  # fmt: skip
-kind("RMSNorm", ("vec", "seq", "img"), lambda d, s: f"nn.RMSNorm({s[-1:]}, elementwise_affine={d.of(True, True, False)})")
-kind("LocalResponseNorm", ("seq", "img"), lambda d, s: f"nn.LocalResponseNorm({d.number(1, 3)}, alpha={d.of(0.1, 0.5)})")
+kind(
+    "RMSNorm", ("vec", "seq", "img"), lambda d, s: f"nn.RMSNorm({s[-1:]}, elementwise_affine={d.of(True, True, False)})"
+)
+kind(
+    "LocalResponseNorm", ("seq", "img"), lambda d, s: f"nn.LocalResponseNorm({d.number(1, 3)}, alpha={d.of(0.1, 0.5)})"
+)
 kind("CrossMapLRN2d", ("img",), lambda d, s: f"nn.CrossMapLRN2d({d.number(1, 3)}, alpha=0.3)")
 kind("normalize", ("vec", "seq", "img"), lambda d, s: f"Apply(lambda x: F.normalize(x, dim={d.of(1, -1)}))")
 
@@ -218,12 +221,36 @@ def resize(d: Draw, s: Shape) -> str:
 
 
 kind("Upsample", ("seq", "img", "vol"), resize)
-kind("interpolate", ("img",), lambda d, s: f"Apply(lambda x: F.interpolate(x, size=({d.number(1, 4)}, {d.number(1, 4)}), mode='area'))")
-kind("antialias", ("img",), lambda d, s: "Apply(lambda x: F.interpolate(x, size=(2, 3), mode='bilinear', antialias=True))")
-kind("PixelShuffle", ("img",), lambda d, s: "nn.PixelShuffle(2)" if s[0] % 4 == 0 else f"nn.Sequential(nn.Conv2d({s[0]}, 4, 1), nn.PixelShuffle(2))")
+kind(
+    "interpolate",
+    ("img",),
+    lambda d, s: f"Apply(lambda x: F.interpolate(x, size=({d.number(1, 4)}, {d.number(1, 4)}), mode='area'))",
+)
+kind(
+    "antialias",
+    ("img",),
+    lambda d, s: "Apply(lambda x: F.interpolate(x, size=(2, 3), mode='bilinear', antialias=True))",
+)
+kind(
+    "PixelShuffle",
+    ("img",),
+    lambda d, s: (
+        "nn.PixelShuffle(2)" if s[0] % 4 == 0 else f"nn.Sequential(nn.Conv2d({s[0]}, 4, 1), nn.PixelShuffle(2))"
+    ),
+)
 kind("PixelUnshuffle", ("img",), "nn.PixelUnshuffle(2)")
-kind("ChannelShuffle", ("img", "vol"), lambda d, s: f"nn.ChannelShuffle({d.of(*[g for g in (1, 2, 3, 4) if s[0] % g == 0])})")
-kind("grid_sample", ("img",), lambda d, s: f"Apply(lambda x: F.grid_sample(x, F.affine_grid(torch.tensor([[[0.8, 0.1, 0.0], [-0.1, 0.9, 0.1]]], dtype=x.dtype).expand(len(x), 2, 3), (len(x), {s[0]}, 3, 3), align_corners=False), align_corners=False))")
+kind(
+    "ChannelShuffle",
+    ("img", "vol"),
+    lambda d, s: f"nn.ChannelShuffle({d.of(*[g for g in (1, 2, 3, 4) if s[0] % g == 0])})",
+)
+kind(
+    "grid_sample",
+    ("img",),
+    lambda d, s: (
+        f"Apply(lambda x: F.grid_sample(x, F.affine_grid(torch.tensor([[[0.8, 0.1, 0.0], [-0.1, 0.9, 0.1]]], dtype=x.dtype).expand(len(x), 2, 3), (len(x), {s[0]}, 3, 3), align_corners=False), align_corners=False))"
+    ),
+)
 for n, layout in SPACES.items():
     for name in ("ReflectionPad", "ReplicationPad", "ZeroPad", "CircularPad"):
         kind(
@@ -274,10 +301,18 @@ FUNCTIONS = {
 for name, body in FUNCTIONS.items():
     kind(name, ANY, f"Apply(lambda x: {body})")
 kind("matmul", ("seq", "img"), "Apply(lambda x: x @ x.mT)")
-kind("attention", ("seq",), lambda d, s: f"Apply(lambda x: F.scaled_dot_product_attention(x, x, x.tanh(), is_causal={d.flag()}))")
+kind(
+    "attention",
+    ("seq",),
+    lambda d, s: f"Apply(lambda x: F.scaled_dot_product_attention(x, x, x.tanh(), is_causal={d.flag()}))",
+)
 kind("bmm", ("seq",), "Apply(lambda x: torch.bmm(x, x.transpose(1, 2).tanh()))")
 kind("cdist", ("seq",), "Apply(lambda x: torch.cdist(x, x + 1))")
-kind("solve", ("seq",), lambda d, s: f"Apply(lambda x: torch.linalg.solve(torch.eye({s[0]}, dtype=x.dtype) + x @ x.mT, x))")
+kind(
+    "solve",
+    ("seq",),
+    lambda d, s: f"Apply(lambda x: torch.linalg.solve(torch.eye({s[0]}, dtype=x.dtype) + x @ x.mT, x))",
+)
 
 # -- sequences --------------------------------------------------------------------------------------------------------
 
@@ -300,7 +335,9 @@ def recurrent(name: str) -> Make:
 
 for name in ("RNN", "LSTM", "GRU"):
     kind(name, ("seq",), recurrent(name))
-    kind(f"{name}Cell", ("seq",), lambda d, s, n=name: f"Unroll(nn.{n}Cell({s[-1]}, 3, bias={d.of(True, True, False)}))")
+    kind(
+        f"{name}Cell", ("seq",), lambda d, s, n=name: f"Unroll(nn.{n}Cell({s[-1]}, 3, bias={d.of(True, True, False)}))"
+    )
 kind("GRU unbatched", ("seq",), lambda d, s: f"Unbatched(Output(nn.GRU({s[-1]}, 3, batch_first=True)))")
 
 
@@ -328,8 +365,18 @@ def transformer(name: str) -> Make:
 kind("MultiheadAttention", ("seq",), attention)
 kind("TransformerEncoderLayer", ("seq",), transformer("TransformerEncoderLayer"))
 kind("TransformerDecoderLayer", ("seq",), transformer("TransformerDecoderLayer"))
-kind("TransformerEncoder", ("seq",), lambda d, s: f"nn.TransformerEncoder({transformer('TransformerEncoderLayer')(d, s)}, 2, enable_nested_tensor=False)")
-kind("Transformer", ("seq",), lambda d, s: f"Decode(nn.Transformer({s[-1]}, {heads(d, s[-1])}, 1, 1, 3, dropout=0.0, batch_first=True))")
+kind(
+    "TransformerEncoder",
+    ("seq",),
+    lambda d, s: (
+        f"nn.TransformerEncoder({transformer('TransformerEncoderLayer')(d, s)}, 2, enable_nested_tensor=False)"
+    ),
+)
+kind(
+    "Transformer",
+    ("seq",),
+    lambda d, s: f"Decode(nn.Transformer({s[-1]}, {heads(d, s[-1])}, 1, 1, 3, dropout=0.0, batch_first=True))",
+)
 
 TOKENS = 7
 """How many different ones there are."""
@@ -343,7 +390,13 @@ def bag(d: Draw, s: Shape) -> str:
     return f"{part})"
 
 
-kind("Embedding", ("tokens",), lambda d, s: f"nn.Embedding({TOKENS}, {d.number(2, 4)}, padding_idx={d.of(None, None, 0, -1)}, scale_grad_by_freq={d.rarely(5)})")
+kind(
+    "Embedding",
+    ("tokens",),
+    lambda d, s: (
+        f"nn.Embedding({TOKENS}, {d.number(2, 4)}, padding_idx={d.of(None, None, 0, -1)}, scale_grad_by_freq={d.rarely(5)})"
+    ),
+)
 kind("EmbeddingBag", ("tokens",), bag)
 kind("one_hot", ("tokens",), f"Apply(lambda x: F.one_hot(x, {TOKENS}).to(torch.get_default_dtype()))")
 kind("Embedding max_norm", ("tokens",), f"nn.Embedding({TOKENS}, 3, max_norm=0.7)")
@@ -352,7 +405,13 @@ kind("Embedding max_norm", ("tokens",), f"nn.Embedding({TOKENS}, 3, max_norm=0.7
 
 kind("Flatten", ("seq", "img", "vol"), "nn.Flatten()")
 kind("Flatten the last", ("img", "vol"), "nn.Flatten(2)")
-kind("Unflatten", ("vec",), lambda d, s: f"nn.Unflatten(1, {d.of((1, s[0]), (s[0], 1), (1, 1, s[0]), *([(2, s[0] // 2)] if s[0] % 2 == 0 else []))})")
+kind(
+    "Unflatten",
+    ("vec",),
+    lambda d, s: (
+        f"nn.Unflatten(1, {d.of((1, s[0]), (s[0], 1), (1, 1, s[0]), *([(2, s[0] // 2)] if s[0] % 2 == 0 else []))})"
+    ),
+)
 kind("transpose", ("seq", "img"), "Apply(lambda x: x.transpose(1, -1))")
 kind("mean", ("seq", "img", "vol"), "Apply(lambda x: x.mean(-1))")
 kind("max", ("seq", "img"), "Apply(lambda x: x.max(-1).values)")

@@ -63,7 +63,7 @@ class Substituted:
 
 
 @dataclass
-class Told:
+class Constants:
     """What was constant in first-order steps, so that central differences can keep it constant."""
 
     steps: list[tuple[Tensors, Tensors]] = field(default_factory=list)
@@ -97,9 +97,7 @@ class Oracle:
         names = {id(p): name for name, p in learner.named_parameters()}
         self.name_of = {n: names[id(p)] for n, p in learner.model.named_parameters()}
         self.losses = {name: self._loss(name, names) for name in ("loss", "inner_loss")}
-        self.theta = {
-            name: p.detach().to(dtype).clone().requires_grad_() for name, p in learner.named_parameters()
-        }
+        self.theta = {name: p.detach().to(dtype).clone().requires_grad_() for name, p in learner.named_parameters()}
         self.learned = [name for name, p in learner.named_parameters() if p.requires_grad]
         self.modes = {path: part.training for path, part in learner.model.named_modules()}
 
@@ -152,7 +150,7 @@ class Oracle:
         return il.Batch(support.x[index], None if support.y is None else support.y[index])
 
     def path(
-        self, theta: Tensors, support: il.Batch, steps: int, order: int, told: Told | None = None,
+        self, theta: Tensors, support: il.Batch, steps: int, order: int, constants: Constants | None = None,
         batch_size: int | None = None,
     ) -> Iterator[tuple[Tensors, Tensors, Tensor | None]]:  # fmt: skip
         """The adapted parameters, the buffers, and the support loss before the step, from the start on."""
@@ -167,22 +165,22 @@ class Oracle:
             loss = self.losses["inner_loss"](theta, output, examples.y)
             grads = dict(zip(at, _grad(loss, list(at.values()), order == 2), strict=True))
             seen = params if order == 2 else _detach(params)
-            if order == 1 and told is not None:
-                if told.replay:
-                    grads, seen = told.steps[step]
+            if order == 1 and constants is not None:
+                if constants.replay:
+                    grads, seen = constants.steps[step]
                 else:
-                    told.steps.append((grads, seen))
+                    constants.steps.append((grads, seen))
             updates, state = rule_step(self.learner.rule, "rule", theta, grads, seen, state, step)
             params = {n: p + updates[n] for n, p in params.items()}
             buffers = after
             yield params, buffers, loss.detach()
 
-    def judge(self, theta: Tensors, task: il.Task, told: Told | None = None) -> Result:
+    def judge(self, theta: Tensors, task: il.Task, constants: Constants | None = None) -> Result:
         """The objective of one task in meta-training."""
         self.mode(training=True)
         objective = self.learner.objective
         if isinstance(objective, il.Unrolled):
-            return self._unrolled(theta, task, objective, told)
+            return self._unrolled(theta, task, objective, constants)
         path = list(self.path(theta, task.support, self.learner.steps, 1))
         params, buffers, _ = path[-1]
         steps = [loss for _, _, loss in path[1:]]
@@ -194,20 +192,20 @@ class Oracle:
             begin = self.start(theta)[0]
             value = sum(((begin[n] - at[n]).square().sum() / 2 for n in at), loss.new_zeros(()))
             return Result(value, loss.detach(), output, steps, at)
-        return self._implicit(theta, task, objective, at, buffers, steps, told)
+        return self._implicit(theta, task, objective, at, buffers, steps, constants)
 
     def _query(self, theta: Tensors, params: Tensors, buffers: Tensors, query: il.Batch) -> tuple[Tensor, Any]:
         output, _ = self.run({**self.start(theta)[1], **params}, buffers, query.x)
         return self.losses["loss"](theta, output, query.y), output
 
-    def _unrolled(self, theta: Tensors, task: il.Task, objective: il.Unrolled, told: Told | None) -> Result:
+    def _unrolled(self, theta: Tensors, task: il.Task, objective: il.Unrolled, constants: Constants | None) -> Result:
         count, weights = self.learner.steps, objective.step_weights
         weights = [0.0] * (count - 1) + [1.0] if weights is None else list(weights)
         terms: list[Tensor] = []
         steps: list[Tensor] = []
         loss = output = None
         params: Tensors = {}
-        path = self.path(theta, task.support, count, objective.order, told)
+        path = self.path(theta, task.support, count, objective.order, constants)
         for index, (params, buffers, before) in enumerate(path):
             if index:
                 steps.append(before)
@@ -220,15 +218,15 @@ class Oracle:
 
     def _implicit(
         self, theta: Tensors, task: il.Task, objective: il.Implicit, at: Tensors, buffers: Tensors,
-        steps: list[Tensor], told: Told | None,
+        steps: list[Tensor], constants: Constants | None,
     ) -> Result:  # fmt: skip
-        begin, fixed, _ = self.start(theta)
-        if told is not None and told.replay:
-            at, solution = told.implicit
+        begin = self.start(theta)[0]
+        if constants is not None and constants.replay:
+            at, solution = constants.implicit
         else:
             solution = self._solve(theta, task, objective, at, buffers)
-            if told is not None:
-                told.implicit = at, solution
+            if constants is not None:
+                constants.implicit = at, solution
         leaves = {n: p.detach().requires_grad_() for n, p in at.items()}
         loss, output = self._query(theta, _detach(at), buffers, task.query)
         slope = self._slope(theta, task, leaves, buffers)
@@ -267,11 +265,13 @@ class Oracle:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def outcome(self, tasks: il.Task, theta: Tensors | None = None, told: list[Told] | None = None) -> list[Result]:
+    def outcome(
+        self, tasks: il.Task, theta: Tensors | None = None, constants: list[Constants] | None = None
+    ) -> list[Result]:
         theta = self.theta if theta is None else theta
         with torch.enable_grad():
             return [
-                self.judge(theta, task, told[i] if told else None) for i, task in enumerate(self.tasks(tasks))
+                self.judge(theta, task, constants[i] if constants else None) for i, task in enumerate(self.tasks(tasks))
             ]
 
     def tasks(self, tasks: il.Task) -> list[il.Task]:
@@ -324,7 +324,7 @@ class Oracle:
         return _detach(tensors), losses, buffers
 
 
-# -- update rules, from their papers -------------------------------------------------------------------------------------
+# -- update rules, from their papers ----------------------------------------------------------------------------------
 
 
 def rule_state(rule: il.UpdateRule, params: Tensors) -> Any:
@@ -370,7 +370,9 @@ def rule_step(
         unbiased = {n: (m[n] / (1 - b1 ** (step + 1)), v[n] / (1 - b2 ** (step + 1))) for n in grads}
         return {n: -theta[f"{name}.lr"] * a / (b + rule.eps**2).sqrt() for n, (a, b) in unbiased.items()}, (m, v)
     if isinstance(rule, il.KroneckerCurvature):
-        return {n: _kronecker([own("factors", f"{n}:{a}") for a in range(min(g.ndim, 3))], g) for n, g in grads.items()}, state
+        return {
+            n: _kronecker([own("factors", f"{n}:{a}") for a in range(min(g.ndim, 3))], g) for n, g in grads.items()
+        }, state
     raise NotImplementedError(f"the oracle does not know {type(rule).__name__}")
 
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from .choices import LOSSES
 from .differences import EXCUSED, Difference, Report, check
-from .models import LOSSES, Case
+from .models import Case
 
 PLAIN = {
-    "inner_loss": None, "rule": "il.SGD(0.1)", "adapt": "il.everything", "objective": "il.Unrolled()", "batch_size": None,
-    "statistics": "batch", "training": True, "steps": 1, "tasks": 2, "support": 3, "query": 2,
+    "inner_loss": None, "rule": "il.SGD(0.1)", "adapt": "il.everything", "objective": "il.Unrolled()",
+    "batch_size": None, "statistics": "batch", "training": True, "steps": 1, "tasks": 2, "support": 3, "query": 2,
 }  # fmt: skip
 
 
@@ -76,9 +77,15 @@ def _still(case: Case, wanted: Difference) -> list[Difference] | None:
 
 def signature(case: Case, differences: list[Difference]) -> str:
     """What tells causes apart, roughly: the kinds of layers, the loss, which plan, which result."""
-    layers = sorted({name for text in case.layers for name in re.findall(r"(?:\w+\.)*([A-Za-z_]\w*)\(", text)} - {"Sequential"})
+    layers = sorted(
+        {name for text in case.layers for name in re.findall(r"(?:\w+\.)*([A-Za-z_]\w*)\(", text)} - {"Sequential"}
+    )
     first = differences[0]
-    extras = [f"{n}={getattr(case, n)}" for n in ("rule", "objective", "statistics", "dtype", "adapt") if getattr(case, n) != getattr(Case, n)]
+    extras = [
+        f"{n}={getattr(case, n)}"
+        for n in ("rule", "objective", "statistics", "dtype", "adapt")
+        if getattr(case, n) != getattr(Case, n)
+    ]
     if case.loss != LOSSES[case.target][0]:
         extras.append(case.loss)
     return " | ".join([", ".join(layers), first.plan, first.result, first.verdict, *extras])

@@ -25,14 +25,19 @@ ROOT = Path(__file__).parents[2]
 
 def fuzz(examples: int, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.fuzz", "--examples", str(examples), "--seed", str(SEED), *options]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
     assert done.returncode == 0
     return json.loads(done.stdout)
 
 
 def require_none(found: dict[str, Any]) -> None:
     assert not found["broken"], "\n".join(found["broken"][:3])
-    lines = [f"{one['count']} x {key}\n  {one['case']}\n  {one['differences'][:3]}" for key, one in found["differences"].items()]
+    lines = [
+        f"{one['count']} x {key}\n  {one['case']}\n  {one['differences'][:3]}"
+        for key, one in found["differences"].items()
+    ]
     assert not lines, "python -m tests.fuzz --case JSON shows one of these:\n" + "\n".join(lines)
 
 
