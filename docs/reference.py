@@ -30,8 +30,9 @@ PUBLIC = {
 """Those that a program imports, and what they are for; one that is not there has no page."""
 INSIDE = (
     "task", "inner", "adapted", "objectives", "engine", "compiling", "slots", "supported", "train.outer", "train.trace",
-    "train.accuracy", "train.metrics", "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym",
-    "imitation.worlds", "imitation.policies", "use.pictures", "use.adapting", "use.saved",
+    "train.accuracy", "train.metrics",
+    "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym", "imitation.worlds",
+    "imitation.policies", "use.pictures", "use.adapting", "use.saved",
 )  # fmt: skip
 """Modules that docstrings refer to."""
 

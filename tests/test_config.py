@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import innerloop as il
 from innerloop import config, schema
 from innerloop.schema import REQUIRED
+from innerloop.train import METRICS
 
 RECIPES = sorted(config.recipes())
 BASE = "sinusoid-maml"
@@ -199,6 +200,17 @@ def test_overrides_are_toml_or_words():
     assert (arguments["lr"], arguments["loss"]) == (1.0, il.losses.LOSSES["l1"])
     assert isinstance(arguments["lr"], float)
     assert config.arguments(resolved, "train")["clip"] == 0.5
+
+
+def test_a_recipe_names_its_metric():
+    resolved = config.load_recipe(BASE, ["train.metric=rmse", "evaluate.metric=l1"])
+    assert (resolved["train"]["metric"], resolved["evaluate"]["metric"]) == ("rmse", "l1")
+    assert config.arguments(resolved, "train")["metric"] is METRICS["rmse"]
+    assert config.arguments(config.load_recipe(BASE, ["train.metric=none"]), "train")["metric"] is None
+    with pytest.raises(ValueError, match=r"unknown metric 'acuracy'; did you mean 'accuracy'\? Known: accuracy, .*mse"):
+        config.load_recipe(BASE, ["train.metric=acuracy"])
+    with pytest.raises(ValueError, match=r"train\.metric = 3 is an integer; expected one of accuracy, mse, .*\"none\""):
+        config.load_recipe(BASE, ["train.metric=3"])
 
 
 def test_schedules_run_over_the_training_unless_told_otherwise():

@@ -19,6 +19,12 @@ from .task import Params, select, size
 from .threads import mine
 
 
+def depends_on_inputs(model: nn.Module, statistics: Statistics) -> bool:
+    """Whether batch norm makes a prediction depend on the other inputs."""
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    return any(statistics == "batch" or norm.running_mean is None for norm in norms)
+
+
 def outputs(episode: Episode, params: Params, x: Any, statistics: Statistics, alone: bool) -> Any:
     """The model's outputs on inputs ``[N, ...]`` with adapted parameters.
 
@@ -140,12 +146,19 @@ class AdaptedTasks:
 
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
-        """The outputs ``[T, N, ...]`` on inputs ``[T, N, ...]``."""
+        """The outputs ``[T, N, ...]`` on inputs ``[T, N, ...]``. With batch norm by the inputs' own statistics, single
+        inputs give a warning."""
 
         def one(params: Params, buffers: Params, x: Any) -> Any:
             return self._model(params, buffers, x)[0]
 
         model = self._model.model
+        if size(select(x, 0)) == 1 and depends_on_inputs(model, self._statistics):
+            warnings.warn(
+                "batch norm normalizes each task's single input by its own statistics, which are a poor estimate: ask "
+                "for more inputs at once, or use `predict`, which normalizes it together with the support set",
+                stacklevel=2,
+            )
         with normal_mode(), in_mode(model, self._statistics, training=False), without_kept_tensors(model):
             every = self.parameters, self._buffers, normal_tensors(x)
             try:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .adapted import Adapted, AdaptedTasks, outputs, refuse_joint
+from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint
 from .checks import examine
 from .compiling import Compile, Compiler, of_tensors, signature, tensors
 from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import BATCH_NORMS, Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
+from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
 from .rules import UpdateRule, require_step
@@ -222,13 +222,15 @@ class MetaLearner(nn.Module):
         Args:
             tasks: a meta-batch of T tasks.
             steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
-            transductive: batch norm normalises the query set by its own statistics. If false, each query example is
-                normalised together with the support set alone, so that it is judged as if it came by itself (Nichol
-                et al. 2018, section 6.1). Without batch-norm layers on batch statistics both are the same.
+            transductive: batch norm normalizes the query set by its own statistics. If false, or if there is a single
+                query example, each is normalized together with the support set alone, so that it is judged as if it
+                came by itself (Nichol et al. 2018, section 6.1). Without batch norm on batch statistics both are the
+                same.
             at: after which numbers of steps alone, for a result of ``[T, len(at), Q, ...]``, in rising order.
         """
 
-        alone = not transductive and self.depends_on_query_set
+        single = all(leaf.shape[1] == 1 for leaf in pytree.tree_leaves(tasks.query.x) if isinstance(leaf, Tensor))
+        alone = self.depends_on_query_set and (single or not transductive)
 
         def predictions(task: Task, params: Params, buffers: Params) -> Any:
             episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
@@ -289,8 +291,7 @@ class MetaLearner(nn.Module):
     @property
     def depends_on_query_set(self) -> bool:
         """Whether a prediction depends on the other query examples unless told otherwise (batch statistics)."""
-        norms = [module for module in self.model.modules() if isinstance(module, BATCH_NORMS)]
-        return any(self.statistics == "batch" or norm.running_mean is None for norm in norms)
+        return depends_on_inputs(self.model, self.statistics)
 
     @property
     def citations(self) -> tuple[str, ...]:

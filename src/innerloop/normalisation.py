@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,6 +30,23 @@ def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     x = x if weight is None else x * weight.reshape(shape)
     return (x if bias is None else x + bias.reshape(shape)).to(dtype)
+
+
+def _by_stored(
+    input: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """By stored statistics. Torch's own has a wrong gradient under ``vmap`` where its input is one image that comes
+    from a convolution, for the strides of such an image are ambiguous."""
+    if mean is None or variance is None:
+        raise ValueError("a norm by stored statistics needs running_mean and running_var")
+    shape = [1, -1, *[1] * (input.ndim - 2)]
+    x = (input - mean.reshape(shape)) * torch.rsqrt(variance + eps).reshape(shape)
+    return _affine(x, weight, bias, shape, input.dtype)
 
 
 def move(running: Tensor | None, value: Tensor, momentum: float) -> None:
@@ -58,8 +74,8 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``torch.nn.functional.batch_norm``."""
-    if not training:  # no statistics to differentiate: torch's own is right
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if not training:
+        return _by_stored(input, running_mean, running_var, weight, bias, eps)
     axes = [0, *range(2, input.ndim)]
     each = values_per_channel(input)
     x, mean, variance = _standardise(input, axes, eps)
@@ -80,7 +96,7 @@ def instance_norm(
 ) -> Tensor:
     """``torch.nn.functional.instance_norm``."""
     if not use_input_stats:
-        return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+        return _by_stored(input, running_mean, running_var, weight, bias, eps)
     each = input[0, 0].numel()
     x, mean, variance = _standardise(input, list(range(2, input.ndim)), eps)
     move(running_mean, mean.mean(0), momentum)
@@ -99,6 +115,14 @@ def layer_norm(
     """``torch.nn.functional.layer_norm``."""
     x, _mean, _variance = _standardise(input, list(range(-len(normalized_shape), 0)), eps)
     return _affine(x, weight, bias, normalized_shape, _layer_dtype(input))
+
+
+def native_layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``torch.native_layer_norm``: the result, the means, and one over the deviations."""
+    x, mean, variance = _standardise(input, list(range(-len(normalized_shape), 0)), eps)
+    return _affine(x, weight, bias, normalized_shape, _layer_dtype(input)), mean, torch.rsqrt(variance + eps)
 
 
 def group_norm(

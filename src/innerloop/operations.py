@@ -270,7 +270,7 @@ _CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
 _CONVOLUTIONS_WHERE_TORCH_IS_WRONG: _Table = {
     own: make(axes, own, _where_torch_is_wrong) for own, (make, axes) in _CONVOLUTIONS.items()
 }
-_NATIVE = ("native_batch_norm", "native_layer_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+_NATIVE = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
     F.hardsigmoid: elementary.hardsigmoid,
@@ -281,6 +281,7 @@ _ALWAYS: _Table = {
         for name in _NATIVE
         if hasattr(torch, name)
     },
+    torch.native_layer_norm: normalisation.native_layer_norm,
     F.embedding: embeddings.embedding,
     F.embedding_bag: embeddings.embedding_bag,
     torch.embedding: embeddings.torch_embedding,

@@ -98,8 +98,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     Raises:
         ValueError: it is of none of the types; the message names place, value and what was expected.
     """
-    if Metric in (members := _members(hint)) and isinstance(value, str) and value != "none":
-        return lookup("metric", value, METRICS)
+    if Metric in (members := _members(hint)) and isinstance(value, str):
+        return None if value == "none" and type(None) in members else lookup("metric", value, METRICS)
     for kind in members:
         converted = _convert(value, kind, where)
         if converted is not MISMATCH:

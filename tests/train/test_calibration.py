@@ -60,3 +60,30 @@ def test_unseen_tasks_are_better_calibrated_with_it() -> None:
 
 def test_there_are_none_without_classes() -> None:
     assert temperature_on(il.maml(il.models.mlp(1, 4, 1), loss=F.mse_loss), il.Sinusoid(), 2) is None
+
+
+def test_pixels_are_calibrated_as_well() -> None:
+    class Pixels:
+        def sample(self, n: int, generator: torch.Generator) -> il.Task:
+            x = torch.randn(n, 4, 1, 5, 5, generator=generator)
+            y = (x[:, :, 0] > 0).long()
+            y[:, :, 0] = -100  # left out
+            return il.Task(il.Batch(x, y), il.Batch(x, y))
+
+    torch.manual_seed(0)
+    learner = il.maml(torch.nn.Conv2d(1, 3, 3, padding=1), lr=0.1)
+    logits, y = [], []
+    stream = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        support, query = il.task.select(Pixels().sample(1, stream), 0)
+        logits.append(learner.adapt(support)(query.x).permute(0, 2, 3, 1)[query.y != -100])
+        y.append(query.y[query.y != -100])
+    assert temperature_on(learner, Pixels(), 5) == temperature(torch.cat(logits), torch.cat(y))
+
+
+def test_there_is_none_where_outputs_are_no_numbers() -> None:
+    class Broken(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.flatten(1)) * math.nan
+
+    assert temperature_on(il.maml(Broken(28 * 28, 5), steps=0), il.Strokes(), 3) is None

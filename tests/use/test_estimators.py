@@ -206,3 +206,21 @@ def test_an_exported_model_runs_outside_the_library(learner: il.MetaLearner, tmp
         assert np.abs(found - logits).max() < 1e-5, name
         shares = torch.softmax(torch.from_numpy(found).double() / fitted.temperature_, 1).numpy()
         assert np.abs(shares - fitted.predict_proba(new)).max() < 1e-5, name
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_outputs_that_are_no_numbers_are_not_the_first_class(shots: int) -> None:
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x) * float("nan")
+
+    x, y = torch.randn(2 * shots, 3).numpy(), ["a", "b"] * shots
+    classifier = il.FewShotClassifier(il.maml(Broken(), steps=0))
+    with pytest.raises(ValueError, match=r"of \d outputs of the adapted model are no numbers \(NaN\)"):
+        classifier.fit(x, y).predict(x)
+    with pytest.raises(ValueError, match="no numbers"):
+        classifier.fit(x, y).predict_proba(x)

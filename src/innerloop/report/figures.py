@@ -135,8 +135,11 @@ def _query_rows(query: Any, logits: Tensor) -> list[tuple[str, Tensor, Tensor, T
 
 
 def _told(output: Tensor, y: Tensor) -> Tensor:
-    """The classes that outputs tell: of the largest logit, or by one logit an example where targets are 0 and 1."""
-    return (output > 0).long() if y.is_floating_point() else output.argmax(-1)
+    """The classes that outputs tell: of the largest logit, or by one logit an example where targets are 0 and 1; -1
+    where the outputs are not numbers."""
+    if y.is_floating_point():
+        return torch.where(output.isnan(), -1, (output > 0).long())
+    return torch.where(output.isnan().any(1), -1, output.argmax(1))
 
 
 def _picture(axes: Axes, image: Tensor, label: int, told: int | None, brief: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..config import load_run
+from ..config import arguments, load_run
 from ..imitation import Imitation
 from ..learner import MetaLearner
 from ..rl import Interaction
@@ -72,7 +72,8 @@ def adaptation(run: Run, options: Options) -> Figure:
     learner, sources, config = load_run(run.path, options.data, options.device)
     steps = max(2 * learner.steps, config["evaluate"].get("steps") or 0, 1)
     transductive = config["evaluate"].get("transductive", True)
-    found = evaluate(learner, sources.test, max(20, min(100, STEPS // steps)), steps, transductive)
+    metric = arguments(config, "evaluate").get("metric")
+    found = evaluate(learner, sources.test, max(20, min(100, STEPS // steps)), steps, transductive, metric)
     return panel(adaptation_curve, found, trained=learner.steps)
 
 

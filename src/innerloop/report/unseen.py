@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config import load_run
+from ..config import arguments, load_run
 from ..data import Sources
 from ..imitation import Imitation
 from ..learner import MetaLearner
@@ -92,7 +92,7 @@ def further(loaded: Mapping[str, tuple[int, MetaLearner, Sources, Mapping[str, A
         steps = max(2 * learner.steps, settings["evaluate"].get("steps") or 0, 1)
         found: Evaluation = evaluate(
             learner, sources.test, max(20, min(100, STEPS // steps)), steps,
-            settings["evaluate"].get("transductive", True),
+            settings["evaluate"].get("transductive", True), arguments(dict(settings), "evaluate").get("metric"),
         )  # fmt: skip
         scales.add(found.scale)
         numbers.add(found.num_tasks)

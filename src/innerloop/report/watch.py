@@ -123,7 +123,7 @@ def _validation(table: Table, run: Run) -> None:
     table.add_row(f"meta-validation {scale.name}", f"{curve(means)}  {now}")
     table.add_row("best", f"{best['mean']:.4g} ± {best['ci95']:.2g}{unit} at iteration {best['iteration']:,}")
     if test := run.results.get("test"):
-        tested = Scale.read(test)
+        tested = Scale.read(test) if "metric" in test else scale
         name = "test" if tested.name == scale.name else f"test, {tested.name}"
         found = f"{_text(test['mean'], '.4g')} ± {_text(test['ci95'], '.2g')}{tested.suffix}"
         table.add_row(name, f"{found} on {test['num_tasks']} unseen tasks")

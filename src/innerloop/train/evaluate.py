@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
 from ..task import InteractiveSource, Source, Task, TaskSource, select, to
+from .accuracy import accuracy as accuracy
 from .accuracy import floating
 from .ensemble import Ensemble
 from .metrics import Judge, Judged, chosen, default
