@@ -1,0 +1,1 @@
+"""Fuzzers: random models, and torch's operators, through an inner loop."""
