@@ -58,7 +58,8 @@ def surroundings() -> Hashable:
 
 def tensors(module: nn.Module, inputs: Any) -> list[Tensor]:
     """Everything that a step of a module depends on by its module and inputs, in the order of `Step`."""
-    return [t.detach() for t in chain(*_members(module))] + list(pytree.tree_leaves(inputs))
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return [t.detach() for t in chain(*_members(module))] + leaves
 
 
 def _members(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
@@ -74,12 +75,13 @@ def _members(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _structure(inputs: Any) -> Hashable:
-    """How tensors are nested."""
+    """How tensors are nested, and what else there is, such as None for no targets."""
     if isinstance(inputs, Tensor):
         return None
     if isinstance(inputs, (tuple, list)):
         return (type(inputs).__name__, *map(_structure, inputs))
-    return str(pytree.tree_structure(inputs))
+    leaves, structure = pytree.tree_flatten(inputs)
+    return str(structure), tuple(repr(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
 
 
 class Step:
@@ -103,7 +105,7 @@ class Step:
     ) -> None:
         self.module, self.run, self.inputs, self.context, self.apart = module, run, inputs, context, apart
         self.own: dict[str, Tensor] = dict((*module.named_parameters(), *module.named_buffers()))
-        self._structure = pytree.tree_structure(inputs)
+        self._leaves, self._structure = pytree.tree_flatten(inputs)
 
     def state(self, functions: Iterable[FunctionType] = ()) -> State:
         """What the step's code can read.
@@ -132,7 +134,9 @@ class Step:
                 id(tensor): value.detach().requires_grad_(tensor.requires_grad and isinstance(tensor, nn.Parameter))
                 for tensor, value in reversed(list(zip(self.own.values(), values, strict=False)))
             }
-            inputs = pytree.tree_unflatten(values[len(self.own) :], self._structure)
+            rest = iter(values[len(self.own) :])
+            leaves = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+            inputs = pytree.tree_unflatten(leaves, self._structure)
             originals = {id(stand_ins[id(tensor)]): tensor for tensor in self.own.values()}
             with unchanged(state, originals):
                 state.substitute(stand_ins)
