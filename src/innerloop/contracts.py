@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .task import Params
+from .task import Params, tensors_of
 
 # -- inference mode ---------------------------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ def normal_mode() -> Iterator[None]:
 
 def normal_tensors(tensors: Any) -> Any:
     """The same pytree, with tensors that were made in `torch.inference_mode` replaced by copies that autograd takes."""
-    if not any(isinstance(t, Tensor) and t.is_inference() for t in pytree.tree_leaves(tensors)):
+    if not any(t.is_inference() for t in tensors_of(tensors)):
         return tensors
     return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, tensors)
 

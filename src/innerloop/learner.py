@@ -144,8 +144,7 @@ class MetaLearner(nn.Module):
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
         with normal_mode(), torch.enable_grad():
-            with in_mode(self.model, self._training_statistics):
-                self._examine(tasks := normal_tensors(tasks), judged=True)
+            self._examine(tasks := normal_tensors(tasks), judged=True)
             values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
             key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
             if (result := self._perhaps_compile(key, step, tasks, values)) is None:
@@ -387,11 +386,12 @@ class MetaLearner(nn.Module):
         """
         if not (judged or (self.steps if steps is None else steps)):
             return
-        shapes = tuple(leaf.shape[1:] for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor))
+        shapes = tuple([tensor.shape[1:] for tensor in tensors_of(tasks)])
         if (key := (shapes, judged, self.model.training)) in self._examined:
             return
         count(tasks)
-        with torch.enable_grad(), TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
+        mode = in_mode(self.model, self._training_statistics, training=judged)
+        with mode, torch.enable_grad(), TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
             episode = self._episode(select(tasks, 0), *self._own())
             random, separable = examine(episode, judged, None if self._examined else self.objective)
         # Random draws depend on how many tasks run at once, so that is then not a matter of speed.
