@@ -4,6 +4,7 @@ keep tensors, inference mode, and few inputs for batch norm."""
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -325,27 +326,115 @@ def test_a_loss_sees_what_the_model_kept_of_the_same_task() -> None:
     torch.testing.assert_close(*found)
 
 
+class Running(nn.Module):
+    """A running mean that is a plain attribute, or a buffer, and has a part in the gradient."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+        if buffer:
+            self.register_buffer("mean", torch.zeros(1))
+        else:
+            self.mean = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.layer(x)
+        self.mean = 0.9 * self.mean + 0.1 * output.mean(0)
+        return torch.tanh(output - self.mean)
+
+
+@VECTORIZE
+@pytest.mark.parametrize("call", ["adapt", "predict", "meta_gradient"])
+def test_models_that_compute_with_what_they_kept_are_refused(call: str, vectorize: Any) -> None:
+    tasks = column(regression())
+    learner = il.maml(Running(buffer=False), 0.1, loss=F.mse_loss, vectorize=vectorize)
+    with pytest.raises(ValueError, match=r"Running computes with tensors that it keeps in attributes.*register_buffer"):
+        {
+            "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0)),
+            "predict": lambda: learner.predict(tasks),
+            "meta_gradient": lambda: learner.meta_gradient(tasks),
+        }[call]()
+
+
 @pytest.mark.usefixtures("double")
-def test_state_in_attributes_is_each_tasks_own() -> None:
-    """As a running mean that is no buffer: whichever way tasks run, each begins with what the model had."""
-
-    class Running(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.mean = nn.Linear(3, 1), torch.zeros(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
-            return self.layer(x - self.mean)
-
-    model, tasks = Running(), column(regression())
-    found = [
-        il.maml(model, 0.1, steps=2, loss=F.mse_loss, vectorize=vectorize, compile=False).meta_gradient(tasks)[0]
-        for vectorize in (True, False, True, False)
-    ]
-    for other in found[1:]:
-        torch.testing.assert_close(found[0], other)
+@VECTORIZE
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+def test_gradients_flow_through_buffers(memory: Any, vectorize: Any) -> None:
+    """As in a loop written by hand, in which a step goes on from the buffer that the step before left."""
+    model, tasks = Running(buffer=True), column(regression())
+    objective = torch.zeros(())
+    for index in range(3):
+        (x, y), (query, target) = il.task.select(tasks, index)
+        weight, bias, mean = model.layer.weight, model.layer.bias, model.mean
+        for _ in range(3):
+            output = F.linear(x, weight, bias)
+            mean = 0.9 * mean + 0.1 * output.mean(0)
+            loss = F.mse_loss(torch.tanh(output - mean), y)
+            slopes = torch.autograd.grad(loss, (weight, bias), create_graph=True)
+            weight, bias = weight - 0.5 * slopes[0], bias - 0.5 * slopes[1]
+        output = F.linear(query, weight, bias)
+        mean = 0.9 * mean + 0.1 * output.mean(0)
+        objective = objective + F.mse_loss(torch.tanh(output - mean), target) / 3
+    expected = torch.autograd.grad(objective, tuple(model.parameters()))
+    learner = il.maml(model, 0.5, steps=3, loss=F.mse_loss, memory=memory, vectorize=vectorize, compile=False)
+    grads, outcome = learner.meta_gradient(tasks)
+    torch.testing.assert_close(tuple(grads.values()), expected)
+    torch.testing.assert_close(outcome.objective.mean(), objective.detach())
     assert not model.mean.any()
+    learner.adapt(il.task.select(tasks.support, 0))(tasks.query.x[0])
+
+
+@VECTORIZE
+def test_inner_losses_that_use_the_models_own_parameters_are_refused(vectorize: Any) -> None:
+    """Those are the meta-parameters, and in a loop over tasks also the first step's: whichever way tasks run, it is not
+    what is adapted that they would see."""
+    model, tasks = nn.Linear(3, 1), column(regression())
+
+    def decayed(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+    def consistent(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y) + model(torch.ones(1, 3)).square().mean()
+
+    for loss in (decayed, consistent):
+        with pytest.raises(ValueError, match="uses the model's own 'weight', which is the meta-parameter"):
+            il.maml(model, loss=loss, vectorize=vectorize).meta_gradient(tasks)
+    learner = il.maml(model, loss=decayed, inner_loss=F.mse_loss, vectorize=vectorize, compile=False)
+    plain = il.maml(model, loss=F.mse_loss, vectorize=vectorize, compile=False).meta_gradient(tasks)[0]
+    grads = learner.meta_gradient(tasks)[0]
+    torch.testing.assert_close(grads["model.weight"], plain["model.weight"] + 0.2 * model.weight.detach())
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * ctx.saved_tensors[0].cos()
+
+
+class OnlyOnce(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(Once.apply(self.first(x)))
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorized")
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+@pytest.mark.parametrize("vectorize", ["auto", False])
+def test_functions_that_are_differentiable_once_are_refused_in_second_order(memory: Any, vectorize: Any) -> None:
+    tasks = column(regression())
+    with pytest.raises(ValueError, match=r"once_differentiable.*order=1"):
+        il.maml(OnlyOnce(), loss=F.mse_loss, memory=memory, vectorize=vectorize).meta_gradient(tasks)
+    il.fomaml(OnlyOnce(), loss=F.mse_loss, vectorize=False).meta_gradient(tasks)
+    il.reptile(OnlyOnce(), loss=F.mse_loss, vectorize=False).meta_gradient(tasks)
 
 
 # -- inference mode, and no gradients ---------------------------------------------------------------------------------
@@ -448,19 +537,17 @@ def test_the_shipped_model_is_as_good_for_one_picture_at_a_time() -> None:
 
 
 @VECTORIZE
-@pytest.mark.parametrize("state", ["tensor", "counter", "loss"])
+@pytest.mark.parametrize("state", ["counter", "loss", "random"])
 def test_constant_memory_refuses_what_changes_when_it_is_computed_again(state: str, vectorize: Any) -> None:
     class Changes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.seen = nn.Linear(3, 1), torch.zeros(())
-            self.calls = 0
+            self.layer, self.calls = nn.Linear(3, 1), 0
 
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += state != "tensor"
-            if state == "tensor":
-                self.seen = self.seen + x.mean()
-            return self.layer(x) + self.seen + (self.calls if state == "counter" else 0)
+            self.calls += 1
+            drawn = {"counter": float(self.calls), "random": random.random()}
+            return self.layer(x) + drawn.get(state, 0.0)
 
     model, tasks = Changes(), column(regression())
     own = lambda output, y: F.mse_loss(output, y) * (1 + 0.1 * model.calls)  # noqa: E731
@@ -468,3 +555,49 @@ def test_constant_memory_refuses_what_changes_when_it_is_computed_again(state: s
     learner = il.maml(model, 0.1, steps=2, loss=loss, memory="constant", vectorize=vectorize)
     with pytest.raises(ValueError, match=r"(model|loss) gives something else when it is called again.*register_buffer"):
         learner.meta_gradient(tasks)
+
+
+def test_hooks_of_adapted_parameters_are_refused() -> None:
+    """Such as a mask of the gradient, which inner steps would ignore."""
+    model = nn.Linear(3, 1)
+    model.weight.register_hook(lambda grad: 0 * grad)
+    with pytest.raises(ValueError, match=r"'weight' has a hook.*GradientTransform"):
+        il.maml(model, loss=F.mse_loss).meta_gradient(column(regression()))
+    il.MetaLearner(model, il.SGD(0.1), il.named("bias"), loss=F.mse_loss).meta_gradient(column(regression()))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("of", ["output", "parameter"])
+def test_code_that_asks_whether_gradients_are_wanted(of: str) -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = self.layer(x)
+            asked = output if of == "output" else self.layer.weight
+            return 2 * output if asked.requires_grad else output
+
+    model, tasks = Asks(), column(regression())
+    found = [
+        il.maml(model, 0.1, steps=2, loss=F.mse_loss, vectorize=v, compile=False).meta_gradient(tasks)
+        for v in (True, False)
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_what_has_no_second_derivative_is_refused_with_the_fix() -> None:
+    class Distances(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.centers = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(x, self.centers)
+
+    x, y = torch.randn(2, 6, 3), torch.randint(4, (2, 6))
+    tasks = il.Task(il.Batch(x, y), il.Batch(x, y))
+    with pytest.raises(ValueError, match=r"second derivatives.*cdist.*order=1"):
+        il.maml(Distances(), vectorize=False).meta_gradient(tasks)
+    il.fomaml(Distances(), vectorize=False).meta_gradient(tasks)

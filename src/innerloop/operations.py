@@ -3,7 +3,9 @@ derivatives are right."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -235,6 +237,12 @@ def _contains(tensor: Tensor, element: Any) -> Any:
     return _where_tasks_agree(bool)((tensor == element).any())
 
 
+def _reads_requires_grad(tensor: Tensor) -> bool:
+    """What the stack of all tasks says; functorch's wrappers say no, which torch's own bookkeeping goes by."""
+    asking = sys._getframe(2).f_code.co_filename
+    return bool((tensor if asking.startswith(_TORCH) else _of_all_tasks(tensor)).requires_grad)
+
+
 def _requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     if place() != "vmap":  # other transforms record gradients themselves, by this very call
         return tensor.requires_grad_(requires_grad)
@@ -255,6 +263,7 @@ def _loop(name: str, why: str) -> Callable[..., Any]:
     return _refuse(name, NotImplementedError, why)
 
 
+_TORCH = str(Path(torch.__file__).parent)
 _READS: tuple[Callable[..., Any], ...] = (
     torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item
 )  # fmt: skip
@@ -318,6 +327,7 @@ _VECTORISED: _Table = {
     torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
     torch.Tensor.register_hook: _loop("register_hook", "does not run where tasks run at once: hooks of tensors"),
     torch.Tensor.requires_grad_: _requires_grad,
+    torch.Tensor.requires_grad.__get__: _reads_requires_grad,  # type: ignore[attr-defined]
     torch.Tensor.__contains__: _contains,
     **{read: _where_tasks_agree(read) for read in _READS},
 }
