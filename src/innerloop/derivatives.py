@@ -37,11 +37,21 @@ class _Value(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         if not torch.is_grad_enabled():
-            by = [t for t in ctx.leaves if t is not None and t.requires_grad]
-            found = iter(torch.autograd.grad(ctx.out, by, g, retain_graph=True))
+            leaves, keep = ctx.leaves, _kept()
+            by = [t for t in leaves if t is not None and t.requires_grad]
+            found = iter(torch.autograd.grad(ctx.out, by, g, retain_graph=keep))
+            if not keep:
+                ctx.out = ctx.leaves = None
         else:
-            found = iter(_Slope.apply(ctx.elementary, ctx.out, ctx.leaves, g, *ctx.saved_tensors))
-        return None, None, *(None if t is None or not t.requires_grad else next(found) for t in ctx.leaves)
+            leaves = ctx.leaves
+            found = iter(_Slope.apply(ctx.elementary, ctx.out, leaves, g, *ctx.saved_tensors))
+        return None, None, *(None if t is None or not t.requires_grad else next(found) for t in leaves)
+
+
+def _kept() -> bool:
+    """Whether the backward pass at hand keeps its graph, as far as torch says so."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is None or bool(asked())
 
 
 class _Slope(Function):
@@ -66,7 +76,14 @@ class _Slope(Function):
             return None, None, None, *second_derivative(ctx.elementary, g, tensors, each)
         pairs = [(slope, c) for slope, c in zip(ctx.slopes, cotangents, strict=True) if c is not None]
         slopes, directions_ = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(slopes, ctx.by, directions_, retain_graph=True, materialize_grads=True))
+        keep = _kept()
+        found = iter(
+            torch.autograd.grad(
+                slopes, ctx.by, directions_, retain_graph=keep, allow_unused=True, materialize_grads=True
+            )
+        )
+        if not keep:
+            ctx.slopes = ctx.by = None
         first = next(found)
         return None, None, None, first, *(next(found) if t is not None and t.requires_grad else None for t in tensors)
 

@@ -3,7 +3,7 @@ derivatives are right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -270,16 +270,27 @@ _CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
 _CONVOLUTIONS_WHERE_TORCH_IS_WRONG: _Table = {
     own: make(axes, own, _where_torch_is_wrong) for own, (make, axes) in _CONVOLUTIONS.items()
 }
+
+
+def _under_every_name(name: str) -> Iterator[Callable[..., Any]]:
+    """A function of torch, and the operators that it stands for, as far as there are any."""
+    if hasattr(torch, name):
+        yield getattr(torch, name)
+    if operator := getattr(torch.ops.aten, name, None):
+        yield operator
+        yield from (getattr(operator, overload) for overload in operator.overloads())
+
+
 _NATIVE = ("native_batch_norm", "native_layer_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
     F.hardsigmoid: elementary.hardsigmoid,
     **{
-        getattr(torch, name): _refuse(
+        function: _refuse(
             f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"
         )
         for name in _NATIVE
-        if hasattr(torch, name)
+        for function in _under_every_name(name)
     },
     F.embedding: embeddings.embedding,
     F.embedding_bag: embeddings.embedding_bag,
