@@ -32,6 +32,12 @@ def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor
     return centred * torch.rsqrt(variance + eps), mean, variance
 
 
+def statistics(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor]:
+    """The mean and the inverse deviation over some axes, as constants."""
+    _, mean, variance = _standardise(x.detach(), axes, eps)
+    return mean, torch.rsqrt(variance + eps)
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     x = x if weight is None else x * weight.reshape(shape)
     return (x if bias is None else x + bias.reshape(shape)).to(dtype)

@@ -205,6 +205,28 @@ def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+def _native_layer_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
+    """``torch.native_layer_norm``: a layer norm with mean and inverse deviation, which are constants."""
+
+    def call(input: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+        axes = list(range(-len(shape), 0))
+        return norm(input, shape, weight, bias, eps), *normalisation.statistics(input, axes, eps)
+
+    return call
+
+
+def _native_batch_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
+    """``torch.native_batch_norm``, whose arguments are those of ``torch.batch_norm`` but for the last."""
+
+    def call(input: Tensor, *args: Any) -> Any:
+        training, _, eps = args[4:]
+        axes = [0, *range(2, input.ndim)]
+        saved = normalisation.statistics(input, axes, eps) if training else [input.new_empty(0)] * 2
+        return _torch_order(norm)(input, *args), *(value.flatten() for value in saved)
+
+    return call
+
+
 class TasksDifferError(RuntimeError):
     """A value that says which code runs is not the same for all tasks that run at once."""
 
@@ -281,7 +303,7 @@ def _under_every_name(name: str) -> Iterator[Callable[..., Any]]:
         yield from (getattr(operator, overload) for overload in operator.overloads())
 
 
-_NATIVE = ("native_batch_norm", "native_layer_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+_NATIVE = ("_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
     F.hardsigmoid: elementary.hardsigmoid,
@@ -304,6 +326,8 @@ _LOOPED: _Table = {
     F.instance_norm: normalisation.looped_instance_norm,
     F.layer_norm: normalisation.looped_layer_norm,
     torch.layer_norm: normalisation.looped_layer_norm,
+    torch.native_layer_norm: _native_layer_norm(normalisation.looped_layer_norm),
+    torch.native_batch_norm: _native_batch_norm(normalisation.looped_batch_norm),
     torch.batch_norm: _torch_order(normalisation.looped_batch_norm),
     torch.instance_norm: _torch_order(normalisation.looped_instance_norm),
     **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
@@ -316,6 +340,8 @@ _VECTORISED: _Table = {
     F.layer_norm: normalisation.layer_norm,
     F.group_norm: normalisation.group_norm,
     torch.layer_norm: normalisation.layer_norm,
+    torch.native_layer_norm: _native_layer_norm(normalisation.layer_norm),
+    torch.native_batch_norm: _native_batch_norm(normalisation.batch_norm),
     torch.group_norm: normalisation.group_norm,
     torch.batch_norm: _torch_order(normalisation.batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
@@ -326,7 +352,7 @@ _VECTORISED: _Table = {
     torch.Tensor.logcumsumexp: elementary.logcumsumexp,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,
     torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
-    torch.Tensor.register_hook: _loop("register_hook", "does not run where tasks run at once: hooks of tensors"),
+    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run where tasks run at once"),
     torch.Tensor.requires_grad_: _requires_grad,
     torch.Tensor.__contains__: _contains,
     **{read: _where_tasks_agree(read) for read in _READS},
