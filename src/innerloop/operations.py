@@ -307,6 +307,7 @@ _NATIVE = ("_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
     F.hardsigmoid: elementary.hardsigmoid,
+    torch.special.i1: elementary.i1,
     **{
         function: _refuse(
             f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"
