@@ -587,7 +587,7 @@ def _plan(report: Report, problem: Problem, plan: str, expected: Expected, low: 
         try:
             found = call()
         except Exception as why:
-            _refusal(report, plan, name, expected, why)
+            _refusal(report, plan, name, low or expected, why)
             for parameter in library.learner.parameters():
                 parameter.grad = None
             continue
