@@ -13,7 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     ("task", "schedules", "supported", "search", "ranges", "metrics"),
     ("select",),
-    ("rules", "contracts", "losses", "stacks", "memory", "compiling", "layout", "embeddings", "elementary"),
+    (
+        *("rules", "contracts", "losses", "stacks", "memory", "layout", "embeddings", "elementary"),
+        *("compiling", "recording", "state", "places", "observing"),
+    ),
     ("derivatives",),
     ("normalisation", "convolutions"),
     ("kernels", "threads", "checkpointing"),

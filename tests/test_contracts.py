@@ -230,6 +230,21 @@ def test_models_that_write_to_their_parameters_are_refused(how: str, call: str, 
     assert torch.equal(model.scale, torch.ones(1))
 
 
+class Centers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x -= x.mean(0)
+        return x
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.LeakyReLU(inplace=True), Centers()])
+def test_models_that_write_to_their_inputs_are_refused(first: nn.Module) -> None:
+    tasks = column(regression())
+    before = tasks.support.x.clone()
+    with pytest.raises(ValueError, match=r"writes to its input in place.*inplace=False"):
+        il.maml(nn.Sequential(first, nn.Linear(3, 1)), loss=F.mse_loss).meta_gradient(tasks)
+    assert torch.equal(tasks.support.x, before)
+
+
 def test_writing_to_buffers_and_to_new_tensors_is_fine() -> None:
     class Fine(nn.Module):
         def __init__(self) -> None:

@@ -49,18 +49,23 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         TypeError: the model's output has something in it that is not a tensor.
     """
     start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.items()}
-    own = dataclasses.replace(episode, start=start, fixed={n: p.detach().clone() for n, p in episode.fixed.items()})
-    model, batch = own.model.model, own.support(0)
+    own = dataclasses.replace(
+        episode,
+        start=start,
+        fixed={name: p.detach().clone() for name, p in episode.fixed.items()},
+        task=pytree.tree_map_only(Tensor, Tensor.clone, episode.task),
+    )
+    model, batch, params = own.model.model, own.support(0), {**own.fixed, **start}
     devices = {p.device for p in start.values() if p.device.type == "cuda"}
     with torch.random.fork_rng(list(devices)):
         before = torch.get_rng_state()
-        with RefusedWrites(model, {**own.fixed, **start}):
+        with RefusedWrites(model, params, batch.x):
             require_tensors(output := own.output(start, batch.x))
         with RefusedBroadcasts(output, batch.y):
             loss = scalar(own.inner_loss(output, batch.y))
         random = not torch.equal(before, torch.get_rng_state())
         if judged:
-            with RefusedWrites(model, {**own.fixed, **start}):
+            with RefusedWrites(model, params, own.task.query.x):
                 output = own.answer(start, own.task.query.x)[0]
             with RefusedBroadcasts(output, own.task.query.y):
                 scalar(own.loss(output, own.task.query.y))

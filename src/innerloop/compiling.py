@@ -3,21 +3,23 @@
 Worth it where a step is many small operations (multi-layer perceptrons), since what is left of them is their
 arithmetic. The derivative is taken inside of what is recorded, so nothing has to be differentiated through compiled
 code. Compiled steps are kept for each set of shapes, and TorchInductor keeps its kernels on disk.
+
+A compiled step has no Python in it: what Python read while recording stays as it was. `innerloop.recording` says how
+that is kept from being wrong.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .recording import Step, Trial, UnsuitableError
 
 Compile = Literal["auto"] | bool
 
@@ -29,110 +31,23 @@ MOST_OPERATIONS = 10_000
 """More are not compiled: it would take longer than anyone expects."""
 START = 1e-5
 """Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
+WASTED = 3
+"""How often a step is compiled in vain, because what its code reads changes too soon, before that is given up."""
+SOON = 10
+"""Steps after which a change is not too soon, where compiling was asked for."""
 
 
-def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hashable:
-    """What a compiled step is good for, as far as it can be seen: not what else a module's code depends on, such as
-    attributes.
-
-    Args:
-        module: whose modes, and parameters that are learned, matter.
-        inputs: of the step.
-        values: `tensors` of both.
-    """
-    return (
-        str(pytree.tree_structure(inputs)),
-        tuple((value.shape, value.dtype, value.device) for value in values),
-        tuple(parameter.requires_grad for parameter in module.parameters()),
-        tuple(part.training for part in module.modules()),
-    )
-
-
-def tensors(module: nn.Module, inputs: Any) -> list[Tensor]:
-    """Everything that a step of a module depends on, in the order of `of_tensors`."""
-    return [t.detach() for t in (*module.parameters(), *module.buffers())] + list(pytree.tree_leaves(inputs))
-
-
-def of_tensors(
-    module: nn.Module, step: Callable[[Any], Any], inputs: Any, context: Callable[[], AbstractContextManager[None]]
-) -> Callable[..., Any]:
-    """A module's step as a function of `tensors` alone.
+class Compiled:
+    """A compiled step, good for as long as nothing changes that its code reads.
 
     Args:
-        module: whose parameters and buffers the step reads.
-        step: of inputs.
-        inputs: an example.
-        context: entered around the step.
+        run: of `tensors`.
+        change: names what has changed, if anything has.
+        enough: how many runs make up for compiling.
     """
 
-    class Step(nn.Module):
-        """What ``functional_call`` can hand other parameters to."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, inputs: Any) -> Any:
-            with context():
-                return step(inputs)
-
-    whole, structure = Step(), pytree.tree_structure(inputs)
-    names = [name for name, _ in (*whole.named_parameters(), *whole.named_buffers())]
-    learned = {name for name, p in whole.named_parameters() if p.requires_grad}
-
-    def function(*values: Tensor) -> Any:
-        own = {n: t.detach().requires_grad_(n in learned) for n, t in zip(names, values, strict=False)}
-        return functional_call(whole, own, (pytree.tree_unflatten(values[len(names) :], structure),))
-
-    return function
-
-
-class UnsuitableError(Exception):
-    """Why a step stays eager."""
-
-
-class Recorded:
-    """A function of tensors, recorded on an example.
-
-    Args:
-        function: ``(*tensors) -> pytree of tensors``, free of side effects.
-        example: tensors of the shapes that it will be called with.
-    """
-
-    def __init__(self, function: Callable[..., Any], example: Sequence[Tensor]) -> None:
-        self.example: list[Any] = list(example)
-        self._spec: Any = None
-
-        def flat(*tensors: Tensor) -> list[Tensor]:
-            leaves, self._spec = pytree.tree_flatten(function(*tensors))
-            return leaves
-
-        try:
-            self.graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*self.example)
-        except Exception as error:
-            raise UnsuitableError(f"it cannot be recorded: {str(error).splitlines()[0]}") from error
-        for node in self.graph.graph.nodes:
-            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise UnsuitableError(f"{node.target} draws random numbers, which compiled code would draw otherwise")
-
-    def compile(self) -> Callable[[Sequence[Tensor]], Any]:
-        """The same function, of a list of tensors, compiled."""
-        import torch._inductor
-
-        options: dict[str, Any] = {"triton.cudagraphs": True} if self.example[0].device.type == "cuda" else {}
-        try:
-            with torch.no_grad():
-                compiled = torch._inductor.compile(self.graph, self.example, options)
-                compiled(*self.example)
-        except Exception as error:
-            raise UnsuitableError(f"TorchInductor failed: {str(error).strip().splitlines()[0]}") from error
-        spec = self._spec
-
-        def run(tensors: Sequence[Tensor]) -> Any:
-            with torch.no_grad():
-                return pytree.tree_unflatten(compiled(*tensors), spec)
-
-        return run
+    def __init__(self, run: Callable[[Sequence[Tensor]], Any], change: Callable[[], str | None], enough: float) -> None:
+        self.run, self.change, self.enough, self.runs = run, change, enough, 0
 
 
 class Compiler:
@@ -157,8 +72,9 @@ class Compiler:
         self.steps_to_come: int | None = None
         self.reasons: dict[Hashable, str] = {}
         self.wanted: set[str] = set()
-        self._compiled: dict[Hashable, Callable[[Sequence[Tensor]], Any] | None] = {}
+        self._compiled: dict[Hashable, Compiled | None] = {}
         self._eager: dict[Hashable, list[float]] = {}
+        self._changes: dict[Hashable, list[str]] = {}
 
     def ran(self, key: Hashable, seconds: float) -> None:
         """Note what a step of these shapes took eagerly."""
@@ -190,49 +106,91 @@ class Compiler:
             raise ValueError(f"compile=True, but the step cannot be compiled: {why}; give compile=False")
 
     def get(self, key: Hashable) -> Callable[[Sequence[Tensor]], Any] | None:
-        """The compiled step for these shapes, if there is one."""
-        return self._compiled.get(key)
+        """The compiled step for these shapes, if there is one that is still good."""
+        if (compiled := self._compiled.get(key)) is None:
+            return None
+        if (change := compiled.change()) is None:
+            compiled.runs += 1
+            return compiled.run
+        del self._compiled[key]
+        self.wanted.discard(repr(key))
+        in_vain = self._changes.setdefault(key, [])
+        if compiled.runs < compiled.enough:
+            in_vain.append(change)
+        if self.setting == "auto" and len(in_vain) == WASTED:
+            self._compiled[key] = None
+            self._say(key, f"eager, since {_again(change)}")
+            warnings.warn(f"steps are no longer compiled: {_again(change)}", stacklevel=4)
+        return None
 
-    def decide(
-        self, key: Hashable, step: Callable[[], Any], function: Callable[..., Any], tensors: Sequence[Tensor]
-    ) -> None:
-        """Compile a step, or note why not.
+    def _say(self, key: Hashable, reason: str) -> None:
+        changes = len(self._changes.get(key, ()))
+        self.reasons[(key, changes) if changes else key] = reason
+
+    def decide(self, key: Hashable, step: Step, tensors: Sequence[Tensor]) -> Any:
+        """Compile a step and run it, or note why not.
 
         Args:
-            key: what tells its shapes from others.
-            step: runs it eagerly.
-            function: the same step, of tensors.
-            tensors: an example of them.
+            key: what tells its shapes from others; last, what is fixed of an iteration.
+            step: the step.
+            tensors: those that it is to be run with.
+
+        Returns:
+            What the step gives; ``None`` where it has not run.
+
+        Raises:
+            ValueError: the setting is ``True``, and the step cannot be compiled.
         """
-        self._compiled[key] = None
-        eager = min(self._eager.pop(key, [0.0]))
+        eager, trial = min(self._eager.pop(key, [0.0])), None
         choose = self.setting == "auto" and repr(key) not in self.wanted
         try:
+            self._require_lasting(key)
+            if choose and (to_come := eager * (self.steps_to_come or 0)) < 1:
+                raise UnsuitableError(f"the steps to come take {to_come:.1f} s")
+            trial = Trial(step)
             if choose:
-                self._require_worth(step, eager)
-            recorded = Recorded(function, tensors)
+                trial.run(count := _Count())
+                self._require_worth(count, eager)
+            else:
+                trial.run(step.context())
+            trial.require_repeatable()
+            recorded, change = trial.record(tensors)
             start = time.perf_counter()
             compiled = recorded.compile()
             paid = time.perf_counter() - start
             fast = _seconds(lambda: compiled(tensors))
             if choose and fast > eager:
                 raise UnsuitableError(f"compiled it takes {1e3 * fast:.2f} ms, eagerly {1e3 * eager:.2f} ms")
+            trial.require_agreement(result := compiled(tensors))
         except UnsuitableError as why:
-            if self.setting is True:
-                raise ValueError(f"compile=True, but the step cannot be compiled: {why}") from why
-            self.reasons[key] = f"eager, since {why}"
-            return
-        self._compiled[key] = compiled
+            if self.setting is True and trial is not None:
+                trial.restore()
+            self.refuse(str(why))
+            self._compiled[key] = None
+            self._say(key, f"eager, since {why}")
+            return None if trial is None else trial.result
+        self._compiled[key] = Compiled(compiled, change, paid / max(eager - fast, 1e-9) if choose else SOON)
         self.wanted.add(repr(key))
-        self.reasons[key] = f"compiled in {paid:.0f} s: {1e3 * eager:.2f} ms a step became {1e3 * fast:.2f} ms"
+        self._say(key, f"compiled in {paid:.0f} s: {1e3 * eager:.2f} ms a step became {1e3 * fast:.2f} ms")
+        return result
 
-    def _require_worth(self, step: Callable[[], Any], eager: float) -> None:
+    def _require_lasting(self, key: Hashable) -> None:
+        """Raise if what was compiled before did not last."""
+        in_vain: list[str] = self._changes.get(key, [])
+        if len(in_vain) >= WASTED:
+            raise UnsuitableError(_again(in_vain[-1]))
+        every: Any = self._compiled
+        this: Any = key
+        alike = [compiled for other, compiled in every.items() if compiled and other[:-1] == this[:-1]]
+        if len(alike) >= WASTED and not any(compiled.runs for compiled in alike[-WASTED:]):
+            raise UnsuitableError(
+                "the objective is another one every iteration: let its constants(iteration) return what of an "
+                "iteration it depends on"
+            )
+
+    def _require_worth(self, count: _Count, eager: float) -> None:
         """Raise if compiling is not expected to pay."""
         to_come = eager * (self.steps_to_come or 0)
-        if to_come < 1:
-            raise UnsuitableError(f"the steps to come take {to_come:.1f} s")
-        with _Count() as count:
-            step()
         cost, starting = SECONDS_PER_OPERATION * count.operations, START * count.operations
         if count.operations > MOST_OPERATIONS:
             raise UnsuitableError(f"it has {count.operations} operations, more than {MOST_OPERATIONS}")
@@ -257,6 +215,13 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations += 1
         self.convolutions += func is torch.ops.aten.convolution.default
         return func(*args, **(kwargs or {}))
+
+
+def _again(change: str) -> str:
+    return (
+        f"{change} changes again and again, while compiled code keeps what it was when compiled: make it a buffer "
+        "(register_buffer), whose value may change, or leave it as it is"
+    )
 
 
 def _seconds(call: Callable[[], Any], repeats: int = 5) -> float:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .task import Params
+from .task import Params, tensors_of
 
 # -- inference mode ---------------------------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ def normal_mode() -> Iterator[None]:
 
 def normal_tensors(tensors: Any) -> Any:
     """The same pytree, with tensors that were made in `torch.inference_mode` replaced by copies that autograd takes."""
-    if not any(isinstance(t, Tensor) and t.is_inference() for t in pytree.tree_leaves(tensors)):
+    if not any(t.is_inference() for t in tensors_of(tensors)):
         return tensors
     return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, tensors)
 
@@ -166,17 +166,23 @@ def _unequal(output: torch.Size, y: torch.Size, where: str) -> str:
 # -- what a forward pass writes to, and keeps ------------------------------------------------------------------------
 
 
+_INPUT = "the input"
+
+
 class RefusedWrites(TorchFunctionMode):
     """While entered, around the call of a model, it is an error to write in place to what all tasks share.
 
     Args:
         model: whose plain tensor attributes are watched.
         params: what it runs on in place of its parameters.
+        x: its inputs.
     """
 
-    def __init__(self, model: nn.Module, params: Params) -> None:
+    def __init__(self, model: nn.Module, params: Params, x: Any) -> None:
         super().__init__()
         self._model, self._watched = model, dict(params)
+        inputs = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
+        self._watched |= {f"{_INPUT} {number}": leaf for number, leaf in enumerate(inputs)}
         for prefix, module in model.named_modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor):
@@ -203,6 +209,12 @@ class RefusedWrites(TorchFunctionMode):
                 raise ValueError(self._message(name))
 
     def _message(self, name: str) -> str:
+        if name.startswith(_INPUT):
+            return (
+                f"{type(self._model).__name__} writes to its input in place when it is called, so each inner step "
+                "would change the data: compute out of place (inplace=False, x = x - mean for x -= mean), or write to "
+                "x.clone()"
+            )
         return (
             f"{type(self._model).__name__} writes to its own {name!r} in place when it is called, so each task would "
             "change it for all others: compute a new tensor in forward instead (e.g. weight = self.weight.clamp(0)), "

@@ -16,13 +16,14 @@ from torch.utils import _pytree as pytree
 
 from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint
 from .checks import examine
-from .compiling import Compile, Compiler, of_tensors, signature, tensors
+from .compiling import Compile, Compiler
 from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
 from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
+from .recording import Step, signature, tensors
 from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
@@ -143,28 +144,27 @@ class MetaLearner(nn.Module):
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
         with normal_mode(), torch.enable_grad():
-            with in_mode(self.model, self._training_statistics):
-                self._examine(tasks := normal_tensors(tasks), judged=True)
+            self._examine(tasks := normal_tensors(tasks), judged=True)
             values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
             key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
-            self._perhaps_compile(key, step, tasks, values)
-            if (compiled := self.compiler.get(key)) is not None:
-                grads, outcome, left = compiled(values)
-            else:
+            if (result := self._perhaps_compile(key, step, tasks, values)) is None:
                 start = time.perf_counter()
-                grads, outcome, left = step(tasks)
+                result = step(tasks)
                 self.compiler.ran(key, time.perf_counter() - start)
+            grads, outcome, left = result
             self._renew(left)
             return grads, outcome
 
-    def _perhaps_compile(self, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: list[Tensor]) -> None:
+    def _perhaps_compile(self, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: list[Tensor]) -> Any:
+        if (compiled := self.compiler.get(key)) is not None:
+            return compiled(values)
         if not self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient")):
-            return
+            return None
         if not self.engine.vectorised or self.engine.random:
             self.compiler.refuse("tasks run one by one" if not self.engine.vectorised else "it draws random numbers")
-            return
-        function = of_tensors(self, step, tasks, self.engine.recording)
-        self.compiler.decide(key, partial(step, tasks), function, values)
+            return None
+        apart = (self.engine, self.compiler, self.outer)
+        return self.compiler.decide(key, Step(self, step, tasks, self.engine.recording, apart), values)
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Params]:
         """The meta-gradient, the outcome, and what became of each step's own buffers."""
@@ -386,11 +386,12 @@ class MetaLearner(nn.Module):
         """
         if not (judged or (self.steps if steps is None else steps)):
             return
-        shapes = tuple(leaf.shape[1:] for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor))
+        shapes = tuple([tensor.shape[1:] for tensor in tensors_of(tasks)])
         if (key := (shapes, judged, self.model.training)) in self._examined:
             return
         count(tasks)
-        with torch.enable_grad(), TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
+        mode = in_mode(self.model, self._training_statistics, training=judged)
+        with mode, torch.enable_grad(), TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
             episode = self._episode(select(tasks, 0), *self._own())
             random, separable = examine(episode, judged, None if self._examined else self.objective)
         # Random draws depend on how many tasks run at once, so that is then not a matter of speed.

@@ -92,6 +92,18 @@ def draw(source: Source, learner: Any, n: int, generator: torch.Generator) -> Ta
     return source.sample(n, generator)
 
 
+def tensors_of(tasks: Any) -> list[Tensor]:
+    """The tensors in tasks, a batch or inputs, in the order of their leaves; quick where these are plain tensors."""
+    found: list[Tensor] = []
+    for part in tasks if isinstance(tasks, tuple) else (tasks,):
+        for leaf in part if isinstance(part, Batch) else (part,):
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif leaf is not None:
+                found += [t for t in pytree.tree_leaves(leaf) if isinstance(t, Tensor)]
+    return found
+
+
 def count(tasks: Task) -> int:
     """The number of tasks T in a meta-batch.
 
