@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ class Summary:
         self.wrong: dict[str, dict[str, Any]] = {}
         self.torch_wrong: dict[str, dict[str, Any]] = {}
         self.broken: list[str] = []
+        self.excused: list[str] = []
         self.alike: dict[str, list[str]] = {}
 
     def add(self, report: Report, reducing: bool) -> None:
@@ -56,6 +58,9 @@ class Summary:
         self.kinds.update(report.kinds)
         self.refused.update({f"{plan}, {name}: {why}": 1 for (plan, name), why in report.refused.items()})
         self.verdicts.update(d.verdict.split(":")[0] for d in report.differences)
+        if excused := [d for d in report.differences if d.verdict in ("rounding", "kink")]:
+            first = excused[0]
+            self.excused.append(f"{first.plan}, {first.result}: {first.error:.1e} {first.verdict}: {report.case}")
         for found, into in ((report.faults, self.wrong), (_torch(report), self.torch_wrong)):
             if found:
                 self._note(report, found, into, reducing)
@@ -83,6 +88,7 @@ class Summary:
             "kinds": dict(sorted(self.kinds.items())), "status": dict(self.status.most_common()),
             "refused": dict(self.refused.most_common()), "verdicts": dict(self.verdicts.most_common()),
             "torch_wrong": self.torch_wrong, "differences": self.wrong, "broken": self.broken,
+            "excused": self.excused,
         }  # fmt: skip
 
 
@@ -179,7 +185,12 @@ def several(given_: argparse.Namespace) -> dict[str, Any]:
         if given_.out:
             options += ["--out", f"{given_.out}.{job}"]
         started.append(subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate()[0] for process in started]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        outputs = [process.communicate()[0] for process in started]
+    finally:
+        for process in started:
+            process.terminate()
     return merge([json.loads(output) for output in outputs])
 
 

@@ -360,7 +360,7 @@ class Judge:
     def gradient(self, got: Tensors, want: Tensors | None) -> str:
         """By the objective, in one random direction."""
         if self.stopped or isinstance(self.library.learner.objective, il.Reptile):
-            return "library is wrong"
+            return "undecided" if want is None else "library is wrong"
         direction, constants = self.expected.direction, self._constants()
 
         def objective(by: float) -> Tensor:
@@ -385,7 +385,7 @@ class Judge:
         """By the meta-gradient: the oracle's if it is known to be right, else the library's."""
         direction = self.expected.direction
         if self.stopped or isinstance(self.library.learner.objective, il.Reptile):
-            return "library is wrong"
+            return "undecided" if want is None else "library is wrong"
         if self.constant and not trusted:
             return "undecided"
         truth, doubt = self.central_once_more(trusted)
