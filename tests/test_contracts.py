@@ -445,3 +445,26 @@ def test_the_shipped_model_is_as_good_for_one_picture_at_a_time() -> None:
         for way, output in enumerate((model(query.x), torch.cat([model(x[None]) for x in query.x]))):
             right[way] += (output.argmax(-1) == query.y).float().mean().item() / 20
     assert min(right) > 0.93, right
+
+
+@VECTORIZE
+@pytest.mark.parametrize("state", ["tensor", "counter", "loss"])
+def test_constant_memory_refuses_what_changes_when_it_is_computed_again(state: str, vectorize: Any) -> None:
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.seen = nn.Linear(3, 1), torch.zeros(())
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += state != "tensor"
+            if state == "tensor":
+                self.seen = self.seen + x.mean()
+            return self.layer(x) + self.seen + (self.calls if state == "counter" else 0)
+
+    model, tasks = Changes(), column(regression())
+    own = lambda output, y: F.mse_loss(output, y) * (1 + 0.1 * model.calls)  # noqa: E731
+    loss = own if state == "loss" else F.mse_loss
+    learner = il.maml(model, 0.1, steps=2, loss=loss, memory="constant", vectorize=vectorize)
+    with pytest.raises(ValueError, match=r"(model|loss) gives something else when it is called again.*register_buffer"):
+        learner.meta_gradient(tasks)

@@ -64,6 +64,9 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         with RefusedBroadcasts(output, batch.y):
             loss = scalar(own.inner_loss(output, batch.y))
         random = not torch.equal(before, torch.get_rng_state())
+        if own.memory == "constant":
+            torch.set_rng_state(before)
+            _require_same(own, output, loss, start)
         if judged:
             with RefusedWrites(model, params, own.task.query.x):
                 output = own.answer(start, own.task.query.x)[0]
@@ -75,6 +78,25 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         with refused_out_of_place(model):
             check_dependence(loss, start, learned)
         return random, _separable(own)
+
+
+def _require_same(episode: Episode, output: Any, loss: Tensor, params: Params) -> None:
+    """Refuse to compute again what depends on how often it was computed.
+
+    Raises:
+        ValueError: the model or the loss gives something else the second time.
+    """
+    batch = episode.support(0)
+    again = episode.output(params, batch.x)
+    pairs = list(zip(pytree.tree_leaves(again), pytree.tree_leaves(output), strict=True))
+    for what, compared in (("model", pairs), ("loss", [(episode.inner_loss(again, batch.y), loss)])):
+        for a, b in compared:
+            if not torch.allclose(a, b, rtol=1e-5, atol=1e-7, equal_nan=True):
+                raise ValueError(
+                    f'memory="constant" computes inner steps again in the backward pass, and the {what} gives '
+                    "something else when it is called again: keep what changes in a buffer (register_buffer), or give "
+                    'memory="graph"'
+                )
 
 
 def _separable(episode: Episode) -> bool:

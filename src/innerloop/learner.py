@@ -29,7 +29,7 @@ from .search import Plan
 from .select import Selection, everything
 from .slots import Slots, average
 from .supported import joint
-from .task import Batch, Params, Task, count, require_batch, select
+from .task import Batch, Params, Task, count, require_batch, select, tensors_of
 from .threads import mine
 
 
