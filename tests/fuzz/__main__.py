@@ -118,7 +118,7 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(
-    examples: int, start: int, compile_every: int, reducing: bool, only: tuple[str, ...], note: Path | None
+    examples: int, start: int, compile_every: int, reducing: bool, only: tuple[str, ...] = (), note: Path | None = None
 ) -> dict[str, Any]:
     """Check so many cases."""
     summary, begun = Summary(), time.perf_counter()
