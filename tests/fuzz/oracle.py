@@ -66,6 +66,7 @@ class Substituted:
 class Constants:
     """What was constant in first-order steps, so that central differences can keep it constant."""
 
+    state: Any = None
     steps: list[tuple[Tensors, Tensors]] = field(default_factory=list)
     implicit: tuple[Tensors, Tensors] | None = None
     replay: bool = False
@@ -157,6 +158,9 @@ class Oracle:
         params, fixed, buffers = self.start(theta)
         size = batch_size or self.learner.batch_size
         state: Any = rule_state(self.learner.rule, params if order == 2 else _detach(params))
+        if order == 1 and constants is not None:
+            state = constants.state if constants.replay else state
+            constants.state = state
         yield params, buffers, None
         for step in range(steps):
             examples = self.batch(support, step, size)
@@ -299,12 +303,13 @@ class Oracle:
             rows.append(torch.stack([self.answer(p, b, task, transductive) for p, b, _ in path]))
         return torch.stack(rows)
 
-    def answer(self, params: Tensors, buffers: Tensors, task: il.Task, transductive: bool) -> Tensor:
+    def answer(self, params: Tensors, buffers: Tensors, task: il.Task, transductive: bool, least: int = 2) -> Tensor:
+        """The output on the query set; of fewer inputs than ``least``, each is judged beside the support set."""
         tensors = {**self.start(self.theta)[1], **params}
         norms = [part for part in self.model.parts.values() if isinstance(part, BATCH_NORMS)]
         alone = any(self.learner.statistics == "batch" or norm.running_mean is None for norm in norms)
         with torch.no_grad():
-            if transductive or not alone:
+            if (transductive and len(task.query.x) >= least) or not alone:
                 return self.run(tensors, buffers, task.query.x)[0]
             support, rows = task.support.x, []
             for x in task.query.x:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from .__main__ import run
 from .differences import Difference, check
 from .layers import KINDS
 from .models import Case
@@ -52,11 +53,11 @@ def test_random_models() -> None:
 
 
 def test_a_few_random_models() -> None:
-    require_none(fuzz(15, "--compile-every", "0", "--no-reduce"))
+    require_none(run(15, SEED, compile_every=0, reducing=False))
 
 
 def test_the_same_seed_draws_the_same_models() -> None:
-    first, second = (fuzz(3, "--compile-every", "0", "--no-reduce") for _ in range(2))
+    first, second = (run(3, SEED, compile_every=0, reducing=False) for _ in range(2))
     assert first["kinds"] == second["kinds"]
     assert first["results"] == second["results"]
 
