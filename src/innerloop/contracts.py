@@ -71,10 +71,11 @@ _PARTS: frozenset[Any] = frozenset(
     (
         torch.Tensor.__getitem__, torch.Tensor.chunk, torch.chunk, torch.Tensor.split, torch.split,
         torch.Tensor.narrow, torch.narrow, torch.Tensor.unbind, torch.unbind, torch.Tensor.tensor_split,
-        torch.tensor_split,
+        torch.tensor_split, torch.Tensor.squeeze, torch.squeeze, torch.Tensor.flatten, torch.flatten,
+        torch.Tensor.ravel, torch.ravel,
     )
 )  # fmt: skip
-"""Functions that take a part of a tensor and leave the order of its axes alone."""
+"""Functions that take a part of a tensor, or drop axes, and leave the order of the others alone."""
 
 _Role = Literal["output", "target"]
 
@@ -110,8 +111,8 @@ class RefusedBroadcasts(TorchFunctionMode):
             self._compare(func, *args, **kwargs)
         result = func(*args, **kwargs)
         roles = {role for t in given if (role := self._role.get(id(t)))}
-        if len(roles) == 2 and isinstance(result, Tensor):
-            self._refuse_mixed(func, given, result)
+        if len(roles) == 2:
+            self._refuse_mixed(func, given, pytree.tree_leaves(result)[0])
         elif len(roles) == 1:
             self._hand_on(func, args, given, result, roles.pop())
         return result
@@ -119,10 +120,10 @@ class RefusedBroadcasts(TorchFunctionMode):
     def _compare(self, func: Callable[..., Any], output: Any = None, y: Any = None, *rest: Any, **kwargs: Any) -> None:
         output = kwargs.get("input", output)
         y = kwargs.get("target", y)
-        if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape != y.shape:
+        if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape != y.shape and output.ndim and y.ndim:
             raise ValueError(_unequal(output.shape, y.shape, func.__name__))
 
-    def _refuse_mixed(self, func: Callable[..., Any], given: list[Tensor], result: Tensor) -> None:
+    def _refuse_mixed(self, func: Callable[..., Any], given: list[Tensor], result: Any) -> None:
         """Refuse a result of output and target that torch made by aligning what does not belong together."""
         by_role = {self._role[id(t)]: t for t in reversed(given) if id(t) in self._role}
         output, y = by_role["output"], by_role["target"]
@@ -133,7 +134,7 @@ class RefusedBroadcasts(TorchFunctionMode):
         except RuntimeError:
             return
         mixed = broadcast not in (output.shape, y.shape) or output.ndim != y.ndim
-        if mixed and (result.shape == broadcast or func in _REDUCING):
+        if mixed and (getattr(result, "shape", None) == broadcast or func in _REDUCING):
             raise ValueError(_unequal(output.shape, y.shape, getattr(func, "__name__", str(func))))
 
     def _hand_on(self, func: Callable[..., Any], args: Any, given: list[Tensor], result: Any, role: _Role) -> None:
