@@ -6,8 +6,10 @@ are refused. Tensors that modules keep as attributes are dropped, and inference 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Literal
 
 import torch
@@ -239,6 +241,10 @@ def _works_in_place(func: Callable[..., Any]) -> bool:
 
 _OWN = frozenset(vars(nn.Module()))
 """The attributes of every module, which hold its parameters, buffers, submodules and hooks."""
+_CONTAINERS = (list, dict, set, deque)
+_NOT_FOLLOWED = (Tensor, type, FunctionType, MethodType, ModuleType, nn.Module)
+MOST_ENTRIES = 10_000
+"""Of a container that is looked through: larger ones hold data, and no module keeps so many tensors."""
 
 
 @contextmanager
@@ -255,29 +261,42 @@ def without_kept_tensors(*parts: Any) -> Iterator[None]:
     modules = {module for part in parts if isinstance(part, nn.Module) for module in part.modules()}
     seen: set[int] = set()
     before = [(place, place.copy()) for module in modules for place in _places(vars(module), seen)]
+    empty = [(module._buffers, {n: b for n, b in module._buffers.items() if b is not None}) for module in modules]
     try:
         yield
     finally:
         for place, kept in before:
             _restore(place, kept)
+        for buffers, given in empty:  # others are put back by those who substitute them
+            for name in [name for name, value in buffers.items() if value is not None and name not in given]:
+                buffers[name] = None
 
 
 def _places(place: Any, seen: set[int]) -> Iterator[Any]:
-    """A dictionary or list, and those in it."""
-    if id(place) not in seen:
-        seen.add(id(place))
-        yield place
-        for name, value in place.items() if isinstance(place, dict) else enumerate(place):
-            if isinstance(value, list | dict) and name not in _OWN:
-                yield from _places(value, seen)
+    """A container, and those in it, also in the attributes of objects."""
+    if id(place) in seen or len(place) > MOST_ENTRIES:
+        return
+    seen.add(id(place))
+    yield place
+    for name, value in place.items() if isinstance(place, dict) else enumerate(place):
+        if name not in _OWN and (inner := _container(value)) is not None:
+            yield from _places(inner, seen)
+
+
+def _container(value: Any) -> Any:
+    """What a value keeps others in, if it does."""
+    if isinstance(value, _CONTAINERS):
+        return value
+    return getattr(value, "__dict__", None) if not isinstance(value, _NOT_FOLLOWED) else None
 
 
 def _restore(place: Any, kept: Any) -> None:
     """Put back what was there, where that or what stands in its place is tensors, or has some in it."""
-    if isinstance(place, list):
+    if not isinstance(place, dict):
         changed = len(place) != len(kept) or any(a is not b for a, b in zip(place, kept, strict=True))
         if changed and (_has_tensors(place) or _has_tensors(kept)):
-            place[:] = kept
+            place.clear()
+            (place.update if isinstance(place, set) else place.extend)(kept)
         return
     for name in [name for name, value in place.items() if kept.get(name, place) is not value and name not in _OWN]:
         if _has_tensors(place[name]) or _has_tensors(kept.get(name)):
@@ -288,5 +307,15 @@ def _restore(place: Any, kept: Any) -> None:
         place.update({name: value for name, value in kept.items() if name not in place and _has_tensors(value)})
 
 
-def _has_tensors(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+def _has_tensors(value: Any, within: tuple[Any, ...] = ()) -> bool:
+    """Whether a value is tensors, or has some in it, such as a distribution."""
+    for leaf in pytree.tree_leaves(value):
+        inner = _container(leaf)
+        if isinstance(inner, dict):
+            inner = list(inner.values())
+        if isinstance(leaf, Tensor):
+            return True
+        follow = inner and len(within) < 4 and not any(leaf is other for other in within)
+        if follow and any(_has_tensors(part, (*within, leaf)) for part in inner):
+            return True
+    return False
