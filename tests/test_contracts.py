@@ -145,6 +145,22 @@ def test_every_output_may_have_the_same_target() -> None:
     il.maml(nn.Linear(3, 4), 0.01, loss=loss).meta_gradient(column(regression()))
 
 
+@pytest.mark.parametrize("call", ["adapt", "learner", "meta_gradient", "predict"])
+def test_losses_that_write_to_their_targets_are_refused(call: str) -> None:
+    tasks = column(regression())
+    learner = il.maml(nn.Linear(3, 1), 0.01, loss=lambda output, y: F.mse_loss(output, y.mul_(0.9)))
+    before = copy.deepcopy(tasks)
+    calls: dict[str, Callable[[], Any]] = {
+        "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0)),
+        "learner": lambda: learner(tasks),
+        "meta_gradient": lambda: learner.meta_gradient(tasks),
+        "predict": lambda: learner.predict(tasks),
+    }
+    with pytest.raises(ValueError, match=r"writes to its targets in place.*y.clone\(\)"):
+        calls[call]()
+    torch.testing.assert_close(tasks, before, rtol=0, atol=0)
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_one_number_is_no_target() -> None:
     loss = lambda output, y: F.mse_loss(output, y) + F.l1_loss(output, torch.zeros(()))  # noqa: E731

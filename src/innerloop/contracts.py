@@ -83,7 +83,7 @@ _Role = Literal["output", "target"]
 
 
 class RefusedBroadcasts(TorchFunctionMode):
-    """While entered, around the call of a loss, targets must not broadcast against outputs.
+    """While entered, around the call of a loss, targets must not broadcast against outputs, nor be written to.
 
     Torch's elementwise losses need equal shapes. In other code, outputs and targets that nobody has reshaped must not
     be combined into something that has the shape of neither, as ``output - y`` is for ``[N, 1]`` and ``[N]``, nor be
@@ -98,6 +98,8 @@ class RefusedBroadcasts(TorchFunctionMode):
         super().__init__()
         self._role: dict[int, _Role] = {}
         self._alive: list[Tensor] = []  # an id is that of one tensor only as long as this lives
+        self._targets = [(leaf, leaf._version) for leaf in pytree.tree_leaves(y) if isinstance(leaf, Tensor)]
+        self._places = {_storage(leaf) for leaf, _ in self._targets if leaf.numel()} - {0}
         for role, tensors in (("output", output), ("target", y)):
             for leaf in pytree.tree_leaves(tensors):
                 if isinstance(leaf, Tensor):
@@ -108,6 +110,8 @@ class RefusedBroadcasts(TorchFunctionMode):
     ) -> Any:
         """Compare the shapes of what a function combines."""
         kwargs = kwargs or {}
+        if any(_storage(tensor) in self._places for tensor in _written(func, args, kwargs)):
+            raise ValueError(_TARGETS_WRITTEN)
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if func in _ELEMENTWISE:
             self._compare(func, *args, **kwargs)
@@ -118,6 +122,12 @@ class RefusedBroadcasts(TorchFunctionMode):
         elif len(roles) == 1:
             self._hand_on(func, args, given, result, roles.pop())
         return result
+
+    def __exit__(self, *error: Any) -> None:
+        """Refuse what was written inside of torch's own functions."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if error[0] is None and any(target._version != version for target, version in self._targets):
+            raise ValueError(_TARGETS_WRITTEN)
 
     def _compare(self, func: Callable[..., Any], output: Any = None, y: Any = None, *rest: Any, **kwargs: Any) -> None:
         output = kwargs.get("input", output)
@@ -150,6 +160,12 @@ class RefusedBroadcasts(TorchFunctionMode):
     def _note(self, tensor: Tensor, role: _Role) -> None:
         self._alive.append(tensor)
         self._role[id(tensor)] = role
+
+
+_TARGETS_WRITTEN = (
+    "the loss writes to its targets in place, so each inner step would change the data: compute out of place "
+    "(y = 0.9 * y for y *= 0.9), or write to y.clone()"
+)
 
 
 def _unequal(output: torch.Size, y: torch.Size, where: str) -> str:
@@ -198,9 +214,8 @@ class RefusedWrites(TorchFunctionMode):
     ) -> Any:
         """Refuse a function that works in place, also through ``.data``, before it does."""
         kwargs = kwargs or {}
-        written = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
-        for tensor in written:
-            if isinstance(tensor, Tensor) and (name := self._names.get(_storage(tensor))):
+        for tensor in _written(func, args, kwargs):
+            if name := self._names.get(_storage(tensor)):
                 raise ValueError(self._message(name))
         return func(*args, **kwargs)
 
@@ -223,6 +238,12 @@ class RefusedWrites(TorchFunctionMode):
             "change it for all others: compute a new tensor in forward instead (e.g. weight = self.weight.clamp(0)), "
             "use torch.nn.utils.parametrize, or make what should change a buffer (register_buffer)"
         )
+
+
+def _written(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a function writes to."""
+    written = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
+    return [tensor for tensor in written if isinstance(tensor, Tensor)]
 
 
 def _storage(tensor: Tensor) -> int:
