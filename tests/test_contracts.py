@@ -376,6 +376,29 @@ def test_what_a_model_keeps_is_dropped(where: str, memory: Any, vectorize: Any) 
     assert model.calls > 0  # what is no tensor stays as the model sets it
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_compute_by_the_parameters_of_each_call(kind: Any) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent, self.head = kind(3, 5, batch_first=True), nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.recurrent(x)[0][:, -1])
+
+    x, y = torch.randn(2, 6, 4, 3), torch.randn(2, 6, 1)
+    batch, model = il.Batch(x, y), Last()
+    learner = il.maml(model, 0.5, loss=F.mse_loss, steps=3, vectorize=False)
+    adapted = learner.adapt(il.task.select(batch, 0))
+    once = adapted(x[0])
+    torch.testing.assert_close(adapted(x[0]), once)
+    torch.testing.assert_close(adapted.module()(x[0]), once)
+    objective = learner(il.Task(batch, batch)).objective
+    torch.func.functional_call(model, {n: 2 * p for n, p in model.named_parameters()}, (x[0],))  # of the caller's
+    torch.testing.assert_close(learner(il.Task(batch, batch)).objective, objective)
+    torch.testing.assert_close(adapted(x[0]), once)
+
+
 def test_a_loss_sees_what_the_model_kept_of_the_same_task() -> None:
     tasks, found = column(regression()), []
     for vectorize in (True, False):

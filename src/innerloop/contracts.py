@@ -6,6 +6,7 @@ are refused. Tensors that modules keep as attributes are dropped, and inference 
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -329,8 +330,10 @@ def _restore(place: Any, kept: Any) -> None:
 
 
 def _has_tensors(value: Any, within: tuple[Any, ...] = ()) -> bool:
-    """Whether a value is tensors, or has some in it, such as a distribution."""
+    """Whether a value is tensors, or has some in it, such as a distribution, or refers to some: by weak references
+    torch's recurrent layers know for which parameters they have laid out their weights."""
     for leaf in pytree.tree_leaves(value):
+        leaf = leaf() if isinstance(leaf, weakref.ref) else leaf
         inner = _container(leaf)
         if isinstance(inner, dict):
             inner = list(inner.values())
