@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +58,11 @@ BROADCASTING: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
     "by hand, chunks": (2, gaussian),
     "distance": (1, lambda output, y: torch.dist(output, y)),
     "distance of each": (1, lambda output, y: F.pairwise_distance(output, y).mean()),
+    "a distribution": (
+        1,
+        lambda output, y: -torch.distributions.Bernoulli(logits=output).log_prob((y > 0) * 1.0).mean(),
+    ),
+    "squeezed targets": (1, lambda output, y: (output - y.squeeze()).square().mean()),
 }
 
 
@@ -113,6 +120,14 @@ MEANT: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
     "classes": (8, lambda output, y: F.cross_entropy(output, (y > 0).long())),
     "picked": (4, lambda output, y: -output.log_softmax(-1).gather(1, (y > 0).long()[:, None]).mean()),
     "a gaussian": (2, lambda output, y: F.gaussian_nll_loss(output[:, 0], y, output[:, 1].exp())),
+    "a distribution": (
+        3,
+        lambda output, y: -torch.distributions.Categorical(logits=output).log_prob((y > 0) * 1).mean(),
+    ),
+    "squared distances": (
+        3,
+        lambda output, y: (output.square().sum(1, keepdim=True) + y.square() - 2 * output @ output.T).mean(),
+    ),
     "without targets": (3, lambda output, y: output.square().mean()),
     "ranks": (1, lambda output, y: F.relu(1 - (output - output.T) * (y[:, None] - y[None]).sign()).mean()),
 }
@@ -129,6 +144,28 @@ def test_what_is_meant_is_not_refused(name: str) -> None:
 def test_every_output_may_have_the_same_target() -> None:
     loss = lambda output, y: (output - y).square().mean()  # noqa: E731 - several heads, one target each example
     il.maml(nn.Linear(3, 4), 0.01, loss=loss).meta_gradient(column(regression()))
+
+
+@pytest.mark.parametrize("call", ["adapt", "learner", "meta_gradient", "predict"])
+def test_losses_that_write_to_their_targets_are_refused(call: str) -> None:
+    tasks = column(regression())
+    learner = il.maml(nn.Linear(3, 1), 0.01, loss=lambda output, y: F.mse_loss(output, y.mul_(0.9)))
+    before = copy.deepcopy(tasks)
+    calls: dict[str, Callable[[], Any]] = {
+        "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0)),
+        "learner": lambda: learner(tasks),
+        "meta_gradient": lambda: learner.meta_gradient(tasks),
+        "predict": lambda: learner.predict(tasks),
+    }
+    with pytest.raises(ValueError, match=r"writes to its targets in place.*y.clone\(\)"):
+        calls[call]()
+    torch.testing.assert_close(tasks, before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_one_number_is_no_target() -> None:
+    loss = lambda output, y: F.mse_loss(output, y) + F.l1_loss(output, torch.zeros(()))  # noqa: E731
+    il.maml(nn.Linear(3, 1), 0.01, loss=loss).meta_gradient(column(regression()))
 
 
 def test_a_single_example_broadcasts_to_what_it_is() -> None:
@@ -275,6 +312,10 @@ class Keeps(nn.Module):
         self.hidden: Any = None
         self.all: list[Any] = []
         self.by_name: dict[str, Any] = {"deeper": {}}
+        self.bag: set[Any] = set()
+        self.last_two: deque[Any] = deque(maxlen=2)
+        self.record = SimpleNamespace()
+        self.register_buffer("late", None)
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,12 +333,28 @@ class Keeps(nn.Module):
             self.by_name["deeper"]["hidden"] = [hidden]
         elif self.where == "submodule":
             self.first.output = hidden
+        elif self.where == "set":
+            self.bag.add(hidden)
+        elif self.where == "deque":
+            self.last_two.append(hidden)
+        elif self.where == "object":
+            self.record.hidden = hidden
+        elif self.where == "new object":
+            self.hidden = torch.distributions.Normal(hidden, 1.0)
+        elif self.where == "empty buffer":
+            self.late = hidden.mean(0)
         return self.last(hidden)
 
 
 @VECTORIZE
 @pytest.mark.parametrize("memory", ["graph", "constant"])
-@pytest.mark.parametrize("where", ["attribute", "new", "list", "dict", "deeper", "submodule"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "attribute", "new", "list", "dict", "deeper", "submodule", "set", "deque", "object", "new object",
+        "empty buffer",
+    ],
+)  # fmt: skip
 def test_what_a_model_keeps_is_dropped(where: str, memory: Any, vectorize: Any) -> None:
     model, tasks = Keeps(where), column(regression())
     learner = il.maml(model, 0.1, loss=F.mse_loss, vectorize=vectorize, memory=memory)
@@ -313,7 +370,34 @@ def test_what_a_model_keeps_is_dropped(where: str, memory: Any, vectorize: Any) 
     assert not hasattr(model.first, "output")
     assert model.all == []
     assert model.by_name == {"deeper": {}}
+    assert not model.bag
+    assert not model.last_two
+    assert not vars(model.record)
+    assert model.late is None
     assert model.calls > 0  # what is no tensor stays as the model sets it
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_compute_by_the_parameters_of_each_call(kind: Any) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent, self.head = kind(3, 5, batch_first=True), nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.recurrent(x)[0][:, -1])
+
+    x, y = torch.randn(2, 6, 4, 3), torch.randn(2, 6, 1)
+    batch, model = il.Batch(x, y), Last()
+    learner = il.maml(model, 0.5, loss=F.mse_loss, steps=3, vectorize=False)
+    adapted = learner.adapt(il.task.select(batch, 0))
+    once = adapted(x[0])
+    torch.testing.assert_close(adapted(x[0]), once)
+    torch.testing.assert_close(adapted.module()(x[0]), once)
+    objective = learner(il.Task(batch, batch)).objective
+    torch.func.functional_call(model, {n: 2 * p for n, p in model.named_parameters()}, (x[0],))  # of the caller's
+    torch.testing.assert_close(learner(il.Task(batch, batch)).objective, objective)
+    torch.testing.assert_close(adapted(x[0]), once)
 
 
 def test_a_loss_sees_what_the_model_kept_of_the_same_task() -> None:
