@@ -71,10 +71,41 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
                 scalar(own.loss(output, own.task.query.y))
         if objective is None:
             return random, True
+        refuse_remembered(own, loss, start)
         refuse_order(objective, learned := parameters_of(own.inner_loss, own.loss))
         with refused_out_of_place(model):
             check_dependence(loss, start, learned)
         return random, _separable(own)
+
+
+def refuse_remembered(episode: Episode, loss: Tensor, start: Params) -> None:
+    """Refuse a model that keeps what it computed of its parameters for later calls, which have others.
+
+    Args:
+        episode: of one task, whose model was called once.
+        loss: of that call, a scalar.
+        start: the parameters that it was called with.
+
+    Raises:
+        ValueError: a loss of the next call does not depend on parameters that this one depends on.
+    """
+    batch, later = episode.support(0), {name: p.detach().clone().requires_grad_() for name, p in start.items()}
+    again = episode.inner_loss(episode.output(later, batch.x), batch.y)
+    if not loss.requires_grad:
+        return
+    every = [
+        torch.autograd.grad(value, list(by.values()), retain_graph=True, allow_unused=True)
+        if value.requires_grad
+        else [None] * len(by)
+        for value, by in ((loss, start), (again, later))
+    ]
+    for name, first, second in zip(start, *every, strict=True):
+        if first is not None and second is None:
+            raise ValueError(
+                f"{type(episode.model.model).__name__} keeps what it computed of {name!r} from one call for the next, "
+                "so it would not see what inner steps do: compute it in every forward, and keep nothing of parameters "
+                "in attributes (functools.cached_property is one)"
+            )
 
 
 def _separable(episode: Episode) -> bool:

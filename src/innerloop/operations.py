@@ -316,7 +316,7 @@ _VECTORISED: _Table = {
     torch.Tensor.logcumsumexp: elementary.logcumsumexp,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,
     torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
-    torch.Tensor.register_hook: _loop("register_hook", "does not run where tasks run at once: hooks of tensors"),
+    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run where tasks run at once"),
     torch.Tensor.requires_grad_: _requires_grad,
     torch.Tensor.__contains__: _contains,
     **{read: _where_tasks_agree(read) for read in _READS},
