@@ -211,6 +211,7 @@ BY_ITSELF: dict[str, Callable[[], dict[str, Any]]] = {
     "calls in counting_closure": lambda: {"loss": counting_closure()},
     "counting_attribute.calls": lambda: {"loss": counting_attribute},
     "numbers in counting_iterator": lambda: {"loss": counting_iterator(itertools.count(1))},
+    "the rest of a list": lambda: {"loss": Scaled(lambda self: self.rest.pop(), rest=[2.0, 1.0] * 99)},
     "a dictionary": lambda: {"loss": Scaled(lambda s: s.seen.update(n=s.seen["n"] + 1) or s.seen["n"], seen={"n": 0})},
     "an array": lambda: {"loss": Scaled(lambda self: float(self.seen.__iadd__(1)[0]), seen=np.zeros(1))},
     "a plain tensor": lambda: {"loss": Scaled(lambda self: self.seen.add_(1), seen=torch.zeros(()))},
