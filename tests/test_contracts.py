@@ -4,8 +4,11 @@ keep tensors, inference mode, and few inputs for batch norm."""
 from __future__ import annotations
 
 import copy
+import random
 import warnings
+from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +58,11 @@ BROADCASTING: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
     "by hand, chunks": (2, gaussian),
     "distance": (1, lambda output, y: torch.dist(output, y)),
     "distance of each": (1, lambda output, y: F.pairwise_distance(output, y).mean()),
+    "a distribution": (
+        1,
+        lambda output, y: -torch.distributions.Bernoulli(logits=output).log_prob((y > 0) * 1.0).mean(),
+    ),
+    "squeezed targets": (1, lambda output, y: (output - y.squeeze()).square().mean()),
 }
 
 
@@ -112,6 +120,14 @@ MEANT: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
     "classes": (8, lambda output, y: F.cross_entropy(output, (y > 0).long())),
     "picked": (4, lambda output, y: -output.log_softmax(-1).gather(1, (y > 0).long()[:, None]).mean()),
     "a gaussian": (2, lambda output, y: F.gaussian_nll_loss(output[:, 0], y, output[:, 1].exp())),
+    "a distribution": (
+        3,
+        lambda output, y: -torch.distributions.Categorical(logits=output).log_prob((y > 0) * 1).mean(),
+    ),
+    "squared distances": (
+        3,
+        lambda output, y: (output.square().sum(1, keepdim=True) + y.square() - 2 * output @ output.T).mean(),
+    ),
     "without targets": (3, lambda output, y: output.square().mean()),
     "ranks": (1, lambda output, y: F.relu(1 - (output - output.T) * (y[:, None] - y[None]).sign()).mean()),
 }
@@ -128,6 +144,28 @@ def test_what_is_meant_is_not_refused(name: str) -> None:
 def test_every_output_may_have_the_same_target() -> None:
     loss = lambda output, y: (output - y).square().mean()  # noqa: E731 - several heads, one target each example
     il.maml(nn.Linear(3, 4), 0.01, loss=loss).meta_gradient(column(regression()))
+
+
+@pytest.mark.parametrize("call", ["adapt", "learner", "meta_gradient", "predict"])
+def test_losses_that_write_to_their_targets_are_refused(call: str) -> None:
+    tasks = column(regression())
+    learner = il.maml(nn.Linear(3, 1), 0.01, loss=lambda output, y: F.mse_loss(output, y.mul_(0.9)))
+    before = copy.deepcopy(tasks)
+    calls: dict[str, Callable[[], Any]] = {
+        "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0)),
+        "learner": lambda: learner(tasks),
+        "meta_gradient": lambda: learner.meta_gradient(tasks),
+        "predict": lambda: learner.predict(tasks),
+    }
+    with pytest.raises(ValueError, match=r"writes to its targets in place.*y.clone\(\)"):
+        calls[call]()
+    torch.testing.assert_close(tasks, before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_one_number_is_no_target() -> None:
+    loss = lambda output, y: F.mse_loss(output, y) + F.l1_loss(output, torch.zeros(()))  # noqa: E731
+    il.maml(nn.Linear(3, 1), 0.01, loss=loss).meta_gradient(column(regression()))
 
 
 def test_a_single_example_broadcasts_to_what_it_is() -> None:
@@ -274,6 +312,10 @@ class Keeps(nn.Module):
         self.hidden: Any = None
         self.all: list[Any] = []
         self.by_name: dict[str, Any] = {"deeper": {}}
+        self.bag: set[Any] = set()
+        self.last_two: deque[Any] = deque(maxlen=2)
+        self.record = SimpleNamespace()
+        self.register_buffer("late", None)
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -291,12 +333,28 @@ class Keeps(nn.Module):
             self.by_name["deeper"]["hidden"] = [hidden]
         elif self.where == "submodule":
             self.first.output = hidden
+        elif self.where == "set":
+            self.bag.add(hidden)
+        elif self.where == "deque":
+            self.last_two.append(hidden)
+        elif self.where == "object":
+            self.record.hidden = hidden
+        elif self.where == "new object":
+            self.hidden = torch.distributions.Normal(hidden, 1.0)
+        elif self.where == "empty buffer":
+            self.late = hidden.mean(0)
         return self.last(hidden)
 
 
 @VECTORIZE
 @pytest.mark.parametrize("memory", ["graph", "constant"])
-@pytest.mark.parametrize("where", ["attribute", "new", "list", "dict", "deeper", "submodule"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "attribute", "new", "list", "dict", "deeper", "submodule", "set", "deque", "object", "new object",
+        "empty buffer",
+    ],
+)  # fmt: skip
 def test_what_a_model_keeps_is_dropped(where: str, memory: Any, vectorize: Any) -> None:
     model, tasks = Keeps(where), column(regression())
     learner = il.maml(model, 0.1, loss=F.mse_loss, vectorize=vectorize, memory=memory)
@@ -312,7 +370,34 @@ def test_what_a_model_keeps_is_dropped(where: str, memory: Any, vectorize: Any) 
     assert not hasattr(model.first, "output")
     assert model.all == []
     assert model.by_name == {"deeper": {}}
+    assert not model.bag
+    assert not model.last_two
+    assert not vars(model.record)
+    assert model.late is None
     assert model.calls > 0  # what is no tensor stays as the model sets it
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_compute_by_the_parameters_of_each_call(kind: Any) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent, self.head = kind(3, 5, batch_first=True), nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.recurrent(x)[0][:, -1])
+
+    x, y = torch.randn(2, 6, 4, 3), torch.randn(2, 6, 1)
+    batch, model = il.Batch(x, y), Last()
+    learner = il.maml(model, 0.5, loss=F.mse_loss, steps=3, vectorize=False)
+    adapted = learner.adapt(il.task.select(batch, 0))
+    once = adapted(x[0])
+    torch.testing.assert_close(adapted(x[0]), once)
+    torch.testing.assert_close(adapted.module()(x[0]), once)
+    objective = learner(il.Task(batch, batch)).objective
+    torch.func.functional_call(model, {n: 2 * p for n, p in model.named_parameters()}, (x[0],))  # of the caller's
+    torch.testing.assert_close(learner(il.Task(batch, batch)).objective, objective)
+    torch.testing.assert_close(adapted(x[0]), once)
 
 
 def test_a_loss_sees_what_the_model_kept_of_the_same_task() -> None:
@@ -325,27 +410,115 @@ def test_a_loss_sees_what_the_model_kept_of_the_same_task() -> None:
     torch.testing.assert_close(*found)
 
 
+class Running(nn.Module):
+    """A running mean that is a plain attribute, or a buffer, and has a part in the gradient."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+        if buffer:
+            self.register_buffer("mean", torch.zeros(1))
+        else:
+            self.mean = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.layer(x)
+        self.mean = 0.9 * self.mean + 0.1 * output.mean(0)
+        return torch.tanh(output - self.mean)
+
+
+@VECTORIZE
+@pytest.mark.parametrize("call", ["adapt", "predict", "meta_gradient"])
+def test_models_that_compute_with_what_they_kept_are_refused(call: str, vectorize: Any) -> None:
+    tasks = column(regression())
+    learner = il.maml(Running(buffer=False), 0.1, loss=F.mse_loss, vectorize=vectorize)
+    with pytest.raises(ValueError, match=r"Running computes with tensors that it keeps in attributes.*register_buffer"):
+        {
+            "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0)),
+            "predict": lambda: learner.predict(tasks),
+            "meta_gradient": lambda: learner.meta_gradient(tasks),
+        }[call]()
+
+
 @pytest.mark.usefixtures("double")
-def test_state_in_attributes_is_each_tasks_own() -> None:
-    """As a running mean that is no buffer: whichever way tasks run, each begins with what the model had."""
-
-    class Running(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.mean = nn.Linear(3, 1), torch.zeros(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
-            return self.layer(x - self.mean)
-
-    model, tasks = Running(), column(regression())
-    found = [
-        il.maml(model, 0.1, steps=2, loss=F.mse_loss, vectorize=vectorize, compile=False).meta_gradient(tasks)[0]
-        for vectorize in (True, False, True, False)
-    ]
-    for other in found[1:]:
-        torch.testing.assert_close(found[0], other)
+@VECTORIZE
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+def test_gradients_flow_through_buffers(memory: Any, vectorize: Any) -> None:
+    """As in a loop written by hand, in which a step goes on from the buffer that the step before left."""
+    model, tasks = Running(buffer=True), column(regression())
+    objective = torch.zeros(())
+    for index in range(3):
+        (x, y), (query, target) = il.task.select(tasks, index)
+        weight, bias, mean = model.layer.weight, model.layer.bias, model.mean
+        for _ in range(3):
+            output = F.linear(x, weight, bias)
+            mean = 0.9 * mean + 0.1 * output.mean(0)
+            loss = F.mse_loss(torch.tanh(output - mean), y)
+            slopes = torch.autograd.grad(loss, (weight, bias), create_graph=True)
+            weight, bias = weight - 0.5 * slopes[0], bias - 0.5 * slopes[1]
+        output = F.linear(query, weight, bias)
+        mean = 0.9 * mean + 0.1 * output.mean(0)
+        objective = objective + F.mse_loss(torch.tanh(output - mean), target) / 3
+    expected = torch.autograd.grad(objective, tuple(model.parameters()))
+    learner = il.maml(model, 0.5, steps=3, loss=F.mse_loss, memory=memory, vectorize=vectorize, compile=False)
+    grads, outcome = learner.meta_gradient(tasks)
+    torch.testing.assert_close(tuple(grads.values()), expected)
+    torch.testing.assert_close(outcome.objective.mean(), objective.detach())
     assert not model.mean.any()
+    learner.adapt(il.task.select(tasks.support, 0))(tasks.query.x[0])
+
+
+@VECTORIZE
+def test_inner_losses_that_use_the_models_own_parameters_are_refused(vectorize: Any) -> None:
+    """Those are the meta-parameters, and in a loop over tasks also the first step's: whichever way tasks run, it is not
+    what is adapted that they would see."""
+    model, tasks = nn.Linear(3, 1), column(regression())
+
+    def decayed(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+    def consistent(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y) + model(torch.ones(1, 3)).square().mean()
+
+    for loss in (decayed, consistent):
+        with pytest.raises(ValueError, match="uses the model's own 'weight', which is the meta-parameter"):
+            il.maml(model, loss=loss, vectorize=vectorize).meta_gradient(tasks)
+    learner = il.maml(model, loss=decayed, inner_loss=F.mse_loss, vectorize=vectorize, compile=False)
+    plain = il.maml(model, loss=F.mse_loss, vectorize=vectorize, compile=False).meta_gradient(tasks)[0]
+    grads = learner.meta_gradient(tasks)[0]
+    torch.testing.assert_close(grads["model.weight"], plain["model.weight"] + 0.2 * model.weight.detach())
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * ctx.saved_tensors[0].cos()
+
+
+class OnlyOnce(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(Once.apply(self.first(x)))
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorized")
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+@pytest.mark.parametrize("vectorize", ["auto", False])
+def test_functions_that_are_differentiable_once_are_refused_in_second_order(memory: Any, vectorize: Any) -> None:
+    tasks = column(regression())
+    with pytest.raises(ValueError, match=r"once_differentiable.*order=1"):
+        il.maml(OnlyOnce(), loss=F.mse_loss, memory=memory, vectorize=vectorize).meta_gradient(tasks)
+    il.fomaml(OnlyOnce(), loss=F.mse_loss, vectorize=False).meta_gradient(tasks)
+    il.reptile(OnlyOnce(), loss=F.mse_loss, vectorize=False).meta_gradient(tasks)
 
 
 # -- inference mode, and no gradients ---------------------------------------------------------------------------------
@@ -448,19 +621,17 @@ def test_the_shipped_model_is_as_good_for_one_picture_at_a_time() -> None:
 
 
 @VECTORIZE
-@pytest.mark.parametrize("state", ["tensor", "counter", "loss"])
+@pytest.mark.parametrize("state", ["counter", "loss", "random"])
 def test_constant_memory_refuses_what_changes_when_it_is_computed_again(state: str, vectorize: Any) -> None:
     class Changes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.seen = nn.Linear(3, 1), torch.zeros(())
-            self.calls = 0
+            self.layer, self.calls = nn.Linear(3, 1), 0
 
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += state != "tensor"
-            if state == "tensor":
-                self.seen = self.seen + x.mean()
-            return self.layer(x) + self.seen + (self.calls if state == "counter" else 0)
+            self.calls += 1
+            drawn = {"counter": float(self.calls), "random": random.random()}
+            return self.layer(x) + drawn.get(state, 0.0)
 
     model, tasks = Changes(), column(regression())
     own = lambda output, y: F.mse_loss(output, y) * (1 + 0.1 * model.calls)  # noqa: E731
@@ -468,3 +639,49 @@ def test_constant_memory_refuses_what_changes_when_it_is_computed_again(state: s
     learner = il.maml(model, 0.1, steps=2, loss=loss, memory="constant", vectorize=vectorize)
     with pytest.raises(ValueError, match=r"(model|loss) gives something else when it is called again.*register_buffer"):
         learner.meta_gradient(tasks)
+
+
+def test_hooks_of_adapted_parameters_are_refused() -> None:
+    """Such as a mask of the gradient, which inner steps would ignore."""
+    model = nn.Linear(3, 1)
+    model.weight.register_hook(lambda grad: 0 * grad)
+    with pytest.raises(ValueError, match=r"'weight' has a hook.*GradientTransform"):
+        il.maml(model, loss=F.mse_loss).meta_gradient(column(regression()))
+    il.MetaLearner(model, il.SGD(0.1), il.named("bias"), loss=F.mse_loss).meta_gradient(column(regression()))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("of", ["output", "parameter"])
+def test_code_that_asks_whether_gradients_are_wanted(of: str) -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = self.layer(x)
+            asked = output if of == "output" else self.layer.weight
+            return 2 * output if asked.requires_grad else output
+
+    model, tasks = Asks(), column(regression())
+    found = [
+        il.maml(model, 0.1, steps=2, loss=F.mse_loss, vectorize=v, compile=False).meta_gradient(tasks)
+        for v in (True, False)
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_what_has_no_second_derivative_is_refused_with_the_fix() -> None:
+    class Distances(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.centers = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(x, self.centers)
+
+    x, y = torch.randn(2, 6, 3), torch.randint(4, (2, 6))
+    tasks = il.Task(il.Batch(x, y), il.Batch(x, y))
+    with pytest.raises(ValueError, match=r"second derivatives.*cdist.*order=1"):
+        il.maml(Distances(), vectorize=False).meta_gradient(tasks)
+    il.fomaml(Distances(), vectorize=False).meta_gradient(tasks)

@@ -170,3 +170,29 @@ def test_a_loss_that_is_itself_a_gradient(episodes: Callable[..., il.Task]) -> N
     tasks = il.Task(*(il.Batch(b.x.double(), b.y) for b in tasks))
     learner = il.maml(model, lr=0.1, inner_loss=penalised, vectorize=False)
     assert all(torch.isfinite(g).all() for g in learner.meta_gradient(tasks)[0].values())
+
+
+IN_PLACE: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
+    "convolution": (lambda: [nn.Conv2d(2, 3, 3)], (2, 6, 6)),
+    "convolution of lines": (lambda: [nn.Conv1d(2, 3, 3)], (2, 6)),
+    "transposed convolution": (lambda: [nn.ConvTranspose2d(2, 3, 3)], (2, 4, 4)),
+    "one channel and pixel": (lambda: [nn.Conv2d(2, 1, 1)], (2, 1, 1)),
+    "pooling": (lambda: [nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)], (2, 6, 6)),
+    "batch norm": (lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)], (2, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_activations_may_write_into_results(name: str) -> None:
+    layers, shape = IN_PLACE[name]
+    torch.manual_seed(0)
+    body = layers()
+    head = nn.Linear(nn.Sequential(*body)(torch.zeros(2, *shape)).flatten(1).shape[1], 2)
+    x, y = torch.randn(2, 3, 4, *shape), torch.randint(2, (2, 3, 4))
+    tasks = il.Task(il.Batch(x[0], y[0]), il.Batch(x[1], y[1]))
+    found = []
+    for inplace, vectorize in ((True, True), (False, False)):
+        model = nn.Sequential(*body, nn.LeakyReLU(inplace=inplace), nn.Flatten(), head)
+        grads, _ = il.maml(model, steps=2, vectorize=vectorize).meta_gradient(tasks)
+        found.append(torch.cat([grad.flatten() for grad in grads.values()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
+from innerloop.operations import TaskOperations
+from tests import layers
+from tests.fuzz.cases import Case
+from tests.fuzz.operators import judge
 
 READS: dict[str, Callable[[Tensor], Tensor]] = {
     "bool": lambda x: 2 * x if (x.abs() < 9).all() else x,
@@ -79,3 +84,197 @@ def test_compiled_steps_read_nothing(regression: Callable[..., il.Task]) -> None
     learner = il.maml(Reads(READS["bool"]), 0.1, loss=F.mse_loss, vectorize=True, compile=True)
     with pytest.raises(ValueError, match="compile=True, but the step cannot be compiled: it cannot be recorded"):
         learner.meta_gradient(regression())
+
+
+OPERATIONS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
+    "select_scatter": (lambda x, y: torch.select_scatter(x, y, 0, 1), [(3, 2), (2,)]),
+    "its method": (lambda x, y: x.select_scatter(y, -1, -2), [(3, 2), (3,)]),
+    "logcumsumexp of a number": (lambda x: torch.logcumsumexp(x, 0), [()]),
+    "logcumsumexp": (lambda x: x.logcumsumexp(1), [(3, 2)]),
+    "gaussian_nll_loss": (lambda x, y, v: F.gaussian_nll_loss(x, y, v.exp(), full=True), [(4, 3), (4, 3), (4, 1)]),
+    "hardsigmoid": (F.hardsigmoid, [(4, 3)]),
+    "bag": (lambda w: F.embedding_bag(torch.tensor([[0, 2, 2], [1, 0, 4]]), w, padding_idx=2), [(5, 3)]),
+    "bag, offsets": (
+        lambda w, p: F.embedding_bag(
+            torch.tensor([0, 2, 2, 1]), w, torch.tensor([0, 0, 3]), mode="sum", per_sample_weights=p
+        ),
+        [(5, 3), (4,)],
+    ),
+    "bag, maxima": (lambda w: F.embedding_bag(torch.tensor([[0, 2, 2], [1, 0, 4]]), w, mode="max"), [(5, 3)]),
+    "native layer norm": (lambda x, w, b: torch.native_layer_norm(x, (3,), w, b, 1e-5), [(4, 3), (3,), (3,)]),
+    "native batch norm": (
+        lambda x, w, b: torch.native_batch_norm(x, w, b, None, None, True, 0.1, 1e-5),
+        [(4, 3), (3,), (3,)],
+    ),
+    "embedding": (lambda w: torch.embedding(w, torch.tensor([0, 2, 2]), 2), [(3, 2)]),
+    "same": (lambda x, w: F.conv2d(x, w, padding="same"), [(1, 2, 5, 4), (3, 2, 3, 2)]),
+    "one image": (lambda x, w: F.conv2d(x, w, padding=1), [(2, 5, 4), (3, 2, 3, 2)]),
+    "one line": (lambda x, w, b: F.conv1d(x, w, b, padding="same", groups=2), [(2, 5), (4, 1, 2), (4,)]),
+    "one volume": (lambda x, w: F.conv3d(x, w, padding="same", dilation=2), [(1, 2, 3, 2, 2), (2, 2, 2, 2, 2)]),
+    "transposed": (
+        lambda x, w: F.conv_transpose2d(x, w, stride=2, output_padding=1, groups=2),
+        [(1, 4, 2, 2), (4, 1, 3, 3)],
+    ),
+}
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_are_right_to_the_third_derivative(name: str, onednn: bool) -> None:
+    """And run at once."""
+    function, shapes = OPERATIONS[name]
+    if not onednn and "w" not in function.__code__.co_varnames:
+        pytest.skip("no convolution")
+    with torch.backends.mkldnn.flags(enabled=onednn):
+        verdict = judge(name, Case(function, [torch.randn(shape) for shape in shapes]))
+    assert verdict is not None
+    assert verdict.looped.startswith("right"), verdict
+    assert verdict.vectorised.startswith("right"), verdict
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("vectorised", [True, False])
+def test_groups_of_one_image_with_channels_last_have_gradients(vectorised: bool, onednn: bool) -> None:
+    """Torch's own by the weights are then memory that nobody has written to."""
+
+    def convolved(x: Tensor, w: Tensor) -> Tensor:
+        image, weight = x.movedim(-1, 0)[None], w.movedim(-1, 1)
+        return F.conv2d(image, weight, groups=2)
+
+    x, w = torch.randn(5, 4, 4, requires_grad=True), torch.randn(4, 2, 2, 2, requires_grad=True)
+    with torch.backends.mkldnn.flags(enabled=onednn), TaskOperations(vectorised):
+        torch.autograd.gradcheck(convolved, (x, w))
+        torch.autograd.gradgradcheck(convolved, (x, w))
+
+
+QUICK = [
+    "BatchNorm2d", "LayerNorm", "InstanceNorm1d", "GroupNorm", "RMSNorm", "Embedding", "CrossEntropyLoss", "MaxPool2d",
+    *(["LinearCrossEntropyLoss"] if hasattr(nn, "LinearCrossEntropyLoss") else []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_layers_are_right_to_the_third_derivative(name: str) -> None:
+    for verdict in layers.verdicts(name):
+        assert verdict.looped.startswith("right"), verdict
+        assert verdict.vectorised.startswith("right"), verdict
+
+
+@pytest.mark.usefixtures("double")
+def test_what_the_models_of_papers_are_made_of_is_right_to_the_third_derivative() -> None:
+    torch.manual_seed(3)
+    model = il.models.conv4(channels=1, ways=2, width=2, image_size=16)
+    verdict = judge("conv4", Case(lambda net, x: net(x), [torch.randn(3, 1, 16, 16)], module=model))
+    assert verdict is not None
+    assert verdict.looped == verdict.vectorised == "right", verdict
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("padding", [0, 3, -1])
+def test_the_row_of_a_padding_token_stays(padding: int, vectorize: bool) -> None:
+    row = padding % 20
+    net = nn.Sequential(nn.Embedding(20, 4, padding_idx=padding), nn.Flatten(), nn.Linear(24, 3))
+    x = torch.randint(20, (4, 6, 6))
+    x[..., 3:] = row
+    batch = il.Batch(x, torch.randint(3, (4, 6)))
+    learner = il.maml(net, lr=1.0, steps=3, vectorize=vectorize)
+    assert not learner.adapt_all(batch).parameters["0.weight"][:, row].any()
+    grads, _ = learner.meta_gradient(il.Task(batch, batch))
+    assert not grads["model.0.weight"][row].any()
+    assert grads["model.0.weight"].any()
+
+
+@pytest.mark.parametrize("vectorize", ["auto", True, False])
+@pytest.mark.parametrize("bag", [False, True])
+@pytest.mark.parametrize("option", ["max_norm", "scale_grad_by_freq"])
+def test_embeddings_whose_gradient_is_none_are_refused(option: str, bag: bool, vectorize: Any) -> None:
+    make = nn.EmbeddingBag if bag else nn.Embedding
+    net = nn.Sequential(make(20, 4, **{option: True if option == "scale_grad_by_freq" else 0.5}), nn.Flatten())
+    batch = il.Batch(torch.randint(20, (4, 6, 1)), torch.randint(4, (4, 6)))
+    with pytest.raises(ValueError, match=f"an embedding with {option}="):
+        il.maml(net, vectorize=vectorize).meta_gradient(il.Task(batch, batch))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_sparse_gradients_are_dense_ones(vectorize: bool) -> None:
+    batch = il.Batch(torch.randint(20, (4, 6, 1)), torch.randint(4, (4, 6)))
+    found = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(20, 4, sparse=sparse), nn.Flatten())
+        found.append(il.maml(net, 0.1, vectorize=vectorize).meta_gradient(il.Task(batch, batch))[0])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_norms_that_torch_differentiates_wrongly_are_refused(
+    vectorize: bool, regression: Callable[..., il.Task]
+) -> None:
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = torch._native_batch_norm_legit(x, None, None, True, 0.1, 1e-5)[0]
+            return out
+
+    learner = il.maml(nn.Sequential(Norm(), nn.Linear(2, 1)), loss=F.mse_loss, vectorize=vectorize)
+    with pytest.raises(ValueError, match="_native_batch_norm_legit has wrong derivatives"):
+        learner.meta_gradient(regression())
+
+
+@pytest.mark.usefixtures("double")
+def test_native_norms_give_what_torch_gives() -> None:
+    x, w, b = torch.randn(3, 4, 2), torch.randn(4), torch.randn(4)
+    for vectorised in (True, False):
+        for call in (
+            lambda: torch.native_layer_norm(x.mT, (4,), w, b, 1e-5),
+            lambda: torch.native_batch_norm(x, w, b, None, None, True, 0.1, 1e-5),
+        ):
+            expected = call()
+            with TaskOperations(vectorised):
+                torch.testing.assert_close(call(), expected)
+
+
+LOW: dict[str, Callable[[], nn.Module]] = {
+    "layer norm": lambda: nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3)),
+    "batch norm": lambda: nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)),
+    "group norm": lambda: nn.Sequential(nn.Linear(8, 16), nn.GroupNorm(4, 16), nn.Linear(16, 3)),
+    "images": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 4, 2), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 3, 1), nn.Flatten()
+    ),
+    "instance norm": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 4, 2), nn.InstanceNorm1d(4, affine=True), nn.Flatten(), nn.Linear(12, 3)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LOW)
+def test_models_of_few_digits_run_at_once(name: str, dtype: torch.dtype) -> None:
+    if (name, dtype) == ("instance norm", torch.float16):
+        pytest.skip("torch's own gives NaN")
+    model = LOW[name]().to(dtype)
+    batch = il.Batch(torch.randn(4, 6, 8).to(dtype), torch.randint(3, (4, 6)))
+    learner = il.maml(model, lr=0.1, compile=False)
+    grads, outcome = learner.meta_gradient(il.Task(batch, batch))
+    expected, looped = il.maml(model, lr=0.1, vectorize=False).meta_gradient(il.Task(batch, batch))
+    assert learner.engine.vectorised
+    assert outcome.output.dtype == looped.output.dtype == dtype
+    for grad_name, grad in expected.items():
+        assert grads[grad_name].dtype == dtype
+        assert (grads[grad_name] - grad).norm() <= 0.1 * grad.norm() + 0.05, grad_name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_norms_give_the_type_that_torch_gives(dtype: torch.dtype, autocast: bool) -> None:
+    x = torch.randn(4, 4, 2, 2, dtype=dtype)
+    norms = (nn.BatchNorm2d(4), nn.InstanceNorm2d(4), nn.LayerNorm(2), nn.GroupNorm(2, 4))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for norm in norms:
+            norm = norm.to(dtype)
+            expected = norm(x)
+            for options in ({"vectorised": True}, {"vectorised": True, "kernels": False}, {"vectorised": False}):
+                with TaskOperations(**options):
+                    assert norm(x).dtype == expected.dtype, norm

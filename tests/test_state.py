@@ -318,6 +318,12 @@ def set_global(step: int) -> None:
     SCALE = 1.0 + step
 
 
+def with_local_import(output: Tensor, y: Tensor) -> Tensor:
+    import os as system
+
+    return F.cross_entropy(output, y) * float(system.environ.get("INNERLOOP_TEST_SCALE", "1"))
+
+
 def set_environment(step: int) -> None:
     os.environ["INNERLOOP_TEST_SCALE"] = str(step + 1)
 
@@ -484,6 +490,7 @@ BETWEEN: dict[str, Callable[[compiling.Compile], Made]] = {
     "SCALE": lambda compile: (learner(compile, loss=with_global), set_global),
     "CONFIG": lambda c: (learner(c, loss=with_global), lambda i: CONFIG.update(scale=1.0 + i)),
     "environ": lambda compile: (learner(compile, loss=with_environment), set_environment),
+    "a local import": lambda compile: (learner(compile, loss=with_local_import), set_environment),
     "getenv": lambda compile: (learner(compile, loss=with_getenv), set_environment),
     "a layer's eps": batch_norm,
     "a hook": forward_hook,

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .checkpointing import refused_out_of_place
-from .contracts import RefusedBroadcasts, RefusedWrites
-from .inner import Episode, Loss, scalar
+from .contracts import RefusedBroadcasts, RefusedWrites, without_kept_tensors
+from .inner import Episode, Loss, detach, scalar
+from .objectives import Implicit, Unrolled
+from .stacks import RandomState, random_numbers_from, random_state, same_random_state
 from .task import Params
 from .threads import independent
 
@@ -57,46 +59,89 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
     )
     model, batch, params = own.model.model, own.support(0), {**own.fixed, **start}
     devices = {p.device for p in start.values() if p.device.type == "cuda"}
+    own_tensors = list(start.values())
     with torch.random.fork_rng(list(devices)):
-        before = torch.get_rng_state()
-        with RefusedWrites(model, params, batch.x):
-            require_tensors(output := own.output(start, batch.x))
-        with RefusedBroadcasts(output, batch.y):
-            loss = scalar(own.inner_loss(output, batch.y))
-        random = not torch.equal(before, torch.get_rng_state())
-        if own.memory == "constant":
-            torch.set_rng_state(before)
-            _require_same(own, output, loss, start)
+        before = random_state(own_tensors)
+        with without_kept_tensors(model):
+            with RefusedWrites(model, params, batch.x):
+                require_tensors(output := own.output(start, batch.x))
+            with RefusedBroadcasts(output, batch.y):
+                loss = scalar(own.inner_loss(output, batch.y))
+            random = not same_random_state(before, random_state(own_tensors))
+            first, again = detach((output, loss)), None
+            if objective is not None or own.memory == "constant":
+                del output, loss  # one graph at a time
+                output, loss = _again(own, before, start)
+                again = detach((output, loss))
+        if again is not None:
+            _require_same(first, again, own, before, start)
         if judged:
-            with RefusedWrites(model, params, own.task.query.x):
-                output = own.answer(start, own.task.query.x)[0]
-            with RefusedBroadcasts(output, own.task.query.y):
-                scalar(own.loss(output, own.task.query.y))
+            _judge(own, params)
         if objective is None:
             return random, True
         refuse_order(objective, learned := parameters_of(own.inner_loss, own.loss))
+        _refuse_own_parameters(loss, {name: p for name, p in model.named_parameters() if name in start})
         with refused_out_of_place(model):
-            check_dependence(loss, start, learned)
+            check_dependence(loss, start, learned, second=_takes_second_derivatives(objective))
         return random, _separable(own)
 
 
-def _require_same(episode: Episode, output: Any, loss: Tensor, params: Params) -> None:
-    """Refuse to compute again what depends on how often it was computed.
+def _judge(episode: Episode, params: Params) -> None:
+    """Run the model and the outer loss on the query set."""
+    query = episode.task.query
+    with RefusedWrites(episode.model.model, params, query.x):
+        output = episode.answer(episode.start, query.x)[0]
+    with RefusedBroadcasts(output, query.y):
+        scalar(episode.loss(output, query.y))
+
+
+Run = tuple[Any, Tensor]
+"""The output and the inner loss."""
+
+
+def _again(episode: Episode, before: RandomState, params: Params) -> Run:
+    """The same once more, with the same random numbers."""
+    batch = episode.support(0)
+    with random_numbers_from(before):
+        output = episode.output(params, batch.x)
+        return output, scalar(episode.inner_loss(output, batch.y))
+
+
+def _require_same(first: Run, again: Run, episode: Episode, before: RandomState, params: Params) -> None:
+    """Refuse what depends on how often it was computed where tasks, or the backward pass, would be wrong then.
 
     Raises:
-        ValueError: the model or the loss gives something else the second time.
+        ValueError: the model computes with tensors that it kept in attributes, or something is not the same the second
+            time and ``memory="constant"`` computes it twice.
     """
-    batch = episode.support(0)
-    again = episode.output(params, batch.x)
-    pairs = list(zip(pytree.tree_leaves(again), pytree.tree_leaves(output), strict=True))
-    for what, compared in (("model", pairs), ("loss", [(episode.inner_loss(again, batch.y), loss)])):
-        for a, b in compared:
-            if not torch.allclose(a, b, rtol=1e-5, atol=1e-7, equal_nan=True):
-                raise ValueError(
-                    f'memory="constant" computes inner steps again in the backward pass, and the {what} gives '
-                    "something else when it is called again: keep what changes in a buffer (register_buffer), or give "
-                    'memory="graph"'
-                )
+    if _close(first, again):
+        return
+    with without_kept_tensors(episode.model.model):
+        kept = _close(first, detach(_again(episode, before, params)))
+    if kept:
+        raise ValueError(
+            f"{type(episode.model.model).__name__} computes with tensors that it keeps in attributes from one call to "
+            "the next, which would be those of other tasks: make them buffers (self.register_buffer), of which each "
+            "task has its own"
+        )
+    if episode.memory == "constant":
+        what = "loss" if _close(first[0], again[0]) else "model"
+        raise ValueError(
+            f'memory="constant" computes inner steps again in the backward pass, and the {what} gives something else '
+            "when it is called again: keep what changes in a buffer (self.register_buffer), draw random numbers by "
+            'torch\'s global generator, or give memory="graph"'
+        )
+
+
+def _close(first: Any, again: Any) -> bool:
+    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(again), strict=True)
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-7, equal_nan=True) for a, b in pairs)
+
+
+def _takes_second_derivatives(objective: Any) -> bool:
+    if isinstance(objective, Unrolled):
+        return objective.order != 1
+    return isinstance(objective, Implicit)
 
 
 def _separable(episode: Episode) -> bool:
@@ -105,7 +150,7 @@ def _separable(episode: Episode) -> bool:
     return independent(episode.model.model, lambda: episode.model(params, episode.buffers, episode.support().x))
 
 
-def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
+def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool = False) -> None:
     """Name the adapted parameters that an inner loss does not depend on, and the parameters of a learned loss that its
     gradient does not depend on, which the meta-gradient therefore cannot reach.
 
@@ -113,13 +158,16 @@ def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
         loss: of one task at its start, a scalar.
         start: the adapted parameters there.
         learned: the parameters of the inner loss, where it is a module.
+        second: whether the gradient will be differentiated.
 
     Raises:
-        ValueError: it depends on none of the adapted parameters.
+        ValueError: it depends on none of the adapted parameters, or its gradient cannot be differentiated.
     """
     by = list(start.values())
-    graph = bool(learned)
+    graph = bool(learned) or second
     grads = torch.autograd.grad(loss, by, create_graph=graph, allow_unused=True) if loss.requires_grad else ()
+    if second:
+        _refuse_once_differentiable([grad for grad in grads if grad is not None])
     unused = [name for name, grad in zip_longest(start, grads) if grad is None]
     if len(unused) == len(start):
         raise ValueError(f"the inner loss depends on none of the adapted parameters: {', '.join(start)}")
@@ -130,6 +178,8 @@ def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
             stacklevel=5,
         )
     size = torch.stack([(grad * grad.conj()).real.sum() for grad in grads if grad is not None]).sum()
+    if second and size.requires_grad:
+        _require_second_derivative(size, list(start.values()))
     by = list(learned.values())
     reach = torch.autograd.grad(size, by, allow_unused=True) if by and size.requires_grad else [None] * len(by)
     if lost := [name for name, grad in zip(learned, reach, strict=True) if grad is None]:
@@ -138,6 +188,65 @@ def check_dependence(loss: Tensor, start: Params, learned: Params) -> None:
             "therefore reaches. What is only added to a loss, for one, has no part in its gradient",
             stacklevel=5,
         )
+
+
+def _refuse_own_parameters(loss: Tensor, adapted: Params) -> None:
+    """Refuse an inner loss that finds the model's own parameters by itself, in place of the task's, and hooks of them.
+
+    Raises:
+        ValueError: it depends on one that the inner loop adapts, or one has a hook.
+    """
+    if hooked := [name for name, p in adapted.items() if p._backward_hooks]:
+        raise ValueError(
+            f"the parameter {hooked[0]!r} has a hook, which the inner loop would not run, since it moves other tensors "
+            "in its place: change inner gradients in an update rule (il.GradientTransform), or leave "
+            "the parameter out of adapt="
+        )
+    own = {name: p for name, p in adapted.items() if p.requires_grad}
+    if not own or not loss.requires_grad:
+        return
+    found = torch.autograd.grad(loss, list(own.values()), allow_unused=True, retain_graph=True)
+    if read := [name for name, grad in zip(own, found, strict=True) if grad is not None]:
+        raise ValueError(
+            f"the inner loss uses the model's own {read[0]!r}, which is the meta-parameter and not what the inner loop "
+            "adapts: compute what depends on adapted parameters (a penalty, another call of the model) in the model's "
+            "forward and return it beside the output, or leave the parameter out of adapt="
+        )
+
+
+def _require_second_derivative(size: Tensor, by: list[Tensor]) -> None:
+    """Raise a ``ValueError`` that says what to do if torch cannot differentiate the inner gradient."""
+    try:
+        torch.autograd.grad(size, by, allow_unused=True, retain_graph=True)
+    except RuntimeError as error:
+        if "not implemented" not in str(error) and "not differentiable" not in str(error):
+            raise
+        raise ValueError(
+            "a second-order meta-gradient needs second derivatives of the model and the inner loss, and one of their "
+            f"operations has none ({str(error).splitlines()[0]}): replace it by elementary operations, or give order=1"
+        ) from error
+
+
+def _refuse_once_differentiable(grads: list[Tensor]) -> None:
+    """Refuse gradients of functions that take no second derivative: torch leaves their part out where it is asked for
+    gradients by some tensors alone.
+
+    Raises:
+        ValueError: there is such a function.
+    """
+    nodes, seen = [grad.grad_fn for grad in grads if grad.grad_fn is not None], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise ValueError(
+                "the model or the inner loss uses a torch.autograd.Function that is marked as once_differentiable, so "
+                "a second-order meta-gradient would lack a part: write its backward by differentiable operations and "
+                "without that mark, or give order=1"
+            )
+        nodes += [following for following, _ in node.next_functions if following is not None]
 
 
 def parameters_of(loss: Loss, outer: Loss) -> Params:

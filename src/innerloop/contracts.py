@@ -6,8 +6,11 @@ are refused. Tensors that modules keep as attributes are dropped, and inference 
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Literal
 
 import torch
@@ -71,16 +74,17 @@ _PARTS: frozenset[Any] = frozenset(
     (
         torch.Tensor.__getitem__, torch.Tensor.chunk, torch.chunk, torch.Tensor.split, torch.split,
         torch.Tensor.narrow, torch.narrow, torch.Tensor.unbind, torch.unbind, torch.Tensor.tensor_split,
-        torch.tensor_split,
+        torch.tensor_split, torch.Tensor.squeeze, torch.squeeze, torch.Tensor.flatten, torch.flatten,
+        torch.Tensor.ravel, torch.ravel,
     )
 )  # fmt: skip
-"""Functions that take a part of a tensor and leave the order of its axes alone."""
+"""Functions that take a part of a tensor, or drop axes, and leave the order of the others alone."""
 
 _Role = Literal["output", "target"]
 
 
 class RefusedBroadcasts(TorchFunctionMode):
-    """While entered, around the call of a loss, targets must not broadcast against outputs.
+    """While entered, around the call of a loss, targets must not broadcast against outputs, nor be written to.
 
     Torch's elementwise losses need equal shapes. In other code, outputs and targets that nobody has reshaped must not
     be combined into something that has the shape of neither, as ``output - y`` is for ``[N, 1]`` and ``[N]``, nor be
@@ -95,6 +99,8 @@ class RefusedBroadcasts(TorchFunctionMode):
         super().__init__()
         self._role: dict[int, _Role] = {}
         self._alive: list[Tensor] = []  # an id is that of one tensor only as long as this lives
+        self._targets = [(leaf, leaf._version) for leaf in pytree.tree_leaves(y) if isinstance(leaf, Tensor)]
+        self._places = {_storage(leaf) for leaf, _ in self._targets if leaf.numel()} - {0}
         for role, tensors in (("output", output), ("target", y)):
             for leaf in pytree.tree_leaves(tensors):
                 if isinstance(leaf, Tensor):
@@ -105,24 +111,32 @@ class RefusedBroadcasts(TorchFunctionMode):
     ) -> Any:
         """Compare the shapes of what a function combines."""
         kwargs = kwargs or {}
+        if any(_storage(tensor) in self._places for tensor in _written(func, args, kwargs)):
+            raise ValueError(_TARGETS_WRITTEN)
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if func in _ELEMENTWISE:
             self._compare(func, *args, **kwargs)
         result = func(*args, **kwargs)
         roles = {role for t in given if (role := self._role.get(id(t)))}
-        if len(roles) == 2 and isinstance(result, Tensor):
-            self._refuse_mixed(func, given, result)
+        if len(roles) == 2:
+            self._refuse_mixed(func, given, pytree.tree_leaves(result)[0])
         elif len(roles) == 1:
             self._hand_on(func, args, given, result, roles.pop())
         return result
 
+    def __exit__(self, *error: Any) -> None:
+        """Refuse what was written inside of torch's own functions."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if error[0] is None and any(target._version != version for target, version in self._targets):
+            raise ValueError(_TARGETS_WRITTEN)
+
     def _compare(self, func: Callable[..., Any], output: Any = None, y: Any = None, *rest: Any, **kwargs: Any) -> None:
         output = kwargs.get("input", output)
         y = kwargs.get("target", y)
-        if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape != y.shape:
+        if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape != y.shape and output.ndim and y.ndim:
             raise ValueError(_unequal(output.shape, y.shape, func.__name__))
 
-    def _refuse_mixed(self, func: Callable[..., Any], given: list[Tensor], result: Tensor) -> None:
+    def _refuse_mixed(self, func: Callable[..., Any], given: list[Tensor], result: Any) -> None:
         """Refuse a result of output and target that torch made by aligning what does not belong together."""
         by_role = {self._role[id(t)]: t for t in reversed(given) if id(t) in self._role}
         output, y = by_role["output"], by_role["target"]
@@ -133,7 +147,7 @@ class RefusedBroadcasts(TorchFunctionMode):
         except RuntimeError:
             return
         mixed = broadcast not in (output.shape, y.shape) or output.ndim != y.ndim
-        if mixed and (result.shape == broadcast or func in _REDUCING):
+        if mixed and (getattr(result, "shape", None) == broadcast or func in _REDUCING):
             raise ValueError(_unequal(output.shape, y.shape, getattr(func, "__name__", str(func))))
 
     def _hand_on(self, func: Callable[..., Any], args: Any, given: list[Tensor], result: Any, role: _Role) -> None:
@@ -147,6 +161,12 @@ class RefusedBroadcasts(TorchFunctionMode):
     def _note(self, tensor: Tensor, role: _Role) -> None:
         self._alive.append(tensor)
         self._role[id(tensor)] = role
+
+
+_TARGETS_WRITTEN = (
+    "the loss writes to its targets in place, so each inner step would change the data: compute out of place "
+    "(y = 0.9 * y for y *= 0.9), or write to y.clone()"
+)
 
 
 def _unequal(output: torch.Size, y: torch.Size, where: str) -> str:
@@ -195,9 +215,8 @@ class RefusedWrites(TorchFunctionMode):
     ) -> Any:
         """Refuse a function that works in place, also through ``.data``, before it does."""
         kwargs = kwargs or {}
-        written = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
-        for tensor in written:
-            if isinstance(tensor, Tensor) and (name := self._names.get(_storage(tensor))):
+        for tensor in _written(func, args, kwargs):
+            if name := self._names.get(_storage(tensor)):
                 raise ValueError(self._message(name))
         return func(*args, **kwargs)
 
@@ -222,6 +241,12 @@ class RefusedWrites(TorchFunctionMode):
         )
 
 
+def _written(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a function writes to."""
+    written = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
+    return [tensor for tensor in written if isinstance(tensor, Tensor)]
+
+
 def _storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
@@ -238,6 +263,10 @@ def _works_in_place(func: Callable[..., Any]) -> bool:
 
 _OWN = frozenset(vars(nn.Module()))
 """The attributes of every module, which hold its parameters, buffers, submodules and hooks."""
+_CONTAINERS = (list, dict, set, deque)
+_NOT_FOLLOWED = (Tensor, type, FunctionType, MethodType, ModuleType, nn.Module)
+MOST_ENTRIES = 10_000
+"""Of a container that is looked through: larger ones hold data, and no module keeps so many tensors."""
 
 
 @contextmanager
@@ -254,29 +283,42 @@ def without_kept_tensors(*parts: Any) -> Iterator[None]:
     modules = {module for part in parts if isinstance(part, nn.Module) for module in part.modules()}
     seen: set[int] = set()
     before = [(place, place.copy()) for module in modules for place in _places(vars(module), seen)]
+    empty = [(module._buffers, {n: b for n, b in module._buffers.items() if b is not None}) for module in modules]
     try:
         yield
     finally:
         for place, kept in before:
             _restore(place, kept)
+        for buffers, given in empty:  # others are put back by those who substitute them
+            for name in [name for name, value in buffers.items() if value is not None and name not in given]:
+                buffers[name] = None
 
 
 def _places(place: Any, seen: set[int]) -> Iterator[Any]:
-    """A dictionary or list, and those in it."""
-    if id(place) not in seen:
-        seen.add(id(place))
-        yield place
-        for name, value in place.items() if isinstance(place, dict) else enumerate(place):
-            if isinstance(value, list | dict) and name not in _OWN:
-                yield from _places(value, seen)
+    """A container, and those in it, also in the attributes of objects."""
+    if id(place) in seen or len(place) > MOST_ENTRIES:
+        return
+    seen.add(id(place))
+    yield place
+    for name, value in place.items() if isinstance(place, dict) else enumerate(place):
+        if name not in _OWN and (inner := _container(value)) is not None:
+            yield from _places(inner, seen)
+
+
+def _container(value: Any) -> Any:
+    """What a value keeps others in, if it does."""
+    if isinstance(value, _CONTAINERS):
+        return value
+    return getattr(value, "__dict__", None) if not isinstance(value, _NOT_FOLLOWED) else None
 
 
 def _restore(place: Any, kept: Any) -> None:
     """Put back what was there, where that or what stands in its place is tensors, or has some in it."""
-    if isinstance(place, list):
+    if not isinstance(place, dict):
         changed = len(place) != len(kept) or any(a is not b for a, b in zip(place, kept, strict=True))
         if changed and (_has_tensors(place) or _has_tensors(kept)):
-            place[:] = kept
+            place.clear()
+            (place.update if isinstance(place, set) else place.extend)(kept)
         return
     for name in [name for name, value in place.items() if kept.get(name, place) is not value and name not in _OWN]:
         if _has_tensors(place[name]) or _has_tensors(kept.get(name)):
@@ -287,5 +329,17 @@ def _restore(place: Any, kept: Any) -> None:
         place.update({name: value for name, value in kept.items() if name not in place and _has_tensors(value)})
 
 
-def _has_tensors(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+def _has_tensors(value: Any, within: tuple[Any, ...] = ()) -> bool:
+    """Whether a value is tensors, or has some in it, such as a distribution, or refers to some: by weak references
+    torch's recurrent layers know for which parameters they have laid out their weights."""
+    for leaf in pytree.tree_leaves(value):
+        leaf = leaf() if isinstance(leaf, weakref.ref) else leaf
+        inner = _container(leaf)
+        if isinstance(inner, dict):
+            inner = list(inner.values())
+        if isinstance(leaf, Tensor):
+            return True
+        follow = inner and len(within) < 4 and not any(leaf is other for other in within)
+        if follow and any(_has_tensors(part, (*within, leaf)) for part in inner):
+            return True
+    return False

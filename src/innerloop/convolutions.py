@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .layout import fold, fold_weight, unfold, unfold_weight
+from .layout import fold, fold_weight, result, unfold, unfold_weight
 from .stacks import on_stacks
 
 aten: Any = torch.ops.aten
@@ -80,7 +80,7 @@ class _Convolution(Function):
         ctx.save_for_backward(x, weight)
         ctx.last = weight.is_leaf
         ctx.options, tasks = options, len(x)
-        return unfold(_forward(fold(x), fold_weight(weight), bias, options, tasks), tasks)
+        return result(_forward(fold(x), fold_weight(weight), bias, options, tasks), tasks)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:

@@ -56,3 +56,14 @@ def gaussian_nll_loss(
     loss = 0.5 * (torch.log(torch.where(low < 0, math.nan, var)) + (input - target).square() / var)
     loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def i1(input: Tensor) -> Tensor:
+    """``torch.special.i1``, whose third derivative at 0 is wrong."""
+    if not input.is_floating_point():
+        return torch.special.i1(input)  # type: ignore[no-any-return]
+    near = input.detach().abs() < 1e-2
+    x = torch.where(near, input, 0)
+    series = x / 2 * (1 + x**2 / 8 * (1 + x**2 / 24 * (1 + x**2 / 48)))
+    far: Tensor = torch.special.i1(torch.where(near, 1, input))
+    return torch.where(near, series, far)

@@ -235,10 +235,11 @@ class Episode:
 
     def query_loss(self, params: Params) -> tuple[Tensor, Any]:
         """The outer loss on the query set, a scalar, and the output it was computed from."""
-        output, after = self.answer(params, self.task.query.x)
-        if self.buffer_slots and place() != "other":  # the tensors of a transform must not outlive it
-            self.buffers = {**self.buffers, **{name: after[name].detach() for name in self.buffer_slots}}
-        return scalar(self.loss(output, self.task.query.y)), output
+        with without_kept_tensors(mine(self.model.model)):  # the steps after it go on from what the steps before left
+            output, after = self.answer(params, self.task.query.x)
+            if self.buffer_slots and place() != "other":  # the tensors of a transform must not outlive it
+                self.buffers = {**self.buffers, **{name: after[name].detach() for name in self.buffer_slots}}
+            return scalar(self.loss(output, self.task.query.y)), output
 
     def path(self, order: int = 2) -> Iterator[Params]:
         """Yield the adapted parameters after step 1, 2, ..., K.
@@ -261,7 +262,11 @@ class Episode:
                 results = self._gradient(order, *inputs)
             grads, loss, buffers = results
             self.support_losses.append(loss.detach())
-            self.buffers = detach(buffers) | (_slot(self.buffer_slots, step) if self.stored else {})
+            # Buffers move with the graph of what they were computed of, as they would in a loop written by hand.
+            connected = order == 2 and torch.is_grad_enabled()
+            self.buffers = (buffers if connected else detach(buffers)) | (
+                _slot(self.buffer_slots, step) if self.stored else {}
+            )
             updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
             params = {name: param + updates[name] for name, param in params.items()}
             yield params
@@ -271,7 +276,7 @@ class Episode:
         return stack([*self._left, self._own_buffers()])  # type: ignore[no-any-return]
 
     def _own_buffers(self) -> Params:
-        return {name: self.buffers[name] for name in self.buffer_slots}
+        return {name: self.buffers[name].detach() for name in self.buffer_slots}
 
     def _turn_to(self, step: int) -> None:
         """Put the parameters and buffers that a step has of its own in place."""

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .convolutions import unread_gradients as unread_gradients
 from .derivatives import second_derivative
-from .layout import column, fold, pieces, unfold
+from .layout import column, fold, pieces, result, unfold
 from .stacks import on_stacks, place
 
 aten: Any = torch.ops.aten
@@ -79,7 +79,7 @@ class _Pool(Function):
         z, index = aten.max_pool2d_with_indices(flat, *window)
         ctx.window, ctx.shape = window, flat.shape
         ctx.save_for_backward(index)
-        return unfold(z, len(x))
+        return result(z, len(x))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -116,7 +116,7 @@ class _NormPool(Function):
         ctx.window, ctx.eps = window, eps
         mean, variance = mean.view(tasks, -1), variance.view(tasks, -1)
         ctx.mark_non_differentiable(mean, variance)
-        return unfold(out, tasks), mean, variance
+        return result(out, tasks), mean, variance
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> Any:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
+import torch
 from torch import Tensor
+
+aten: Any = torch.ops.aten
 
 
 def fold(stack: Tensor) -> Tensor:
@@ -27,6 +31,13 @@ def unfold(x: Tensor, tasks: int) -> Tensor:
         x = _channels_last(x.permute(0, *range(2, x.ndim), 1), x.shape)
     channels //= tasks
     return x.as_strided((tasks, n, channels, *space), _unfolded_strides(x.shape, channels))
+
+
+def result(x: Tensor, tasks: int) -> Tensor:
+    """`unfold` for what an autograd function returns: no view, so that what comes next may write into it, as
+    ``nn.ReLU(inplace=True)`` does."""
+    stack = unfold(x, tasks)
+    return aten._unsafe_view(stack, stack.shape)  # type: ignore[no-any-return]
 
 
 def fold_weight(stack: Tensor) -> Tensor:

@@ -27,6 +27,12 @@ def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor
     return centred * torch.rsqrt(variance + eps), mean, variance
 
 
+def statistics(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor]:
+    """The mean and the inverse deviation over some axes, as constants."""
+    _, mean, variance = _standardise(x.detach(), axes, eps)
+    return mean, torch.rsqrt(variance + eps)
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     x = x if weight is None else x * weight.reshape(shape)
     return (x if bias is None else x + bias.reshape(shape)).to(dtype)
@@ -115,14 +121,6 @@ def layer_norm(
     """``torch.nn.functional.layer_norm``."""
     x, _mean, _variance = _standardise(input, list(range(-len(normalized_shape), 0)), eps)
     return _affine(x, weight, bias, normalized_shape, _layer_dtype(input))
-
-
-def native_layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``torch.native_layer_norm``: the result, the means, and one over the deviations."""
-    x, mean, variance = _standardise(input, list(range(-len(normalized_shape), 0)), eps)
-    return _affine(x, weight, bias, normalized_shape, _layer_dtype(input)), mean, torch.rsqrt(variance + eps)
 
 
 def group_norm(

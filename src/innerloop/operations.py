@@ -3,7 +3,9 @@ derivatives are right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -205,6 +207,28 @@ def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+def _native_layer_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
+    """``torch.native_layer_norm``: a layer norm with mean and inverse deviation, which are constants."""
+
+    def call(input: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+        axes = list(range(-len(shape), 0))
+        return norm(input, shape, weight, bias, eps), *normalisation.statistics(input, axes, eps)
+
+    return call
+
+
+def _native_batch_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
+    """``torch.native_batch_norm``, whose arguments are those of ``torch.batch_norm`` but for the last."""
+
+    def call(input: Tensor, *args: Any) -> Any:
+        training, _, eps = args[4:]
+        axes = [0, *range(2, input.ndim)]
+        saved = normalisation.statistics(input, axes, eps) if training else [input.new_empty(0)] * 2
+        return _torch_order(norm)(input, *args), *(value.flatten() for value in saved)
+
+    return call
+
+
 class TasksDifferError(RuntimeError):
     """A value that says which code runs is not the same for all tasks that run at once."""
 
@@ -235,6 +259,12 @@ def _contains(tensor: Tensor, element: Any) -> Any:
     return _where_tasks_agree(bool)((tensor == element).any())
 
 
+def _reads_requires_grad(tensor: Tensor) -> bool:
+    """What the stack of all tasks says; functorch's wrappers say no, which torch's own bookkeeping goes by."""
+    asking = sys._getframe(2).f_code.co_filename
+    return bool((tensor if asking.startswith(_TORCH) else _of_all_tasks(tensor)).requires_grad)
+
+
 def _requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     if place() != "vmap":  # other transforms record gradients themselves, by this very call
         return tensor.requires_grad_(requires_grad)
@@ -255,6 +285,7 @@ def _loop(name: str, why: str) -> Callable[..., Any]:
     return _refuse(name, NotImplementedError, why)
 
 
+_TORCH = str(Path(torch.__file__).parent)
 _READS: tuple[Callable[..., Any], ...] = (
     torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item
 )  # fmt: skip
@@ -270,18 +301,29 @@ _CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
 _CONVOLUTIONS_WHERE_TORCH_IS_WRONG: _Table = {
     own: make(axes, own, _where_torch_is_wrong) for own, (make, axes) in _CONVOLUTIONS.items()
 }
-_NATIVE = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+
+
+def _under_every_name(name: str) -> Iterator[Callable[..., Any]]:
+    """A function of torch, and the operators that it stands for, as far as there are any."""
+    if hasattr(torch, name):
+        yield getattr(torch, name)
+    if operator := getattr(torch.ops.aten, name, None):
+        yield operator
+        yield from (getattr(operator, overload) for overload in operator.overloads())
+
+
+_NATIVE = ("_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
     F.hardsigmoid: elementary.hardsigmoid,
+    torch.special.i1: elementary.i1,
     **{
-        getattr(torch, name): _refuse(
+        function: _refuse(
             f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"
         )
         for name in _NATIVE
-        if hasattr(torch, name)
+        for function in _under_every_name(name)
     },
-    torch.native_layer_norm: normalisation.native_layer_norm,
     F.embedding: embeddings.embedding,
     F.embedding_bag: embeddings.embedding_bag,
     torch.embedding: embeddings.torch_embedding,
@@ -294,6 +336,8 @@ _LOOPED: _Table = {
     F.instance_norm: normalisation.instance_norm,
     F.layer_norm: normalisation.layer_norm,
     torch.layer_norm: normalisation.layer_norm,
+    torch.native_layer_norm: _native_layer_norm(normalisation.layer_norm),
+    torch.native_batch_norm: _native_batch_norm(_batch_norm),
     torch.batch_norm: _torch_order(_batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
     **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
@@ -306,6 +350,8 @@ _VECTORISED: _Table = {
     F.layer_norm: normalisation.layer_norm,
     F.group_norm: normalisation.group_norm,
     torch.layer_norm: normalisation.layer_norm,
+    torch.native_layer_norm: _native_layer_norm(normalisation.layer_norm),
+    torch.native_batch_norm: _native_batch_norm(normalisation.batch_norm),
     torch.group_norm: normalisation.group_norm,
     torch.batch_norm: _torch_order(normalisation.batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
@@ -316,8 +362,9 @@ _VECTORISED: _Table = {
     torch.Tensor.logcumsumexp: elementary.logcumsumexp,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,
     torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
-    torch.Tensor.register_hook: _loop("register_hook", "does not run where tasks run at once: hooks of tensors"),
+    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run where tasks run at once"),
     torch.Tensor.requires_grad_: _requires_grad,
+    torch.Tensor.requires_grad.__get__: _reads_requires_grad,  # type: ignore[attr-defined]
     torch.Tensor.__contains__: _contains,
     **{read: _where_tasks_agree(read) for read in _READS},
 }

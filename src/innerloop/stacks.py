@@ -163,16 +163,16 @@ RandomState = tuple[Tensor, list[int], list[Tensor]]
 """The generator's state on the CPU; the accelerators concerned, and theirs."""
 
 
-def _random_state(tensors: Sequence[Tensor]) -> RandomState:
+def random_state(tensors: Sequence[Tensor]) -> RandomState:
     return torch.get_rng_state(), *get_device_states(*tensors)
 
 
-def _same(state: RandomState, other: RandomState) -> bool:
+def same_random_state(state: RandomState, other: RandomState) -> bool:
     return all(map(torch.equal, (state[0], *state[2]), (other[0], *other[2])))
 
 
 @contextmanager
-def _random_numbers_from(state: RandomState | None) -> Iterator[None]:
+def random_numbers_from(state: RandomState | None) -> Iterator[None]:
     """The random numbers that were drawn from this state on, once more; ``None`` stands for none at all."""
     if state is None:
         yield
@@ -192,11 +192,11 @@ class _Recomputed(Function):
     ) -> tuple[Tensor, ...]:
         ctx.run, ctx.context, ctx.unread, ctx.number = run, context, unread, number
         ctx.save_for_backward(*tensors)
-        before = _random_state(tensors)
+        before = random_state(tensors)
         with context():  # torch leaves function modes outside
             results = tuple(run(1, *tensors[:number]))
         # Without need, nothing is kept: among the freed memory of a step, the smallest thing keeps the next step out.
-        ctx.random = None if _same(before, _random_state(tensors)) else before
+        ctx.random = None if same_random_state(before, random_state(tensors)) else before
         ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point() and not r.is_complex()))
         return results
 
@@ -211,7 +211,7 @@ class _Recomputed(Function):
                 v if order == 2 and v.requires_grad else v.detach().requires_grad_(need)
                 for v, need in zip(values[:number], needed, strict=False)
             ]
-            with _random_numbers_from(ctx.random), torch.enable_grad():
+            with random_numbers_from(ctx.random), torch.enable_grad():
                 with ctx.context(), ctx.unread():
                     results = ctx.run(2, *inputs)
                 by = [t for t, need in zip([*inputs, *learned], needed, strict=True) if need]

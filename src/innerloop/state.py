@@ -255,20 +255,22 @@ def from_library(cls: type) -> bool:
 
 
 def _variables(function: types.FunctionType) -> list[tuple[dict[str, Any], set[str]]]:
-    """The names that a function reads of its global variables, and of modules among them."""
+    """The names that a function reads of its global variables, and of modules among them or imported by itself."""
     codes = [function.__code__]
     for code in codes:
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     used = {name for code in codes for name in code.co_names}
-    read = {i.argval for code in codes for i in dis.get_instructions(code) if i.opname in _GLOBALS}
-    found, seen = [(function.__globals__, read & function.__globals__.keys())], set()
+    instructions = [i for code in codes for i in dis.get_instructions(code)]
+    read = {i.argval for i in instructions if i.opname in _GLOBALS}
+    imported: dict[str, Any] = {i.argval: sys.modules.get(i.argval) for i in instructions if i.opname == "IMPORT_NAME"}
+    found, seen = [(imported, set(imported)), (function.__globals__, read & function.__globals__.keys())], set()
     for holder, names in found:
         for value in map(holder.get, names):
             if isinstance(value, types.ModuleType) and id(value) not in seen:
                 seen.add(id(value))
                 names = used | ({"environ"} if "getenv" in used and value.__name__ == "os" else set())
                 found.append((vars(value), names & vars(value).keys()))
-    return [(holder, names) for holder, names in found if names]
+    return [(holder, names) for holder, names in found[1:] if names]
 
 
 def _stays(item: Any) -> bool:

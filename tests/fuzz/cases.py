@@ -181,7 +181,7 @@ class Oracle:
         if not self.size:
             raise ValueError("no elements")
         slope = torch.cat([grads[n].double().flatten() for n in self.params]).norm()
-        if not slope * self.size > 1e-9 * float(abs(at)):
+        if not slope * self.size > 1e-9 * float(at.detach().abs()):
             raise ValueError("no gradient but roundings")
         return float((0.02 * self.size / slope).float()) or 0.01
 

@@ -1,6 +1,8 @@
 """Torch's operators through an inner loop: its own list of them, with samples (``op_db``).
 
-`python -m tests.fuzz.operators [NAME ...]` says of each what became of it.
+`python -m tests.fuzz.operators NAME [NAME ...]` says of each what became of it; `--write` goes through all of them
+(half an hour), keeps what was found in ``operators.json``, and writes ``docs/torch.md`` from it. Torch's list needs the
+package expecttest.
 """
 
 from __future__ import annotations
@@ -8,8 +10,9 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from innerloop.operations import TaskOperations
 from tests.fuzz.cases import Case, Found, Oracle, by_differences, derivative_errors, innerloop
 
 SAMPLES, ELEMENTS = 6, 5_000
@@ -36,6 +40,7 @@ class Verdict:
         wrong: the first of torch's derivatives that is wrong (by finite differences), if any.
         order: 2 if the plain loop can differentiate through an inner gradient, else 1.
         looped, vectorised: "right", or why it was refused, or by how much it differs.
+        torch: the same of torch's own operations, vectorised.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Verdict:
     errors: list[float | None] | None = None
     looped: str = ""
     vectorised: str = ""
+    torch: str = ""
 
     @property
     def silent(self) -> bool:
@@ -75,7 +81,14 @@ def judge(name: str, case: Case, dtype: torch.dtype = torch.float64, check: bool
     verdict.looped, verdict.vectorised = (
         _compare(name, case, dtype, rate, order, v, expected, verdict.wrong, oracle.size) for v in (False, True)
     )
+    if check:
+        with mock.patch.object(TaskOperations, "__torch_function__", _as_it_is):
+            verdict.torch = _compare(name, case, dtype, rate, order, True, expected, verdict.wrong, oracle.size)
     return verdict
+
+
+def _as_it_is(mode: Any, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    return func(*args, **(kwargs or {}))
 
 
 def _compare(
@@ -192,20 +205,123 @@ def audit(name: str, op: Any, samples: int = SAMPLES) -> list[Verdict]:
     return verdicts
 
 
-def main(names: list[str]) -> None:
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+RESULTS = Path(__file__).with_name("operators.json")
+PAGE = Path(__file__).parents[2] / "docs" / "torch.md"
+CASTS = {"bfloat16", "half", "float", "chalf", "cfloat"}
+"""What computes in fewer digits than can be compared."""
+TRIANGLE = "its argument is taken for a symmetric one, of which one triangle is read"
+CONVENTIONS = {
+    **dict.fromkeys(
+        (
+            "cholesky",
+            "cholesky_inverse",
+            "cholesky_solve",
+            "linalg.cholesky",
+            "linalg.cholesky_ex",
+            "linalg.eigh",
+            "linalg.eigvalsh",
+            "linalg.pinv.hermitian",
+        ),
+        TRIANGLE,
+    ),
+    **{f"nn.functional.max_unpool{d}d": "indices that repeat" for d in (1, 2, 3)},
+    "as_strided_scatter": "places that repeat",
+    "linalg.eig": "eigenvectors have any phase",
+    "nn.functional.embedding": "the row of padding is a constant",
+}
+"""Operators whose derivatives differ from finite differences for a reason."""
+
+
+def summary(verdicts: list[Verdict]) -> dict[str, Any]:
+    """Of an operator, in one line: the worst of every kind."""
+    wrong = [v.wrong for v in verdicts if v.wrong is not None and (v.errors or [])[v.wrong - 1 : v.wrong]]
+
+    def worst(texts: list[str]) -> str:
+        for start in ("differs", "refused"):
+            if found := [text for text in texts if text.startswith(start)]:
+                return start if len(found) == len(texts) or start == "differs" else f"{start} in part"
+        return "right"
+
+    kinds = {kind: worst([getattr(v, kind) for v in verdicts]) for kind in ("looped", "vectorised")}
+    under = worst([v.torch for v in verdicts if v.torch])
+    return {"cases": len(verdicts), "wrong": min(wrong, default=None), **kinds, "torch": under}
+
+
+def page(results: dict[str, Any]) -> str:
+    """What torch gets wrong, in Markdown."""
+    found = results["operators"]
+    derivatives = {n: r for n, r in found.items() if r["wrong"] and n not in CONVENTIONS}
+    under = {n: r for n, r in found.items() if r["torch"] == "differs" and n not in derivatives}
+    what = {"right": "right", "refused": "refused", "refused in part": "right, or refused"}
+    orders = {1: "first", 2: "second", 3: "third"}
+
+    def rows(some: dict[str, Any], columns: Callable[[Any], str]) -> str:
+        return "\n".join(f"| `{name}` | {columns(r)} |" for name, r in sorted(some.items()))
+
+    return HEAD.format(
+        version=results["torch"],
+        number=len(found),
+        cases=sum(r["cases"] for r in found.values()),
+        derivatives=rows(
+            derivatives, lambda r: f"{orders[r['wrong']]} | {what[r['looped']]} | {what[r['vectorised']]}"
+        ),
+        under=rows(under, lambda r: what[r["vectorised"]]),
+    )
+
+
+HEAD = """# What torch gets wrong
+
+Torch {version} on a CPU. `python -m tests.fuzz.operators --write` made this page: it puts {number} operators of torch's
+own list (`op_db`) through two inner steps, {cases} cases in all, in double precision. Outcome, meta-gradient and the
+meta-gradient differentiated once more are compared with a plain loop, to 1e-8; and torch's derivatives with finite
+differences of the derivative below. The [layers](layers.md) are made of these.
+
+## Wrong derivatives, however they are called
+
+What is refused here raises an error that says so.
+
+| operator | the first derivative that is wrong | innerloop, one task at a time | innerloop, tasks at once |
+| --- | --- | --- | --- |
+{derivatives}
+
+## Wrong under `torch.vmap`, with autograd below
+
+This is how tasks run at once. What is refused runs one task at a time.
+
+| operator | innerloop, tasks at once |
+| --- | --- |
+{under}
+
+Besides, the padding row of an embedding is kept for the first task only, and convolutions in groups (as those of tasks
+that run at once are) of one image have gradients by their weights that were never computed, where these lie with
+channels last and oneDNN does not run: both are right in innerloop.
+"""
+
+
+def collect(names: Iterable[str]) -> dict[str, Any]:
+    """What was found of some operators."""
+    every, found = operators(), {}
+    for name in names:
+        if name not in CASTS and (verdicts := audit(name, every[name])):
+            found[name] = summary(verdicts)
+            print(name, found[name], *(v for v in verdicts if v.silent), flush=True)
+    return {"torch": torch.__version__.split("+")[0], "operators": found}
+
+
+def main(arguments: list[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if "--write" in arguments:
+        results = collect(operators())
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        PAGE.write_text(page(results))
+        return
     every = operators()
-    for name in names or every:
-        try:
-            verdicts = audit(name, every[name])
-        except Exception as error:
-            print(json.dumps({"name": name, "failed": f"{type(error).__name__}: {str(error)[:300]}"}), flush=True)
-            continue
-        for verdict in verdicts:
+    for name in arguments:
+        for verdict in audit(name, every[name]):
             print(json.dumps(asdict(verdict)), flush=True)
-        if not verdicts:
-            print(json.dumps({"name": name, "failed": "no case"}), flush=True)
 
 
 if __name__ == "__main__":

@@ -341,6 +341,13 @@ def test_a_metric_that_does_not_fit_is_an_error_before_the_first_iteration(
     assert trainer.fit().iterations == 2  # the directory is as free as it was
 
 
+def test_a_metric_may_write_to_what_it_is_given() -> None:
+    learner, source = il.maml(network(), loss=F.mse_loss, steps=2), Source(lambda x: x.sum(-1, keepdim=True))
+    given = il.Metric(lambda output, y: y.sub_(output).abs().mean(), False)
+    found = il.evaluate(learner, source, 4, metric=given)
+    assert found.steps == il.evaluate(learner, source, 4, metric="l1").steps
+
+
 @pytest.mark.parametrize("value", [2, 2.0, True, torch.tensor(2), torch.tensor(True), torch.tensor(2.0).double()])
 def test_plain_numbers_are_scores(learner: il.MetaLearner, value: Any) -> None:
     found = il.evaluate(learner, Source(signs), 4, metric=il.Metric(lambda output, y: value, True))

@@ -266,6 +266,7 @@ class Judge:
         """
         if self.same_shape:
             require_same_shape(self.metric.name, output, y)
+        output, y = pytree.tree_map_only(Tensor, Tensor.clone, (output, y))  # which the metric may write to
         if not self.knows_nan and any(bool(leaf.isnan().any()) for leaf in floating(output)):
             return torch.tensor(torch.nan, device=floating(output)[0].device)
         try:
