@@ -58,9 +58,8 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         task=pytree.tree_map_only(Tensor, Tensor.clone, episode.task),
     )
     model, batch, params = own.model.model, own.support(0), {**own.fixed, **start}
-    devices = {p.device for p in start.values() if p.device.type == "cuda"}
     own_tensors = list(start.values())
-    with torch.random.fork_rng(list(devices)):
+    with torch.random.fork_rng([p.device for p in own_tensors[:1] if p.device.type == "cuda"]):
         before = random_state(own_tensors)
         with without_kept_tensors(model):
             with RefusedWrites(model, params, batch.x):
@@ -80,8 +79,7 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
                     _refuse_remembered(model, used, _used(loss, start))
             if objective is not None:
                 _check_parts(own, objective, loss, start)
-        if again is not None:
-            _require_same(first, again, own, before, start)
+        _require_same(first, again or first, own, before, start)
         if judged:
             _judge(own, params)
         return random, objective is None or _separable(own)
