@@ -32,7 +32,8 @@ class Keywords:
 
 def transformer() -> peft.PeftModel:
     config = BertConfig(
-        vocab_size=WORDS + 1, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+        vocab_size=WORDS + 2, pad_token_id=WORDS + 1,  # padding has a row of its own, which does not move
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
     )  # fmt: skip
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=64, target_modules=["word_embeddings", "value"])
