@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop import compiling, search
+from innerloop import compiling, recording, search
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="TorchInductor needs a C++ compiler"
@@ -46,7 +46,7 @@ def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: 
     def refuse(*_: object) -> None:
         raise AssertionError("compiled")
 
-    monkeypatch.setattr(compiling.Recorded, "compile", refuse)
+    monkeypatch.setattr(recording.Recorded, "compile", refuse)
     monkeypatch.setattr(compiling, "SECONDS_PER_OPERATION", 10.0)
     maml = learner()
     for steps, why in ((20, "the steps to come take 0"), (10_000, "less than three times")):
@@ -117,10 +117,10 @@ def test_a_step_that_cannot_be_recorded(regression: Callable[..., il.Task]) -> N
     maml = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=loss, vectorize=False)
     maml.meta_gradient(regression())  # looped steps are never compiled
     assert not maml.choices
-    with pytest.raises(compiling.UnsuitableError, match="cannot be recorded"):
-        compiling.Recorded(lambda x: x * float(x.sum()), [torch.ones(3)])
-    with pytest.raises(compiling.UnsuitableError, match="draws random numbers"):
-        compiling.Recorded(lambda x: x + torch.randn(3), [torch.ones(3)])
+    with pytest.raises(recording.UnsuitableError, match="cannot be recorded"):
+        recording.Recorded(lambda x: x * float(x.sum()), [torch.ones(3)])
+    with pytest.raises(recording.UnsuitableError, match="draws random numbers"):
+        recording.Recorded(lambda x: x + torch.randn(3), [torch.ones(3)])
 
 
 @needs_compiler

@@ -400,6 +400,23 @@ def test_recurrent_layers_compute_by_the_parameters_of_each_call(kind: Any) -> N
     torch.testing.assert_close(adapted(x[0]), once)
 
 
+@pytest.mark.parametrize("call", ["adapt", "meta_gradient"])
+def test_models_that_remember_functions_of_their_parameters_are_refused(call: str) -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head, self.doubled = nn.Linear(3, 4), nn.Linear(4, 1), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.doubled is None:
+                self.doubled = 2 * self.layer.weight
+            return self.head(F.linear(x, self.doubled, self.layer.bias))
+
+    learner, tasks = il.maml(Remembers(), 0.1, loss=F.mse_loss, steps=2), column(regression())
+    with pytest.raises(ValueError, match=r"Remembers keeps what it computed of 'layer.weight'.*in every forward"):
+        learner.meta_gradient(tasks) if call == "meta_gradient" else learner.adapt(il.task.select(tasks.support, 0))
+
+
 def test_a_loss_sees_what_the_model_kept_of_the_same_task() -> None:
     tasks, found = column(regression()), []
     for vectorize in (True, False):

@@ -99,8 +99,9 @@ def test_under_vmap_each_task_has_its_own(name: str, axes: int | str) -> None:
     for function in (kernel, reference):
         found = torch.func.vmap(function, where)(*tensors)
         grads = torch.autograd.grad(found.square().sum(), tensors, create_graph=True)
-        second = torch.autograd.grad(torch.stack([g.square().sum() for g in grads]).sum(), tensors)
-        results.append((found, grads, second))
+        second = torch.autograd.grad(torch.stack([g.square().sum() for g in grads]).sum(), tensors, create_graph=True)
+        third = torch.autograd.grad(torch.stack([g.square().sum() for g in second]).sum(), tensors)
+        results.append((found, grads, second, third))
     torch.testing.assert_close(results[0], results[1])
 
 

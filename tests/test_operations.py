@@ -235,6 +235,22 @@ def test_native_norms_give_what_torch_gives() -> None:
                 torch.testing.assert_close(call(), expected)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1), (4,), (1, 3), (3,), (1, 1), (1,), (4, 3, 1)])
+def test_variances_fit_where_they_fit_in_torch(shape: tuple[int, ...]) -> None:
+    def loss() -> Tensor:
+        torch.manual_seed(0)
+        return F.gaussian_nll_loss(torch.randn(4, 3), torch.randn(4, 3), torch.rand(shape))
+
+    try:
+        expected = loss()
+    except ValueError:
+        with pytest.raises(ValueError, match="does not fit"), TaskOperations(vectorised=True):
+            loss()
+        return
+    with TaskOperations(vectorised=True):
+        torch.testing.assert_close(loss(), expected)
+
+
 LOW: dict[str, Callable[[], nn.Module]] = {
     "layer norm": lambda: nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3)),
     "batch norm": lambda: nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)),

@@ -70,20 +70,24 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
             random = not same_random_state(before, random_state(own_tensors))
             first, again = detach((output, loss)), None
             if objective is not None or own.memory == "constant":
+                with refused_out_of_place(model):
+                    used = _used(loss, start)
                 del output, loss  # one graph at a time
+                start = {name: p.detach().clone().requires_grad_() for name, p in start.items()}
                 output, loss = _again(own, before, start)
                 again = detach((output, loss))
+                with refused_out_of_place(model):
+                    _refuse_remembered(model, used, _used(loss, start))
+            if objective is not None:
+                refuse_order(objective, learned := parameters_of(own.inner_loss, own.loss))
+                _refuse_own_parameters(loss, {name: p for name, p in model.named_parameters() if name in start})
+                with refused_out_of_place(model):
+                    check_dependence(loss, start, learned, second=_takes_second_derivatives(objective))
         if again is not None:
             _require_same(first, again, own, before, start)
         if judged:
             _judge(own, params)
-        if objective is None:
-            return random, True
-        refuse_order(objective, learned := parameters_of(own.inner_loss, own.loss))
-        _refuse_own_parameters(loss, {name: p for name, p in model.named_parameters() if name in start})
-        with refused_out_of_place(model):
-            check_dependence(loss, start, learned, second=_takes_second_derivatives(objective))
-        return random, _separable(own)
+        return random, objective is None or _separable(own)
 
 
 def _judge(episode: Episode, params: Params) -> None:
@@ -116,8 +120,10 @@ def _require_same(first: Run, again: Run, episode: Episode, before: RandomState,
     """
     if _close(first, again):
         return
-    with without_kept_tensors(episode.model.model):
-        kept = _close(first, detach(_again(episode, before, params)))
+    kept = False
+    if not _close(first[0], again[0]):
+        with without_kept_tensors(episode.model.model):
+            kept = _close(first[0], detach(_again(episode, before, params)[0]))
     if kept:
         raise ValueError(
             f"{type(episode.model.model).__name__} computes with tensors that it keeps in attributes from one call to "
@@ -142,6 +148,28 @@ def _takes_second_derivatives(objective: Any) -> bool:
     if isinstance(objective, Unrolled):
         return objective.order != 1
     return isinstance(objective, Implicit)
+
+
+def _used(loss: Tensor, params: Params) -> list[str]:
+    """The names of the parameters that a loss depends on."""
+    if not loss.requires_grad:
+        return []
+    grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True, retain_graph=True)
+    return [name for name, grad in zip(params, grads, strict=True) if grad is not None]
+
+
+def _refuse_remembered(model: nn.Module, first: list[str], again: list[str]) -> None:
+    """Refuse a model that keeps what it computed of its parameters for later calls, which have others.
+
+    Raises:
+        ValueError: the loss of a second call, with other tensors, does not depend on what that of the first does.
+    """
+    if lost := [name for name in first if name not in again]:
+        raise ValueError(
+            f"{type(model).__name__} keeps what it computed of {lost[0]!r} from one call for the next, so it would not "
+            "see what inner steps do: compute it in every forward, and keep nothing of parameters in attributes "
+            "(functools.cached_property is one)"
+        )
 
 
 def _separable(episode: Episode) -> bool:

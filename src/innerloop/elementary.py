@@ -49,7 +49,7 @@ def gaussian_nll_loss(
     if var.shape != input.shape:
         if var.shape == input.shape[:-1]:
             var = var[..., None]
-        elif var.ndim != input.ndim or sum(a for a, b in zip(input.shape, var.shape, strict=True) if a != b) == 0:
+        elif var.ndim != input.ndim or sum(b for a, b in zip(input.shape, var.shape, strict=True) if a != b) != 1:
             raise ValueError(f"var of {tuple(var.shape)} does not fit input of {tuple(input.shape)}")
     low = var.detach()
     var = var + (low.clamp(min=eps) - low)
@@ -63,7 +63,7 @@ def i1(input: Tensor) -> Tensor:
     if not input.is_floating_point():
         return torch.special.i1(input)  # type: ignore[no-any-return]
     near = input.detach().abs() < 1e-2
-    x = torch.where(near, input, 0)
+    x = torch.where(near, input, 0.0)
     series = x / 2 * (1 + x**2 / 8 * (1 + x**2 / 24 * (1 + x**2 / 48)))
-    far: Tensor = torch.special.i1(torch.where(near, 1, input))
+    far: Tensor = torch.special.i1(torch.where(near, 1.0, input))
     return torch.where(near, series, far)
