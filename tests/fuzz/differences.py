@@ -609,7 +609,13 @@ def _refusal(report: Report, plan: str, name: str, expected: Expected, why: Exce
 
 def refusal(why: Exception) -> bool:
     """Whether an error is an answer: one that says what is not done."""
-    known = ("once_differentiable", "not implemented", "cannot be vectori", "does not require grad")
+    known = (
+        "once_differentiable",
+        "modified by an inplace operation",
+        "not implemented",
+        "cannot be vectori",
+        "does not require grad",
+    )
     return isinstance(why, ValueError | NotImplementedError) or any(part in str(why) for part in known)
 
 
