@@ -58,9 +58,8 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         task=pytree.tree_map_only(Tensor, Tensor.clone, episode.task),
     )
     model, batch, params = own.model.model, own.support(0), {**own.fixed, **start}
-    devices = {p.device for p in start.values() if p.device.type == "cuda"}
     own_tensors = list(start.values())
-    with torch.random.fork_rng(list(devices)):
+    with torch.random.fork_rng([p.device for p in own_tensors[:1] if p.device.type == "cuda"]):
         before = random_state(own_tensors)
         with without_kept_tensors(model):
             with RefusedWrites(model, params, batch.x):
@@ -79,15 +78,20 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
                 with refused_out_of_place(model):
                     _refuse_remembered(model, used, _used(loss, start))
             if objective is not None:
-                refuse_order(objective, learned := parameters_of(own.inner_loss, own.loss))
-                _refuse_own_parameters(loss, {name: p for name, p in model.named_parameters() if name in start})
-                with refused_out_of_place(model):
-                    check_dependence(loss, start, learned, second=_takes_second_derivatives(objective))
-        if again is not None:
-            _require_same(first, again, own, before, start)
+                _check_parts(own, objective, loss, start)
+        _require_same(first, again or first, own, before, start)
         if judged:
             _judge(own, params)
         return random, objective is None or _separable(own)
+
+
+def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params) -> None:
+    """Name what has no part in adapting, and refuse what the inner loop would leave out."""
+    model = episode.model.model
+    refuse_order(objective, learned := parameters_of(episode.inner_loss, episode.loss))
+    _refuse_own_parameters(loss, {name: p for name, p in model.named_parameters() if name in start})
+    with refused_out_of_place(model):
+        check_dependence(loss, start, learned, second=_takes_second_derivatives(objective))
 
 
 def _judge(episode: Episode, params: Params) -> None:
@@ -203,7 +207,7 @@ def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool 
         warnings.warn(
             f"the inner loss does not depend on {', '.join(unused)}: these get an update of zero. Leave them out "
             f"of adapt= if that is meant, e.g. adapt=il.everything - il.named({unused[0]!r})",
-            stacklevel=5,
+            stacklevel=6,
         )
     size = torch.stack([(grad * grad.conj()).real.sum() for grad in grads if grad is not None]).sum()
     if second and size.requires_grad:
@@ -214,7 +218,7 @@ def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool 
         warnings.warn(
             f"the gradient of the learned inner loss does not depend on its {', '.join(lost)}, which no meta-gradient "
             "therefore reaches. What is only added to a loss, for one, has no part in its gradient",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -55,11 +55,15 @@ class Observer:
     def __enter__(self) -> Observer:
         self._before: Callable[..., Any] | None = sys.getprofile()
         self._start = sys._getframe(1)
+        self._collecting = gc.isenabled()
+        gc.disable()  # whose callbacks are no part of what runs
         sys.setprofile(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(self._before)
+        if self._collecting:
+            gc.enable()
 
     def _note(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call":
