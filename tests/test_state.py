@@ -506,7 +506,9 @@ BETWEEN: dict[str, Callable[[compiling.Compile], Made]] = {
 }
 
 
-@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if number % 3 else []) for number, name in enumerate(BETWEEN)]
+)
 def test_state_that_changes_between_steps_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INNERLOOP_TEST_SCALE", "1")
     fresh()
