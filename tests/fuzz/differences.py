@@ -240,6 +240,7 @@ class Library:
         task = il.task.select(self.problem.tasks, 0)
         adapted = self.learner.adapt(task.support, self.further, transductive)
         found = {
+            "shared memory": self._shared(adapted.parameters),
             "adapted parameters": tensors(dict(adapted.parameters)),
             "adapted losses": tensors({"": adapted.losses}),
             "adapted output": tensors({"": adapted(task.query.x)}),
@@ -250,9 +251,16 @@ class Library:
                 found["adapted module"] = tensors({"": adapted.module()(task.query.x)})
         return found
 
+    def _shared(self, parameters: Tensors) -> Tensors:
+        """How many of a result's tensors would change if the model were trained on."""
+        own = {p.untyped_storage().data_ptr() for p in self.learner.parameters()}
+        number = sum(t.untyped_storage().data_ptr() in own for t in parameters.values())
+        return {"": torch.tensor(float(number), dtype=torch.float64)}
+
     def adapt_all(self) -> dict[str, Tensors]:
         adapted = self.learner.adapt_all(self.problem.tasks.support, self.further)
         return {
+            "shared memory": self._shared(adapted.parameters),
             "all adapted parameters": tensors(dict(adapted.parameters)),
             "all adapted output": tensors({"": adapted(self.problem.tasks.query.x)}),
         }
@@ -282,6 +290,8 @@ class Expected:
         oracle, tasks = self.oracle, self.problem.tasks
         if result == "outcome":
             return {"outcome": outcome_of(oracle.outcome(tasks))}
+        if result.startswith("shared memory"):
+            return {result: {"": torch.zeros((), dtype=torch.float64)}}
         if result in ("meta-gradient", "backward"):
             grads = tensors(oracle.meta_gradient(oracle.outcome(tasks), graph=False))
             return {"meta-gradient": grads, "backward": grads}
@@ -611,6 +621,7 @@ def refusal(why: Exception) -> bool:
     """Whether an error is an answer: one that says what is not done."""
     known = (
         "once_differentiable",
+        "support automatic differentiation",
         "modified by an inplace operation",
         "not implemented",
         "cannot be vectori",
@@ -718,7 +729,9 @@ def _settle(report: Report) -> None:
             if d.result in GRADIENTS and d.error <= 30 * max(known.values(), default=0.0):
                 d.verdict = "torch is wrong"
     again = [check(case, plans, data_seed=seed, settle=False) for seed in (1, 2)]
-    seen = {(d.plan, d.result) for other in again for d in other.faults}
+    found = [{(d.plan, d.result) for d in other.faults} for other in again]
+    # In low precision values meet a kink often, such as the root of 0: there a fault has to show with all data.
+    seen = set.union(*found) if case.dtype == "float64" else set.intersection(*found)
     torch_wrong = {(d.plan, d.result) for other in again for d in other.differences if d.verdict == "torch is wrong"}
     for d in suspects:
         if d.verdict == "undecided" and (d.plan, d.result) in torch_wrong - seen:
