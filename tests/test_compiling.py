@@ -197,3 +197,52 @@ def test_what_cannot_be_recorded_still_runs_at_once(regression: Callable[..., il
     with pytest.raises(ValueError, match="cannot be recorded: not while recording"):
         maml.meta_gradient(regression())
     assert maml.engine.vectorised
+
+
+def test_an_error_of_compiled_code_is_told_in_plain_words() -> None:
+    def broken(tensors: object) -> None:
+        raise RuntimeError("kernel, /somewhere/generated.cpp:191")
+
+    def plain() -> None:
+        raise IndexError("Target 7 is out of bounds.")
+
+    compiled = compiling.Compiled(broken, lambda: None, 1)
+    with pytest.raises(IndexError, match="Target 7 is out of bounds"):
+        compiled([], plain)
+    with pytest.raises(RuntimeError, match=r"generated\.cpp:191"):
+        compiled([], lambda: None)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("bad", [7, -1])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.cross_entropy,
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        lambda output, y: -(F.one_hot(y, 5) * output.log_softmax(-1)).sum(-1).mean(),
+        lambda output, y: torch.zeros(5, 5).index_add(0, y, output).square().mean(),
+        lambda output, y: -output.log_softmax(-1).gather(1, y[:, None]).mean(),
+    ],
+)
+def test_compiled_code_refuses_targets_out_of_range(loss: Callable[..., torch.Tensor], bad: int) -> None:
+    compiled, x, y = il.maml(nn.Linear(3, 5), 0.1, loss=loss, compile=True), torch.randn(4, 6, 3), torch.arange(6) % 5
+    tasks = il.Task(*(il.Batch(x, y.repeat(4, 1)) for _ in range(2)))
+    compiled.meta_gradient(tasks)
+    tasks.query.y[2, 3] = bad
+    with pytest.raises((IndexError, RuntimeError), match=r"out of|Class values"):
+        compiled.meta_gradient(tasks)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("bad", [7, -1])
+def test_compiled_code_refuses_tokens_out_of_range(bad: int) -> None:
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 1))
+    compiled, x, y = il.maml(net, 0.1, loss=F.mse_loss, compile=True), torch.randint(5, (4, 6, 2)), torch.randn(4, 6, 1)
+    tasks = il.Task(*(il.Batch(x.clone(), y) for _ in range(2)))
+    compiled.meta_gradient(tasks)
+    tasks.query.x[2, 3, 1] = bad
+    with pytest.raises(IndexError, match="index out of range"):
+        compiled.meta_gradient(tasks)

@@ -702,3 +702,100 @@ def test_what_has_no_second_derivative_is_refused_with_the_fix() -> None:
     with pytest.raises(ValueError, match=r"second derivatives.*cdist.*order=1"):
         il.maml(Distances(), vectorize=False).meta_gradient(tasks)
     il.fomaml(Distances(), vectorize=False).meta_gradient(tasks)
+
+
+class WritingRule(il.UpdateRule):
+    """Gradient descent that writes to what it should not."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("seen", torch.zeros(()))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+        updates = {name: -0.1 * grad for name, grad in grads.items()}
+        first = next(iter(params.values()))
+        if self.how == "data":
+            first.data.sub_(0.5)
+        elif self.how == "detached":
+            first.detach().mul_(0.9)
+        elif self.how == "no_grad":
+            with torch.no_grad():
+                first.copy_(first * 0.9)
+        elif self.how == "foreach":
+            torch._foreach_mul_([p.detach() for p in params.values()], 0.9)
+        elif self.how == "out":
+            torch.mul(first.detach(), 0.9, out=first.data)
+        elif self.how == "buffer":
+            self.seen += 1
+        elif self.how == "own parameter":
+            self.scale.data.mul_(0.9)
+        return updates, state
+
+
+@pytest.mark.parametrize("call", ["meta_gradient", "forward", "predict", "adapt", "adapt_all"])
+@pytest.mark.parametrize("how", ["data", "detached", "no_grad", "foreach", "out", "buffer", "own parameter"])
+@VECTORIZE
+def test_rules_that_write_in_place_are_refused(how: str, call: str, vectorize: Any) -> None:
+    model, tasks = nn.Linear(3, 1), column(regression())
+    learner = il.MetaLearner(model, WritingRule(how), loss=F.mse_loss, vectorize=vectorize)
+    before = copy.deepcopy(learner.state_dict())
+    one = il.Batch(tasks.support.x[0], tasks.support.y[0])
+    calls: dict[str, Callable[[], Any]] = {
+        "meta_gradient": lambda: learner.meta_gradient(tasks),
+        "forward": lambda: learner(tasks),
+        "predict": lambda: learner.predict(tasks),
+        "adapt": lambda: learner.adapt(one),
+        "adapt_all": lambda: learner.adapt_all(tasks.support),
+    }
+    with pytest.raises(ValueError, match=r"WritingRule writes to (the parameter 'weight'|its own '(seen|scale)')"):
+        calls[call]()
+    torch.testing.assert_close(learner.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("call", ["meta_gradient", "predict"])
+def test_a_model_that_changed_after_the_learner_was_made_is_refused(call: str) -> None:
+    net, tasks = nn.Sequential(nn.Linear(3, 1)), column(regression())
+    learner = il.maml(net, 0.1, loss=F.mse_loss)
+    learner.meta_gradient(tasks)
+    net.append(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"has got the parameter '1\.bias' since the learner was made"):
+        getattr(learner, call)(tasks)
+    net[0], net[1] = nn.Linear(3, 1, bias=False), nn.Identity()
+    with pytest.raises(ValueError, match=r"has lost the parameter '0\.bias'"):
+        getattr(learner, call)(tasks)
+
+
+@pytest.mark.filterwarnings("ignore:batch norm normalizes these 4 inputs:UserWarning")
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("vectorize", ["auto", True, False])
+def test_what_was_adapted_stays_when_training_goes_on(vectorize: Any, steps: int) -> None:
+    net, tasks = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), column(regression())
+    learner = il.anil(net, 0.1, head="2", loss=F.mse_loss, steps=steps, vectorize=vectorize)
+    every, one = learner.adapt_all(tasks.support), learner.adapt(il.Batch(tasks.support.x[0], tasks.support.y[0]))
+    before = every(tasks.query.x), one(tasks.query.x[0])
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *net.buffers()):
+            tensor.add_(1)
+    torch.testing.assert_close((every(tasks.query.x), one(tasks.query.x[0])), before, rtol=0, atol=0)
+
+
+def test_looped_models_of_many_tasks_keep_to_the_contract() -> None:
+    """What cannot be vectorized runs in a loop, where the same is refused, and the same replaced."""
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 1))
+    tasks = il.Batch(torch.randint(5, (2, 4, 2)), torch.randn(2, 4, 1))
+    adapted = il.maml(net, 0.1, loss=F.mse_loss).adapt_all(tasks)
+    net[0].max_norm = 0.1
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"max_norm=0\.1"):
+        adapted(tasks.x)
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_modules_with_the_old_weight_norm_are_copied() -> None:
+    net, tasks = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 1)), nn.Tanh()), column(regression())
+    learner = il.maml(net, 0.1, loss=F.mse_loss)
+    adapted = learner.adapt(il.Batch(tasks.support.x[0], tasks.support.y[0]))
+    torch.testing.assert_close(adapted.module()(tasks.query.x[0]), adapted(tasks.query.x[0]))

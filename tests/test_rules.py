@@ -149,6 +149,45 @@ def test_updates_that_would_change_a_parameters_type_or_shape_are_refused(
         learner.meta_gradient(regression())
 
 
+def test_rules_that_draw_random_numbers_are_known_to(regression: Callable[..., il.Task]) -> None:
+    """So that draws do not depend on which plan was measured to be the quickest."""
+    for result, random in ((lambda g: -0.1 * g, False), (lambda g: -0.1 * (g + torch.randn_like(g)), True)):
+        rule = Returns(lambda grads, result=result: ({name: result(g) for name, g in grads.items()}, ()))
+        learner = il.MetaLearner(nn.Linear(2, 1), rule, loss=nn.functional.mse_loss)
+        learner.meta_gradient(regression())
+        assert learner.engine.random is random
+
+
+class Returns(il.UpdateRule):
+    """Returns whatever a function makes of the gradients."""
+
+    def __init__(self, result: Callable[[il.task.Params], Any]) -> None:
+        super().__init__()
+        self.result = result
+
+    def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+        return self.result(grads)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda grads: None, "forward of Returns returns a pair, .* got NoneType"),
+        (dict, "forward of Returns returns a pair, .* got dict"),
+        (lambda grads: ({"weight": -grads["weight"]}, ()), "returns no update of 'bias': .*zeros_like"),
+        (lambda grads: ({**grads, "wieght": grads["weight"]}, ()), "update of 'wieght', but it was given 'weight', 'b"),
+        (lambda grads: ({**grads, "bias": None}, ()), "update of bias by Returns is a NoneType, not a tensor"),
+    ],
+)
+@pytest.mark.parametrize("vectorize", ["auto", True, False])
+def test_what_a_rule_returns_is_checked(
+    result: Any, message: str, vectorize: Any, regression: Callable[..., il.Task]
+) -> None:
+    learner = il.MetaLearner(nn.Linear(2, 1), Returns(result), loss=nn.functional.mse_loss, vectorize=vectorize)
+    with pytest.raises(ValueError, match=message):
+        learner.meta_gradient(regression())
+
+
 def test_sparse_gradients_are_refused() -> None:
     rule, grad = il.SGD(0.1), torch.eye(3).to_sparse()
     with pytest.raises(ValueError, match=r"gradient of weight is sparse .* make its layer with sparse=False"):

@@ -229,6 +229,16 @@ def test_modules_that_are_more_than_their_copies_stay_in_one_thread(
     assert not learner.engine.separable
 
 
+def test_looking_whether_copies_will_do_leaves_the_original_alone() -> None:
+    norm = nn.BatchNorm1d(2)
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_forward_hook(lambda module, args, output: norm(output))
+    model.norm = norm  # the hook's copy holds on to the original
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    threads.independent(model, lambda: threads.mine(model)(torch.randn(5, 2)))
+    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
+
+
 def test_ordinary_modules_are_separable(regression: Callable[..., il.Task]) -> None:
     learner = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss, vectorize=(2, 2))
     learner.meta_gradient(regression(6))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -16,7 +15,7 @@ from .inner import BATCH_NORMS, Episode, Stateless, Statistics, arguments, in_mo
 from .operations import TaskOperations
 from .supported import joint
 from .task import Params, select, size
-from .threads import mine
+from .threads import copied, mine
 
 
 def depends_on_inputs(model: nn.Module, statistics: Statistics) -> bool:
@@ -98,7 +97,7 @@ class Adapted:
             ValueError: the model judges inputs by the support set.
         """
         refuse_joint(self._model)
-        module = copy.deepcopy(self._model)
+        module = copied(self._model)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.copy_(self.parameters[name])
@@ -165,7 +164,8 @@ class AdaptedTasks:
                 with TaskOperations(vectorised=True, kernels=False), without_kept_tensors(model):
                     return vmap(one)(*every)
             except Exception:  # what cannot be vectorized; a mistake of the caller's shows once more
-                return stack([one(*select(every, index)) for index in range(size(every))])
+                with TaskOperations(vectorised=False):
+                    return stack([one(*select(every, index)) for index in range(size(every))])
 
 
 def keep_statistics(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .checkpointing import refused_out_of_place
-from .contracts import RefusedBroadcasts, RefusedWrites, without_kept_tensors
+from .contracts import RefusedBroadcasts, model_writes, rule_writes, without_kept_tensors
 from .inner import Episode, Loss, detach, scalar
 from .objectives import Implicit, Unrolled
 from .stacks import RandomState, random_numbers_from, random_state, same_random_state
@@ -43,8 +43,8 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         objective: the learner's, the first time: then what has no part in adapting is named as well.
 
     Returns:
-        Whether the model or the inner loss draws random numbers, and whether copies of the model can run in threads of
-        their own.
+        Whether the model, the inner loss or the update rule draws random numbers, and whether copies of the model can
+        run in threads of their own.
 
     Raises:
         ValueError: the model writes to its own parameters, or a loss broadcasts targets against outputs.
@@ -62,11 +62,10 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
     with torch.random.fork_rng([p.device for p in own_tensors[:1] if p.device.type == "cuda"]):
         before = random_state(own_tensors)
         with without_kept_tensors(model):
-            with RefusedWrites(model, params, batch.x):
+            with model_writes(model, params, batch.x):
                 require_tensors(output := own.output(start, batch.x))
             with RefusedBroadcasts(output, batch.y):
                 loss = scalar(own.inner_loss(output, batch.y))
-            random = not same_random_state(before, random_state(own_tensors))
             first, again = detach((output, loss)), None
             if objective is not None or own.memory == "constant":
                 with refused_out_of_place(model):
@@ -78,11 +77,25 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
                 with refused_out_of_place(model):
                     _refuse_remembered(model, used, _used(loss, start))
             if objective is not None:
+                _take_step(own, loss, start)
                 _check_parts(own, objective, loss, start)
+            random = not same_random_state(before, random_state(own_tensors))
         _require_same(first, again or first, own, before, start)
         if judged:
             _judge(own, params)
         return random, objective is None or _separable(own)
+
+
+def _take_step(episode: Episode, loss: Tensor, start: Params) -> None:
+    """One step of the update rule, which must not write to parameters."""
+    if not loss.requires_grad:
+        return
+    with refused_out_of_place(episode.model.model):
+        grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True, retain_graph=True)
+    given = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(start.items(), grads, strict=True)}
+    params = {name: p.detach() for name, p in start.items()}
+    with torch.no_grad(), without_kept_tensors(episode.rule), rule_writes(episode.rule, params):
+        episode.rule(given, params, episode.rule.init(params), 0)
 
 
 def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params) -> None:
@@ -97,7 +110,7 @@ def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params) 
 def _judge(episode: Episode, params: Params) -> None:
     """Run the model and the outer loss on the query set."""
     query = episode.task.query
-    with RefusedWrites(episode.model.model, params, query.x):
+    with model_writes(episode.model.model, params, query.x):
         output = episode.answer(episode.start, query.x)[0]
     with RefusedBroadcasts(output, query.y):
         scalar(episode.loss(output, query.y))

@@ -41,13 +41,25 @@ class Compiled:
     """A compiled step, good for as long as nothing changes that its code reads.
 
     Args:
-        run: of `tensors`.
+        run: of the tensors that it depends on.
         change: names what has changed, if anything has.
         enough: how many runs make up for compiling.
     """
 
     def __init__(self, run: Callable[[Sequence[Tensor]], Any], change: Callable[[], str | None], enough: float) -> None:
-        self.run, self.change, self.enough, self.runs = run, change, enough, 0
+        self._run, self.change, self.enough, self.runs = run, change, enough, 0
+
+    def __call__(self, tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
+        """Run it; an error, such as of a target out of range, is told in the words of the step that it stands for."""
+        self.runs += 1
+        try:
+            return self._run(tensors)
+        except RuntimeError:
+            try:
+                eager()
+            except Exception as plain:
+                raise plain from None
+            raise
 
 
 class Compiler:
@@ -105,13 +117,12 @@ class Compiler:
         if self.setting is True:
             raise ValueError(f"compile=True, but the step cannot be compiled: {why}; give compile=False")
 
-    def get(self, key: Hashable) -> Callable[[Sequence[Tensor]], Any] | None:
+    def get(self, key: Hashable) -> Compiled | None:
         """The compiled step for these shapes, if there is one that is still good."""
         if (compiled := self._compiled.get(key)) is None:
             return None
         if (change := compiled.change()) is None:
-            compiled.runs += 1
-            return compiled.run
+            return compiled
         del self._compiled[key]
         self.wanted.discard(repr(key))
         in_vain = self._changes.setdefault(key, [])

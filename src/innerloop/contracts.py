@@ -186,29 +186,19 @@ def _unequal(output: torch.Size, y: torch.Size, where: str) -> str:
 # -- what a forward pass writes to, and keeps ------------------------------------------------------------------------
 
 
-_INPUT = "the input"
-
-
 class RefusedWrites(TorchFunctionMode):
-    """While entered, around the call of a model, it is an error to write in place to what all tasks share.
+    """While entered, it is an error to write in place to what tasks share.
 
     Args:
-        model: whose plain tensor attributes are watched.
-        params: what it runs on in place of its parameters.
-        x: its inputs.
+        watched: by name.
+        message: what to say of a name.
     """
 
-    def __init__(self, model: nn.Module, params: Params, x: Any) -> None:
+    def __init__(self, watched: Params, message: Callable[[str], str]) -> None:
         super().__init__()
-        self._model, self._watched = model, dict(params)
-        inputs = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
-        self._watched |= {f"{_INPUT} {number}": leaf for number, leaf in enumerate(inputs)}
-        for prefix, module in model.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    self._watched[f"{prefix}.{name}" if prefix else name] = value
-        self._names = {_storage(t): name for name, t in self._watched.items() if t.numel()}
-        self._versions = {name: t._version for name, t in self._watched.items() if not t.is_inference()}
+        self._watched, self._message = watched, message
+        self._names = {_storage(t): name for name, t in watched.items() if t.numel()}
+        self._versions = {name: t._version for name, t in watched.items() if not t.is_inference()}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -227,18 +217,62 @@ class RefusedWrites(TorchFunctionMode):
             if error[0] is None and self._watched[name]._version != version:
                 raise ValueError(self._message(name))
 
-    def _message(self, name: str) -> str:
+
+_INPUT = "the input"
+
+
+def model_writes(model: nn.Module, params: Params, x: Any) -> RefusedWrites:
+    """Refuses what a model must not write to when it is called: its parameters, inputs and plain tensor attributes.
+
+    Args:
+        model: the module.
+        params: what it runs on in place of its parameters.
+        x: its inputs.
+    """
+    inputs = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
+    watched = {**params, **{f"{_INPUT} {number}": leaf for number, leaf in enumerate(inputs)}}
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                watched[f"{prefix}.{name}" if prefix else name] = value
+
+    def message(name: str) -> str:
         if name.startswith(_INPUT):
             return (
-                f"{type(self._model).__name__} writes to its input in place when it is called, so each inner step "
+                f"{type(model).__name__} writes to its input in place when it is called, so each inner step "
                 "would change the data: compute out of place (inplace=False, x = x - mean for x -= mean), or write to "
                 "x.clone()"
             )
         return (
-            f"{type(self._model).__name__} writes to its own {name!r} in place when it is called, so each task would "
+            f"{type(model).__name__} writes to its own {name!r} in place when it is called, so each task would "
             "change it for all others: compute a new tensor in forward instead (e.g. weight = self.weight.clamp(0)), "
             "use torch.nn.utils.parametrize, or make what should change a buffer (register_buffer)"
         )
+
+    return RefusedWrites(watched, message)
+
+
+def rule_writes(rule: nn.Module, params: Params) -> RefusedWrites:
+    """Refuses what an update rule must not write to: the parameters that it moves, and its own.
+
+    Args:
+        rule: the rule.
+        params: the parameters that it is given.
+    """
+    own = {**dict(rule.named_parameters()), **dict(rule.named_buffers())}
+
+    def message(name: str) -> str:
+        if name in params:
+            return (
+                f"{type(rule).__name__} writes to the parameter {name!r} in place, which is the model's own: return "
+                "the update, which is added to it"
+            )
+        return (
+            f"{type(rule).__name__} writes to its own {name!r} in place, so each task would change it for all others: "
+            "keep what changes from step to step in the state, which init() starts and forward() returns"
+        )
+
+    return RefusedWrites({**own, **params}, message)
 
 
 def _written(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Tensor]:

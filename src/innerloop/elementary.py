@@ -21,6 +21,34 @@ def select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
     return torch.cat([before, src.unsqueeze(dim if dim >= 0 else dim + input.ndim).to(input.dtype), after], dim)
 
 
+def in_range(index: Tensor, size: int) -> Tensor:
+    """Indices of rows, looked up, so that one that is not from 0 to ``size - 1`` is an ``IndexError``. Where torch puts
+    the rows of all tasks below one another, it is a row of another task; where it compares, no row at all."""
+    return torch.arange(size, dtype=index.dtype, device=index.device)[torch.where(index < 0, size, index)]
+
+
+def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
+    """``torch.nn.functional.one_hot``, which under ``vmap`` takes every class."""
+    return F.one_hot(input if num_classes < 1 else in_range(input, num_classes), num_classes)
+
+
+def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+    """``torch.index_fill``, which under ``vmap`` takes every index, and fills nothing for negative ones."""
+    size = input.shape[dim] if input.ndim else 1
+    return torch.index_fill(input, dim, torch.arange(size, device=index.device)[index.long()], value)
+
+
+def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """``torch.index_add``, which takes no negative index, but compiled does."""
+    size = input.shape[dim] if input.ndim else 1
+    return torch.index_add(input, dim, in_range(index, size), source, alpha=alpha)
+
+
+def index_fill_(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+    """``torch.Tensor.index_fill_``, likewise."""
+    return input.copy_(index_fill(input, dim, index, value))
+
+
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """``torch.nn.functional.hardsigmoid``, which has no second derivative."""
     out = F.relu6(input + 3) / 6
@@ -35,6 +63,32 @@ def linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tens
 def logcumsumexp(input: Tensor, dim: int) -> Tensor:
     """``torch.logcumsumexp``, whose batching rule takes a number without axes for one of several."""
     return input.clone() if input.ndim == 0 else torch.logcumsumexp(input, dim)
+
+
+def binary_cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``torch.nn.functional.binary_cross_entropy``, whose derivatives beyond the first are off where outputs come near
+    0 or 1. Torch's own answers there for what is all but 0 or 1, or not a chance at all."""
+    reduction, weight = _reduction(*args, **kwargs)
+    apart = input.detach()
+    within = apart * (1 - apart) > 1e-12
+    if reduction is None or torch.finfo(input.dtype).bits < 32 or input.shape != target.shape:
+        return F.binary_cross_entropy(input, target, *args, **kwargs)
+    x = torch.where(within, input, 0.5)
+    loss = torch.where(
+        within,
+        -target * torch.log(x) - (1 - target) * torch.log1p(-x),
+        F.binary_cross_entropy(torch.where(within, 0.5, input), target, reduction="none"),
+    )
+    loss = loss if weight is None else loss * weight
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def _reduction(
+    weight: Tensor | None = None, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
+) -> tuple[str | None, Tensor | None]:
+    """The reduction of a loss, unless it is given in a way of old, or does not exist, and its weights."""
+    known = size_average is None and reduce is None and reduction in ("none", "mean", "sum")
+    return (reduction if known else None), weight
 
 
 def gaussian_nll_loss(
@@ -67,3 +121,7 @@ def i1(input: Tensor) -> Tensor:
     series = x / 2 * (1 + x**2 / 8 * (1 + x**2 / 24 * (1 + x**2 / 48)))
     far: Tensor = torch.special.i1(torch.where(near, 1.0, input))
     return torch.where(near, series, far)
+
+
+METHODS = (select_scatter, logcumsumexp, index_fill, index_add)
+"""Of tensors, too."""

@@ -1,7 +1,8 @@
 """Embedding from indexing, for which torch's batching rules are right.
 
 Torch's rule for ``embedding`` puts the tables of all tasks below one another and forgets that each has a padding row:
-only the first task's is left alone (torch 2.13).
+only the first task's is left alone. Nor does it see an index out of range, which is a row of another task's table
+(torch 2.13).
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .elementary import in_range
+from .stacks import place
 
 
 def embedding(
@@ -26,7 +30,7 @@ def embedding(
         ValueError: ``max_norm`` or ``scale_grad_by_freq`` is given.
     """
     _require_plain(max_norm, scale_grad_by_freq)
-    out = F.embedding(input, weight)
+    out = F.embedding(input if place() == "plain" else in_range(input, len(weight)), weight)
     if padding_idx is None:
         return out
     if not -len(weight) <= padding_idx < len(weight):

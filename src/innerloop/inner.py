@@ -73,11 +73,27 @@ class Stateless:
     def __init__(self, model: nn.Module, precision: Precision = "float32", output: str | None = None) -> None:
         self.model, self.precision, self.output = model, precision, output
         first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self._parameters = {name for name, _ in model.named_parameters()}
         self._slots: dict[str, str] = {}
         for prefix, module in model.named_modules():
             for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     self._slots[f"{prefix}.{leaf}" if prefix else leaf] = first[id(tensor)]
+
+    def own(self) -> tuple[Params, Params]:
+        """The module's parameters and buffers, by name.
+
+        Raises:
+            ValueError: it has others than when this was made.
+        """
+        params: Params = dict(self.model.named_parameters())
+        if wrong := self._parameters ^ params.keys():
+            name = sorted(wrong)[0]
+            raise ValueError(
+                f"the model has {'got' if name in params else 'lost'} the parameter {name!r} since the learner was "
+                "made, which would not know what to do with it: change the model first, then make the learner"
+            )
+        return params, dict(self.model.named_buffers())
 
     def __call__(self, params: Params, buffers: Params, x: Any) -> tuple[Any, Params]:
         """A tuple ``x`` becomes positional arguments of the module, a dict keyword arguments."""

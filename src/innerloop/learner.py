@@ -48,7 +48,8 @@ class MetaLearner(nn.Module):
         output: the part of the model's output that losses and predictions see, where that is a mapping or has named
             parts: ``"logits"`` for the models of transformers.
         steps: the number K of inner steps.
-        batch_size: support examples per inner step, in order and cyclically; ``None`` takes the whole support set.
+        batch_size: support examples per inner step, in order and cyclically; ``None``, or more than there are, takes
+            the whole support set.
         statistics: batch norm by the statistics of the examples at hand (``"batch"``, as the papers do: predictions on
             a query set then depend on the whole set) or by the stored ones (``"running"``, for models that bring them:
             meta-training does not change them), in ``train()`` and ``eval()`` alike. With ``per_step``, inner steps
@@ -157,7 +158,7 @@ class MetaLearner(nn.Module):
 
     def _perhaps_compile(self, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: list[Tensor]) -> Any:
         if (compiled := self.compiler.get(key)) is not None:
-            return compiled(values)
+            return compiled(values, partial(step, tasks))
         if not self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient")):
             return None
         if not self.engine.vectorised or self.engine.random:
@@ -228,7 +229,6 @@ class MetaLearner(nn.Module):
                 same.
             at: after which numbers of steps alone, for a result of ``[T, len(at), Q, ...]``, in rising order.
         """
-
         single = all(leaf.shape[1] == 1 for leaf in pytree.tree_leaves(tasks.query.x) if isinstance(leaf, Tensor))
         alone = self.depends_on_query_set and (single or not transductive)
 
@@ -285,7 +285,8 @@ class MetaLearner(nn.Module):
         with normal_mode(), in_mode(self.model, self._training_statistics, training=False):
             task = Task(support := normal_tensors(require_batch(support)), support)
             self._examine(task, steps)
-            own = self.engine.map(self._isolated(last), task, *self._own(), "adapt")
+            params, buffers = pytree.tree_map(Tensor.clone, self._own())  # so that training on does not change them
+            own = self.engine.map(self._isolated(last), task, params, buffers, "adapt")
         return AdaptedTasks(self._stateless, self.statistics, *own)
 
     @property
@@ -329,8 +330,7 @@ class MetaLearner(nn.Module):
 
     def _own(self, shared: bool = False) -> tuple[Params, Params]:
         """The model's parameters and buffers, which every task gets its own copies of; of some, slots of all steps."""
-        params: Params = dict(self.model.named_parameters())
-        buffers: Params = dict(self.model.named_buffers())
+        params, buffers = self._stateless.own()
         return (params, buffers) if self.slots is None else self.slots.put(params, buffers, shared)
 
     def _episode(

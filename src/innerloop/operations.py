@@ -316,6 +316,7 @@ _NATIVE = ("_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
     torch._weight_norm: normalisation.weight_norm,
     F.hardsigmoid: elementary.hardsigmoid,
+    F.binary_cross_entropy: elementary.binary_cross_entropy,
     torch.special.i1: elementary.i1,
     **{
         function: _refuse(
@@ -356,10 +357,9 @@ _VECTORISED: _Table = {
     torch.batch_norm: _torch_order(normalisation.batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
     **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
-    torch.select_scatter: elementary.select_scatter,
-    torch.Tensor.select_scatter: elementary.select_scatter,
-    torch.logcumsumexp: elementary.logcumsumexp,
-    torch.Tensor.logcumsumexp: elementary.logcumsumexp,
+    **{getattr(owner, own.__name__): own for own in elementary.METHODS for owner in (torch, torch.Tensor)},
+    torch.Tensor.index_fill_: elementary.index_fill_,
+    F.one_hot: elementary.one_hot,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,
     torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
     torch.Tensor.register_hook: _loop("hooks of tensors", "do not run where tasks run at once"),

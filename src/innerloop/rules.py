@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .task import Params
+from .updates import require_updates
 
 
 class UpdateRule(nn.Module, ABC):
@@ -29,8 +30,8 @@ class UpdateRule(nn.Module, ABC):
     checks it.
 
     Raises:
-        ValueError: when it is called, for a gradient that is sparse, or an update whose shape or type is not its
-            parameter's.
+        ValueError: when it is called, for a gradient that is sparse, an update that is missing, or one whose shape or
+            type is not its parameter's.
     """
 
     citation: ClassVar[str] = ""
@@ -51,10 +52,7 @@ class UpdateRule(nn.Module, ABC):
                     f"the gradient of {name} is sparse ({grad.layout}), and update rules take dense ones: make its "
                     "layer with sparse=False"
                 )
-        updates, after = super().__call__(grads, params, state, step)
-        for name, update in updates.items():
-            _require_like(update, params[name], f"the update of {name} by {type(self).__name__}")
-        return updates, after
+        return require_updates(super().__call__(grads, params, state, step), grads, params, type(self).__name__)
 
     def init(self, params: Params) -> Any:
         """The rule's state before the first step on a task (a pytree of tensors, such as velocities)."""
@@ -78,21 +76,6 @@ class UpdateRule(nn.Module, ABC):
         Returns:
             The updates, to be *added* to the parameters, and the new state.
         """
-
-
-def _require_like(update: Tensor, param: Tensor, what: str) -> None:
-    """Refuse an update that would change a parameter's shape or type.
-
-    Raises:
-        ValueError: it would.
-    """
-    if update.shape != param.shape:
-        raise ValueError(f"{what} has the shape {tuple(update.shape)}, and the parameter {tuple(param.shape)}")
-    if update.dtype != param.dtype and torch.promote_types(update.dtype, param.dtype) != param.dtype:
-        raise ValueError(
-            f"{what} is {update.dtype}, which would make the parameter so, too; that is {param.dtype}: return "
-            "update.to(param.dtype)"
-        )
 
 
 class GradientTransform(UpdateRule, ABC):

@@ -78,8 +78,20 @@ def side_by_side(
 
 def replica(model: nn.Module) -> nn.Module:
     """A copy with the same parameters and buffers."""
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return copied(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def copied(model: nn.Module, known: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, also of a module that keeps tensors of a graph in attributes, which torch refuses to copy: those
+    that are computed of its parameters, as by the old ``torch.nn.utils.weight_norm``, are computed anew when it runs.
+
+    Args:
+        model: the module.
+        known: by the id of what the copy is to have in place of a copy, that.
+    """
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    cut = {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
+    return copy.deepcopy(model, {**cut, **(known or {})})
 
 
 @contextmanager
@@ -107,6 +119,7 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
         model: the module.
         call: computes something with what `mine` gives, on parameters other than the module's.
     """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with standing_in(model, replica(model)), torch.enable_grad():
             outputs = [t for t in pytree.tree_leaves(call()) if isinstance(t, torch.Tensor) and t.requires_grad]
@@ -114,6 +127,11 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
         reached = torch.autograd.grad([t.sum() for t in outputs], learned, allow_unused=True) if outputs else ()
     except Exception:  # whatever it is that cannot be copied, or run twice
         return False
+    finally:  # what holds on to the original may have moved its statistics
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):  # batch norm writes without counting versions
+                    buffer.copy_(before)
     return all(grad is None for grad in reached)
 
 

@@ -1,0 +1,53 @@
+"""What an update rule returns, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .task import Params
+
+
+def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tuple[Params, Any]:
+    """The updates and the state that a rule returned.
+
+    Args:
+        result: what it returned.
+        grads: the gradients that it was given.
+        params: the parameters, of the same names.
+        rule: its name, for messages.
+
+    Raises:
+        ValueError: it is no such pair, an update is missing or of something else, or one would change the shape or the
+            type of its parameter.
+    """
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Mapping)):
+        raise ValueError(
+            f"the forward of {rule} returns a pair, the updates by name and the state, got {type(result).__name__}"
+        )
+    updates, state = result
+    if missing := [name for name in grads if name not in updates]:
+        raise ValueError(
+            f"{rule} returns no update of {missing[0]!r}: return one for every parameter, torch.zeros_like(param) for "
+            "one that is to stay"
+        )
+    for name, update in updates.items():
+        if name not in grads:
+            raise ValueError(f"{rule} returns an update of {name!r}, but it was given {', '.join(map(repr, grads))}")
+        _require_like(update, params[name], f"the update of {name} by {rule}")
+    return dict(updates), state
+
+
+def _require_like(update: Any, param: Tensor, what: str) -> None:
+    if not isinstance(update, Tensor):
+        raise ValueError(f"{what} is a {type(update).__name__}, not a tensor like the parameter")
+    if update.shape != param.shape:
+        raise ValueError(f"{what} has the shape {tuple(update.shape)}, and the parameter {tuple(param.shape)}")
+    if update.dtype != param.dtype and torch.promote_types(update.dtype, param.dtype) != param.dtype:
+        raise ValueError(
+            f"{what} is {update.dtype}, which would make the parameter so, too; that is {param.dtype}: return "
+            "update.to(param.dtype)"
+        )
