@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import innerloop as il
+from innerloop import compiling
 from innerloop.train import Interrupted, NonFiniteError, Trainer
 from innerloop.train.record import MACHINE_FIELDS
 from innerloop.train.trainer import derive_seed
@@ -376,3 +378,64 @@ def test_the_time_to_come_is_told_once_it_is_known(vectorize, capsys, monkeypatc
 def test_the_time_of_a_short_run_is_not_told(capsys):
     Trainer(il.maml(il.models.mlp(1, 8, 1), loss=F.mse_loss), il.Sinusoid(5), iterations=30, tasks=4).fit()
     assert "s an iteration" not in capsys.readouterr().err
+
+
+class Weighted(nn.Module):
+    """A loss with a tensor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(2.0))
+
+    def forward(self, output, y):
+        return (self.weight * (output - y).square()).mean()
+
+
+class Twice(nn.Module):
+    """A layer under two names, and a temperature that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head, self.temperature = nn.Linear(1, 8), nn.Linear(8, 1), 2.0
+        self.middle = self.again = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.head(self.again(self.middle(self.first(x).tanh()).tanh()).tanh()) / self.temperature
+
+
+class Cooler:
+    """Changes what the model reads, as annealing in a training of one's own does."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def begin(self, run, config, iteration):
+        pass
+
+    def log(self, iteration, values):
+        if iteration == 40:
+            self.model.temperature = 1.5
+
+    def close(self):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="TorchInductor needs a C++ compiler")
+@pytest.mark.usefixtures("double")
+def test_a_trainer_compiles_by_itself_and_trains_as_it_does_eagerly(monkeypatch):
+    monkeypatch.setattr(compiling, "SECONDS_PER_OPERATION", 1e-6)  # so that few steps are enough to make up for it
+    monkeypatch.setattr(compiling, "_seconds", lambda call: 0.0)
+    found = {}
+    for compile in ("auto", False):
+        torch.manual_seed(0)
+        model = Twice()
+        learner = il.maml(model, 0.01, loss=Weighted(), steps=5, vectorize=True, compile=compile)
+        Trainer(
+            learner, il.data.Sinusoid(), tasks=4, iterations=500, log_every=1, loggers=[Cooler(model)], progress=False
+        ).fit()
+        assert model.middle is model.again
+        assert type(learner.loss.weight) is torch.Tensor
+        found[compile] = [p.detach().clone() for p in learner.parameters()], learner.choices
+    assert sum("compiled in" in choice for choice in found["auto"][1]) == 2  # and again after the temperature changed
+    torch.testing.assert_close(found["auto"][0], found[False][0], rtol=1e-7, atol=1e-9)
