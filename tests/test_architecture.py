@@ -19,7 +19,7 @@ FLOORS = [
     ),
     ("derivatives",),
     ("normalisation", "convolutions"),
-    ("kernels", "threads", "checkpointing"),
+    ("kernels", "threads", "checkpointing", "values"),
     ("operations",),
     ("inner",),
     ("engine", "diagnosis", "objectives", "initial", "slots", "adapted"),

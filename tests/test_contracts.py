@@ -799,3 +799,196 @@ def test_modules_with_the_old_weight_norm_are_copied() -> None:
     learner = il.maml(net, 0.1, loss=F.mse_loss)
     adapted = learner.adapt(il.Batch(tasks.support.x[0], tasks.support.y[0]))
     torch.testing.assert_close(adapted.module()(tasks.query.x[0]), adapted(tasks.query.x[0]))
+
+
+# -- gradients in the model or the loss -------------------------------------------------------------------------------
+
+
+def by_vjp(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.autograd.functional.vjp(f, x, torch.ones(len(x), 1), create_graph=True)[1]
+
+
+def by_jvp(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.autograd.functional.jvp(f, x, torch.ones_like(x), create_graph=True)[1]
+
+
+def by_jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.autograd.functional.jacobian(lambda x: f(x).sum(), x, create_graph=True)
+
+
+def by_hvp(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.autograd.functional.hvp(lambda x: f(x).sum(), x, torch.ones_like(x), create_graph=True)[1]
+
+
+def by_grad(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(f(x).sum(), x, create_graph=True)[0]
+
+
+def by_grad_or_zero(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    (found,) = torch.autograd.grad(f(x).sum(), x, create_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if found is None else found
+
+
+def by_func(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.func.grad(lambda x: f(x).sum())(x)
+
+
+DERIVATIVES = {f.__name__: f for f in (by_vjp, by_jvp, by_jacobian, by_hvp, by_grad, by_grad_or_zero, by_func)}
+
+
+class Derived(nn.Module):
+    """A function and its derivative by the input, as for an equation of physics."""
+
+    def __init__(self, derivative: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> None:
+        super().__init__()
+        self.f, self.derivative = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)), derivative
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            return self.f(x), self.derivative(self.f, x)
+
+
+def equation(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    return (output[0] - y).square().mean() + (output[1] + output[0]).square().mean()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.filterwarnings("ignore:Derived .* cannot be vectorized:UserWarning")
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_derivatives_in_a_model_are_right_or_refused(name: str, memory: Any) -> None:
+    """Torch says zero, of tasks at once."""
+    model, x = Derived(DERIVATIVES[name]), torch.randn(3, 10, 1)
+    tasks = il.Task(il.Batch(x[:, :6], x[:, :6].sin()), il.Batch(x[:, 6:], x[:, 6:].sin()))
+
+    def one(index: int) -> Tensor:
+        params = dict(model.named_parameters())
+        support, query = il.task.select(tasks, index)
+        call = torch.func.functional_call
+        grads = torch.autograd.grad(
+            equation(call(model, params, (support.x,)), support.y), list(params.values()), create_graph=True
+        )
+        params = {name: p - 0.1 * grad for (name, p), grad in zip(params.items(), grads, strict=True)}
+        return equation(call(model, params, (query.x,)), query.y)
+
+    objective = torch.stack([one(index) for index in range(3)]).mean()
+    grads = torch.autograd.grad(objective, list(model.parameters()))
+    expected = {name: grad for (name, _), grad in zip(model.named_parameters(), grads, strict=True)}
+    for vectorize in ("auto", True, False, (1, 2)):
+        learner = il.maml(model, 0.1, loss=equation, vectorize=vectorize, memory=memory)  # type: ignore[arg-type]
+        if name != "by_func" and vectorize in (True, (1, 2)):
+            with pytest.raises(ValueError, match=r"gradients by torch\.autograd.*To fix it, use torch\.func\.grad"):
+                learner.meta_gradient(tasks)
+        else:
+            found = {n.removeprefix("model."): g for n, g in learner.meta_gradient(tasks)[0].items()}
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+# -- inputs that are not one row for each example ---------------------------------------------------------------------
+
+
+class InContext(nn.Module):
+    """Judges examples by others that come with them."""
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 1), nn.BatchNorm1d(3) if norm else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.layer(self.norm(x) + context.mean(0))
+
+
+@VECTORIZE
+def test_inputs_that_have_not_a_row_for_each_example_are_not_cut_up(vectorize: Any) -> None:
+    def inputs(number: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(3, number, 3), torch.randn(3, 9, 3)
+
+    tasks = il.Task(il.Batch(inputs(6), torch.randn(3, 6, 1)), il.Batch(inputs(4), torch.randn(3, 4, 1)))
+    refusal = r"inputs of \d examples come with a tensor of shape \(9, 3\), which has not a row for each"
+    whole = il.maml(InContext(), 0.1, loss=F.mse_loss, vectorize=vectorize)
+    whole.meta_gradient(tasks)
+    whole.predict(tasks)
+    with pytest.raises(ValueError, match=refusal):
+        il.maml(InContext(), 0.1, loss=F.mse_loss, vectorize=vectorize, batch_size=3).meta_gradient(tasks)
+    normed = il.maml(InContext(norm=True), 0.1, loss=F.mse_loss, vectorize=vectorize)
+    normed.meta_gradient(tasks)
+    with pytest.raises(ValueError, match=refusal):
+        normed.predict(tasks, transductive=False)
+    adapted = normed.adapt(il.task.select(tasks.support, 0), transductive=False)
+    with pytest.raises(ValueError, match=refusal):
+        adapted(il.task.select(tasks.query.x, 0))
+    with pytest.raises(ValueError, match=refusal):
+        normed.adapt(il.task.select(tasks.support, 0))((torch.randn(1, 3), torch.randn(9, 3)))
+
+
+# -- the same where a model is used -----------------------------------------------------------------------------------
+
+
+class Padded(nn.Module):
+    """Reads padded positions, which torch's fast path for inference sets to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.body, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.head(self.body(x, src_key_padding_mask=padding).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensor:UserWarning", "ignore:.*cannot be vectorized:UserWarning")
+@pytest.mark.parametrize("vectorize", ["auto", False])
+def test_what_is_adapted_answers_as_predictions_do(vectorize: Any) -> None:
+    padding = (torch.arange(5) >= torch.tensor([5, 3, 2, 4])[:, None]).repeat(2, 1, 1)
+    batch = il.Batch((torch.randn(2, 4, 5, 8), padding), torch.randint(3, (2, 4)))
+    learner = il.maml(Padded(), 0.1, vectorize=vectorize)
+    expected = learner.predict(il.Task(batch, batch))[:, -1]
+    one = il.task.select(batch, 0)
+    torch.testing.assert_close(learner.adapt(one)(one.x), expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(learner.adapt_all(batch)(batch.x), expected, rtol=1e-4, atol=1e-5)
+
+
+class Clamped(torch.autograd.Function):
+    """Clamps gradients, so that the backward pass is not linear."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clamp(-1e-3, 1e-3)
+
+
+@pytest.mark.usefixtures("double")
+@VECTORIZE
+def test_the_meta_gradient_is_that_of_the_mean_where_backward_passes_are_not_linear(vectorize: Any) -> None:
+    class Net(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return Clamped.apply(super().forward(x))  # type: ignore[no-any-return, no-untyped-call]
+
+    tasks, learner = column(regression()), il.maml(Net(3, 1), 0.1, loss=F.mse_loss, vectorize=vectorize)
+    found = learner.meta_gradient(tasks)[0]
+    learner(tasks).objective.mean().backward()
+    expected = {name: p.grad for name, p in learner.named_parameters() if name in found}
+    torch.testing.assert_close(found, expected)
+
+
+def test_norms_that_would_not_go_by_their_own_statistics_are_named() -> None:
+    pretrained = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    pretrained(torch.randn(20, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        il.maml(pretrained, 0.1)
+        il.maml(pretrained.eval(), 0.1, statistics="running")
+        il.maml(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval(), 0.1)
+    with pytest.warns(UserWarning, match=r"batch norm '1' is in eval\(\) mode .* give statistics=\"running\""):
+        il.maml(pretrained.eval(), 0.1)

@@ -448,3 +448,21 @@ def test_chains_that_make_no_sense_are_refused() -> None:
         il.Chain(il.Clip(1.0))
     with pytest.raises(ValueError, match="Momentum transforms gradients and takes no step"):
         il.MetaLearner(nn.Linear(1, 1), il.Momentum())
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("rule", [il.SGD, il.PerStepSGD, il.ElementwiseSGD, il.Adam])
+def test_rates_of_learners_that_become_double_have_all_their_digits(rule: Any, learned: bool) -> None:
+    options = {} if rule is il.Adam else {"learned": learned}
+    for first in (0.1, (0.1, 0.3)) if rule is il.PerStepSGD else (0.1,):
+        after, before = (il.MetaLearner(nn.Linear(2, 1).to(dtype), rule(first, **options), loss=nn.functional.mse_loss)
+                         for dtype in (torch.float32, torch.float64))  # fmt: skip
+        after.double()
+        torch.testing.assert_close(
+            dict(after.rule.named_parameters()), dict(before.rule.named_parameters()), rtol=0, atol=0
+        )
+        with torch.no_grad():
+            for rate in after.rule.parameters():
+                rate.fill_(0.2)
+        after.float().double()
+        assert all((rate == torch.tensor(0.2)).all() for rate in after.rule.parameters())

@@ -11,10 +11,11 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from .contracts import normal_mode, normal_tensors, without_kept_tensors
+from .diagnosis import user_level
 from .inner import BATCH_NORMS, Episode, Stateless, Statistics, arguments, in_mode, stack
 from .operations import TaskOperations
 from .supported import joint
-from .task import Params, select, size
+from .task import Params, rows, select, size
 from .threads import copied, mine
 
 
@@ -22,6 +23,20 @@ def depends_on_inputs(model: nn.Module, statistics: Statistics) -> bool:
     """Whether batch norm makes a prediction depend on the other inputs."""
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     return any(statistics == "batch" or norm.running_mean is None for norm in norms)
+
+
+def warn_of_unused_statistics(model: nn.Module, statistics: Statistics) -> None:
+    """Say that batch norms in ``eval()`` mode with statistics that were gathered do not go by them."""
+    for name, norm in model.named_modules():
+        gathered = isinstance(norm, BATCH_NORMS) and norm.num_batches_tracked is not None
+        if statistics == "batch" and gathered and not norm.training and norm.num_batches_tracked:
+            warnings.warn(
+                f"the batch norm {name!r} is in eval() mode and has statistics of its own, but the learner normalizes "
+                'by those of the examples at hand: give statistics="running" to go by its own, or call model.train() '
+                "before",
+                stacklevel=user_level(),
+            )
+            return
 
 
 def outputs(episode: Episode, params: Params, x: Any, statistics: Statistics, alone: bool) -> Any:
@@ -44,7 +59,7 @@ def outputs(episode: Episode, params: Params, x: Any, statistics: Statistics, al
 
     # One query after the other: the tasks of a meta-batch still run at once, by kernels that know stacks of tasks, but
     # would not know stacks of queries within them.
-    return stack([one(select(x, index)) for index in range(size(x))])
+    return stack([one(select(x, index)) for index in range(rows(x))])
 
 
 class Adapted:
@@ -78,7 +93,8 @@ class Adapted:
                 "poorly: ask for more at once, or adapt with transductive=False, which judges each input by itself",
                 stacklevel=2,
             )
-        with normal_mode(), in_mode(self._model, self._statistics, training=False), without_kept_tensors(self._model):
+        mode = in_mode(self._model, self._statistics, training=False)
+        with normal_mode(), mode, TaskOperations(vectorised=False), without_kept_tensors(self._model):
             return outputs(self._episode, self.parameters, normal_tensors(x), self._statistics, alone)
 
     @property

@@ -30,7 +30,8 @@ def require_tensors(output: Any) -> None:
         if not isinstance(leaf, Tensor):
             raise TypeError(
                 f"the model's {type(output).__name__} has a {type(leaf).__name__} in it, but outputs are tensors, or "
-                'tuples, lists and dicts of them; give output= the name of the part that is meant, such as "logits"'
+                'tuples, lists and dicts of them: give output= the name of the part that is meant, such as "logits", '
+                "or return the tensors that it is made of (the parameters of a distribution) and make it in the loss"
             )
 
 
@@ -218,8 +219,8 @@ def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool 
         raise ValueError(f"the inner loss depends on none of the adapted parameters: {', '.join(start)}")
     if unused:
         warnings.warn(
-            f"the inner loss does not depend on {', '.join(unused)}: these get an update of zero. Leave them out "
-            f"of adapt= if that is meant, e.g. adapt=il.everything - il.named({unused[0]!r})",
+            f"the inner loss of the first task does not depend on {', '.join(unused)}: these get an update of zero. If "
+            f"no task uses them, leave them out of adapt=, e.g. adapt=il.everything - il.named({unused[0]!r})",
             stacklevel=6,
         )
     size = torch.stack([(grad * grad.conj()).real.sum() for grad in grads if grad is not None]).sum()

@@ -182,7 +182,8 @@ class Compiler:
             return None if trial is None else trial.result
         self._compiled[key] = Compiled(compiled, change, paid / max(eager - fast, 1e-9) if choose else SOON)
         self.wanted.add(repr(key))
-        self._say(key, f"compiled in {paid:.0f} s: {1e3 * eager:.2f} ms a step became {1e3 * fast:.2f} ms")
+        before = f"{1e3 * eager:.2f} ms a step became" if eager else "a step takes"
+        self._say(key, f"compiled in {paid:.0f} s: {before} {1e3 * fast:.2f} ms")
         return result
 
     def _require_lasting(self, key: Hashable) -> None:

@@ -18,10 +18,11 @@ from torch.utils import _pytree as pytree
 from .diagnosis import HooksError, explain, first_line, user_level
 from .inner import stack
 from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
-from .operations import TaskOperations, TasksDifferError
+from .operations import TaskOperations
 from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
 from .threads import available, side_by_side, state
+from .values import TasksDifferError
 
 Vectorize = Literal["auto"] | bool | int | tuple[int, int]
 

@@ -23,7 +23,7 @@ from .kernels import unread_gradients
 from .rules import UpdateRule
 from .stacks import place, recomputed, value_and_gradient
 from .supported import support_first
-from .task import Batch, Params, Task, size
+from .task import Batch, Params, Task, rows
 from .threads import mine
 
 Loss = Callable[[Any, Any], Tensor]
@@ -231,16 +231,17 @@ class Episode:
     def beside_support(self, params: Params, x: Any, buffers: Params) -> tuple[Any, Params]:
         """The same, the model being handed the support set and ``x`` in one batch."""
         support = self.task.support.x
+        number = rows(support)
         together = pytree.tree_map(lambda *parts: torch.cat(parts), support, x)
-        with support_first(size(support)):
+        with support_first(number):
             output, after = self.model({**self.fixed, **params}, buffers, together)
-        return pytree.tree_map(lambda out: out[size(support) :], output), after
+        return pytree.tree_map(lambda out: out[number:], output), after
 
     def support(self, step: int | None = None) -> Batch:
         """The support examples of a step: all of them, or the step's mini-batch."""
         if step is None or self.batch_size is None:
             return self.task.support
-        total = size(self.task.support.x)
+        total = rows((self.task.support.x, self.task.support.y))
         index = [(step * self.batch_size + i) % total for i in range(min(self.batch_size, total))]
         return Batch(*pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tuple(self.task.support)))
 

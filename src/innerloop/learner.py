@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint
+from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_unused_statistics
 from .checks import examine
 from .compiling import Compile, Compiler
 from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
@@ -104,9 +104,9 @@ class MetaLearner(nn.Module):
             raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
         refuse_inference_parameters(model, rule)
+        warn_of_unused_statistics(model, statistics)
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
-        self.objective = objective or Unrolled()
-        self.initial, self.steps, self.batch_size = initial, steps, batch_size
+        self.objective, self.initial, self.steps, self.batch_size = objective or Unrolled(), initial, steps, batch_size
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
         self.selection = adapt.description
         self.adapted = adapt.names(model)
@@ -172,10 +172,11 @@ class MetaLearner(nn.Module):
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not learned:
             raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
-        total, outcomes = [torch.zeros_like(p) for p in learned.values()], []
+        number, total, outcomes = count(tasks), [torch.zeros_like(p) for p in learned.values()], []
 
         def differentiate(result: tuple[Outcome, Params]) -> tuple[Sequence[Tensor], tuple[Outcome, Params]]:
-            objective, by = result[0].objective.sum(), list(learned.values())
+            # The mean's own: in a backward pass that is not linear, dividing afterwards would give something else.
+            objective, by = result[0].objective.sum() / number, list(learned.values())
             return torch.autograd.grad(objective, by, allow_unused=True, materialize_grads=True), detach(result)
 
         with in_mode(self.model, self._training_statistics):
@@ -183,9 +184,8 @@ class MetaLearner(nn.Module):
             for grads, outcome in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient", differentiate):
                 total = [a + b for a, b in zip(total, grads, strict=True)]
                 outcomes.append(outcome)
-        mean = {name: grad / count(tasks) for name, grad in zip(learned, total, strict=True)}
         outcome, left = pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes)
-        return mean, Outcome(*outcome), average(left)
+        return dict(zip(learned, total, strict=True)), Outcome(*outcome), average(left)
 
     def _judge(
         self, task: Task, params: Params, buffers: Params, *, iteration: int, objective: Objective | None = None
@@ -386,8 +386,7 @@ class MetaLearner(nn.Module):
         """
         if not (judged or (self.steps if steps is None else steps)):
             return
-        shapes = tuple([tensor.shape[1:] for tensor in tensors_of(tasks)])
-        if (key := (shapes, judged, self.model.training)) in self._examined:
+        if (key := (*[t.shape[1:] for t in tensors_of(tasks)], judged, self.model.training)) in self._examined:
             return
         count(tasks)
         mode = in_mode(self.model, self._training_statistics, training=judged)

@@ -3,9 +3,7 @@ derivatives are right."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +12,9 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from . import elementary, embeddings, kernels, normalisation
+from . import elementary, embeddings, kernels, normalisation, values
 from .convolutions import Options, convolution
-from .stacks import functorch, place, under
+from .stacks import place
 
 
 def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
@@ -229,66 +227,6 @@ def _native_batch_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
     return call
 
 
-class TasksDifferError(RuntimeError):
-    """A value that says which code runs is not the same for all tasks that run at once."""
-
-
-def _where_tasks_agree(read: Callable[..., Any]) -> Callable[..., Any]:
-    """The value of one element, as ``bool(tensor)`` and ``tensor.item()`` give it, which ``vmap`` cannot: that of all
-    tasks if they have the same."""
-
-    def call(tensor: Tensor) -> Any:
-        values = _of_all_tasks(tensor).flatten()
-        if tensor.numel() != 1 or not len(values):
-            return read(tensor)
-        if len(values) > 1 and not bool((values == values[0]).all()):
-            raise TasksDifferError("tasks differ in a value that says which code runs (bool(tensor), tensor.item())")
-        return read(values[0])
-
-    return call
-
-
-def _of_all_tasks(tensor: Tensor) -> Tensor:
-    """What is inside of the wrappers of function transforms."""
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = functorch.get_unwrapped(tensor)
-    return tensor
-
-
-def _contains(tensor: Tensor, element: Any) -> Any:
-    return _where_tasks_agree(bool)((tensor == element).any())
-
-
-def _reads_requires_grad(tensor: Tensor) -> bool:
-    """What the stack of all tasks says; functorch's wrappers say no, which torch's own bookkeeping goes by."""
-    asking = sys._getframe(2).f_code.co_filename
-    return bool((tensor if asking.startswith(_TORCH) else _of_all_tasks(tensor)).requires_grad)
-
-
-def _requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
-    if place() != "vmap":  # other transforms record gradients themselves, by this very call
-        return tensor.requires_grad_(requires_grad)
-    with under([]):
-        _of_all_tasks(tensor).requires_grad_(requires_grad)
-    return tensor
-
-
-def _refuse(name: str, error: type[Exception], why: str) -> Callable[..., Any]:
-    def call(*_: Any, **__: Any) -> Any:
-        raise error(f"{name} {why}")
-
-    return call
-
-
-def _loop(name: str, why: str) -> Callable[..., Any]:
-    """Not where tasks run at once: the engine then loops."""
-    return _refuse(name, NotImplementedError, why)
-
-
-_TORCH = str(Path(torch.__file__).parent)
-_READS: tuple[Callable[..., Any], ...] = (
-    torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item
-)  # fmt: skip
 _Table = dict[Callable[..., Any], Callable[..., Any]]
 _CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
     F.conv1d: (_convolution, 1),
@@ -319,7 +257,7 @@ _ALWAYS: _Table = {
     F.binary_cross_entropy: elementary.binary_cross_entropy,
     torch.special.i1: elementary.i1,
     **{
-        function: _refuse(
+        function: values.refuse(
             f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"
         )
         for name in _NATIVE
@@ -361,12 +299,13 @@ _VECTORISED: _Table = {
     torch.Tensor.index_fill_: elementary.index_fill_,
     F.one_hot: elementary.one_hot,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,
-    torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
-    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run where tasks run at once"),
-    torch.Tensor.requires_grad_: _requires_grad,
-    torch.Tensor.requires_grad.__get__: _reads_requires_grad,  # type: ignore[attr-defined]
-    torch.Tensor.__contains__: _contains,
-    **{read: _where_tasks_agree(read) for read in _READS},
+    torch.Tensor.as_strided_: values.loop("as_strided_", "gives wrong values under vmap"),
+    torch.Tensor.register_hook: values.loop("hooks of tensors", "do not run where tasks run at once"),
+    torch.autograd.grad: values.gradient,
+    torch.Tensor.requires_grad_: values.set_requires_grad,
+    torch.Tensor.requires_grad.__get__: values.reads_requires_grad,  # type: ignore[attr-defined]
+    torch.Tensor.__contains__: values.contains,
+    **{read: values.where_tasks_agree(read) for read in values.READS},
 }
 _KERNELS: _Table = {
     **_VECTORISED,

@@ -169,7 +169,23 @@ def _exactly(rate: nn.Parameter, value: float, params: Params) -> None:
         rate.data = torch.full_like(rate.data, value, dtype=dtype)
 
 
-class SGD(UpdateRule):
+class _Rated(nn.Module):
+    """A rule with a rate, or rates, ``lr``, which start at ``initial_lr``: a number, or several."""
+
+    initial_lr: Any
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """What ``double()``, ``to()`` and the like do; a rate that is still the first one has all the new digits."""
+        result = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for name, rate in self.named_parameters():
+            if name.split(".")[0] == "lr" and rate.dtype == torch.float64:
+                for first in self.initial_lr if isinstance(self.initial_lr, tuple) else (self.initial_lr,):
+                    rounded = rate.detach() == torch.tensor(first, dtype=torch.float32).item()
+                    rate.data = torch.where(rounded, first, rate.data)
+        return result
+
+
+class SGD(_Rated, UpdateRule):
     """Gradient descent: the update is ``-lr * g`` (Finn et al. 2017, Eq. 1).
 
     Args:
@@ -193,7 +209,7 @@ class SGD(UpdateRule):
         return {name: rate * grad for name, grad in grads.items()}, state
 
 
-class PerStepSGD(UpdateRule):
+class PerStepSGD(_Rated, UpdateRule):
     """Learned rates, one for each parameter tensor and step (LSLR; Antoniou et al. 2019, section 4). They may turn
     negative. Beyond the trained number of steps the last step's rates are repeated.
 
@@ -220,7 +236,7 @@ class PerStepSGD(UpdateRule):
         return {n: -rates[n][min(step, len(rates[n]) - 1)] * grad for n, grad in grads.items()}, state
 
 
-class ElementwiseSGD(UpdateRule):
+class ElementwiseSGD(_Rated, UpdateRule):
     """A learned rate for every single weight (Meta-SGD; Li et al. 2017, Eq. 1). Rates may turn negative.
 
     Args:
@@ -246,7 +262,7 @@ class ElementwiseSGD(UpdateRule):
         return {name: -self.lr[name] * grad for name, grad in grads.items()}, state
 
 
-class Adam(UpdateRule):
+class Adam(_Rated, UpdateRule):
     """Adam with a fresh state on every task (Kingma and Ba 2015, Algorithm 1). Reptile uses ``betas=(0, 0.999)``.
 
     The root is taken of the second moment *plus* ``eps`` squared, where the paper adds ``eps`` to the root: with a

@@ -149,6 +149,22 @@ def to(tasks: Any, device: torch.device | str) -> Any:
     return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), tasks)
 
 
+def rows(x: Any) -> int:
+    """The number of examples in what is to be taken apart, or put together, example by example.
+
+    Raises:
+        ValueError: some tensor has not a row for each.
+    """
+    number = size(x)
+    if odd := [tuple(leaf.shape) for leaf in tensors_of(x) if leaf.shape[:1] != (number,)]:
+        raise ValueError(
+            f"inputs of {number} examples come with a tensor of shape {odd[0]}, which has not a row for each: "
+            "mini-batches (batch_size=) and examples that are judged one by one (transductive=False, or a single "
+            "query) are taken row by row. Repeat for each example what all have in common, or make it a buffer"
+        )
+    return number
+
+
 def size(x: Any) -> int:
     """The number of examples in the inputs (or targets) of one task."""
     return int(next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)).shape[0])

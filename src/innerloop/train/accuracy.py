@@ -59,6 +59,11 @@ def _is_largest(output: Tensor, classes: Tensor) -> Tensor:
 def _yes_or_no(output: Tensor, y: Tensor, ignore_index: int, outputs: str) -> tuple[Tensor, Tensor]:
     """Which answers are right, and which count."""
     counted = torch.ones_like(y, dtype=torch.bool) if y.is_floating_point() else y != ignore_index
+    if bool(y.isnan().any()):
+        raise DoesNotFitError(
+            "accuracy got targets that are NaN: leave them out in an il.Metric of your own, or give integer targets "
+            f"and {ignore_index} for those that are missing"
+        )
     if bool(((y < 0) | (y > 1))[counted].any()):
         raise DoesNotFitError(
             f"accuracy of one logit for each target needs targets from 0 to 1, got {float(y[counted].min()):g} to "

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
-from ..task import InteractiveSource, Source, Task, TaskSource, select, to
+from ..task import InteractiveSource, Source, Task, TaskSource, count, select, to
 from .accuracy import accuracy as accuracy
 from .accuracy import floating
 from .ensemble import Ensemble
@@ -239,6 +239,10 @@ def _check(num_tasks: int, batch: int, steps: int | None) -> None:
 def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:
     # One at a time: what a source draws for n tasks at once would depend on n.
     tasks = [source.sample(1, generator) for _ in range(n)]
+    if (number := count(tasks[0])) != 1:
+        raise ValueError(
+            f"the source's sample(1, generator) returned {number} tasks: it has to draw as many as it is asked for"
+        )
     joined: Task = pytree.tree_map(lambda *leaves: None if leaves[0] is None else torch.cat(leaves), *tasks)
     return joined
 
