@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     ("task", "schedules", "supported", "search", "ranges", "metrics"),
-    ("select", "updates"),
+    ("select", "updates", "writes"),
     (
         *("rules", "contracts", "losses", "stacks", "memory", "layout", "embeddings", "elementary"),
         *("compiling", "recording", "state", "places", "observing"),

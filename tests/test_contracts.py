@@ -8,7 +8,8 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Callable
-from types import SimpleNamespace
+from functools import partial
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -992,3 +993,139 @@ def test_norms_that_would_not_go_by_their_own_statistics_are_named() -> None:
         il.maml(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval(), 0.1)
     with pytest.warns(UserWarning, match=r"batch norm '1' is in eval\(\) mode .* give statistics=\"running\""):
         il.maml(pretrained.eval(), 0.1)
+
+
+# -- constant memory finds what it differentiates by -------------------------------------------------------------------
+
+
+class Proxies(nn.Module):
+    """A loss that shares a layer with the model."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output @ self.embedding.weight.T, y)  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.usefixtures("double")
+@VECTORIZE
+def test_a_layer_that_model_and_loss_share_counts_once(vectorize: Any) -> None:
+    net = nn.ModuleDict({"embedding": nn.Embedding(5, 3), "head": nn.Linear(3, 3)})
+    model = nn.Sequential(net["embedding"], net["head"])
+    batch = il.Batch(torch.randint(5, (3, 6)), torch.randint(5, (3, 6)))
+    gradients = []
+    for memory in ("graph", "constant"):
+        learner = il.anil(model, 0.1, head="1", loss=Proxies(net["embedding"]), vectorize=vectorize, memory=memory)
+        gradients.append(learner.meta_gradient(il.Task(batch, batch))[0])
+    torch.testing.assert_close(*gradients)
+
+
+@VECTORIZE
+@pytest.mark.parametrize("how", ["lambda", "method", "partial", "list", "plain"])
+def test_constant_memory_refuses_tensors_that_it_cannot_find(how: str, vectorize: Any) -> None:
+    scale, plain, tasks = nn.Linear(1, 1), torch.ones(1, requires_grad=True), column(regression())
+
+    class Listed(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.hidden = [nn.Parameter(torch.ones(1))]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.hidden[0]
+
+    def scaled(by: nn.Module, output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(by(output), y)
+
+    losses: dict[str, Any] = {
+        "lambda": lambda output, y: F.mse_loss(scale(output), y),
+        "method": SimpleNamespace(scale=scale, loss=MethodType(scaled, scale)).loss,
+        "partial": partial(scaled, scale),
+        "plain": lambda output, y: F.mse_loss(plain * output, y),
+    }
+    model = Listed() if how == "list" else nn.Linear(3, 1)
+    loss = losses.get(how, F.mse_loss)
+    il.maml(model, 0.1, loss=loss, vectorize=vectorize).meta_gradient(tasks)
+    with pytest.raises(ValueError, match=r"memory=\"constant\" would lose its gradient: make the loss an nn\.Module"):
+        il.maml(model, 0.1, loss=loss, vectorize=vectorize, memory="constant").meta_gradient(tasks)
+
+
+# -- the same model in training and in use -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_instance_norms_that_keep_statistics_are_the_same_in_training_and_in_use(statistics: Any) -> None:
+    net = nn.Sequential(nn.Conv1d(2, 3, 2), nn.InstanceNorm1d(3, affine=True, track_running_stats=True), nn.Flatten())
+    net.append(nn.Linear(12, 1))
+    x, y = torch.randn(3, 6, 2, 5) + 3, torch.randn(3, 6, 1)
+    tasks = il.Task(*(il.Batch(x, y) for _ in range(2)))
+    learner = il.maml(net, 0.0, loss=F.mse_loss, statistics=statistics)
+    trained = learner(tasks).output
+    torch.testing.assert_close(learner.predict(tasks)[:, -1], trained)
+    adapted = learner.adapt(il.Batch(x[0], y[0]))
+    torch.testing.assert_close(adapted(x[0]), trained[0])
+    torch.testing.assert_close(adapted.module()(x[0]), trained[0])
+    torch.testing.assert_close(learner.adapt_all(tasks.support)(x), trained)
+
+
+@VECTORIZE
+def test_dropout_in_losses_and_rules_is_off_in_use(vectorize: Any) -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, output: Tensor, y: Tensor) -> Tensor:
+            return F.mse_loss(self.dropout(output), y)
+
+    class DroppingRule(il.SGD):
+        def __init__(self) -> None:
+            super().__init__(0.1)
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+            return super().forward({name: self.dropout(grad) for name, grad in grads.items()}, params, state, step)
+
+    tasks = column(regression())
+    for parts in ({"loss": Dropping()}, {"rule": DroppingRule()}):
+        parts = {"model": nn.Linear(3, 1), "rule": il.SGD(0.1), "loss": F.mse_loss, **parts}
+        learner = il.MetaLearner(**parts, vectorize=vectorize)
+        expected = learner.predict(tasks)
+        torch.testing.assert_close(learner.predict(tasks), expected, rtol=0, atol=0)
+        assert not torch.equal(*(learner(tasks).output for _ in range(2)))  # where it stays on
+        assert all(module.training for module in learner.modules())
+
+
+def test_what_is_adapted_keeps_a_support_set_of_its_own() -> None:
+    net, tasks = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), column(regression())
+    support, x = il.task.select(tasks.support, 0), tasks.query.x[0]
+    adapted = il.maml(net, 0.1, loss=F.mse_loss).adapt(support, transductive=False)
+    before = adapted(x), adapted.module()(x)
+    support.x.mul_(3)
+    torch.testing.assert_close((adapted(x), adapted.module()(x)), before, rtol=0, atol=0)
+
+
+def test_objectives_are_one_number_of_each_task() -> None:
+    class Twice(il.Unrolled):
+        def __call__(self, episode: Any) -> Any:
+            judgement = super().__call__(episode)
+            return judgement._replace(objective=judgement.objective.expand(2))
+
+    learner = il.MetaLearner(nn.Linear(3, 1), il.SGD(0.1), objective=Twice(), loss=F.mse_loss)
+    with pytest.raises(ValueError, match=r"must average to one scalar, got shape \(2,\)"):
+        learner.meta_gradient(column(regression()))
+
+
+@VECTORIZE
+def test_outer_losses_that_move_the_models_statistics_are_refused(vectorize: Any) -> None:
+    net, tasks = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), column(regression())
+
+    def anchored(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y) + (net(tasks.query.x[0]).detach() - output).square().mean()
+
+    learner = il.maml(net, 0.1, loss=anchored, inner_loss=F.mse_loss, vectorize=vectorize)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"changes the learner's 'model\.1\.\w+' in place"):
+        learner.meta_gradient(tasks)
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -146,3 +147,45 @@ def test_threads_make_prototypes_of_their_own() -> None:
         assert learner.engine.separable
     finally:
         torch.set_num_threads(before)
+
+
+class Starts(il.initial.Initialisation):
+    """Makes something of a task's start."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+
+    def __call__(self, episode: Any) -> Any:
+        return self.make(episode)
+
+
+def zeroed(episode: Any, data: bool = False) -> Any:
+    weight = episode.start["weight"]
+    with torch.no_grad():
+        (weight.data if data else weight).zero_()
+    return episode.start
+
+
+@pytest.mark.parametrize("vectorize", ["auto", True, False])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (zeroed, r"changes the learner's 'model\.weight' in place"),
+        (lambda e: zeroed(e, data=True), r"changes the learner's 'model\.weight' in place"),
+        (lambda e: None, "returns the start of the adapted parameters by name, got NoneType"),
+        (lambda e: {"weight": e.start["weight"]}, r"returns a start without 'bias'.*return these"),
+        (lambda e: {**e.start, "other": e.start["bias"]}, r"returns a start with 'other', but .* 'weight', 'bias'"),
+        (lambda e: {**e.start, "bias": e.start["bias"].sum()}, r"start of bias by Starts has the shape \(\).*\(1,\)"),
+        (lambda e: {**e.start, "bias": e.start["bias"].double()}, r"start of bias by Starts is torch\.float64"),
+    ],
+)
+def test_starts_that_are_none_are_refused(
+    make: Any, message: str, vectorize: Any, regression: Callable[..., il.Task]
+) -> None:
+    model = nn.Linear(2, 1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    learner = il.MetaLearner(model, il.SGD(0.1), loss=F.mse_loss, initial=Starts(make), vectorize=vectorize)
+    for call in (learner.meta_gradient, learner.predict):
+        with pytest.raises(ValueError, match=message):
+            call(regression())
+    torch.testing.assert_close(dict(model.named_parameters()), before, rtol=0, atol=0)

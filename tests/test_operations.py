@@ -390,3 +390,45 @@ def test_an_index_is_in_range_for_tasks_at_once_if_it_is_for_each(name: str, ind
     else:
         for kernels in (True, False):
             torch.testing.assert_close(at_once(kernels), expected, equal_nan=True)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("name", ["max", "min", "median", "nanmedian", "amax", "amin"])
+@pytest.mark.parametrize("method", [True, False])
+def test_ties_share_the_gradient_for_tasks_at_once_too(name: str, method: bool, order: int) -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            size = 1 + self.weight.abs()
+            read = (
+                getattr(size, name)()
+                if method
+                else getattr(torch, name)(*((size, (0, 1)) if name[0] == "a" else (size,)))
+            )
+            return F.linear(x, self.weight / read, self.bias)
+
+    model = Scaled(3, 1)
+    nn.init.constant_(model.weight, 0.5)
+    x = torch.randn(4, 8, 3)
+    tasks = il.Task(*(il.Batch(x, x.sum(-1, keepdim=True)) for _ in range(2)))
+    looped, at_once = (
+        il.maml(model, 0.1, order, loss=F.mse_loss, steps=2, vectorize=v).meta_gradient(tasks)[0] for v in (False, True)
+    )
+    torch.testing.assert_close(at_once, looped, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["max", "min", "median", "nanmedian"])
+@pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf, 1.0])
+def test_the_largest_and_the_median_are_torchs_own(name: str, special: float) -> None:
+    x = torch.randn(3, 7)
+    x[1, 2:5] = special
+    for values in (x, (10 * x.nan_to_num(0, 0, 0)).long()):
+        with TaskOperations(vectorised=True):
+            found = torch.vmap(getattr(torch, name))(values)
+            along = torch.vmap(lambda row: getattr(torch, name)(row, 0)[0])(values)
+        expected = torch.stack([getattr(torch, name)(row) for row in values])
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(along, expected, rtol=0, atol=0, equal_nan=True)
+    with TaskOperations(vectorised=True):
+        pair = torch.vmap(torch.max)(x, -x)
+    torch.testing.assert_close(pair, torch.maximum(x, -x), equal_nan=True)

@@ -375,3 +375,21 @@ def test_the_order_switches_and_costs_what_first_order_costs_before() -> None:
         expected = orders[order].meta_gradient(episodes())[0]
         for name, grad in annealed.meta_gradient(episodes(), iteration)[0].items():
             assert torch.equal(grad, expected[name])
+
+
+@pytest.mark.filterwarnings("ignore:batch norm normalizes:UserWarning")
+@pytest.mark.parametrize("vectorize", ["auto", False])
+@pytest.mark.parametrize("statistics", ["batch", "running", "shared"])
+def test_many_tasks_adapted_at_once_have_the_norms_of_the_last_step(statistics: str, vectorize: object) -> None:
+    learner = plus_plus(statistics=statistics, learned_rates=False, per_step_norms=True, vectorize=vectorize)
+    tasks = episodes()
+    for _ in range(3):  # so that steps differ
+        grads, _ = learner.meta_gradient(tasks)
+        with torch.no_grad():
+            for name, grad in grads.items():
+                learner.get_parameter(name).sub_(grad.sign() * 0.1)
+    every = learner.adapt_all(tasks.support)(tasks.query.x)
+    expected = learner.predict(tasks)[:, -1]
+    torch.testing.assert_close(every, expected, rtol=1e-4, atol=1e-4)
+    one = learner.adapt(il.task.select(tasks.support, 1))(tasks.query.x[1])
+    torch.testing.assert_close(every[1], one, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from .contracts import normal_mode, normal_tensors, without_kept_tensors
 from .diagnosis import user_level
-from .inner import BATCH_NORMS, Episode, Stateless, Statistics, arguments, in_mode, stack
+from .inner import BATCH_NORMS, INSTANCE_NORMS, Episode, Stateless, Statistics, arguments, in_mode, stack
 from .operations import TaskOperations
 from .supported import joint
 from .task import Params, rows, select, size
@@ -121,6 +121,9 @@ class Adapted:
                 buffer.copy_(self._episode.buffers[name])
         module.eval()
         if self._statistics == "batch":
+            for layer in module.modules():
+                if isinstance(layer, INSTANCE_NORMS):  # which go by each example's own
+                    layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
             if not self._transductive:
                 keep_statistics(module)
             elif unkept := [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .checkpointing import refused_out_of_place
-from .contracts import RefusedBroadcasts, model_writes, rule_writes, without_kept_tensors
+from .contracts import RefusedBroadcasts, without_kept_tensors
 from .inner import Episode, Loss, detach, scalar
 from .objectives import Implicit, Unrolled
 from .stacks import RandomState, random_numbers_from, random_state, same_random_state
-from .task import Params
-from .threads import independent
+from .task import Params, tensors_of
+from .threads import independent, plain_state
+from .writes import model_writes, rule_writes
 
 
 def require_tensors(output: Any) -> None:
@@ -35,7 +37,7 @@ def require_tensors(output: Any) -> None:
             )
 
 
-def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool, bool]:
+def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool, bool, bool]:
     """Run one task's model and losses once, and refuse what would be wrong without an error later on.
 
     Args:
@@ -44,8 +46,8 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         objective: the learner's, the first time: then what has no part in adapting is named as well.
 
     Returns:
-        Whether the model, the inner loss or the update rule draws random numbers, and whether copies of the model can
-        run in threads of their own.
+        Whether random numbers are drawn, whether some part changes in Python when it is called, and whether copies of
+        the model can run in threads of their own.
 
     Raises:
         ValueError: the model writes to its own parameters, or a loss broadcasts targets against outputs.
@@ -59,7 +61,7 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         task=pytree.tree_map_only(Tensor, Tensor.clone, episode.task),
     )
     model, batch, params = own.model.model, own.support(0), {**own.fixed, **start}
-    own_tensors = list(start.values())
+    own_tensors, changing = list(start.values()), False
     with torch.random.fork_rng([p.device for p in own_tensors[:1] if p.device.type == "cuda"]):
         before = random_state(own_tensors)
         with without_kept_tensors(model):
@@ -70,33 +72,53 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
             first, again = detach((output, loss)), None
             if objective is not None or own.memory == "constant":
                 with refused_out_of_place(model):
-                    used = _used(loss, start)
+                    used, held = _used(loss, start), _leaves(loss)
                 del output, loss  # one graph at a time
-                start = {name: p.detach().clone().requires_grad_() for name, p in start.items()}
-                output, loss = _again(own, before, start)
+                (output, loss), start, changing = _once_more(own, before, used)
                 again = detach((output, loss))
-                with refused_out_of_place(model):
-                    _refuse_remembered(model, used, _used(loss, start))
+            if own.memory == "constant":
+                known = (*start.values(), *own.learned(), *tensors_of((*episode.task, episode.buffers)))
+                _refuse_hidden([leaf for leaf in _leaves(loss) if id(leaf) in map(id, held)], known)
             if objective is not None:
-                _take_step(own, loss, start)
+                changing |= _take_steps(own, loss, start)
                 _check_parts(own, objective, loss, start)
-            random = not same_random_state(before, random_state(own_tensors))
         _require_same(first, again or first, own, before, start)
         if judged:
             _judge(own, params)
-        return random, objective is None or _separable(own)
+        random = not same_random_state(before, random_state(own_tensors))
+        return random, changing, objective is None or _separable(own)
 
 
-def _take_step(episode: Episode, loss: Tensor, start: Params) -> None:
-    """One step of the update rule, which must not write to parameters."""
+def _once_more(episode: Episode, before: RandomState, used: list[str]) -> tuple[Run, Params, bool]:
+    """The same on other tensors: the output and the inner loss, the tensors, and whether Python state changed.
+
+    Raises:
+        ValueError: the loss no longer depends on what it used.
+    """
+    parts = {"model": episode.model.model, "loss": episode.inner_loss}
+    start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.items()}
+    still = plain_state(parts)
+    output, loss = _again(episode, before, start)
+    changing = plain_state(parts) != still
+    with refused_out_of_place(episode.model.model):
+        _refuse_remembered(episode.model.model, used, _used(loss, start))
+    return (output, loss), start, changing
+
+
+def _take_steps(episode: Episode, loss: Tensor, start: Params) -> bool:
+    """The steps of the update rule, all by the first one's gradient, in which it must not write to parameters; whether
+    it changes in Python."""
     if not loss.requires_grad:
-        return
+        return False
     with refused_out_of_place(episode.model.model):
         grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True, retain_graph=True)
     given = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(start.items(), grads, strict=True)}
     params = {name: p.detach() for name, p in start.items()}
     with torch.no_grad(), without_kept_tensors(episode.rule), rule_writes(episode.rule, params):
-        episode.rule(given, params, episode.rule.init(params), 0)
+        state, still = episode.rule.init(params), plain_state({"rule": episode.rule})
+        for step in range(episode.steps):
+            _, state = episode.rule({name: grad.clone() for name, grad in given.items()}, params, state, step)
+        return plain_state({"rule": episode.rule}) != still
 
 
 def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params) -> None:
@@ -273,6 +295,42 @@ def _require_second_derivative(size: Tensor, by: list[Tensor]) -> None:
         ) from error
 
 
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """All nodes of the graph of some tensors."""
+    nodes, seen = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [following for following, _ in node.next_functions if following is not None]
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient and that a loss is computed of."""
+    return [node.variable for node in _nodes([loss]) if hasattr(node, "variable")]
+
+
+def _refuse_hidden(leaves: Iterable[Tensor], known: Iterable[Tensor]) -> None:
+    """Refuse an inner loss of tensors that nothing leads to, of which constant memory would lose the gradient.
+
+    Args:
+        leaves: the tensors that it is computed of whenever it is.
+        known: those that something leads to.
+
+    Raises:
+        ValueError: there are others.
+    """
+    ids = {id(tensor) for tensor in known}
+    for tensor in leaves:
+        if id(tensor) not in ids:
+            raise ValueError(
+                f"the inner loss depends on a tensor of shape {tuple(tensor.shape)} that requires a gradient and "
+                'belongs to no module of the model or the loss, and memory="constant" would lose its gradient: make '
+                'the loss an nn.Module that holds it, or give memory="graph"'
+            )
+
+
 def _refuse_once_differentiable(grads: list[Tensor]) -> None:
     """Refuse gradients of functions that take no second derivative: torch leaves their part out where it is asked for
     gradients by some tensors alone.
@@ -280,19 +338,13 @@ def _refuse_once_differentiable(grads: list[Tensor]) -> None:
     Raises:
         ValueError: there is such a function.
     """
-    nodes, seen = [grad.grad_fn for grad in grads if grad.grad_fn is not None], set[Any]()
-    while nodes:
-        node = nodes.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    for node in _nodes(grads):
         if node.name() == "torch::autograd::Error":
             raise ValueError(
                 "the model or the inner loss uses a torch.autograd.Function that is marked as once_differentiable, so "
                 "a second-order meta-gradient would lack a part: write its backward by differentiable operations and "
                 "without that mark, or give order=1"
             )
-        nodes += [following for following, _ in node.next_functions if following is not None]
 
 
 def parameters_of(loss: Loss, outer: Loss) -> Params:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .recording import Step, Trial, UnsuitableError
+from .task import Task
 
 Compile = Literal["auto"] | bool
 
@@ -87,6 +89,28 @@ class Compiler:
         self._compiled: dict[Hashable, Compiled | None] = {}
         self._eager: dict[Hashable, list[float]] = {}
         self._changes: dict[Hashable, list[str]] = {}
+
+    def attempt(
+        self, learner: Any, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: Sequence[Tensor]
+    ) -> Any:
+        """What a step gives, compiled, or while it is decided whether to compile it; ``None`` where it has not run.
+
+        Args:
+            learner: whose step it is.
+            key: what tells its shapes from others; last, what is fixed of an iteration.
+            step: of a meta-batch.
+            tasks: the meta-batch.
+            values: the tensors that the step depends on.
+        """
+        if (compiled := self.get(key)) is not None:
+            return compiled(values, partial(step, tasks))
+        engine = learner.engine
+        if not self.undecided(key, engine.settled(tasks, "meta-gradient")):
+            return None
+        if not engine.vectorised or engine.random:
+            self.refuse("it draws random numbers" if engine.vectorised else "tasks run one by one")
+            return None
+        return self.decide(key, Step(learner, step, tasks, engine.recording, (engine, self, learner.outer)), values)
 
     def ran(self, key: Hashable, seconds: float) -> None:
         """Note what a step of these shapes took eagerly."""

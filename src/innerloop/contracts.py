@@ -1,7 +1,7 @@
-"""What modules, losses and callers must not do, because an inner loop would then be wrong without an error.
+"""What losses and callers must not do, because an inner loop would then be wrong without an error.
 
-A loss must not broadcast targets against outputs, and a forward pass must not write to the model's own parameters: both
-are refused. Tensors that modules keep as attributes are dropped, and inference mode is left for the time of a call.
+A loss that broadcasts targets against outputs is refused. Tensors that modules keep as attributes are dropped, and
+inference mode is left for the time of a call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .task import Params, tensors_of
+from .task import tensors_of
+from .writes import storage, written
 
 # -- inference mode ---------------------------------------------------------------------------------------------------
 
@@ -93,14 +94,16 @@ class RefusedBroadcasts(TorchFunctionMode):
     Args:
         output: a pytree of tensors, the model's output.
         y: likewise, the targets.
+        what: is called, for messages.
     """
 
-    def __init__(self, output: Any, y: Any) -> None:
+    def __init__(self, output: Any, y: Any, what: str = "loss") -> None:
         super().__init__()
+        self._what = what
         self._role: dict[int, _Role] = {}
         self._alive: list[Tensor] = []  # an id is that of one tensor only as long as this lives
-        self._targets = [(leaf, leaf._version) for leaf in pytree.tree_leaves(y) if isinstance(leaf, Tensor)]
-        self._places = {_storage(leaf) for leaf, _ in self._targets if leaf.numel()} - {0}
+        self._targets = [(leaf, leaf._version) for leaf in tensors_of(y) if not leaf.is_inference()]
+        self._places = {storage(leaf) for leaf, _ in self._targets if leaf.numel()} - {0}
         for role, tensors in (("output", output), ("target", y)):
             for leaf in pytree.tree_leaves(tensors):
                 if isinstance(leaf, Tensor):
@@ -111,8 +114,8 @@ class RefusedBroadcasts(TorchFunctionMode):
     ) -> Any:
         """Compare the shapes of what a function combines."""
         kwargs = kwargs or {}
-        if any(_storage(tensor) in self._places for tensor in _written(func, args, kwargs)):
-            raise ValueError(_TARGETS_WRITTEN)
+        if any(storage(tensor) in self._places for tensor in written(func, args, kwargs)):
+            raise ValueError(f"the {self._what} {_TARGETS_WRITTEN}")
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if func in _ELEMENTWISE:
             self._compare(func, *args, **kwargs)
@@ -128,13 +131,13 @@ class RefusedBroadcasts(TorchFunctionMode):
         """Refuse what was written inside of torch's own functions."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         if error[0] is None and any(target._version != version for target, version in self._targets):
-            raise ValueError(_TARGETS_WRITTEN)
+            raise ValueError(f"the {self._what} {_TARGETS_WRITTEN}")
 
     def _compare(self, func: Callable[..., Any], output: Any = None, y: Any = None, *rest: Any, **kwargs: Any) -> None:
         output = kwargs.get("input", output)
         y = kwargs.get("target", y)
         if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape != y.shape and output.ndim and y.ndim:
-            raise ValueError(_unequal(output.shape, y.shape, func.__name__))
+            raise ValueError(self._unequal(output.shape, y.shape, func.__name__))
 
     def _refuse_mixed(self, func: Callable[..., Any], given: list[Tensor], result: Any) -> None:
         """Refuse a result of output and target that torch made by aligning what does not belong together."""
@@ -148,7 +151,7 @@ class RefusedBroadcasts(TorchFunctionMode):
             return
         mixed = broadcast not in (output.shape, y.shape) or output.ndim != y.ndim
         if mixed and (getattr(result, "shape", None) == broadcast or func in _REDUCING):
-            raise ValueError(_unequal(output.shape, y.shape, getattr(func, "__name__", str(func))))
+            raise ValueError(self._unequal(output.shape, y.shape, getattr(func, "__name__", str(func))))
 
     def _hand_on(self, func: Callable[..., Any], args: Any, given: list[Tensor], result: Any, role: _Role) -> None:
         """What is computed element by element of outputs (or targets), or is a part of them, stands for them."""
@@ -162,138 +165,27 @@ class RefusedBroadcasts(TorchFunctionMode):
         self._alive.append(tensor)
         self._role[id(tensor)] = role
 
+    def _unequal(self, output: torch.Size, y: torch.Size, where: str) -> str:
+        fix = "give both the same shape"
+        if output.numel() == y.numel():
+            fix = f"reshape the targets to {list(output)}"
+            if output == (*y, 1):
+                fix += ", e.g. y.unsqueeze(-1), or squeeze the output in the loss"
+            elif y == (*output, 1):
+                fix += ", e.g. y.squeeze(-1)"
+        return (
+            f"the {self._what} compares outputs of shape {list(output)} with targets of shape {list(y)} (in {where}), "
+            f"which torch would broadcast against each other and so compute another {self._what}: {fix}"
+        )
+
 
 _TARGETS_WRITTEN = (
-    "the loss writes to its targets in place, so each inner step would change the data: compute out of place "
+    "writes to its targets in place, so each inner step would change the data: compute out of place "
     "(y = 0.9 * y for y *= 0.9), or write to y.clone()"
 )
 
 
-def _unequal(output: torch.Size, y: torch.Size, where: str) -> str:
-    fix = "give both the same shape"
-    if output.numel() == y.numel():
-        fix = f"reshape the targets to {list(output)}"
-        if output == (*y, 1):
-            fix += ", e.g. y.unsqueeze(-1), or squeeze the output in the loss"
-        elif y == (*output, 1):
-            fix += ", e.g. y.squeeze(-1)"
-    return (
-        f"the loss compares outputs of shape {list(output)} with targets of shape {list(y)} (in {where}), which torch "
-        f"would broadcast against each other and so compute another loss: {fix}"
-    )
-
-
-# -- what a forward pass writes to, and keeps ------------------------------------------------------------------------
-
-
-class RefusedWrites(TorchFunctionMode):
-    """While entered, it is an error to write in place to what tasks share.
-
-    Args:
-        watched: by name.
-        message: what to say of a name.
-    """
-
-    def __init__(self, watched: Params, message: Callable[[str], str]) -> None:
-        super().__init__()
-        self._watched, self._message = watched, message
-        self._names = {_storage(t): name for name, t in watched.items() if t.numel()}
-        self._versions = {name: t._version for name, t in watched.items() if not t.is_inference()}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Refuse a function that works in place, also through ``.data``, before it does."""
-        kwargs = kwargs or {}
-        for tensor in _written(func, args, kwargs):
-            if name := self._names.get(_storage(tensor)):
-                raise ValueError(self._message(name))
-        return func(*args, **kwargs)
-
-    def __exit__(self, *error: Any) -> None:
-        """Refuse what was written inside of torch's own functions."""
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        for name, version in self._versions.items():
-            if error[0] is None and self._watched[name]._version != version:
-                raise ValueError(self._message(name))
-
-
-_INPUT = "the input"
-
-
-def model_writes(model: nn.Module, params: Params, x: Any) -> RefusedWrites:
-    """Refuses what a model must not write to when it is called: its parameters, inputs and plain tensor attributes.
-
-    Args:
-        model: the module.
-        params: what it runs on in place of its parameters.
-        x: its inputs.
-    """
-    inputs = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
-    watched = {**params, **{f"{_INPUT} {number}": leaf for number, leaf in enumerate(inputs)}}
-    for prefix, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                watched[f"{prefix}.{name}" if prefix else name] = value
-
-    def message(name: str) -> str:
-        if name.startswith(_INPUT):
-            return (
-                f"{type(model).__name__} writes to its input in place when it is called, so each inner step "
-                "would change the data: compute out of place (inplace=False, x = x - mean for x -= mean), or write to "
-                "x.clone()"
-            )
-        return (
-            f"{type(model).__name__} writes to its own {name!r} in place when it is called, so each task would "
-            "change it for all others: compute a new tensor in forward instead (e.g. weight = self.weight.clamp(0)), "
-            "use torch.nn.utils.parametrize, or make what should change a buffer (register_buffer)"
-        )
-
-    return RefusedWrites(watched, message)
-
-
-def rule_writes(rule: nn.Module, params: Params) -> RefusedWrites:
-    """Refuses what an update rule must not write to: the parameters that it moves, and its own.
-
-    Args:
-        rule: the rule.
-        params: the parameters that it is given.
-    """
-    own = {**dict(rule.named_parameters()), **dict(rule.named_buffers())}
-
-    def message(name: str) -> str:
-        if name in params:
-            return (
-                f"{type(rule).__name__} writes to the parameter {name!r} in place, which is the model's own: return "
-                "the update, which is added to it"
-            )
-        return (
-            f"{type(rule).__name__} writes to its own {name!r} in place, so each task would change it for all others: "
-            "keep what changes from step to step in the state, which init() starts and forward() returns"
-        )
-
-    return RefusedWrites({**own, **params}, message)
-
-
-def _written(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that a function writes to."""
-    written = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
-    return [tensor for tensor in written if isinstance(tensor, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none
-        return 0
-
-
-def _works_in_place(func: Callable[..., Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__"))
-    return name.endswith("_") and name not in ("requires_grad_", "retain_grad_")
-
+# -- what modules keep ------------------------------------------------------------------------------------------------
 
 _OWN = frozenset(vars(nn.Module()))
 """The attributes of every module, which hold its parameters, buffers, submodules and hooks."""

@@ -123,5 +123,37 @@ def i1(input: Tensor) -> Tensor:
     return torch.where(near, series, far)
 
 
-METHODS = (select_scatter, logcumsumexp, index_fill, index_add)
+def largest(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``torch.max``, which under ``vmap`` gives the whole gradient to one of several largest elements."""
+    return torch.max(input, *args, **kwargs) if args or kwargs else input.amax()
+
+
+def smallest(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``torch.min``, likewise."""
+    return torch.min(input, *args, **kwargs) if args or kwargs else input.amin()
+
+
+def median(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``torch.median``, likewise."""
+    if args or kwargs or not input.is_floating_point():
+        return torch.median(input, *args, **kwargs)
+    return _shared(input, torch.median(input.detach()))
+
+
+def nanmedian(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``torch.nanmedian``, likewise."""
+    if args or kwargs or not input.is_floating_point():
+        return torch.nanmedian(input, *args, **kwargs)
+    return _shared(input, torch.nanmedian(input.detach()))
+
+
+def _shared(input: Tensor, value: Tensor) -> Tensor:
+    """The value of some elements of an input, whose gradient they share."""
+    ties = torch.where(value.isnan(), input.isnan(), input == value)
+    mean = torch.where(ties, input, 0).sum() / ties.sum()
+    zero = mean - mean.detach()
+    return value + torch.where(value.isfinite(), zero, 0)
+
+
+METHODS = (select_scatter, logcumsumexp, index_fill, index_add, median, nanmedian)
 """Of tensors, too."""

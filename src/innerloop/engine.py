@@ -50,7 +50,8 @@ class Engine:
         parts: the others that the function calls, in the order of `PARTS`.
 
     Attributes:
-        random: whether the model draws random numbers.
+        random: whether random numbers are drawn.
+        changing: whether a part changes in Python when it is called, as a counter does.
         separable: whether copies of the model can run in threads of their own.
         parts: by what they are, for messages.
         chosen: the plan for each purpose and shape of tasks, where that is settled.
@@ -61,7 +62,7 @@ class Engine:
     ) -> None:
         self.model, self.vectorize, self.lean = model, vectorize, lean
         self.parts = {kind: part for kind, part in zip(PARTS, parts, strict=False) if part is not None}
-        self.random, self.separable = False, True
+        self.random, self.changing, self.separable = False, False, True
         self.chosen: dict[str, Plan] = {}
         self.given = _given(vectorize)
         self._searches: dict[str, Search] = {}
@@ -73,6 +74,17 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         """For copies of a learner, which measure anew what is not settled."""
         return {**self.__dict__, "_searches": {}}
+
+    def note(self, random: bool, changing: bool, separable: bool) -> None:
+        """Note what was found out about tasks of some shapes; see the attributes."""
+        self.random |= random
+        self.changing |= changing
+        self.separable &= separable
+
+    @property
+    def _counts(self) -> bool:
+        """Whether results depend on how many tasks run at once, so that this must not be a matter of speed."""
+        return self.random or self.changing
 
     @property
     def vectorised(self) -> bool:
@@ -87,7 +99,7 @@ class Engine:
 
     def settled(self, tasks: Task, purpose: str) -> bool:
         """Whether the plan for such meta-batches stays as it is."""
-        fixed = self.given is not None or not self.vectorised or self.random or _deterministic()
+        fixed = self.given is not None or not self.vectorised or self._counts or _deterministic()
         return fixed or f"{purpose} {_describe(tasks)}" in self.chosen
 
     @contextmanager
@@ -179,7 +191,7 @@ class Engine:
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def _plan(self, name: str, number: int, params: Params) -> Plan:
-        if self._recording or (self.vectorize == "auto" and self.random and not self._fallback):
+        if self._recording or (self.vectorize == "auto" and self._counts and not self._fallback):
             return Plan(number)
         if not self.vectorised:
             return Plan(ONE_BY_ONE)

@@ -40,6 +40,8 @@ Precision = Literal["float32", "bfloat16"]
 """What matrix products and convolutions compute in. Parameters, norms, losses and updates keep theirs."""
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
+NORMS = (BATCH_NORMS, INSTANCE_NORMS)
 
 
 def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -151,21 +153,28 @@ def _set_modes(modules: Iterable[nn.Module], modes: Iterable[bool]) -> None:
 
 
 @contextmanager
-def in_mode(model: nn.Module, statistics: Statistics, training: bool = True) -> Iterator[None]:
-    """Batch norm by the given statistics, whatever ``train()`` or ``eval()`` said; as before afterwards.
+def in_mode(
+    model: nn.Module, statistics: Statistics, training: bool = True, others: Iterable[Any] = ()
+) -> Iterator[None]:
+    """Batch norm, and instance norm that keeps running statistics, by the given statistics, whatever ``train()`` or
+    ``eval()`` said; as before afterwards.
 
     Args:
         model: the module whose layers are set.
         statistics: of batch norm.
         training: false turns off dropout and the like, as ``eval()`` does; true leaves them as they are.
+        others: parts in which it turns these off, too, as far as they are modules.
     """
-    modules = list(model.modules())
+    own = list(model.modules())
+    apart = dict.fromkeys(m for part in others if isinstance(part, nn.Module) for m in part.modules())
+    modules = [*own, *(module for module in apart if module not in set(own))]
     before = [module.training for module in modules]
-    for module in modules:
-        if isinstance(module, BATCH_NORMS):
+    for module in own:
+        if isinstance(module, NORMS):
             module.training = statistics == "batch"
+    for module in () if training else modules:
         # cuDNN differentiates recurrent networks in training mode only; without dropout the modes do not differ.
-        elif not training and not (isinstance(module, nn.RNNBase) and not module.dropout):
+        if not isinstance(module, NORMS) and not (isinstance(module, nn.RNNBase) and not module.dropout):
             module.training = False
     try:
         yield
@@ -274,7 +283,7 @@ class Episode:
                 self._turn_to(step)
             inputs = (params, self.support(step), self.fixed, self.buffers)
             if order == 2 and self.memory == "constant" and torch.is_grad_enabled():
-                results = recomputed(self._gradient, inputs, self._learned(), self.model.as_now(), unread_gradients)
+                results = recomputed(self._gradient, inputs, self.learned(), self.model.as_now(), unread_gradients)
             else:
                 results = self._gradient(order, *inputs)
             grads, loss, buffers = results
@@ -312,11 +321,11 @@ class Episode:
 
         return value_and_gradient(inner, params, order)
 
-    def _learned(self) -> list[Tensor]:
+    def learned(self) -> list[Tensor]:
         """The meta-parameters that a gradient may find by itself: those of a loss module, and the model's own where a
         loss is a function that uses them."""
         parameters = self.inner_loss.parameters() if isinstance(self.inner_loss, nn.Module) else ()
-        return [p for p in (*self.model.model.parameters(), *parameters) if p.requires_grad]
+        return [p for p in dict.fromkeys((*self.model.model.parameters(), *parameters)) if p.requires_grad]
 
     def last(self, order: int = 2) -> Params:
         """The adapted parameters after all K steps (the start itself for K = 0)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, get_args
@@ -20,10 +20,10 @@ from .compiling import Compile, Compiler
 from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, stack
+from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, scalar, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
-from .recording import Step, signature, tensors
+from .recording import signature, tensors
 from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
@@ -31,6 +31,8 @@ from .slots import Slots, average
 from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, tensors_of
 from .threads import mine
+from .updates import require_start
+from .writes import unchanged
 
 
 class MetaLearner(nn.Module):
@@ -148,24 +150,13 @@ class MetaLearner(nn.Module):
             self._examine(tasks := normal_tensors(tasks), judged=True)
             values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
             key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
-            if (result := self._perhaps_compile(key, step, tasks, values)) is None:
+            if (result := self.compiler.attempt(self, key, step, tasks, values)) is None:
                 start = time.perf_counter()
                 result = step(tasks)
                 self.compiler.ran(key, time.perf_counter() - start)
             grads, outcome, left = result
             self._renew(left)
             return grads, outcome
-
-    def _perhaps_compile(self, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: list[Tensor]) -> Any:
-        if (compiled := self.compiler.get(key)) is not None:
-            return compiled(values, partial(step, tasks))
-        if not self.compiler.undecided(key, self.engine.settled(tasks, "meta-gradient")):
-            return None
-        if not self.engine.vectorised or self.engine.random:
-            self.compiler.refuse("tasks run one by one" if not self.engine.vectorised else "it draws random numbers")
-            return None
-        apart = (self.engine, self.compiler, self.outer)
-        return self.compiler.decide(key, Step(self, step, tasks, self.engine.recording, apart), values)
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Params]:
         """The meta-gradient, the outcome, and what became of each step's own buffers."""
@@ -194,7 +185,7 @@ class MetaLearner(nn.Module):
         episode = self._episode(task, params, buffers, iteration=iteration)
         judgement = (objective or self.objective)(episode)
         outcome = Outcome(
-            judgement.objective,
+            scalar(judgement.objective),
             judgement.loss.detach(),
             detach(judgement.output),
             torch.stack(episode.support_losses) if episode.steps else judgement.loss.new_zeros(0),
@@ -205,6 +196,11 @@ class MetaLearner(nn.Module):
     def _training_statistics(self) -> Statistics:
         """Of meta-training and of inner steps: those at hand, where steps have statistics of their own to gather."""
         return self.statistics if self.slots is None else "batch"
+
+    def _in_use(self) -> Any:
+        """Batch norm as in training, dropout and the like turned off, in losses and rules, too."""
+        others = self.rule, self.loss, self.inner_loss, self.initial
+        return in_mode(self.model, self._training_statistics, training=False, others=others)
 
     def _renew(self, left: Params) -> None:
         if self.slots is not None and self.training:
@@ -239,7 +235,7 @@ class MetaLearner(nn.Module):
             path = enumerate(chain((episode.start,), episode.path(order=1)))
             return stack([output(params) for step, params in path if at is None or step in at])
 
-        with normal_mode(), in_mode(self.model, self._training_statistics, training=False):
+        with normal_mode(), self._in_use():
             self._examine(tasks := normal_tensors(tasks), steps)
             own = self._own(self.statistics == "shared")
             return self.engine.map(self._isolated(predictions), tasks, *own, "predict")
@@ -252,8 +248,11 @@ class MetaLearner(nn.Module):
             steps: inner steps; ``None`` takes as many as in training.
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
-        with normal_mode(), torch.no_grad(), in_mode(self.model, self._training_statistics, training=False):
-            task = Task(support := normal_tensors(require_batch(support)), support)
+        with normal_mode(), torch.no_grad(), self._in_use():
+            support = pytree.tree_map_only(
+                Tensor, Tensor.clone, require_batch(support)
+            )  # which may be written to later
+            task = Task(support, support)
             self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), steps)
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
@@ -278,14 +277,16 @@ class MetaLearner(nn.Module):
         refuse_joint(self.model)
 
         def last(task: Task, params: Params, buffers: Params) -> tuple[Params, Params]:
-            episode = self._episode(task, params, buffers, steps)
+            episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
             episode.batch_size = batch_size or self.batch_size
-            return {**episode.fixed, **episode.last(order=1)}, episode.buffers
+            return {**episode.last(order=1), **episode.fixed}, episode.buffers  # in this order: steps renew the fixed
 
-        with normal_mode(), in_mode(self.model, self._training_statistics, training=False):
+        with normal_mode(), self._in_use():
             task = Task(support := normal_tensors(require_batch(support)), support)
             self._examine(task, steps)
-            params, buffers = pytree.tree_map(Tensor.clone, self._own())  # so that training on does not change them
+            params, buffers = pytree.tree_map(
+                Tensor.clone, self._own(self.statistics == "shared")
+            )  # so that training on does not change them
             own = self.engine.map(self._isolated(last), task, params, buffers, "adapt")
         return AdaptedTasks(self._stateless, self.statistics, *own)
 
@@ -297,10 +298,8 @@ class MetaLearner(nn.Module):
     @property
     def citations(self) -> tuple[str, ...]:
         """The papers behind the parts in use."""
-        modules = (*self.rule.modules(), *self.model.modules())
-        parts: Iterable[Any] = (
-            self, self.slots, self.objective, self.initial, self.outer, self.inner_loss, self.loss, *modules
-        )  # fmt: skip
+        own = (self, self.slots, self.objective, self.initial, self.outer, self.inner_loss, self.loss)
+        parts: Iterable[Any] = chain(own, self.rule.modules(), self.model.modules())
         return tuple(dict.fromkeys(c for part in parts if isinstance(c := getattr(part, "citation", ""), str) and c))
 
     def references(self) -> None:
@@ -315,8 +314,8 @@ class MetaLearner(nn.Module):
     @property
     def settled(self) -> dict[str, Any]:
         """The choices that `settle` makes a learner keep, so that a run that goes on repeats to the bit."""
-        plans = {name: list(plan) for name, plan in self.engine.chosen.items()}
-        return {"plans": plans, "compiled": sorted(self.compiler.wanted)}
+        chosen, wanted = self.engine.chosen, self.compiler.wanted
+        return {"plans": {name: list(plan) for name, plan in chosen.items()}, "compiled": sorted(wanted)}
 
     def settle(self, settled: dict[str, Any]) -> None:
         """Make choices that were made before."""
@@ -367,7 +366,8 @@ class MetaLearner(nn.Module):
         if self.initial is not None:
             # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is
             # not to run through it.
-            episode.start = {name: start.view_as(start) for name, start in self.initial(episode).items()}
+            start = require_start(self.initial(episode), episode.start, type(self.initial).__name__)
+            episode.start = {name: start.view_as(start) for name, start in start.items()}
         return episode
 
     def _isolated(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -389,11 +389,10 @@ class MetaLearner(nn.Module):
         if (key := (*[t.shape[1:] for t in tensors_of(tasks)], judged, self.model.training)) in self._examined:
             return
         count(tasks)
-        mode = in_mode(self.model, self._training_statistics, training=judged)
-        with mode, torch.enable_grad(), TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
+        mode = in_mode(self.model, self._training_statistics) if judged else self._in_use()
+        kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
+        with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same:
             episode = self._episode(select(tasks, 0), *self._own())
-            random, separable = examine(episode, judged, None if self._examined else self.objective)
-        # Random draws depend on how many tasks run at once, so that is then not a matter of speed.
-        self.engine.random |= random
-        self.engine.separable &= separable
+            found = examine(episode, judged, None if self._examined else self.objective)
+        self.engine.note(*found)
         self._examined.add(key)

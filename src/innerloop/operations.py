@@ -296,6 +296,8 @@ _VECTORISED: _Table = {
     torch.instance_norm: _torch_order(normalisation.instance_norm),
     **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
     **{getattr(owner, own.__name__): own for own in elementary.METHODS for owner in (torch, torch.Tensor)},
+    **dict.fromkeys((torch.max, torch.Tensor.max), elementary.largest),
+    **dict.fromkeys((torch.min, torch.Tensor.min), elementary.smallest),
     torch.Tensor.index_fill_: elementary.index_fill_,
     F.one_hot: elementary.one_hot,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,

@@ -151,6 +151,11 @@ def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
     }
 
 
+def plain_state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
+    """The same, but for tensors, which do not outlive a task."""
+    return {key: [one for one in found if len(one) == 1] for key, found in state(parts).items()}
+
+
 def _attributes(part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of every object in a part, its class, and what it, its class and its code hold, by name."""
     owner = part.__self__ if isinstance(part, MethodType) else part
@@ -178,7 +183,7 @@ def _held(function: Any) -> dict[str, Any]:
 def _fingerprint(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return id(value), None if value.is_inference() else value._version
-    return (value,) if isinstance(value, int | float | complex | str | bytes | None) else id(value)
+    return (value,) if isinstance(value, int | float | complex | str | bytes | None) else (id(value),)
 
 
 @cache

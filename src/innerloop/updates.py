@@ -1,4 +1,4 @@
-"""What an update rule returns, checked."""
+"""What update rules and initializations return, checked."""
 
 from __future__ import annotations
 
@@ -39,6 +39,30 @@ def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tu
             raise ValueError(f"{rule} returns an update of {name!r}, but it was given {', '.join(map(repr, grads))}")
         _require_like(update, params[name], f"the update of {name} by {rule}")
     return dict(updates), state
+
+
+def require_start(found: Any, params: Params, initial: str) -> Params:
+    """Where a task's adapted parameters start, by an initialization.
+
+    Args:
+        found: what it returned.
+        params: the adapted meta-parameters.
+        initial: its name, for messages.
+
+    Raises:
+        ValueError: it is no mapping, a parameter is missing or not one that adapts, or has another shape or type.
+    """
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{initial} returns the start of the adapted parameters by name, got {type(found).__name__}")
+    if wrong := sorted(found.keys() ^ params.keys()):
+        which = "without" if wrong[0] in params else "with"
+        raise ValueError(
+            f"{initial} returns a start {which} {wrong[0]!r}, but the inner loop adapts "
+            f"{', '.join(map(repr, params))}: return these, e.g. {{**episode.start, name: tensor}}"
+        )
+    for name, param in params.items():
+        _require_like(found[name], param, f"the start of {name} by {initial}")
+    return {name: found[name] for name in params}
 
 
 def _require_like(update: Any, param: Tensor, what: str) -> None:

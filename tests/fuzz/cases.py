@@ -24,7 +24,7 @@ WIDTHS = (1e-3, 1e-4, 1e-5, 1e-6)
 """Of finite differences, relative to the parameters: wide ones see kinks, narrow ones roundings."""
 AGREE = 1e-5
 """How much differences of two widths may differ, relative, if they are to say anything."""
-BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+NORMS = nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 Values = dict[str, Tensor]
 
 
@@ -233,7 +233,7 @@ def by_differences(case: Case, rate: float, order: int, found: Found) -> float |
 
 def innerloop(case: Case, dtype: torch.dtype, rate: float, order: int, vectorize: bool, again: bool = True) -> Found:
     """The same by a learner: its outcome, differentiated twice, if its meta-gradient is the outcome's."""
-    stored = any(isinstance(m, BATCH_NORMS) and not m.training for m in case.modules())
+    stored = any(isinstance(m, NORMS) and not m.training for m in case.modules())
     learner = il.maml(
         case, rate, order, steps=STEPS, loss=loss, vectorize=vectorize, compile=False,
         statistics="running" if stored else "batch",

@@ -21,6 +21,7 @@ from .parts import Checkpointed
 
 Tensors = dict[str, Tensor]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class Substituted:
@@ -123,9 +124,9 @@ class Oracle:
     # -- the model ----------------------------------------------------------------------------------------------------
 
     def mode(self, training: bool) -> None:
-        """Batch norm by the learner's statistics; everything else as it is, or without dropout."""
+        """Norms by the learner's statistics; everything else as it is, or without dropout."""
         for path, part in self.model.parts.items():
-            if isinstance(part, BATCH_NORMS):
+            if isinstance(part, (*BATCH_NORMS, *INSTANCE_NORMS)):
                 part.training = self.learner.statistics == "batch"
             elif training or (isinstance(part, nn.RNNBase) and not part.dropout):
                 part.training = self.modes[path]

@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..contracts import RefusedBroadcasts
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
 from ..task import InteractiveSource, Source, Task, TaskSource, count, select, to
@@ -252,7 +253,13 @@ def score(judge: Any, output: Any, y: Any) -> Tensor:
     """``[T, A]``, after A numbers of steps, from outputs ``[T, A, Q, ...]`` and targets ``[T, Q, ...]``, by a function
     ``(output, y) -> scalar`` of one task."""
     tasks, points = pytree.tree_leaves(output)[0].shape[:2]
-    rows = [[judge(select(select(output, t), k), select(y, t)) for k in range(points)] for t in range(tasks)]
+
+    def one(t: int, k: int) -> Tensor:
+        given, target = select(select(output, t), k), select(y, t)
+        with RefusedBroadcasts(given, target, "metric") if t == k == 0 else nullcontext():  # all have the same shapes
+            return judge(given, target)  # type: ignore[no-any-return]
+
+    rows = [[one(t, k) for k in range(points)] for t in range(tasks)]
     return torch.stack([torch.stack(row) for row in rows])
 
 
