@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import MethodType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -307,6 +307,9 @@ def test_writing_to_buffers_and_to_new_tensors_is_fine() -> None:
 class Keeps(nn.Module):
     """A model that keeps what it computes, in some place."""
 
+    shared: Any = None
+    named: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, where: str) -> None:
         super().__init__()
         self.first, self.last, self.where = nn.Linear(3, 8), nn.Linear(8, 1), where
@@ -344,6 +347,12 @@ class Keeps(nn.Module):
             self.hidden = torch.distributions.Normal(hidden, 1.0)
         elif self.where == "empty buffer":
             self.late = hidden.mean(0)
+        elif self.where == "class":
+            Keeps.shared = hidden
+        elif self.where == "new in class":
+            Keeps.added = hidden  # type: ignore[attr-defined]
+        elif self.where == "dict of class":
+            Keeps.named["hidden"] = hidden
         return self.last(hidden)
 
 
@@ -353,7 +362,7 @@ class Keeps(nn.Module):
     "where",
     [
         "attribute", "new", "list", "dict", "deeper", "submodule", "set", "deque", "object", "new object",
-        "empty buffer",
+        "empty buffer", "class", "new in class", "dict of class",
     ],
 )  # fmt: skip
 def test_what_a_model_keeps_is_dropped(where: str, memory: Any, vectorize: Any) -> None:
@@ -375,6 +384,9 @@ def test_what_a_model_keeps_is_dropped(where: str, memory: Any, vectorize: Any) 
     assert not model.last_two
     assert not vars(model.record)
     assert model.late is None
+    assert Keeps.shared is None
+    assert not hasattr(Keeps, "added")
+    assert not Keeps.named
     assert model.calls > 0  # what is no tensor stays as the model sets it
 
 

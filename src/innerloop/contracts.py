@@ -197,8 +197,8 @@ MOST_ENTRIES = 10_000
 
 @contextmanager
 def without_kept_tensors(*parts: Any) -> Iterator[None]:
-    """What modules keep in attributes while entered lives along one task, as buffers do, as far as it is tensors:
-    afterwards the attributes are what they were.
+    """What modules keep in attributes (and in those of their classes) while entered lives along one task, as buffers
+    do, as far as it is tensors: afterwards the attributes are what they were.
 
     Otherwise one task would see the tensors of another, and a model could be neither copied nor saved, since what it
     kept is part of a graph. Other attributes, such as counters, stay as they are set.
@@ -208,16 +208,35 @@ def without_kept_tensors(*parts: Any) -> Iterator[None]:
     """
     modules = {module for part in parts if isinstance(part, nn.Module) for module in part.modules()}
     seen: set[int] = set()
-    before = [(place, place.copy()) for module in modules for place in _places(vars(module), seen)]
+    classes = [(owner, dict(vars(owner))) for owner in {owner for module in modules for owner in _classes(module)}]
+    shared = [value for _, held in classes for value in held.values() if isinstance(value, _CONTAINERS)]
+    places = (place for one in (*map(vars, modules), *shared) for place in _places(one, seen))
+    before = [(place, place.copy()) for place in places]
     empty = [(module._buffers, {n: b for n, b in module._buffers.items() if b is not None}) for module in modules]
     try:
         yield
     finally:
         for place, kept in before:
             _restore(place, kept)
+        for owner, held in classes:
+            _restore_class(owner, held)
         for buffers, given in empty:  # others are put back by those who substitute them
             for name in [name for name, value in buffers.items() if value is not None and name not in given]:
                 buffers[name] = None
+
+
+def _classes(module: nn.Module) -> Iterator[type]:
+    """A module's class and those that it inherits from, but for torch's and this library's."""
+    yield from (owner for owner in type(module).__mro__ if not owner.__module__.startswith(("torch.", "innerloop.", "builtins")))
+
+
+def _restore_class(owner: type, held: dict[str, Any]) -> None:
+    """Put back the tensors that were attributes of a class, and remove those that were not."""
+    for name in [n for n, value in vars(owner).items() if held.get(n, owner) is not value and _has_tensors(value)]:
+        if name in held:
+            setattr(owner, name, held[name])
+        else:
+            delattr(owner, name)
 
 
 def _places(place: Any, seen: set[int]) -> Iterator[Any]:

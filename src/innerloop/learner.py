@@ -249,9 +249,7 @@ class MetaLearner(nn.Module):
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
         with normal_mode(), torch.no_grad(), self._in_use():
-            support = pytree.tree_map_only(
-                Tensor, Tensor.clone, require_batch(support)
-            )  # which may be written to later
+            support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
             task = Task(support, support)
             self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), steps)
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
@@ -374,7 +372,7 @@ class MetaLearner(nn.Module):
         """A function of one task, after which no module has kept tensors of it."""
 
         def isolated(task: Task, params: Params, buffers: Params) -> Any:
-            with without_kept_tensors(mine(self.model), self.rule, self.loss, self.inner_loss):
+            with without_kept_tensors(mine(self.model), self.rule, self.loss, self.inner_loss, self.initial):
                 return function(task, params, buffers, **options)
 
         return isolated

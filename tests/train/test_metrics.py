@@ -650,3 +650,33 @@ def test_plain_classes_are_told_by_loss_and_targets() -> None:
     assert default(nn.CrossEntropyLoss(ignore_index=1), y)(LOGITS[:1], torch.tensor([1])).isnan()
     assert chosen(None, F.mse_loss) is None
     assert Judge(METRICS["mse"], F.mse_loss).same_shape
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        il.Metric(lambda output, y: (output - y).abs().mean(), higher_is_better=False, name="by hand"),
+        il.Metric(
+            lambda output, y: 1 - (y - output).square().sum() / (y - y.mean()).square().sum(),
+            higher_is_better=True, name="explained",
+        ),
+    ],
+)  # fmt: skip
+def test_metrics_of_ones_own_that_broadcast_are_refused(metric: il.Metric) -> None:
+    def squeezed(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output.squeeze(-1), y)
+
+    learner = il.maml(network(), 0.1, loss=squeezed)
+    with pytest.raises(ValueError, match=r"the metric compares outputs of shape \[6, 1\] with targets of shape \[6\]"):
+        il.evaluate(learner, Source(sums), 4, metric=metric)
+    fits = Source(lambda x: x.sum(-1, keepdim=True))
+    assert math.isfinite(il.evaluate(il.maml(network(), 0.1, loss=F.mse_loss), fits, 4, metric=metric).mean)
+
+
+def test_a_source_that_draws_more_tasks_than_asked_is_refused() -> None:
+    class Many(Source):
+        def sample(self, n: int, generator: torch.Generator) -> il.Task:
+            return super().sample(3, generator)
+
+    with pytest.raises(ValueError, match=r"sample\(1, generator\) returned 3 tasks"):
+        il.evaluate(il.maml(network(), 0.1, loss=F.mse_loss), Many(lambda x: x.sum(-1, keepdim=True)), 4)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
@@ -224,3 +225,22 @@ def test_outputs_that_are_no_numbers_are_not_the_first_class(shots: int) -> None
         classifier.fit(x, y).predict(x)
     with pytest.raises(ValueError, match="no numbers"):
         classifier.fit(x, y).predict_proba(x)
+
+
+def squared(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Broadcasts where there are several outputs for one target."""
+    return ((output - y) ** 2).mean()
+
+
+@pytest.mark.parametrize(("outputs", "targets"), [(3, 1), (1, 3)])
+def test_a_regressor_has_an_output_for_each_target(outputs: int, targets: int) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 2))
+    fitted = il.FewShotRegressor(lambda *_: il.maml(nn.Linear(2, outputs), 0.1, loss=squared))
+    with pytest.raises(ValueError, match=rf"outputs of shape \({outputs},\) for each input, but .* {targets} targets"):
+        fitted.fit(x, np.ones((8, targets))).predict(x)
+
+
+def test_logits_are_no_targets_of_a_regression() -> None:
+    loss = nn.BCEWithLogitsLoss()
+    with pytest.raises(ValueError, match="answers by logits of yes or no"):
+        il.FewShotRegressor(lambda *_: il.maml(nn.Linear(2, 1), 0.1, loss=loss)).fit(np.ones((4, 2)), np.ones(4))

@@ -132,3 +132,38 @@ def test_heads_that_are_none() -> None:
         classes_of(il.maml(il.models.mlp(4, 8, 1), loss=F.mse_loss))
     with pytest.raises(ValueError, match=r"nn.Linear with a bias; '0' of Sequential is Conv1d"):
         classes_of(il.maml(nn.Sequential(nn.Conv1d(1, 2, 3))))
+
+
+class StepwiseRates(il.UpdateRule):
+    """A rate for each step and weight, ``[K, *shape]``."""
+
+    def __init__(self, odd: bool = False) -> None:
+        super().__init__()
+        self.odd = odd
+
+    def bind(self, params, steps):  # type: ignore[no-untyped-def]
+        self.lr = nn.ParameterDict(
+            {n.replace(".", "/"): torch.full((steps, *p.shape, *p.shape[: self.odd]), 0.1) for n, p in params.items()}
+        )
+
+    def forward(self, grads, params, state, step):  # type: ignore[no-untyped-def]
+        rates = {n: self.lr[n.replace(".", "/")][step] for n in grads}
+        return {n: -(rates[n].sum(-1) if self.odd else rates[n]) * g for n, g in grads.items()}, state
+
+
+@pytest.mark.parametrize("number", [3, 7])
+def test_rates_of_each_step_are_carried_over(number: int) -> None:
+    trained = il.MetaLearner(il.models.mlp(4, 8, 5), StepwiseRates(), steps=2)
+    with torch.no_grad():
+        for rate in trained.rule.parameters():
+            rate.copy_(torch.rand_like(rate))
+    before, after = trained.rule.lr["2/weight"], with_classes(trained, number, "drawn").rule.lr["2/weight"]
+    assert after.shape == (2, number, 8)
+    kept = min(number, 5)
+    torch.testing.assert_close(after[:, :kept], before[:, :kept])
+    torch.testing.assert_close(after[:, kept:], before.mean(1, keepdim=True).expand(2, number - kept, 8))
+
+
+def test_what_a_rule_learned_is_not_dropped_silently() -> None:
+    with pytest.raises(ValueError, match=r"rule's lr\.2/\w+ has .* cannot be carried over"):
+        with_classes(il.MetaLearner(il.models.mlp(4, 8, 5), StepwiseRates(odd=True), steps=2), 3)

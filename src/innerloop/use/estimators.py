@@ -168,10 +168,12 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         """Adapt to inputs ``[N, D]`` and targets ``[N]`` or ``[N, M]``."""
         x, given = self._examples(X, y, multi_output=True, y_numeric=True)
         targets = torch.from_numpy(given.astype(np.float32)).view(len(x), -1)
-        self.single_ = given.ndim == 1
+        self.single_, self.targets_ = given.ndim == 1, targets.shape[1]
         pretrained = self._learner(self.n_features_in_, targets.shape[1])
         if kind(pretrained.learner.loss) == "classes":
             raise ValueError(f"{pretrained.name} was trained to tell classes apart: use FewShotClassifier")
+        if kind(pretrained.learner.loss) == "logits":
+            raise ValueError(f"{pretrained.name} answers by logits of yes or no, which are no targets of a regression")
         self.learner_, x = pretrained.learner, _shaped(x, pretrained)
         self.shape_ = tuple(x.shape[1:])
         self._fit(x, targets)
@@ -180,6 +182,11 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
     def predict(self, X: Any) -> Any:  # noqa: N803
         """Targets, ``[N]`` or ``[N, M]`` as they were given."""
         found = self._outputs(X).double().numpy()
+        if found.shape[1:] != (self.targets_,):
+            raise ValueError(
+                f"the model has outputs of shape {found.shape[1:]} for each input, but was fitted to {self.targets_} "
+                "targets: give it as many outputs as there are targets"
+            )
         return found[:, 0] if self.single_ else found
 
     def __sklearn_tags__(self) -> Any:

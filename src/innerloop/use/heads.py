@@ -101,14 +101,25 @@ def _outputs(tensor: Tensor, number: int) -> Tensor:
 
 @torch.no_grad()
 def _rebind(learner: MetaLearner) -> None:
-    """Give what the rule holds for each parameter the head's new size; of square maps of outputs, the identity."""
+    """Give what the rule holds for each parameter the head's new size; of square maps of outputs, the identity.
+
+    Raises:
+        ValueError: something of the rule's has changed its shape otherwise.
+    """
     adapted = {name: p.detach() for name, p in learner.model.named_parameters() if name in learner.adapted}
     before = {name: tensor.clone() for name, tensor in learner.rule.state_dict().items()}
     learner.rule.bind(adapted, learner.steps)
     learner.rule.to(next(learner.model.parameters()).device)
     for name, tensor in learner.rule.state_dict().items():
         old = before[name]
+        apart = [axis for axis, (a, b) in enumerate(zip(old.shape, tensor.shape, strict=False)) if a != b]
         if old.shape == tensor.shape:
             tensor.copy_(old)
-        elif old.shape[1:] == tensor.shape[1:]:
-            tensor.copy_(_outputs(old, len(tensor)))
+        elif old.ndim == tensor.ndim and len(apart) == 1:
+            axis = apart[0]
+            tensor.copy_(_outputs(old.movedim(axis, 0), tensor.shape[axis]).movedim(0, axis))
+        elif not (old.ndim == tensor.ndim == 2 and len(set(old.shape)) == len(set(tensor.shape)) == 1):
+            raise ValueError(
+                f"the update rule's {name} has the shape {tuple(old.shape)}, and for the new head "
+                f"{tuple(tensor.shape)}: what it learned cannot be carried over"
+            )
