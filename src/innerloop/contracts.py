@@ -227,7 +227,8 @@ def without_kept_tensors(*parts: Any) -> Iterator[None]:
 
 def _classes(module: nn.Module) -> Iterator[type]:
     """A module's class and those that it inherits from, but for torch's and this library's."""
-    yield from (owner for owner in type(module).__mro__ if not owner.__module__.startswith(("torch.", "innerloop.", "builtins")))
+    others = ("torch.", "innerloop.", "builtins")
+    yield from (owner for owner in type(module).__mro__ if not owner.__module__.startswith(others))
 
 
 def _restore_class(owner: type, held: dict[str, Any]) -> None:
