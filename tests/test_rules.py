@@ -172,10 +172,13 @@ class Returns(il.UpdateRule):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda grads: None, "forward of Returns returns a pair, .* got NoneType"),
-        (dict, "forward of Returns returns a pair, .* got dict"),
+        (lambda grads: None, "forward of Returns returned a NoneType, not a pair"),
+        (dict, "forward of Returns returned a dict, not a pair"),
         (lambda grads: ({"weight": -grads["weight"]}, ()), "returns no update of 'bias': .*zeros_like"),
-        (lambda grads: ({**grads, "wieght": grads["weight"]}, ()), "update of 'wieght', but it was given 'weight', 'b"),
+        (
+            lambda grads: ({**grads, "wieght": grads["weight"]}, ()),
+            "update of 'wieght', .* return updates of 'weight', 'bias' only",
+        ),
         (lambda grads: ({**grads, "bias": None}, ()), "update of bias by Returns is a NoneType, not a tensor"),
     ],
 )

@@ -31,9 +31,9 @@ def warn_of_unused_statistics(model: nn.Module, statistics: Statistics) -> None:
         gathered = isinstance(norm, BATCH_NORMS) and norm.num_batches_tracked is not None
         if statistics == "batch" and gathered and not norm.training and norm.num_batches_tracked:
             warnings.warn(
-                f"the batch norm {name!r} is in eval() mode and has statistics of its own, but the learner normalizes "
-                'by those of the examples at hand: give statistics="running" to go by its own, or call model.train() '
-                "before",
+                f"the batch norm {name!r} is in eval() mode and has stored running statistics, but the learner ignores "
+                'them and normalizes by batch statistics: give statistics="running" to use the stored ones, or, if '
+                "batch statistics are meant, call model.train() before you make the learner",
                 stacklevel=user_level(),
             )
             return

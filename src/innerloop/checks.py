@@ -43,14 +43,16 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
     Args:
         episode: a task's, which is not changed.
         judged: whether the outer loss is computed, too.
-        objective: the learner's, the first time: then what has no part in adapting is named as well.
+        objective: the learner's, for the first task only: then the update rule's steps are checked as well, and
+            unused parameters are reported. ``None`` for later tasks.
 
     Returns:
         Whether random numbers are drawn, whether some part changes in Python when it is called, and whether copies of
         the model can run in threads of their own.
 
     Raises:
-        ValueError: the model writes to its own parameters, or a loss broadcasts targets against outputs.
+        ValueError: the model or the update rule writes to parameters, a loss broadcasts targets against outputs, or
+            ``memory="constant"`` would lose the gradient of a tensor.
         TypeError: the model's output has something in it that is not a tensor.
     """
     start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.items()}
@@ -106,8 +108,11 @@ def _once_more(episode: Episode, before: RandomState, used: list[str]) -> tuple[
 
 
 def _take_steps(episode: Episode, loss: Tensor, start: Params) -> bool:
-    """The steps of the update rule, all by the first one's gradient, in which it must not write to parameters; whether
-    it changes in Python."""
+    """Run all steps of the update rule on the first step's gradient, and refuse writes to parameters.
+
+    Returns:
+        Whether the rule's Python state changed.
+    """
     if not loss.requires_grad:
         return False
     with refused_out_of_place(episode.model.model):
@@ -312,22 +317,22 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 
 
 def _refuse_hidden(leaves: Iterable[Tensor], known: Iterable[Tensor]) -> None:
-    """Refuse an inner loss of tensors that nothing leads to, of which constant memory would lose the gradient.
+    """Refuse an inner loss that depends on tensors outside of the learner, whose gradient constant memory would lose.
 
     Args:
-        leaves: the tensors that it is computed of whenever it is.
-        known: those that something leads to.
+        leaves: the tensors requiring a gradient that every evaluation of the inner loss depends on.
+        known: the tensors whose gradient is kept: parameters of the model and the loss, the task and its buffers.
 
     Raises:
-        ValueError: there are others.
+        ValueError: a leaf is not among the known tensors.
     """
     ids = {id(tensor) for tensor in known}
     for tensor in leaves:
         if id(tensor) not in ids:
             raise ValueError(
-                f"the inner loss depends on a tensor of shape {tuple(tensor.shape)} that requires a gradient and "
-                'belongs to no module of the model or the loss, and memory="constant" would lose its gradient: make '
-                'the loss an nn.Module that holds it, or give memory="graph"'
+                f"the inner loss depends on a tensor of shape {tuple(tensor.shape)} that requires a gradient but is "
+                'not a parameter of the model or of a loss module, and memory="constant" would lose its gradient: '
+                'register it as an nn.Parameter of the model or of the loss, or give memory="graph"'
             )
 
 

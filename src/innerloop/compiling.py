@@ -52,7 +52,7 @@ class Compiled:
         self._run, self.change, self.enough, self.runs = run, change, enough, 0
 
     def __call__(self, tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
-        """Run it; an error, such as of a target out of range, is told in the words of the step that it stands for."""
+        """Run the compiled step; if it fails, raise the eager step's clearer error, e.g. for a target out of range."""
         self.runs += 1
         try:
             return self._run(tensors)
@@ -93,14 +93,17 @@ class Compiler:
     def attempt(
         self, learner: Any, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: Sequence[Tensor]
     ) -> Any:
-        """What a step gives, compiled, or while it is decided whether to compile it; ``None`` where it has not run.
+        """Run a step if it is compiled, or compile it if that pays off.
 
         Args:
-            learner: whose step it is.
-            key: what tells its shapes from others; last, what is fixed of an iteration.
-            step: of a meta-batch.
+            learner: the learner that the step belongs to.
+            key: identifies the shapes; its last entry is what is constant within an iteration.
+            step: a function of a meta-batch.
             tasks: the meta-batch.
             values: the tensors that the step depends on.
+
+        Returns:
+            The step's result; ``None`` if it did not run, and the caller has to run it eagerly.
         """
         if (compiled := self.get(key)) is not None:
             return compiled(values, partial(step, tasks))

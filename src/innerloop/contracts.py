@@ -94,7 +94,7 @@ class RefusedBroadcasts(TorchFunctionMode):
     Args:
         output: a pytree of tensors, the model's output.
         y: likewise, the targets.
-        what: is called, for messages.
+        what: the name of what compares them, ``"loss"`` or ``"metric"``, for messages.
     """
 
     def __init__(self, output: Any, y: Any, what: str = "loss") -> None:
@@ -170,7 +170,7 @@ class RefusedBroadcasts(TorchFunctionMode):
         if output.numel() == y.numel():
             fix = f"reshape the targets to {list(output)}"
             if output == (*y, 1):
-                fix += ", e.g. y.unsqueeze(-1), or squeeze the output in the loss"
+                fix += f", e.g. y.unsqueeze(-1), or squeeze the output in the {self._what}"
             elif y == (*output, 1):
                 fix += ", e.g. y.squeeze(-1)"
         return (
@@ -180,7 +180,7 @@ class RefusedBroadcasts(TorchFunctionMode):
 
 
 _TARGETS_WRITTEN = (
-    "writes to its targets in place, so each inner step would change the data: compute out of place "
+    "writes to its targets in place, which would change the data for whatever reads them next: compute out of place "
     "(y = 0.9 * y for y *= 0.9), or write to y.clone()"
 )
 
@@ -197,8 +197,8 @@ MOST_ENTRIES = 10_000
 
 @contextmanager
 def without_kept_tensors(*parts: Any) -> Iterator[None]:
-    """What modules keep in attributes (and in those of their classes) while entered lives along one task, as buffers
-    do, as far as it is tensors: afterwards the attributes are what they were.
+    """Restore, on exit, the tensors that modules keep in their attributes and in attributes of their classes, so that
+    these live for one task, as buffers do.
 
     Otherwise one task would see the tensors of another, and a model could be neither copied nor saved, since what it
     kept is part of a graph. Other attributes, such as counters, stay as they are set.
@@ -232,7 +232,7 @@ def _classes(module: nn.Module) -> Iterator[type]:
 
 
 def _restore_class(owner: type, held: dict[str, Any]) -> None:
-    """Put back the tensors that were attributes of a class, and remove those that were not."""
+    """Restore the tensors that a class held as attributes, and remove those that were added since."""
     for name in [n for n, value in vars(owner).items() if held.get(n, owner) is not value and _has_tensors(value)]:
         if name in held:
             setattr(owner, name, held[name])

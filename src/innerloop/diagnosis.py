@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .objectives import Objective
-from .values import TasksDifferError
+from .values import GradientsError, TasksDifferError
 
 Parts = Mapping[str, Any]
 """The parts of a learner beside its model, by what they are: ``"update rule"``, ``"loss"``, ``"inner loss"`` if
@@ -236,7 +236,7 @@ def _cause(error: BaseException, owner: Any) -> Cause:
         if re.search(pattern, message):
             inplace = cause.why == _WRITES or cause.fix == _OUT_OF_PLACE
             return cause._replace(fix="make the layer with inplace=False") if inplace and _in_place(owner) else cause
-    if "torch.autograd" in message:
+    if isinstance(error, GradientsError):
         return Cause(first_line(error), "use torch.func.grad, torch.func.jvp or torch.func.jacrev")
     if isinstance(error, NotImplementedError):  # this library's own refusals say why
         return Cause(first_line(error), "remove the hook" if "hook" in message else _UNKNOWN.fix)

@@ -22,30 +22,32 @@ def select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
 
 
 def in_range(index: Tensor, size: int) -> Tensor:
-    """Indices of rows, looked up, so that one that is not from 0 to ``size - 1`` is an ``IndexError``. Where torch puts
-    the rows of all tasks below one another, it is a row of another task; where it compares, no row at all."""
+    """Return the indices unchanged, but raise an ``IndexError`` for one outside of ``0 ... size - 1``.
+
+    Under ``vmap``, torch does not check: it reads a row of another task (embeddings) or selects no row (``one_hot``).
+    """
     return torch.arange(size, dtype=index.dtype, device=index.device)[torch.where(index < 0, size, index)]
 
 
 def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
-    """``torch.nn.functional.one_hot``, which under ``vmap`` takes every class."""
+    """``torch.nn.functional.one_hot``, which under ``vmap`` does not refuse a class out of range."""
     return F.one_hot(input if num_classes < 1 else in_range(input, num_classes), num_classes)
 
 
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
-    """``torch.index_fill``, which under ``vmap`` takes every index, and fills nothing for negative ones."""
+    """``torch.index_fill``, which under ``vmap`` accepts indices out of range and ignores negative ones."""
     size = input.shape[dim] if input.ndim else 1
     return torch.index_fill(input, dim, torch.arange(size, device=index.device)[index.long()], value)
 
 
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """``torch.index_add``, which takes no negative index, but compiled does."""
+    """``torch.index_add``, which refuses negative indices in eager mode but accepts them when compiled."""
     size = input.shape[dim] if input.ndim else 1
     return torch.index_add(input, dim, in_range(index, size), source, alpha=alpha)
 
 
 def index_fill_(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
-    """``torch.Tensor.index_fill_``, likewise."""
+    """``torch.Tensor.index_fill_`` by `index_fill`."""
     return input.copy_(index_fill(input, dim, index, value))
 
 
@@ -66,8 +68,10 @@ def logcumsumexp(input: Tensor, dim: int) -> Tensor:
 
 
 def binary_cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``torch.nn.functional.binary_cross_entropy``, whose derivatives beyond the first are off where outputs come near
-    0 or 1. Torch's own answers there for what is all but 0 or 1, or not a chance at all."""
+    """``torch.nn.functional.binary_cross_entropy``, whose derivatives beyond the first are inexact near 0 and 1.
+
+    Probabilities within 1e-12 of 0 or 1, and values outside of [0, 1], which are an error, still go to torch's own.
+    """
     reduction, weight = _reduction(*args, **kwargs)
     apart = input.detach()
     within = apart * (1 - apart) > 1e-12
@@ -86,7 +90,7 @@ def binary_cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: An
 def _reduction(
     weight: Tensor | None = None, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> tuple[str | None, Tensor | None]:
-    """The reduction of a loss, unless it is given in a way of old, or does not exist, and its weights."""
+    """The reduction of a loss, ``None`` if it is unknown or uses deprecated arguments, and the loss's weights."""
     known = size_average is None and reduce is None and reduction in ("none", "mean", "sum")
     return (reduction if known else None), weight
 
@@ -124,31 +128,31 @@ def i1(input: Tensor) -> Tensor:
 
 
 def largest(input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """``torch.max``, which under ``vmap`` gives the whole gradient to one of several largest elements."""
+    """``torch.max`` of a whole tensor, which under ``vmap`` gives one of several equal maxima the whole gradient."""
     return torch.max(input, *args, **kwargs) if args or kwargs else input.amax()
 
 
 def smallest(input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """``torch.min``, likewise."""
+    """``torch.min`` of a whole tensor, with a gradient that ties share; see `largest`."""
     return torch.min(input, *args, **kwargs) if args or kwargs else input.amin()
 
 
 def median(input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """``torch.median``, likewise."""
+    """``torch.median`` of a whole tensor, with a gradient that ties share; see `largest`."""
     if args or kwargs or not input.is_floating_point():
         return torch.median(input, *args, **kwargs)
     return _shared(input, torch.median(input.detach()))
 
 
 def nanmedian(input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """``torch.nanmedian``, likewise."""
+    """``torch.nanmedian`` of a whole tensor, with a gradient that ties share; see `largest`."""
     if args or kwargs or not input.is_floating_point():
         return torch.nanmedian(input, *args, **kwargs)
     return _shared(input, torch.nanmedian(input.detach()))
 
 
 def _shared(input: Tensor, value: Tensor) -> Tensor:
-    """The value of some elements of an input, whose gradient they share."""
+    """Return ``value``, with its gradient divided equally among the elements of the input that are equal to it."""
     ties = torch.where(value.isnan(), input.isnan(), input == value)
     mean = torch.where(ties, input, 0).sum() / ties.sum()
     zero = mean - mean.detach()
@@ -156,4 +160,4 @@ def _shared(input: Tensor, value: Tensor) -> Tensor:
 
 
 METHODS = (select_scatter, logcumsumexp, index_fill, index_add, median, nanmedian)
-"""Of tensors, too."""
+"""Replacements of functions that are also methods of ``torch.Tensor``."""

@@ -76,14 +76,14 @@ class Engine:
         return {**self.__dict__, "_searches": {}}
 
     def note(self, random: bool, changing: bool, separable: bool) -> None:
-        """Note what was found out about tasks of some shapes; see the attributes."""
+        """Record what `checks.examine` reports for tasks of new shapes; see the attributes."""
         self.random |= random
         self.changing |= changing
         self.separable &= separable
 
     @property
     def _counts(self) -> bool:
-        """Whether results depend on how many tasks run at once, so that this must not be a matter of speed."""
+        """Whether results depend on how many tasks run at once, so that timings must not choose that number."""
         return self.random or self.changing
 
     @property

@@ -93,7 +93,7 @@ class Stateless:
             name = sorted(wrong)[0]
             raise ValueError(
                 f"the model has {'got' if name in params else 'lost'} the parameter {name!r} since the learner was "
-                "made, which would not know what to do with it: change the model first, then make the learner"
+                "made, but a learner's parameters are fixed when it is made: make a new learner of the changed model"
             )
         return params, dict(self.model.named_buffers())
 
@@ -163,7 +163,7 @@ def in_mode(
         model: the module whose layers are set.
         statistics: of batch norm.
         training: false turns off dropout and the like, as ``eval()`` does; true leaves them as they are.
-        others: parts in which it turns these off, too, as far as they are modules.
+        others: further parts, such as losses; in those that are modules, false turns off dropout and the like, too.
     """
     own = list(model.modules())
     apart = dict.fromkeys(m for part in others if isinstance(part, nn.Module) for m in part.modules())

@@ -227,6 +227,18 @@ def _native_batch_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
     return call
 
 
+def _refuse(name: str, error: type[Exception], why: str) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error(f"{name} {why}")
+
+    return call
+
+
+def _loop(name: str, why: str) -> Callable[..., Any]:
+    """Not where tasks run at once: the engine then loops."""
+    return _refuse(name, NotImplementedError, why)
+
+
 _Table = dict[Callable[..., Any], Callable[..., Any]]
 _CONVOLUTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
     F.conv1d: (_convolution, 1),
@@ -257,7 +269,7 @@ _ALWAYS: _Table = {
     F.binary_cross_entropy: elementary.binary_cross_entropy,
     torch.special.i1: elementary.i1,
     **{
-        function: values.refuse(
+        function: _refuse(
             f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"
         )
         for name in _NATIVE
@@ -301,8 +313,8 @@ _VECTORISED: _Table = {
     torch.Tensor.index_fill_: elementary.index_fill_,
     F.one_hot: elementary.one_hot,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,
-    torch.Tensor.as_strided_: values.loop("as_strided_", "gives wrong values under vmap"),
-    torch.Tensor.register_hook: values.loop("hooks of tensors", "do not run where tasks run at once"),
+    torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
+    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run where tasks run at once"),
     torch.autograd.grad: values.gradient,
     torch.Tensor.requires_grad_: values.set_requires_grad,
     torch.Tensor.requires_grad.__get__: values.reads_requires_grad,  # type: ignore[attr-defined]

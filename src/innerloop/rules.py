@@ -175,7 +175,7 @@ class _Rated(nn.Module):
     initial_lr: Any
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """What ``double()``, ``to()`` and the like do; a rate that is still the first one has all the new digits."""
+        """Convert as ``double()`` or ``to()`` ask; a rate still at its initial value gets the digits of float64."""
         result = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         for name, rate in self.named_parameters():
             if name.split(".")[0] == "lr" and rate.dtype == torch.float64:

@@ -158,9 +158,10 @@ def rows(x: Any) -> int:
     number = size(x)
     if odd := [tuple(leaf.shape) for leaf in tensors_of(x) if leaf.shape[:1] != (number,)]:
         raise ValueError(
-            f"inputs of {number} examples come with a tensor of shape {odd[0]}, which has not a row for each: "
-            "mini-batches (batch_size=) and examples that are judged one by one (transductive=False, or a single "
-            "query) are taken row by row. Repeat for each example what all have in common, or make it a buffer"
+            f"the inputs have {number} examples, but one of their tensors has shape {odd[0]}: mini-batches "
+            "(batch_size=) and predictions for one example at a time (transductive=False, or a single query) index "
+            f"every tensor by example, so its first axis must have length {number}. Repeat what all examples share "
+            "along that axis, or make it a buffer of the model"
         )
     return number
 

@@ -82,12 +82,14 @@ def replica(model: nn.Module) -> nn.Module:
 
 
 def copied(model: nn.Module, known: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy, also of a module that keeps tensors of a graph in attributes, which torch refuses to copy: those
-    that are computed of its parameters, as by the old ``torch.nn.utils.weight_norm``, are computed anew when it runs.
+    """Return a deep copy, also of a module whose attributes hold non-leaf tensors, which torch refuses to copy.
+
+    Such tensors are detached. Those computed from parameters, as by the old ``torch.nn.utils.weight_norm``, are
+    computed again when the copy runs.
 
     Args:
         model: the module.
-        known: by the id of what the copy is to have in place of a copy, that.
+        known: objects that the copy shares with the original instead of copying them, by id (``copy.deepcopy``'s memo).
     """
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
     cut = {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
@@ -152,7 +154,7 @@ def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
 
 
 def plain_state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
-    """The same, but for tensors, which do not outlive a task."""
+    """Return `state` without its tensors, which do not outlive a task."""
     return {key: [one for one in found if len(one) == 1] for key, found in state(parts).items()}
 
 

@@ -26,7 +26,8 @@ def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tu
     """
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Mapping)):
         raise ValueError(
-            f"the forward of {rule} returns a pair, the updates by name and the state, got {type(result).__name__}"
+            f"the forward of {rule} returned a {type(result).__name__}, not a pair of a dict of updates by parameter "
+            "name and the state: write `return updates, state`, with state=() for a rule without one"
         )
     updates, state = result
     if missing := [name for name in grads if name not in updates]:
@@ -36,7 +37,10 @@ def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tu
         )
     for name, update in updates.items():
         if name not in grads:
-            raise ValueError(f"{rule} returns an update of {name!r}, but it was given {', '.join(map(repr, grads))}")
+            raise ValueError(
+                f"{rule} returns an update of {name!r}, which is not a parameter that the inner loop adapts: return "
+                f"updates of {', '.join(map(repr, grads))} only"
+            )
         _require_like(update, params[name], f"the update of {name} by {rule}")
     return dict(updates), state
 
@@ -69,9 +73,12 @@ def _require_like(update: Any, param: Tensor, what: str) -> None:
     if not isinstance(update, Tensor):
         raise ValueError(f"{what} is a {type(update).__name__}, not a tensor like the parameter")
     if update.shape != param.shape:
-        raise ValueError(f"{what} has the shape {tuple(update.shape)}, and the parameter {tuple(param.shape)}")
+        raise ValueError(
+            f"{what} has the shape {tuple(update.shape)}, but the parameter has {tuple(param.shape)}: return a tensor "
+            "of the parameter's shape"
+        )
     if update.dtype != param.dtype and torch.promote_types(update.dtype, param.dtype) != param.dtype:
         raise ValueError(
-            f"{what} is {update.dtype}, which would make the parameter so, too; that is {param.dtype}: return "
-            "update.to(param.dtype)"
+            f"{what} is {update.dtype}, but the parameter is {param.dtype} and would change its type: return "
+            "tensor.to(param.dtype)"
         )

@@ -50,19 +50,25 @@ def contains(tensor: Tensor, element: Any) -> Any:
     return where_tasks_agree(bool)((tensor == element).any())
 
 
-_NO_GRADIENTS = "gradients by torch.autograd in the model or the loss come out as zeros where tasks run at once"
+class GradientsError(NotImplementedError):
+    """Code takes gradients in a way that does not see through ``vmap``."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "gradients by torch.autograd inside the model or the loss would be zeros while tasks run at once"
+        )
 
 
 def gradient(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """``torch.autograd.grad``, which does not know what tasks at once are computed of, and may say zero; but for
-    torch.func, which does."""
+    """``torch.autograd.grad``, refused where tasks run at once, since it does not see through ``vmap`` and may return
+    zeros; calls from within ``torch.func``, which does, pass."""
     frame = sys._getframe()
     while frame.f_back and frame.f_code is not torch.autograd.grad.__code__:
         frame = frame.f_back
     asking = frame.f_back.f_code.co_filename if frame.f_back else ""
     wrapped = any(functorch.is_functorch_wrapped_tensor(t) for t in tensors_of((outputs, inputs)))
     if wrapped and not asking.startswith(_FUNC):
-        raise NotImplementedError(_NO_GRADIENTS)
+        raise GradientsError
     return torch.autograd.grad(outputs, inputs, *args, **kwargs)
 
 
@@ -70,7 +76,7 @@ def reads_requires_grad(tensor: Tensor) -> bool:
     """What the stack of all tasks says; functorch's wrappers say no, which torch's own bookkeeping goes by."""
     asking = sys._getframe(2).f_code.co_filename
     if asking == _FUNCTIONAL and functorch.is_functorch_wrapped_tensor(tensor):
-        raise NotImplementedError(_NO_GRADIENTS)
+        raise GradientsError
     return bool((tensor if asking.startswith(_TORCH) else _of_all_tasks(tensor)).requires_grad)
 
 
@@ -80,15 +86,3 @@ def set_requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     with under([]):
         _of_all_tasks(tensor).requires_grad_(requires_grad)
     return tensor
-
-
-def refuse(name: str, error: type[Exception], why: str) -> Callable[..., Any]:
-    def call(*_: Any, **__: Any) -> Any:
-        raise error(f"{name} {why}")
-
-    return call
-
-
-def loop(name: str, why: str) -> Callable[..., Any]:
-    """Not where tasks run at once: the engine then loops."""
-    return refuse(name, NotImplementedError, why)

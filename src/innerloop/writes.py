@@ -18,8 +18,8 @@ class RefusedWrites(TorchFunctionMode):
     """While entered, it is an error to write in place to what tasks share.
 
     Args:
-        watched: by name.
-        message: what to say of a name.
+        watched: the tensors that must not change, by name.
+        message: returns the error message for a name in ``watched``.
     """
 
     def __init__(self, watched: Params, message: Callable[[str], str]) -> None:
@@ -74,7 +74,7 @@ def model_writes(model: nn.Module, params: Params, x: Any) -> RefusedWrites:
         return (
             f"{type(model).__name__} writes to its own {name!r} in place when it is called, so each task would "
             "change it for all others: compute a new tensor in forward instead (e.g. weight = self.weight.clamp(0)), "
-            "use torch.nn.utils.parametrize, or make what should change a buffer (register_buffer)"
+            "use torch.nn.utils.parametrize, or register a tensor that should change as a buffer (register_buffer)"
         )
 
     return RefusedWrites(watched, message)
@@ -92,8 +92,8 @@ def rule_writes(rule: nn.Module, params: Params) -> RefusedWrites:
     def message(name: str) -> str:
         if name in params:
             return (
-                f"{type(rule).__name__} writes to the parameter {name!r} in place, which is the model's own: return "
-                "the update, which is added to it"
+                f"{type(rule).__name__} writes to the parameter {name!r} of the model in place: leave it unchanged and "
+                "return the update, which the inner loop adds to it"
             )
         return (
             f"{type(rule).__name__} writes to its own {name!r} in place, so each task would change it for all others: "
@@ -151,8 +151,7 @@ def unchanged(learner: nn.Module, **others: Any) -> Iterator[None]:
                     wrong = wrong or name
     if wrong:
         raise ValueError(
-            f"computing a task changes the learner's {wrong!r} in place, which all tasks share, so that one would "
-            "change the others: losses, update rules and initializations must not write to parameters and buffers, "
-            "nor call a model that moves its statistics; compute new tensors, or keep what changes in the state of an "
-            "update rule"
+            f"running one task changes the learner's {wrong!r} in place, which all tasks share: losses, update rules "
+            "and initializations must not write to parameters or buffers, nor call a model that updates its running "
+            "statistics. Compute new tensors, or keep what changes in the state of the update rule"
         )

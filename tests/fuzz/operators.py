@@ -294,12 +294,12 @@ This is how tasks run at once. What is refused runs one task at a time.
 | --- | --- |
 {under}
 
-Besides, the padding row of an embedding is kept for the first task only. Convolutions in groups (as those of tasks that
-run at once are) of one image have gradients by their weights that were never computed, where these lie with channels
-last and oneDNN does not run. An index out of range is no error: `embedding` takes a row of another task's table,
-`one_hot` and `index_fill` take no row, and `index_fill` fills none for a negative index. And derivatives of
-`binary_cross_entropy` beyond the first are inexact where probabilities are near 0 or 1 (the second by 5e-9 at 0.9996,
-also without `vmap`). All of these are right in innerloop.
+There are further errors. The padding row of an embedding keeps its value for the first task only. Grouped
+convolutions of one image, which convolutions of many tasks become, return uninitialized weight gradients if the
+weights are channels-last and oneDNN does not run. An index out of range raises no error: `embedding` reads a row of
+another task's table, and `one_hot` and `index_fill` select nothing, `index_fill` not even for a valid negative index.
+Derivatives of `binary_cross_entropy` beyond the first are inexact for probabilities near 0 or 1 (the second by 5e-9
+at 0.9996), also without `vmap`. All of these are right in innerloop.
 """
 
 

@@ -61,8 +61,8 @@ def _yes_or_no(output: Tensor, y: Tensor, ignore_index: int, outputs: str) -> tu
     counted = torch.ones_like(y, dtype=torch.bool) if y.is_floating_point() else y != ignore_index
     if bool(y.isnan().any()):
         raise DoesNotFitError(
-            "accuracy got targets that are NaN: leave them out in an il.Metric of your own, or give integer targets "
-            f"and {ignore_index} for those that are missing"
+            f"accuracy got {int(y.isnan().sum())} of {y.numel()} targets that are NaN: leave them out in an il.Metric "
+            f"of your own, or use integer targets with {ignore_index} (ignore_index) where a target is missing"
         )
     if bool(((y < 0) | (y > 1))[counted].any()):
         raise DoesNotFitError(

@@ -242,7 +242,8 @@ def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:
     tasks = [source.sample(1, generator) for _ in range(n)]
     if (number := count(tasks[0])) != 1:
         raise ValueError(
-            f"the source's sample(1, generator) returned {number} tasks: it has to draw as many as it is asked for"
+            f"{type(source).__name__}.sample(1, generator) returned {number} tasks, but sample(n, generator) must "
+            "return n: the first axis of every tensor is that of tasks"
         )
     joined: Task = pytree.tree_map(lambda *leaves: None if leaves[0] is None else torch.cat(leaves), *tasks)
     return joined

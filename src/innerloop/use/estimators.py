@@ -173,7 +173,10 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         if kind(pretrained.learner.loss) == "classes":
             raise ValueError(f"{pretrained.name} was trained to tell classes apart: use FewShotClassifier")
         if kind(pretrained.learner.loss) == "logits":
-            raise ValueError(f"{pretrained.name} answers by logits of yes or no, which are no targets of a regression")
+            raise ValueError(
+                f"{pretrained.name} answers by logits of yes or no (its loss is binary cross-entropy): use a model "
+                "trained with a regression loss, such as F.mse_loss"
+            )
         self.learner_, x = pretrained.learner, _shaped(x, pretrained)
         self.shape_ = tuple(x.shape[1:])
         self._fit(x, targets)
@@ -184,8 +187,8 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         found = self._outputs(X).double().numpy()
         if found.shape[1:] != (self.targets_,):
             raise ValueError(
-                f"the model has outputs of shape {found.shape[1:]} for each input, but was fitted to {self.targets_} "
-                "targets: give it as many outputs as there are targets"
+                f"the model returns outputs of shape {found.shape[1:]} for each input, but fit() got {self.targets_} "
+                f"targets for each: use a model with outputs of shape ({self.targets_},)"
             )
         return found[:, 0] if self.single_ else found
 

@@ -120,6 +120,7 @@ def _rebind(learner: MetaLearner) -> None:
             tensor.copy_(_outputs(old.movedim(axis, 0), tensor.shape[axis]).movedim(0, axis))
         elif not (old.ndim == tensor.ndim == 2 and len(set(old.shape)) == len(set(tensor.shape)) == 1):
             raise ValueError(
-                f"the update rule's {name} has the shape {tuple(old.shape)}, and for the new head "
-                f"{tuple(tensor.shape)}: what it learned cannot be carried over"
+                f"the update rule's {name} has the shape {tuple(old.shape)}, but the new head needs "
+                f"{tuple(tensor.shape)}, and what the rule learned cannot be carried over: meta-train a model for this "
+                "number of classes"
             )
