@@ -43,16 +43,14 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
     Args:
         episode: a task's, which is not changed.
         judged: whether the outer loss is computed, too.
-        objective: the learner's, for the first task only: then the update rule's steps are checked as well, and
-            unused parameters are reported. ``None`` for later tasks.
+        objective: the learner's, for the first task only: then update steps and unused parameters are checked, too.
 
     Returns:
         Whether random numbers are drawn, whether some part changes in Python when it is called, and whether copies of
         the model can run in threads of their own.
 
     Raises:
-        ValueError: the model or the update rule writes to parameters, a loss broadcasts targets against outputs, or
-            ``memory="constant"`` would lose the gradient of a tensor.
+        ValueError: something writes to parameters, a loss broadcasts, or ``memory="constant"`` would lose a gradient.
         TypeError: the model's output has something in it that is not a tensor.
     """
     start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.items()}

@@ -389,8 +389,9 @@ class MetaLearner(nn.Module):
         count(tasks)
         mode = in_mode(self.model, self._training_statistics) if judged else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
-        with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same:
+        with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:
             episode = self._episode(select(tasks, 0), *self._own())
             found = examine(episode, judged, None if self._examined else self.objective)
         self.engine.note(*found)
+        self.engine.changing |= bool(moved)
         self._examined.add(key)

@@ -124,15 +124,21 @@ def _works_in_place(func: Callable[..., Any]) -> bool:
 
 
 @contextmanager
-def unchanged(learner: nn.Module, **others: Any) -> Iterator[None]:
+def unchanged(learner: nn.Module, **others: Any) -> Iterator[list[str]]:
     """A context that leaves the parameters and buffers of all parts of a learner as they are.
+
+    Function modes refuse what they see a model or a rule write; this sees by the values what any part has written to.
 
     Args:
         learner: the learner.
         others: parts of it that it does not register, by name, as far as they are modules.
 
+    Yields:
+        A list, which holds afterwards the names of buffers that changed and may: those of losses and initializations,
+        such as a moving average, which go on from task to task.
+
     Raises:
-        ValueError: one was written to; it has its value back.
+        ValueError: another one was written to; it has its value back.
     """
     modules = {"": learner, **{name: part for name, part in others.items() if isinstance(part, nn.Module)}}
     before = {
@@ -140,18 +146,21 @@ def unchanged(learner: nn.Module, **others: Any) -> Iterator[None]:
         for prefix, module in modules.items()
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
     }
-    wrong = ""
+    moved: list[str] = []
+    changed: list[str] = []
     try:
-        yield
+        yield moved
     finally:
         with torch.no_grad():
             for name, (tensor, value) in before.items():
                 if not torch.equal(tensor, value) and not torch.allclose(tensor, value, 0, 0, equal_nan=True):
                     tensor.copy_(value)
-                    wrong = wrong or name
-    if wrong:
-        raise ValueError(
-            f"running one task changes the learner's {wrong!r} in place, which all tasks share: losses, update rules "
-            "and initializations must not write to parameters or buffers, nor call a model that updates its running "
-            "statistics. Compute new tensors, or keep what changes in the state of the update rule"
-        )
+                    changed.append(name)
+    for name in changed:
+        if isinstance(before[name][0], nn.Parameter) or name.startswith(("model.", "rule.")):
+            raise ValueError(
+                f"running one task changes the learner's {name!r} in place, which all tasks share: losses, update "
+                "rules and initializations must not write to parameters, nor call a model that updates its running "
+                "statistics. Compute new tensors, or keep what changes in the state of the update rule"
+            )
+    moved += changed
