@@ -547,6 +547,12 @@ def test_functions_that_are_differentiable_once_are_refused_in_second_order(memo
     tasks = column(regression())
     with pytest.raises(ValueError, match=r"once_differentiable.*order=1"):
         il.maml(OnlyOnce(), loss=F.mse_loss, memory=memory, vectorize=vectorize).meta_gradient(tasks)
+    used_first = il.maml(OnlyOnce(), loss=F.mse_loss, memory=memory, vectorize=vectorize)
+    used_first.predict(tasks)  # which takes no second derivatives
+    used_first.adapt(il.task.select(tasks.support, 0))
+    used_first.adapt_all(tasks.support)
+    with pytest.raises(ValueError, match=r"once_differentiable.*order=1"):
+        used_first.meta_gradient(tasks)
     il.fomaml(OnlyOnce(), loss=F.mse_loss, vectorize=False).meta_gradient(tasks)
     il.reptile(OnlyOnce(), loss=F.mse_loss, vectorize=False).meta_gradient(tasks)
 
@@ -714,6 +720,7 @@ def test_what_has_no_second_derivative_is_refused_with_the_fix() -> None:
     tasks = il.Task(il.Batch(x, y), il.Batch(x, y))
     with pytest.raises(ValueError, match=r"second derivatives.*cdist.*order=1"):
         il.maml(Distances(), vectorize=False).meta_gradient(tasks)
+    il.maml(Distances(), vectorize=False).predict(tasks)
     il.fomaml(Distances(), vectorize=False).meta_gradient(tasks)
 
 

@@ -81,7 +81,7 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
                 _refuse_hidden([leaf for leaf in _leaves(loss) if id(leaf) in map(id, held)], known)
             if objective is not None:
                 changing |= _take_steps(own, loss, start)
-                _check_parts(own, objective, loss, start)
+                _check_parts(own, objective, loss, start, judged)
         _require_same(first, again or first, own, before, start)
         if judged:
             _judge(own, params)
@@ -124,13 +124,13 @@ def _take_steps(episode: Episode, loss: Tensor, start: Params) -> bool:
         return plain_state({"rule": episode.rule}) != still
 
 
-def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params) -> None:
+def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params, judged: bool) -> None:
     """Name what has no part in adapting, and refuse what the inner loop would leave out."""
     model = episode.model.model
     refuse_order(objective, learned := parameters_of(episode.inner_loss, episode.loss))
     _refuse_own_parameters(loss, {name: p for name, p in model.named_parameters() if name in start})
     with refused_out_of_place(model):
-        check_dependence(loss, start, learned, second=_takes_second_derivatives(objective))
+        check_dependence(loss, start, learned, second=judged and _takes_second_derivatives(objective))
 
 
 def _judge(episode: Episode, params: Params) -> None:

@@ -391,7 +391,8 @@ class MetaLearner(nn.Module):
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
         with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:
             episode = self._episode(select(tasks, 0), *self._own())
-            found = examine(episode, judged, None if self._examined else self.objective)
+            known = any(earlier >= judged for *_, earlier, _ in self._examined)
+            found = examine(episode, judged, None if known else self.objective)
         self.engine.note(*found)
         self.engine.changing |= bool(moved)
         self._examined.add(key)
