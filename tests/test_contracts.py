@@ -284,6 +284,23 @@ def test_models_that_write_to_their_inputs_are_refused(first: nn.Module) -> None
     assert torch.equal(tasks.support.x, before)
 
 
+@VECTORIZE
+@pytest.mark.parametrize("call", ["predict", "adapt", "adapt_all"])
+def test_nor_are_inputs_written_to_after_no_steps(call: str, vectorize: Any) -> None:
+    tasks = column(regression())
+    net = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(3, 1))
+    learner = il.maml(net, 0.1, loss=F.mse_loss, vectorize=vectorize)
+    before = copy.deepcopy(tasks)
+    calls: dict[str, Callable[[], Any]] = {
+        "predict": lambda: learner.predict(tasks, steps=0),
+        "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0), steps=0)(tasks.query.x[0]),
+        "adapt_all": lambda: learner.adapt_all(tasks.support, steps=0)(tasks.query.x),
+    }
+    with pytest.raises(ValueError, match="writes to its input in place"):
+        calls[call]()
+    torch.testing.assert_close(tasks, before, rtol=0, atol=0)
+
+
 def test_writing_to_buffers_and_to_new_tensors_is_fine() -> None:
     class Fine(nn.Module):
         def __init__(self) -> None:

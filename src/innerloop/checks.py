@@ -89,6 +89,16 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
         return random, changing, objective is None or _separable(own)
 
 
+def examine_model(episode: Episode) -> tuple[bool, bool, bool]:
+    """Run one task's model alone, for predictions after no steps, and refuse writes; nothing else is found out."""
+    x = pytree.tree_map_only(Tensor, Tensor.clone, episode.task.query.x)
+    params = {name: p.detach() for name, p in {**episode.fixed, **episode.start}.items()}
+    model, devices = episode.model.model, [p.device for p in params.values() if p.device.type == "cuda"]
+    with torch.random.fork_rng(devices[:1]), without_kept_tensors(model), model_writes(model, params, x):
+        episode.answer({name: params[name] for name in episode.start}, x)
+    return False, False, True
+
+
 def _once_more(episode: Episode, before: RandomState, used: list[str]) -> tuple[Run, Params, bool]:
     """The same on other tensors: the output and the inner loss, the tensors, and whether Python state changed.
 

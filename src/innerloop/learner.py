@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_unused_statistics
-from .checks import examine
+from .checks import examine, examine_model
 from .compiling import Compile, Compiler
 from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
@@ -382,17 +382,17 @@ class MetaLearner(nn.Module):
         very first name what has no part in adapting. Predictions after no steps need no loss, and so no support set;
         the outer loss is examined where tasks are ``judged`` by it.
         """
-        if not (judged or (self.steps if steps is None else steps)):
-            return
-        if (key := (*[t.shape[1:] for t in tensors_of(tasks)], judged, self.model.training)) in self._examined:
+        stepping = judged or bool(self.steps if steps is None else steps)
+        shapes = [tensor.shape[1:] for tensor in tensors_of(tasks)]
+        if (key := (*shapes, stepping, judged, self.model.training)) in self._examined:
             return
         count(tasks)
         mode = in_mode(self.model, self._training_statistics) if judged else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
         with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:
             episode = self._episode(select(tasks, 0), *self._own())
-            known = any(earlier >= judged for *_, earlier, _ in self._examined)
-            found = examine(episode, judged, None if known else self.objective)
+            known = any(stepped and earlier >= judged for *_, stepped, earlier, _ in self._examined)
+            found = examine(episode, judged, None if known else self.objective) if stepping else examine_model(episode)
         self.engine.note(*found)
         self.engine.changing |= bool(moved)
         self._examined.add(key)

@@ -140,7 +140,8 @@ class Oracle:
         return {n: params.pop(n) for n in self.learner.adapted}, params, buffers
 
     def run(self, tensors: Tensors, buffers: Tensors, x: Any) -> tuple[Any, Tensors]:
-        args = x if isinstance(x, tuple) else (x,)
+        # Copies: the library refuses models that write to their inputs.
+        args = tuple(a.clone() if isinstance(a, Tensor) else a for a in (x if isinstance(x, tuple) else (x,)))
         fresh = {n: b.clone() for n, b in buffers.items()}
         return self.model({**tensors, **fresh}, *args)
 
