@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from ..contracts import RefusedBroadcasts
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
-from ..task import InteractiveSource, Source, Task, TaskSource, count, select, to
+from ..task import InteractiveSource, Source, Task, TaskSource, select, to
 from .accuracy import accuracy as accuracy
 from .accuracy import floating
 from .ensemble import Ensemble
@@ -239,12 +239,8 @@ def _check(num_tasks: int, batch: int, steps: int | None) -> None:
 
 def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:
     # One at a time: what a source draws for n tasks at once would depend on n.
-    tasks = [source.sample(1, generator) for _ in range(n)]
-    if (number := count(tasks[0])) != 1:
-        raise ValueError(
-            f"{type(source).__name__}.sample(1, generator) returned {number} tasks, but sample(n, generator) must "
-            "return n: the first axis of every tensor is that of tasks"
-        )
+    # Of one that draws more than it is asked for, the first, so that there are as many scores as tasks were asked for.
+    tasks = [select(source.sample(1, generator), slice(0, 1)) for _ in range(n)]
     joined: Task = pytree.tree_map(lambda *leaves: None if leaves[0] is None else torch.cat(leaves), *tasks)
     return joined
 
