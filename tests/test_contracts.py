@@ -1167,3 +1167,29 @@ def test_outer_losses_that_move_the_models_statistics_are_refused(vectorize: Any
     with pytest.raises(ValueError, match=r"changes the learner's 'model\.1\.\w+' in place"):
         learner.meta_gradient(tasks)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+@VECTORIZE
+def test_models_may_have_sparse_buffers(vectorize: Any) -> None:
+    class Graph(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.register_buffer("adjacency", torch.eye(3).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x @ self.adjacency.to_dense())
+
+    tasks, model = column(regression()), Graph()
+    found = il.maml(model, 0.1, loss=F.mse_loss, vectorize=False).meta_gradient(tasks)[0]
+    plain = nn.Linear(3, 1)
+    plain.load_state_dict({"weight": model.weight, "bias": model.bias})
+    expected = il.maml(plain, 0.1, loss=F.mse_loss, vectorize=vectorize).meta_gradient(tasks)[0]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.* is deprecated:FutureWarning")
+def test_spectral_norms_are_said_not_to_follow_meta_training(old: bool) -> None:
+    normed = nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
+    with pytest.warns(UserWarning, match=r"spectral norm in '0.*' .* call the model once in train\(\) mode"):
+        il.maml(nn.Sequential(normed(nn.Linear(3, 4)), nn.Linear(4, 1)), 0.1)

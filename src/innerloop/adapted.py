@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
 from .contracts import normal_mode, normal_tensors, without_kept_tensors
@@ -25,7 +27,13 @@ def depends_on_inputs(model: nn.Module, statistics: Statistics) -> bool:
     return any(statistics == "batch" or norm.running_mean is None for norm in norms)
 
 
-def warn_of_unused_statistics(model: nn.Module, statistics: Statistics) -> None:
+def warn_of_statistics(model: nn.Module, statistics: Statistics) -> None:
+    """Say what a model's norms have gathered that the learner does not go by, or that will not follow meta-training."""
+    _warn_of_unused_statistics(model, statistics)
+    _warn_of_spectral_norms(model)
+
+
+def _warn_of_unused_statistics(model: nn.Module, statistics: Statistics) -> None:
     """Say that batch norms in ``eval()`` mode with statistics that were gathered do not go by them."""
     for name, norm in model.named_modules():
         gathered = isinstance(norm, BATCH_NORMS) and norm.num_batches_tracked is not None
@@ -34,6 +42,21 @@ def warn_of_unused_statistics(model: nn.Module, statistics: Statistics) -> None:
                 f"the batch norm {name!r} is in eval() mode and has stored running statistics, but the learner ignores "
                 'them and normalizes by batch statistics: give statistics="running" to use the stored ones, or, if '
                 "batch statistics are meant, call model.train() before you make the learner",
+                stacklevel=user_level(),
+            )
+            return
+
+
+def _warn_of_spectral_norms(model: nn.Module) -> None:
+    """Say that what spectral norms estimate does not follow meta-training: their vectors are buffers, dropped after
+    every task."""
+    for name, module in model.named_modules():
+        hooks = module._forward_pre_hooks.values()
+        if isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
+            warnings.warn(
+                f"the spectral norm in {name!r} keeps what it estimates in buffers, which are a task's own, so that it "
+                "does not follow meta-training: after every outer update, call the model once in train() mode under "
+                "torch.no_grad(), which moves them, or use another normalization",
                 stacklevel=user_level(),
             )
             return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_unused_statistics
+from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_statistics
 from .checks import examine, examine_model
 from .compiling import Compile, Compiler
 from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
@@ -106,7 +106,7 @@ class MetaLearner(nn.Module):
             raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
         refuse_inference_parameters(model, rule)
-        warn_of_unused_statistics(model, statistics)
+        warn_of_statistics(model, statistics)
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective, self.initial, self.steps, self.batch_size = objective or Unrolled(), initial, steps, batch_size
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation

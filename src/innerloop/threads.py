@@ -121,7 +121,7 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
         model: the module.
         call: computes something with what `mine` gives, on parameters other than the module's.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if buffer.layout == torch.strided]
     try:
         with standing_in(model, replica(model)), torch.enable_grad():
             outputs = [t for t in pytree.tree_leaves(call()) if isinstance(t, torch.Tensor) and t.requires_grad]

@@ -145,6 +145,7 @@ def unchanged(learner: nn.Module, **others: Any) -> Iterator[list[str]]:
         f"{prefix}.{name}" if prefix else name: (tensor, tensor.detach().clone())
         for prefix, module in modules.items()
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        if tensor.layout == torch.strided  # torch compares no others
     }
     moved: list[str] = []
     changed: list[str] = []
