@@ -251,7 +251,8 @@ class MetaLearner(nn.Module):
         with normal_mode(), torch.no_grad(), self._in_use():
             support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
             task = Task(support, support)
-            self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), steps)
+            alone = pytree.tree_map_only(Tensor, lambda leaf: leaf[None], support)
+            self._examine(Task(alone, alone), steps)
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
             with TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
@@ -384,7 +385,8 @@ class MetaLearner(nn.Module):
         """
         stepping = judged or bool(self.steps if steps is None else steps)
         shapes = [tensor.shape[1:] for tensor in tensors_of(tasks)]
-        if (key := (*shapes, stepping, judged, self.model.training)) in self._examined:
+        key = (*shapes, stepping, judged, self.model.training)
+        if key in self._examined or not (stepping or tasks.query is not tasks.support):  # without steps nothing runs
             return
         count(tasks)
         mode = in_mode(self.model, self._training_statistics) if judged else self._in_use()
