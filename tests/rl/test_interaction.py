@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import innerloop as il
+from innerloop import experiment
 from innerloop import rl
 from innerloop.train.record import MACHINE_FIELDS
 
@@ -184,8 +185,8 @@ def test_a_run_is_evaluated_with_the_baseline_that_it_learned(tmp_path):
         "tasks.eval_episodes=3",
         "train.iterations=2", "train.tasks=3", "train.val_tasks=2", "evaluate.num_tasks=4",
     ])  # fmt: skip
-    place = il.experiment.Place()
-    _, tested = il.experiment.conduct(settings, tmp_path / "run", place, progress=False)
+    place = experiment.Place()
+    _, tested = experiment.conduct(settings, tmp_path / "run", place, progress=False)
     own, sources, loaded = il.load_run(tmp_path / "run")
     assert sources.test.baseline is sources.train.baseline
     assert sources.test.baseline.spread > 0
