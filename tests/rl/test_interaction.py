@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import innerloop as il
-from innerloop import experiment
-from innerloop import rl
+from innerloop import experiment, rl
 from innerloop.train.record import MACHINE_FIELDS
 
 G = torch.Generator
