@@ -34,6 +34,30 @@ def column(tasks: il.Task) -> il.Task:
     return il.Task(*(il.Batch(part.x, part.y[..., None]) for part in tasks))
 
 
+def by_hand(model: nn.Module, loss: Callable[[Any, Any], Tensor], tasks: il.Task, lr: float = 0.1) -> dict[str, Tensor]:
+    """The meta-gradient of one inner step, in plain autograd."""
+    start, call = dict(model.named_parameters()), torch.func.functional_call
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def one(index: int) -> Tensor:
+        support, query = il.task.select(tasks, index)
+        grads = torch.autograd.grad(
+            loss(call(model, (start, buffers), (support.x,)), support.y), list(start.values()), create_graph=True
+        )
+        params = {name: p - lr * grad for (name, p), grad in zip(start.items(), grads, strict=True)}
+        return loss(call(model, (params, buffers), (query.x,)), query.y)
+
+    mean = torch.stack([one(index) for index in range(len(tasks.support.x))]).mean()
+    return dict(zip(start, torch.autograd.grad(mean, list(start.values())), strict=True))
+
+
+def require_right(model: nn.Module, loss: Callable[[Any, Any], Tensor], tasks: il.Task) -> None:
+    """That a learner's meta-gradient is that of a loop by hand."""
+    found = il.maml(model, 0.1, loss=loss).meta_gradient(tasks)[0]
+    expected = {f"model.{name}": grad for name, grad in by_hand(model, loss, tasks).items()}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 # -- targets that broadcast -------------------------------------------------------------------------------------------
 
 
@@ -137,14 +161,15 @@ MEANT: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
 @pytest.mark.parametrize("name", MEANT)
 def test_what_is_meant_is_not_refused(name: str) -> None:
     outputs, loss = MEANT[name]
-    learner, tasks = il.maml(nn.Linear(3, outputs), 0.01, loss=loss), regression()
-    learner.meta_gradient(tasks)
-    learner.adapt(il.task.select(tasks.support, 0))
+    model, tasks = nn.Linear(3, outputs), regression()
+    require_right(model, loss, tasks)
+    losses = il.maml(model, 0.01, loss=loss).adapt(il.task.select(tasks.support, 0)).losses
+    torch.testing.assert_close(losses[0], loss(model(tasks.support.x[0]), tasks.support.y[0]).detach())
 
 
 def test_every_output_may_have_the_same_target() -> None:
     loss = lambda output, y: (output - y).square().mean()  # noqa: E731 - several heads, one target each example
-    il.maml(nn.Linear(3, 4), 0.01, loss=loss).meta_gradient(column(regression()))
+    require_right(nn.Linear(3, 4), loss, column(regression()))
 
 
 @pytest.mark.parametrize("call", ["adapt", "learner", "meta_gradient", "predict"])
@@ -166,13 +191,13 @@ def test_losses_that_write_to_their_targets_are_refused(call: str) -> None:
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_one_number_is_no_target() -> None:
     loss = lambda output, y: F.mse_loss(output, y) + F.l1_loss(output, torch.zeros(()))  # noqa: E731
-    il.maml(nn.Linear(3, 1), 0.01, loss=loss).meta_gradient(column(regression()))
+    require_right(nn.Linear(3, 1), loss, column(regression()))
 
 
 def test_a_single_example_broadcasts_to_what_it_is() -> None:
     x, y = torch.randn(2, 1, 3), torch.randn(2, 1)
     batch = il.Batch(x, y)
-    il.maml(nn.Linear(3, 1), loss=lambda output, y: (output - y).square().mean())(il.Task(batch, batch))
+    require_right(nn.Linear(3, 1), lambda output, y: (output - y).square().mean(), il.Task(batch, batch))
 
 
 def test_pytrees_of_outputs_and_targets() -> None:
@@ -317,7 +342,7 @@ def test_writing_to_buffers_and_to_new_tensors_is_fine() -> None:
             x.mul_(2)
             return self.layer(x).relu_()
 
-    il.maml(Fine(), loss=F.mse_loss).meta_gradient(column(regression()))
+    require_right(Fine(), F.mse_loss, column(regression()))
 
 
 # -- tensors that modules keep ----------------------------------------------------------------------------------------
@@ -566,6 +591,10 @@ def test_functions_that_are_differentiable_once_are_refused_in_second_order(memo
     tasks = column(regression())
     with pytest.raises(ValueError, match=r"once_differentiable.*order=1"):
         il.maml(OnlyOnce(), loss=F.mse_loss, memory=memory, vectorize=vectorize).meta_gradient(tasks)
+    with pytest.raises(ValueError, match=r"once_differentiable.*order=1"):
+        il.fomaml(OnlyOnce(), loss=F.mse_loss, memory=memory, vectorize=vectorize)(
+            tasks, objective=il.Unrolled(order=2)
+        )
     used_first = il.maml(OnlyOnce(), loss=F.mse_loss, memory=memory, vectorize=vectorize)
     used_first.predict(tasks)  # which takes no second derivatives
     used_first.adapt(il.task.select(tasks.support, 0))
@@ -902,19 +931,7 @@ def test_derivatives_in_a_model_are_right_or_refused(name: str, memory: Any) -> 
     model, x = Derived(DERIVATIVES[name]), torch.randn(3, 10, 1)
     tasks = il.Task(il.Batch(x[:, :6], x[:, :6].sin()), il.Batch(x[:, 6:], x[:, 6:].sin()))
 
-    def one(index: int) -> Tensor:
-        params = dict(model.named_parameters())
-        support, query = il.task.select(tasks, index)
-        call = torch.func.functional_call
-        grads = torch.autograd.grad(
-            equation(call(model, params, (support.x,)), support.y), list(params.values()), create_graph=True
-        )
-        params = {name: p - 0.1 * grad for (name, p), grad in zip(params.items(), grads, strict=True)}
-        return equation(call(model, params, (query.x,)), query.y)
-
-    objective = torch.stack([one(index) for index in range(3)]).mean()
-    grads = torch.autograd.grad(objective, list(model.parameters()))
-    expected = {name: grad for (name, _), grad in zip(model.named_parameters(), grads, strict=True)}
+    expected = by_hand(model, equation, tasks)
     for vectorize in ("auto", True, False, (1, 2)):
         learner = il.maml(model, 0.1, loss=equation, vectorize=vectorize, memory=memory)  # type: ignore[arg-type]
         if name != "by_func" and vectorize in (True, (1, 2)):
@@ -1195,3 +1212,22 @@ def test_spectral_norms_are_said_not_to_follow_meta_training(old: bool) -> None:
     normed = nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
     with pytest.warns(UserWarning, match=r"spectral norm in '0.*' .* call the model once in train\(\) mode"):
         il.maml(nn.Sequential(normed(nn.Linear(3, 4)), nn.Linear(4, 1)), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:the spectral norm in:UserWarning")
+@pytest.mark.parametrize("moved", [True, False])
+def test_spectral_norms_follow_meta_training_by_what_the_warning_says(moved: bool) -> None:
+    normed = nn.utils.parametrizations.spectral_norm
+    net = nn.Sequential(normed(nn.Linear(1, 20)), nn.Tanh(), normed(nn.Linear(20, 20)), nn.Tanh(), nn.Linear(20, 1))
+    learner, source = il.maml(net, 0.01, loss=F.mse_loss, vectorize=False), il.Sinusoid(shots=5)
+    optimizer, generator = torch.optim.Adam(learner.parameters(), lr=3e-2), torch.Generator().manual_seed(0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        learner(source.sample(2, generator)).objective.mean().backward()
+        optimizer.step()
+        if moved:
+            with torch.no_grad():
+                net(torch.zeros(1, 1))
+    net.eval()
+    norms = [torch.linalg.matrix_norm(layer.weight, 2).item() for layer in (net[0], net[2])]
+    assert (norms == pytest.approx([1, 1], abs=0.05)) is moved, norms

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator
+from enum import IntEnum
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,22 +38,44 @@ def require_tensors(output: Any) -> None:
             )
 
 
-def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool, bool, bool]:
+class Use(IntEnum):
+    """What a learner does with a task: it runs the model on the query set, takes inner steps, computes the outer loss,
+    takes second derivatives for a meta-gradient. From the second on, each includes those before."""
+
+    ANSWER, ADAPT, JUDGE, DIFFERENTIATE = range(4)
+
+
+def judging(objective: Any) -> Use:
+    """What it takes to judge by an objective."""
+    second = objective.order != 1 if isinstance(objective, Unrolled) else isinstance(objective, Implicit)
+    return Use.DIFFERENTIATE if second else Use.JUDGE
+
+
+class Found(NamedTuple):
+    """What an examination found: whether random numbers are drawn, whether some part changes in Python when it is
+    called, and whether copies of the model can run in threads of their own."""
+
+    random: bool = False
+    changing: bool = False
+    separable: bool = True
+
+
+def examine(episode: Episode, use: Use, objective: Any = None) -> Found:
     """Run one task's model and losses once, and refuse what would be wrong without an error later on.
 
     Args:
         episode: a task's, which is not changed.
-        judged: whether the outer loss is computed, too.
-        objective: the learner's, for the first task only: then update steps and unused parameters are checked, too.
-
-    Returns:
-        Whether random numbers are drawn, whether some part changes in Python when it is called, and whether copies of
-        the model can run in threads of their own.
+        use: what will be done with tasks.
+        objective: what they will be judged by, the first time that they are put to this use: then update steps and
+            unused parameters are checked, too.
 
     Raises:
         ValueError: something writes to parameters, a loss broadcasts, or ``memory="constant"`` would lose a gradient.
         TypeError: the model's output has something in it that is not a tensor.
     """
+    if use == Use.ANSWER:
+        _answer(episode)
+        return Found()
     start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.items()}
     own = dataclasses.replace(
         episode,
@@ -72,31 +95,30 @@ def examine(episode: Episode, judged: bool, objective: Any = None) -> tuple[bool
             first, again = detach((output, loss)), None
             if objective is not None or own.memory == "constant":
                 with refused_out_of_place(model):
-                    used, held = _used(loss, start), _leaves(loss)
+                    used, lasting = _used(loss, start), _leaves(loss)
                 del output, loss  # one graph at a time
                 (output, loss), start, changing = _once_more(own, before, used)
                 again = detach((output, loss))
             if own.memory == "constant":
                 known = (*start.values(), *own.learned(), *tensors_of((*episode.task, episode.buffers)))
-                _refuse_hidden([leaf for leaf in _leaves(loss) if id(leaf) in map(id, held)], known)
+                _refuse_hidden(set(_leaves(loss)).intersection(lasting), known)
             if objective is not None:
                 changing |= _take_steps(own, loss, start)
-                _check_parts(own, objective, loss, start, judged)
+                _check_parts(own, objective, loss, start, second=use == Use.DIFFERENTIATE)
         _require_same(first, again or first, own, before, start)
-        if judged:
+        if use >= Use.JUDGE:
             _judge(own, params)
         random = not same_random_state(before, random_state(own_tensors))
-        return random, changing, objective is None or _separable(own)
+        return Found(random, changing, objective is None or _separable(own))
 
 
-def examine_model(episode: Episode) -> tuple[bool, bool, bool]:
-    """Run one task's model alone, for predictions after no steps, and refuse writes; nothing else is found out."""
+def _answer(episode: Episode) -> None:
+    """Run one task's model on its query set, and refuse writes."""
     x = pytree.tree_map_only(Tensor, Tensor.clone, episode.task.query.x)
     params = {name: p.detach() for name, p in {**episode.fixed, **episode.start}.items()}
     model, devices = episode.model.model, [p.device for p in params.values() if p.device.type == "cuda"]
     with torch.random.fork_rng(devices[:1]), without_kept_tensors(model), model_writes(model, params, x):
         episode.answer({name: params[name] for name in episode.start}, x)
-    return False, False, True
 
 
 def _once_more(episode: Episode, before: RandomState, used: list[str]) -> tuple[Run, Params, bool]:
@@ -134,13 +156,13 @@ def _take_steps(episode: Episode, loss: Tensor, start: Params) -> bool:
         return plain_state({"rule": episode.rule}) != still
 
 
-def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params, judged: bool) -> None:
+def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params, second: bool) -> None:
     """Name what has no part in adapting, and refuse what the inner loop would leave out."""
     model = episode.model.model
     refuse_order(objective, learned := parameters_of(episode.inner_loss, episode.loss))
     _refuse_own_parameters(loss, {name: p for name, p in model.named_parameters() if name in start})
     with refused_out_of_place(model):
-        check_dependence(loss, start, learned, second=judged and _takes_second_derivatives(objective))
+        check_dependence(loss, start, learned, second=second)
 
 
 def _judge(episode: Episode, params: Params) -> None:
@@ -195,12 +217,6 @@ def _require_same(first: Run, again: Run, episode: Episode, before: RandomState,
 def _close(first: Any, again: Any) -> bool:
     pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(again), strict=True)
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-7, equal_nan=True) for a, b in pairs)
-
-
-def _takes_second_derivatives(objective: Any) -> bool:
-    if isinstance(objective, Unrolled):
-        return objective.order != 1
-    return isinstance(objective, Implicit)
 
 
 def _used(loss: Tensor, params: Params) -> list[str]:
@@ -334,14 +350,12 @@ def _refuse_hidden(leaves: Iterable[Tensor], known: Iterable[Tensor]) -> None:
     Raises:
         ValueError: a leaf is not among the known tensors.
     """
-    ids = {id(tensor) for tensor in known}
-    for tensor in leaves:
-        if id(tensor) not in ids:
-            raise ValueError(
-                f"the inner loss depends on a tensor of shape {tuple(tensor.shape)} that requires a gradient but is "
-                'not a parameter of the model or of a loss module, and memory="constant" would lose its gradient: '
-                'register it as an nn.Parameter of the model or of the loss, or give memory="graph"'
-            )
+    if hidden := set(leaves).difference(known):
+        raise ValueError(
+            f"the inner loss depends on a tensor of shape {tuple(hidden.pop().shape)} that requires a gradient but is "
+            'not a parameter of the model or of a loss module, and memory="constant" would lose its gradient: '
+            'register it as an nn.Parameter of the model or of the loss, or give memory="graph"'
+        )
 
 
 def _refuse_once_differentiable(grads: list[Tensor]) -> None:

@@ -230,14 +230,14 @@ def _cause(error: BaseException, owner: Any) -> Cause:
     message = str(error)
     if isinstance(error, TasksDifferError):
         return Cause(_READS, "use torch.where in place of `if`")
+    if isinstance(error, GradientsError):
+        return Cause(first_line(error), "use torch.func.grad, torch.func.jvp or torch.func.jacrev")
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
         return _RECURRENT
     for pattern, cause in _CAUSES:
         if re.search(pattern, message):
             inplace = cause.why == _WRITES or cause.fix == _OUT_OF_PLACE
             return cause._replace(fix="make the layer with inplace=False") if inplace and _in_place(owner) else cause
-    if isinstance(error, GradientsError):
-        return Cause(first_line(error), "use torch.func.grad, torch.func.jvp or torch.func.jacrev")
     if isinstance(error, NotImplementedError):  # this library's own refusals say why
         return Cause(first_line(error), "remove the hook" if "hook" in message else _UNKNOWN.fix)
     return _UNKNOWN

@@ -73,17 +73,17 @@ def binary_cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: An
     Probabilities within 1e-12 of 0 or 1, and values outside of [0, 1], which are an error, still go to torch's own.
     """
     reduction, weight = _reduction(*args, **kwargs)
-    apart = input.detach()
-    within = apart * (1 - apart) > 1e-12
     if reduction is None or torch.finfo(input.dtype).bits < 32 or input.shape != target.shape:
         return F.binary_cross_entropy(input, target, *args, **kwargs)
+    value = input.detach()
+    within = value * (1 - value) > 1e-12
     x = torch.where(within, input, 0.5)
     loss = torch.where(
         within,
         -target * torch.log(x) - (1 - target) * torch.log1p(-x),
         F.binary_cross_entropy(torch.where(within, 0.5, input), target, reduction="none"),
     )
-    loss = loss if weight is None else loss * weight
+    loss = loss if weight is None else loss * weight.expand_as(loss)
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
 

@@ -82,7 +82,7 @@ class Engine:
         self.separable &= separable
 
     @property
-    def _counts(self) -> bool:
+    def _depends_on_plan(self) -> bool:
         """Whether results depend on how many tasks run at once, so that timings must not choose that number."""
         return self.random or self.changing
 
@@ -99,7 +99,7 @@ class Engine:
 
     def settled(self, tasks: Task, purpose: str) -> bool:
         """Whether the plan for such meta-batches stays as it is."""
-        fixed = self.given is not None or not self.vectorised or self._counts or _deterministic()
+        fixed = self.given is not None or not self.vectorised or self._depends_on_plan or _deterministic()
         return fixed or f"{purpose} {_describe(tasks)}" in self.chosen
 
     @contextmanager
@@ -191,7 +191,7 @@ class Engine:
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def _plan(self, name: str, number: int, params: Params) -> Plan:
-        if self._recording or (self.vectorize == "auto" and self._counts and not self._fallback):
+        if self._recording or (self.vectorize == "auto" and self._depends_on_plan and not self._fallback):
             return Plan(number)
         if not self.vectorised:
             return Plan(ONE_BY_ONE)

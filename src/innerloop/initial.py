@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .inner import Episode
 from .select import head_name
-from .stacks import functorch
+from .stacks import of_all_tasks
 from .task import Params
 from .threads import mine
 
@@ -93,8 +93,7 @@ def require_classes(labels: Any, outputs: int, head: str) -> None:
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         kind = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"prototypes need class indices, whole numbers [S], as the support set's targets; got {kind}")
-    while functorch.is_functorch_wrapped_tensor(labels):
-        labels = functorch.get_unwrapped(labels)
+    labels = of_all_tasks(labels)
     if torch._C._len_torch_dispatch_stack():  # of a recording, which has no values
         return
     wrong = labels[((labels < 0) | (labels >= outputs)) & (labels != -100)]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_statistics
-from .checks import examine, examine_model
+from .checks import Use, examine, judging
 from .compiling import Compile, Compiler
 from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
@@ -134,7 +134,7 @@ class MetaLearner(nn.Module):
             objective: another than the learner's own, to judge by.
         """
         with normal_mode(), in_mode(self.model, self._training_statistics):
-            self._examine(tasks := normal_tensors(tasks), judged=True)
+            self._examine(tasks := normal_tensors(tasks), judging(objective or self.objective), objective)
             judge = self._isolated(self._judge, iteration=iteration, objective=objective)
             outcome, left = self.engine.map(judge, tasks, *self._own(), ("judge", "forward")[torch.is_grad_enabled()])
             self._renew(average(left))
@@ -147,7 +147,7 @@ class MetaLearner(nn.Module):
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
         with normal_mode(), torch.enable_grad():
-            self._examine(tasks := normal_tensors(tasks), judged=True)
+            self._examine(tasks := normal_tensors(tasks), judging(self.objective))
             values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
             key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
             if (result := self.compiler.attempt(self, key, step, tasks, values)) is None:
@@ -202,6 +202,10 @@ class MetaLearner(nn.Module):
         others = self.rule, self.loss, self.inner_loss, self.initial
         return in_mode(self.model, self._training_statistics, training=False, others=others)
 
+    def _takes(self, steps: int | None) -> int:
+        """The number of inner steps; `None` stands for that of training."""
+        return self.steps if steps is None else steps
+
     def _renew(self, left: Params) -> None:
         if self.slots is not None and self.training:
             self.slots.renew(left)
@@ -236,7 +240,7 @@ class MetaLearner(nn.Module):
             return stack([output(params) for step, params in path if at is None or step in at])
 
         with normal_mode(), self._in_use():
-            self._examine(tasks := normal_tensors(tasks), steps)
+            self._examine(tasks := normal_tensors(tasks), Use.ADAPT if self._takes(steps) else Use.ANSWER)
             own = self._own(self.statistics == "shared")
             return self.engine.map(self._isolated(predictions), tasks, *own, "predict")
 
@@ -251,14 +255,14 @@ class MetaLearner(nn.Module):
         with normal_mode(), torch.no_grad(), self._in_use():
             support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
             task = Task(support, support)
-            alone = pytree.tree_map_only(Tensor, lambda leaf: leaf[None], support)
-            self._examine(Task(alone, alone), steps)
+            if self._takes(steps):
+                self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), Use.ADAPT)
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
             with TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
                 params = episode.last(order=1)
                 losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
-        # Copies, so that training on does not change what was adapted.
+        # Copies, as in `adapt_all`.
         episode.fixed, episode.start, episode.buffers = (
             {n: p.detach().clone() for n, p in tensors.items()} for tensors in (episode.fixed, params, episode.buffers)
         )
@@ -282,10 +286,10 @@ class MetaLearner(nn.Module):
 
         with normal_mode(), self._in_use():
             task = Task(support := normal_tensors(require_batch(support)), support)
-            self._examine(task, steps)
-            params, buffers = pytree.tree_map(
-                Tensor.clone, self._own(self.statistics == "shared")
-            )  # so that training on does not change them
+            if self._takes(steps):
+                self._examine(task, Use.ADAPT)
+            # Copies, so that training on does not change what was adapted.
+            params, buffers = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
             own = self.engine.map(self._isolated(last), task, params, buffers, "adapt")
         return AdaptedTasks(self._stateless, self.statistics, *own)
 
@@ -355,7 +359,7 @@ class MetaLearner(nn.Module):
             buffer_slots={name: buffers.pop(name) for name in buffer_slots},
             fixed=fixed,
             buffers=buffers,
-            steps=self.steps if steps is None else steps,
+            steps=self._takes(steps),
             iteration=iteration,
             batch_size=self.batch_size,
             stored=stored,
@@ -378,23 +382,17 @@ class MetaLearner(nn.Module):
 
         return isolated
 
-    def _examine(self, tasks: Task, steps: int | None = None, judged: bool = False) -> None:
-        """Before tasks of some shapes run for the first time, refuse what would be wrong without an error, and on the
-        very first name what has no part in adapting. Predictions after no steps need no loss, and so no support set;
-        the outer loss is examined where tasks are ``judged`` by it.
-        """
-        stepping = judged or bool(self.steps if steps is None else steps)
-        shapes = [tensor.shape[1:] for tensor in tensors_of(tasks)]
-        key = (*shapes, stepping, judged, self.model.training)
-        if key in self._examined or not (stepping or tasks.query is not tasks.support):  # without steps nothing runs
+    def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
+        """Before tasks of some shapes are put to some use for the first time, refuse what would be wrong without an
+        error; on the very first, name what has no part in adapting."""
+        if (key := (*[t.shape[1:] for t in tensors_of(tasks)], self.model.training, use)) in self._examined:
             return
         count(tasks)
-        mode = in_mode(self.model, self._training_statistics) if judged else self._in_use()
+        mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
         with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:
             episode = self._episode(select(tasks, 0), *self._own())
-            known = any(stepped and earlier >= judged for *_, stepped, earlier, _ in self._examined)
-            found = examine(episode, judged, None if known else self.objective) if stepping else examine_model(episode)
-        self.engine.note(*found)
-        self.engine.changing |= bool(moved)
+            known = any(earlier >= use for *_, earlier in self._examined)
+            found = examine(episode, use, None if known else objective or self.objective)
+        self.engine.note(found.random, found.changing or bool(moved), found.separable)
         self._examined.add(key)

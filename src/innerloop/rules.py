@@ -160,29 +160,30 @@ def as_given(reals: Params, like: Params) -> Params:
     return {n: torch.complex(*t.unbind(-1)) if like[n].is_complex() else t.to(like[n].dtype) for n, t in reals.items()}
 
 
-def _exactly(rate: nn.Parameter, value: float, params: Params) -> None:
-    """Give a rate all the digits that parameters have: in float32, 0.1 is off by 1e-8."""
-    dtype = rate.dtype
-    for param in params.values():
-        dtype = torch.promote_types(dtype, param.real.dtype)
-    if dtype != rate.dtype:
-        rate.data = torch.full_like(rate.data, value, dtype=dtype)
-
-
 class _Rated(nn.Module):
     """A rule with a rate, or rates, ``lr``, which start at ``initial_lr``: a number, or several."""
 
     initial_lr: Any
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Convert as ``double()`` or ``to()`` ask; a rate still at its initial value gets the digits of float64."""
+        """Convert as ``double()`` or ``to()`` ask."""
         result = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._exactly()
+        return result
+
+    def _exactly(self) -> None:
+        """Give rates of float64 that are still the first ones all their digits: in float32, 0.1 is off by 1e-8."""
         for name, rate in self.named_parameters():
             if name.split(".")[0] == "lr" and rate.dtype == torch.float64:
                 for first in self.initial_lr if isinstance(self.initial_lr, tuple) else (self.initial_lr,):
                     rounded = rate.detach() == torch.tensor(first, dtype=torch.float32).item()
                     rate.data = torch.where(rounded, first, rate.data)
-        return result
+
+    def _fit(self, rate: nn.Parameter, params: Params) -> None:
+        """Give a rate at least the type of the parameters."""
+        for param in params.values():
+            rate.data = rate.data.to(torch.promote_types(rate.dtype, param.real.dtype))
+        self._exactly()
 
 
 class SGD(_Rated, UpdateRule):
@@ -199,7 +200,7 @@ class SGD(_Rated, UpdateRule):
         self.lr = nn.Parameter(torch.tensor(self.initial_lr), requires_grad=learned)
 
     def bind(self, params: Params, steps: int) -> None:
-        _exactly(self.lr, self.initial_lr, params)
+        self._fit(self.lr, params)
 
     def rates(self) -> Params:
         return {"": self.lr} if self.lr.requires_grad else {}
@@ -285,7 +286,7 @@ class Adam(_Rated, UpdateRule):
         self.betas, self.eps = betas, eps
 
     def bind(self, params: Params, steps: int) -> None:
-        _exactly(self.lr, self.initial_lr, params)
+        self._fit(self.lr, params)
 
     def init(self, params: Params) -> Any:
         return tuple({n: torch.zeros_like(p) for n, p in as_reals(params).items()} for _ in range(2))

@@ -35,6 +35,13 @@ def place() -> Place:
     return "vmap" if level == 1 and kind == functorch.TransformType.Vmap else "other"
 
 
+def of_all_tasks(tensor: Tensor) -> Tensor:
+    """What is inside of the wrappers of function transforms."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
 @contextmanager
 def under(transforms: Sequence[Any]) -> Iterator[list[Any]]:
     """Code that runs under these function transforms, the innermost first, in place of those that it yields."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .stacks import functorch, place, under
+from .stacks import functorch, of_all_tasks, place, under
 from .task import tensors_of
 
 _TORCH, _FUNCTIONAL = str(Path(torch.__file__).parent), torch.autograd.functional.__file__
@@ -29,7 +29,7 @@ def where_tasks_agree(read: Callable[..., Any]) -> Callable[..., Any]:
     tasks if they have the same."""
 
     def call(tensor: Tensor) -> Any:
-        values = _of_all_tasks(tensor).flatten()
+        values = of_all_tasks(tensor).flatten()
         if tensor.numel() != 1 or not len(values):
             return read(tensor)
         if len(values) > 1 and not bool((values == values[0]).all()):
@@ -37,13 +37,6 @@ def where_tasks_agree(read: Callable[..., Any]) -> Callable[..., Any]:
         return read(values[0])
 
     return call
-
-
-def _of_all_tasks(tensor: Tensor) -> Tensor:
-    """What is inside of the wrappers of function transforms."""
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = functorch.get_unwrapped(tensor)
-    return tensor
 
 
 def contains(tensor: Tensor, element: Any) -> Any:
@@ -77,12 +70,12 @@ def reads_requires_grad(tensor: Tensor) -> bool:
     asking = sys._getframe(2).f_code.co_filename
     if asking == _FUNCTIONAL and functorch.is_functorch_wrapped_tensor(tensor):
         raise GradientsError
-    return bool((tensor if asking.startswith(_TORCH) else _of_all_tasks(tensor)).requires_grad)
+    return bool((tensor if asking.startswith(_TORCH) else of_all_tasks(tensor)).requires_grad)
 
 
 def set_requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     if place() != "vmap":  # other transforms record gradients themselves, by this very call
         return tensor.requires_grad_(requires_grad)
     with under([]):
-        _of_all_tasks(tensor).requires_grad_(requires_grad)
+        of_all_tasks(tensor).requires_grad_(requires_grad)
     return tensor

@@ -105,8 +105,8 @@ def rule_writes(rule: nn.Module, params: Params) -> RefusedWrites:
 
 def written(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that a function writes to."""
-    written = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
-    return [tensor for tensor in written if isinstance(tensor, Tensor)]
+    given = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
+    return [tensor for tensor in given if isinstance(tensor, Tensor)]
 
 
 def storage(tensor: Tensor) -> int:

@@ -404,7 +404,7 @@ class Twice(nn.Module):
 
 
 class Cooler:
-    """Changes what the model reads, as annealing in a training of one's own does."""
+    """Changes a number that the model reads, as a schedule does."""
 
     def __init__(self, model):
         self.model = model
