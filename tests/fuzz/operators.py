@@ -299,7 +299,8 @@ convolutions of one image, which convolutions of many tasks become, return unini
 weights are channels-last and oneDNN does not run. An index out of range raises no error: `embedding` reads a row of
 another task's table, and `one_hot` and `index_fill` select nothing, `index_fill` not even for a valid negative index.
 Derivatives of `binary_cross_entropy` beyond the first are inexact for probabilities near 0 or 1 (the second by 5e-9
-at 0.9996), also without `vmap`. All of these are right in innerloop.
+at 0.9996), also without `vmap`. The gradient of `max`, `min`, `median` and `nanmedian` of a whole tensor goes to one
+of several equal elements, in place of all. All of these are right in innerloop.
 """
 
 
