@@ -58,15 +58,16 @@ def call(function: Callable[..., Value], arguments: Mapping[str, Any], *first: A
     return function(*first, **given)
 
 
-def lookup(what: str, name: Any, table: Mapping[str, Value]) -> Value:
-    """The entry of that name.
+def lookup(what: str, name: Any, table: Mapping[str, Value], where: str = "") -> Value:
+    """The entry of that name, which was given at some place.
 
     Raises:
         ValueError: there is none; the message has the nearest name, and all of them.
     """
     if isinstance(name, str) and name in table:
         return table[name]
-    raise ValueError(f"unknown {what} {name!r}{nearest(name, table)} Known: {', '.join(sorted(table)) or 'none'}")
+    place, known = f"{where}: " if where else "", ", ".join(sorted(table)) or "none"
+    raise ValueError(f"{place}unknown {what} {name!r}{nearest(name, table)} Known: {known}")
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
@@ -99,7 +100,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         ValueError: it is of none of the types; the message names place, value and what was expected.
     """
     if Metric in (members := _members(hint)) and isinstance(value, str):
-        return None if value == "none" and type(None) in members else lookup("metric", value, METRICS)
+        return None if value == "none" and type(None) in members else lookup("metric", value, METRICS, where)
     for kind in members:
         converted = _convert(value, kind, where)
         if converted is not MISMATCH:
@@ -121,7 +122,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple:
         return _convert_list(value, arguments, where)
     if kind == Loss and isinstance(value, str):
-        return lookup("loss", value, LOSSES)
+        return lookup("loss", value, LOSSES, where)
     if _is_schedule(kind) and isinstance(value, dict):
         return _convert_schedule(value, where)
     return MISMATCH
