@@ -28,7 +28,8 @@ def free_port() -> int:
 
 def train(size: int, run: Path, name: str, iterations: int, action: str = "") -> list[tuple[int, str]]:
     """Of every process, its exit code and what it said."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+               "PYTHONFAULTHANDLER": "1"}  # what aborts says where  # fmt: skip
     command = [sys.executable, str(SCRIPT), str(run), name, str(iterations), action]
     processes = []
     for rank in range(size):
@@ -101,7 +102,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_iteration(tmp_path):
 def test_what_is_not_finite_in_one_process_stops_all(tmp_path):
     ended = train(2, tmp_path, "maml", 50, "poison")
     for code, said in ended:
-        assert code == 1
+        assert code == 1, ended
         assert "iteration 10: the loss of task 5 (counted from 0)" in said
 
 
