@@ -143,3 +143,24 @@ def test_mini_imagenet_is_learned_from(tmp_path: Path, mini_imagenet_root: Path)
     assert losses[-50:].mean() < losses[:50].mean() - 0.05
     test = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
     assert test["mean"] - test["ci95"] > 25
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+@pytest.mark.parametrize("preset", ["maml", "anil"])
+def test_mini_imagenet_clips_as_the_authors_code_does(preset: str, shots: int) -> None:
+    """Finn et al. clamp at 10 the gradient of a sum over all query images, divided by the shots. What comes out must be
+    ours but for one factor, which Adam does not see."""
+    resolved = config.load_recipe(f"mini-imagenet-5w{shots}s-{preset}")
+    limit = config.arguments(resolved, "train")["clip"]
+    images = resolved["tasks"]["ways"] * resolved["tasks"]["queries"]
+    features = 3 * shots * torch.randn(images, 5, dtype=torch.double)
+    classes, weights = torch.randint(5, (images,)), torch.randn(5, 5, dtype=torch.double)
+
+    def gradient(reduction: str) -> torch.Tensor:
+        leaf = weights.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(features @ leaf, classes, reduction=reduction)
+        return torch.autograd.grad(loss, leaf)[0]
+
+    theirs, ours = (gradient("sum") / shots).clamp(-10, 10), gradient("mean").clamp(-limit, limit)
+    assert 0 < (theirs.abs() == 10).sum() < theirs.numel()
+    torch.testing.assert_close(ours / limit, theirs / 10, rtol=1e-6, atol=0)
