@@ -899,6 +899,11 @@ def by_grad_or_zero(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.zeros_like(x) if found is None else found
 
 
+def by_leaf(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x.requires_grad_()
+    return torch.autograd.grad(f(x).sum(), x, create_graph=True)[0]
+
+
 def by_func(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.func.grad(lambda x: f(x).sum())(x)
 
@@ -920,6 +925,41 @@ class Derived(nn.Module):
 
 def equation(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
     return (output[0] - y).square().mean() + (output[1] + output[0]).square().mean()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.filterwarnings("ignore:Derived .* cannot be vectorized:UserWarning")
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+@pytest.mark.parametrize("vectorize", ["auto", False])
+def test_a_model_that_differentiates_by_its_input_does_not_find_it_again(vectorize: Any, memory: Any) -> None:
+    """A second step on the same tensor would differentiate through the first one."""
+    x = torch.randn(3, 10, 1)
+    tasks = il.Task(il.Batch(x[:, :6], x[:, :6].sin()), il.Batch(x[:, 6:], x[:, 6:].sin()))
+    found = []
+    for derivative in (by_func, by_leaf):
+        torch.manual_seed(0)
+        learner = il.maml(
+            Derived(derivative), 0.1, steps=3, loss=equation, memory=memory, vectorize=vectorize, compile=False
+        )
+        found.append((learner.meta_gradient(tasks)[0], learner.predict(tasks)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+    assert not tasks.support.x.requires_grad
+
+
+@pytest.mark.parametrize("call", ["adapt", "predict", "adapt_all"])
+def test_gradients_where_none_are_recorded_are_told_how_to_be(call: str) -> None:
+    class Slope(Derived):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.f(x), by_leaf(self.f, x)
+
+    x = torch.randn(3, 6, 1)
+    tasks, learner = il.Task(il.Batch(x, x), il.Batch(x, x)), il.maml(Slope(by_leaf), 0.1, loss=equation)
+    with pytest.raises(ValueError, match=r"torch\.enable_grad\(\)"):
+        {
+            "adapt": lambda: learner.adapt(il.task.select(tasks.support, 0))(x[0]),
+            "predict": lambda: learner.predict(tasks),
+            "adapt_all": lambda: learner.adapt_all(tasks.support)(x),
+        }[call]()
 
 
 @pytest.mark.usefixtures("double")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,52 @@ def test_implicit_equals_a_long_proximal_unroll(regression: Callable[..., il.Tas
     assert set(unrolled) == set(implicit)
     for name in unrolled:
         torch.testing.assert_close(implicit[name], unrolled[name], rtol=1e-6, atol=1e-9)
+
+
+class Pull(il.GradientTransform):
+    """Somebody's own proximal term."""
+
+    def __init__(self, strength: float | nn.Parameter) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def init(self, params: il.task.Params) -> Any:
+        return dict(params)
+
+    def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+        return {n: grad + self.strength * (params[n] - state[n]) for n, grad in grads.items()}, state
+
+
+RESTING: dict[str, Callable[[], il.UpdateRule]] = {
+    "proximal": lambda: il.Chain(il.Proximal(2.0), il.SGD(0.1)),
+    "own": lambda: il.Chain(Pull(2.0), il.SGD(0.1)),
+    "momentum": lambda: il.Chain(il.Proximal(2.0), il.Momentum(), il.SGD(0.1)),
+    "Adam": lambda: il.Chain(il.Proximal(2.0), il.Adam(0.1)),
+    "curvature": lambda: il.Chain(il.Proximal(2.0), il.KroneckerCurvature(), il.SGD(0.1)),
+    "learned rates": lambda: il.Chain(il.Proximal(2.0), il.ElementwiseSGD(0.1)),
+    "clip": lambda: il.Chain(il.Proximal(2.0), il.Clip(1.0), il.SGD(0.1)),
+}
+RESTLESS: dict[str, Callable[[], il.UpdateRule]] = {
+    "no pull": lambda: il.SGD(0.1),
+    "Adam without": lambda: il.Adam(0.1),
+    "weaker": lambda: il.Chain(il.Proximal(1.0), il.SGD(0.1)),
+    "stronger": lambda: il.Chain(Pull(2.1), il.SGD(0.1)),
+    "twice": lambda: il.Chain(il.Proximal(2.0), il.Proximal(2.0), il.SGD(0.1)),
+    "after clipping": lambda: il.Chain(il.Clip(1e-4), il.Proximal(2.0), il.SGD(0.1)),
+    "learned": lambda: il.Chain(Pull(nn.Parameter(torch.tensor(2.0))), il.SGD(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", [*RESTING, *RESTLESS])
+def test_implicit_refuses_rules_that_rest_elsewhere(name: str, regression: Callable[..., il.Task]) -> None:
+    rule = {**RESTING, **RESTLESS}[name]()
+    learner = il.MetaLearner(nn.Linear(2, 1), rule, objective=il.Implicit(2.0), loss=F.mse_loss, steps=2)
+    if name in RESTING:
+        learner.meta_gradient(regression(2))
+        return
+    told = "says where inner steps come to rest" if name == "learned" else "does not come to rest there"
+    with pytest.raises(ValueError, match=rf"{told}.*il\.Proximal\(2\) first"):
+        learner.meta_gradient(regression(2))
 
 
 def naive_maml(model: nn.Module, task: il.Task, lr: float, steps: int) -> tuple[list[Tensor], Tensor]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import innerloop as il
-from innerloop import search, threads
+from innerloop import engine, search, threads
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +180,11 @@ def test_a_search_goes_on_without_threads(regression: Callable[..., il.Task], mo
         learner.meta_gradient(tasks)
         learner.predict(tasks)
     assert len(learner.engine.chosen) == 2
-    assert all(plan.threads == 1 for plan in learner.engine.chosen.values())
+    used: list[Any] = []
+    monkeypatch.setattr(engine, "side_by_side", lambda *arguments: used.append(arguments))
+    learner.meta_gradient(tasks)
+    learner.predict(tasks)
+    assert not used
 
 
 def test_results_come_in_order_from_threads_with_their_share() -> None:

@@ -160,6 +160,8 @@ def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params, 
     """Name what has no part in adapting, and refuse what the inner loop would leave out."""
     model = episode.model.model
     refuse_order(objective, learned := parameters_of(episode.inner_loss, episode.loss))
+    if isinstance(objective, Implicit):
+        objective.require_minimum(episode.rule, start)
     _refuse_own_parameters(loss, {name: p for name, p in model.named_parameters() if name in start})
     with refused_out_of_place(model):
         check_dependence(loss, start, learned, second=second)

@@ -45,8 +45,17 @@ NORMS = (BATCH_NORMS, INSTANCE_NORMS)
 
 
 def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A module's arguments: a tuple is positional ones, a dict keyword ones, anything else the only one."""
+    """A module's arguments: a tuple is positional ones, a dict keyword ones, anything else the only one.
+
+    Tensors that need no gradient are given as new ones of the same memory. A module that differentiates by its inputs
+    (``x.requires_grad_()``) would find a tensor of earlier steps again else, with their part in its gradient.
+    """
+    x = _fresh(x) if isinstance(x, Tensor) else pytree.tree_map_only(Tensor, _fresh, x)
     return (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    return tensor if tensor.requires_grad else tensor.detach()
 
 
 def part(output: Any, name: str) -> Any:

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.func import grad, vjp
 
 from .inner import Episode, detach
-from .rules import as_reals
+from .rules import UpdateRule, as_reals
 from .schedules import Schedule, value
 from .stacks import on_stacks, place
 from .task import Params
@@ -152,6 +152,39 @@ class Implicit(Objective):
     def constants(self, iteration: int) -> Hashable:
         return None
 
+    def require_minimum(self, rule: UpdateRule, start: Params) -> None:
+        """Refuse an update rule that comes to rest elsewhere than at the minimum that is differentiated at.
+
+        Where ``grad support_loss(phi) = -strength * (phi - start)``, the rule must leave ``phi`` where it is.
+
+        Args:
+            rule: the inner rule.
+            start: the adapted parameters before the first step.
+
+        Raises:
+            ValueError: it moves ``phi``, or parameters of its own say where it rests.
+        """
+        start = detach(start)
+        away = {name: p + STRAY * (p.abs().mean() + 1) for name, p in start.items()}
+        slope = {name: -self.strength * (away[name] - p) for name, p in start.items()}
+        with torch.enable_grad():
+            still = _moved(rule, slope, away, start)
+            learned = {name: p for name, p in rule.named_parameters() if p.requires_grad} if still.requires_grad else {}
+            found = torch.autograd.grad(still.sum(), list(learned.values()), allow_unused=True) if learned else ()
+        usual = _moved(rule, {name: -g for name, g in slope.items()}, away, start)
+        fix = f"put il.Proximal({self.strength:g}) first in a Chain, and nothing else that pulls, such as weight decay"
+        if still.norm() > 1e-3 * usual.norm():
+            raise ValueError(
+                f"Implicit({self.strength:g}) differentiates at the minimum of the inner loss plus {self.strength:g}/2 "
+                f"times the squared distance from the start, but the update rule {type(rule).__name__} does not come "
+                f"to rest there: {fix}"
+            )
+        if moving := [n for n, g in zip(learned, found, strict=False) if g is not None and bool((g.abs() > 0).any())]:
+            raise ValueError(
+                f"the update rule's {moving[0]!r} says where inner steps come to rest, and Implicit has no gradient "
+                f"for it: {fix}, or use il.Unrolled"
+            )
+
     def __call__(self, episode: Episode) -> Judgement:
         with torch.no_grad():
             minimum = detach(episode.last(order=1))
@@ -169,6 +202,17 @@ class Implicit(Objective):
         correction = _dot(residual, detach(solution))
         # The correction is there for its gradient; its value, which a perfect inner minimum makes zero, is taken off.
         return Judgement(_once(loss - correction + correction.detach()), minimum, loss, output)
+
+
+STRAY = 1e-2
+"""How far from the start a rule is asked whether it rests, as a part of the size of a parameter, or of one."""
+
+
+def _moved(rule: UpdateRule, grads: Params, params: Params, start: Params) -> Tensor:
+    """All elements of a rule's first update, of parameters that are away from the start."""
+    given = {name: grad.clone() for name, grad in grads.items()}
+    updates, _ = rule(given, params, rule.init(start), 0)
+    return torch.cat([update.flatten() for update in as_reals(updates).values()])
 
 
 def _once(objective: Tensor) -> Tensor:

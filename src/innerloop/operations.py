@@ -283,6 +283,7 @@ if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
     _ALWAYS[F.linear_cross_entropy] = elementary.linear_cross_entropy
 _LOOPED: _Table = {
     **_ALWAYS,
+    torch.autograd.grad: values.recorded_gradient,
     F.batch_norm: _batch_norm,
     F.instance_norm: normalisation.instance_norm,
     F.layer_norm: normalisation.layer_norm,

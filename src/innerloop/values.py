@@ -54,7 +54,11 @@ class GradientsError(NotImplementedError):
 
 def gradient(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
     """``torch.autograd.grad``, refused where tasks run at once, since it does not see through ``vmap`` and may return
-    zeros; calls from within ``torch.func``, which does, pass."""
+    zeros; calls from within ``torch.func``, which does, pass.
+
+    Raises:
+        GradientsError: tasks run at once.
+    """
     frame = sys._getframe()
     while frame.f_back and frame.f_code is not torch.autograd.grad.__code__:
         frame = frame.f_back
@@ -62,7 +66,21 @@ def gradient(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
     wrapped = any(functorch.is_functorch_wrapped_tensor(t) for t in tensors_of((outputs, inputs)))
     if wrapped and not asking.startswith(_FUNC):
         raise GradientsError
-    return torch.autograd.grad(outputs, inputs, *args, **kwargs)
+    return recorded_gradient(outputs, inputs, *args, **kwargs)
+
+
+def recorded_gradient(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """``torch.autograd.grad``, with a hint where nothing is recorded.
+
+    Raises:
+        ValueError: gradients are not recorded, as in predictions.
+    """
+    if not torch.is_grad_enabled() and not any(t.requires_grad for t in tensors_of((outputs,))):
+        raise ValueError(
+            "the model or the loss takes gradients by torch.autograd.grad, but where a learner predicts or adapts, "
+            "none are recorded: put what is differentiated under `with torch.enable_grad():`, or use torch.func.grad"
+        )
+    return torch.autograd.grad(outputs, *args, **kwargs)
 
 
 def reads_requires_grad(tensor: Tensor) -> bool:
