@@ -97,7 +97,7 @@ MADE: dict[str, Callable[[], dict[str, Any]]] = {
     "parameters in a closure": closure,
     "per step": per_step,
     "first order": lambda: {"objective": il.Unrolled(order=1)},
-    "implicit": lambda: {"objective": il.Implicit()},
+    "implicit": lambda: {"objective": il.Implicit(2.0), "rule": il.Chain(il.Proximal(2.0), il.SGD(0.1))},
     "reptile": lambda: {"objective": il.Reptile()},
     "learned rates": lambda: {"rule": il.ElementwiseSGD(0.1)},
     "curvature": lambda: {"rule": il.Chain(il.Clip(1.0), il.Momentum(), il.KroneckerCurvature(), il.SGD(0.1))},

@@ -249,9 +249,11 @@ TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def test_every_rule_leaves_parameters_in_their_types(rule: str, objective: str, types: Any) -> None:
     batch = il.Batch(torch.randn(3, 6, 4), torch.randint(3, (3, 6)))
     model = Two(*types)
+    pull = [il.Proximal(0.5)] if objective == "implicit" and rule != "proximal" else []
     for vectorize in (True, False):
+        inner = il.Chain(*pull, EVERY[rule]())
         learner = il.MetaLearner(
-            model, EVERY[rule](), objective=OBJECTIVES[objective], steps=3, vectorize=vectorize, compile=False
+            model, inner, objective=OBJECTIVES[objective], steps=3, vectorize=vectorize, compile=False
         )
         grads, _ = learner.meta_gradient(il.Task(batch, batch))
         learned = {name: p for name, p in learner.named_parameters() if p.requires_grad}
