@@ -492,3 +492,51 @@ def test_a_module_adapted_for_single_inputs_has_the_support_set_in_every_batch_n
     assert together[1].running_mean is None
     assert not torch.allclose(together(x), torch.cat([together(one[None].expand(2, -1))[:1] for one in x]))
     assert model[1].running_mean is None
+
+
+class Scripted(nn.Module):
+    """A fixed part before what is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(2, 3), nn.Tanh()).eval()))
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*performance drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*cannot be vectorized:UserWarning")
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+def test_frozen_scripts_are_parts(memory: Any, regression: Callable[..., il.Task]) -> None:
+    torch.manual_seed(0)
+    model, tasks = Scripted(), il.Task(*(il.Batch(x.float(), y.float()) for x, y in regression(3)))
+    found = il.maml(model, 0.1, loss=F.mse_loss, memory=memory, compile=False)
+    features = il.Task(*(il.Batch(model.part(x), y) for x, y in tasks))
+    expected = il.maml(copy.deepcopy(model.head), 0.1, loss=F.mse_loss, compile=False)
+    for a, b in zip(found.meta_gradient(tasks)[0].values(), expected.meta_gradient(features)[0].values(), strict=True):
+        torch.testing.assert_close(a, b, check_dtype=False)
+    torch.testing.assert_close(found.predict(tasks), expected.predict(features), check_dtype=False)
+
+
+class Constant(nn.Module):
+    """A model without inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(1))
+
+    def forward(self) -> Tensor:
+        return self.level
+
+
+@pytest.mark.parametrize("broadcast", [lambda a, y: a.expand_as(y), lambda a, y: a.expand(y.shape)])
+def test_models_without_inputs(broadcast: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Their loss may say by name that it broadcasts."""
+    y = torch.randn(3, 5, 2)
+    learner = il.maml(Constant(), 0.25, loss=lambda a, y: F.mse_loss(broadcast(a, y), y), compile=False)
+    want = 0.5 * y.mean((1, 2))
+    torch.testing.assert_close(learner.adapt_all(il.Batch((), y))(()).flatten(), want)
+    torch.testing.assert_close(learner.predict(il.Task(il.Batch((), y), il.Batch((), y)))[:, -1].flatten(), want)
+    torch.testing.assert_close(learner.adapt(il.Batch((), y[0]))(()).flatten(), want[:1])

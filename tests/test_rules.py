@@ -471,3 +471,29 @@ def test_rates_of_learners_that_become_double_have_all_their_digits(rule: Any, l
                 rate.fill_(0.2)
         after.float().double()
         assert all((rate == torch.tensor(0.2)).all() for rate in after.rule.parameters())
+
+
+@pytest.mark.parametrize("move", ["learner", "model", "learner twice", "model twice"])
+@pytest.mark.parametrize("first", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("rule", [il.SGD, il.PerStepSGD, il.ElementwiseSGD, il.Adam, il.KroneckerCurvature])
+def test_rates_follow_a_model_that_gets_more_digits(rule: Any, first: torch.dtype, move: str) -> None:
+    """Whether it is moved by itself or with its learner, before the learner was used or afterwards."""
+
+    def learner(dtype: torch.dtype) -> il.MetaLearner:
+        torch.manual_seed(0)
+        inner = il.Chain(rule(), il.PerStepSGD(0.1)) if rule is il.KroneckerCurvature else rule(0.1)
+        return il.MetaLearner(nn.Linear(2, 1).to(dtype), inner, loss=nn.functional.mse_loss, compile=False)
+
+    tasks = il.Task(*(il.Batch(torch.randn(3, 4, 2), torch.randn(3, 4, 1)) for _ in range(2)))
+
+    def as_type(dtype: torch.dtype) -> il.Task:
+        return il.Task(*(il.Batch(x.to(dtype), y.to(dtype)) for x, y in tasks))
+
+    moved, made = learner(first), learner(torch.float64)
+    if first == torch.float32:
+        moved.meta_gradient(as_type(first))
+    for dtype in (torch.float32, torch.float64) if move.endswith("twice") else (torch.float64,):
+        (moved if move.startswith("learner") else moved.model).to(dtype)
+    made.model.load_state_dict(moved.model.state_dict())
+    found, expected = (one.meta_gradient(as_type(torch.float64))[0] for one in (moved, made))
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)

@@ -81,6 +81,10 @@ _PARTS: frozenset[Any] = frozenset(
 )  # fmt: skip
 """Functions that take a part of a tensor, or drop axes, and leave the order of the others alone."""
 
+_MEANT: frozenset[Any] = frozenset((torch.Tensor.expand_as,))
+"""Functions by which code says that it wants to broadcast. ``torch.broadcast_tensors`` is none of them, since
+distributions use it on whatever they are given."""
+
 _Role = Literal["output", "target"]
 
 
@@ -121,9 +125,9 @@ class RefusedBroadcasts(TorchFunctionMode):
             self._compare(func, *args, **kwargs)
         result = func(*args, **kwargs)
         roles = {role for t in given if (role := self._role.get(id(t)))}
-        if len(roles) == 2:
+        if len(roles) == 2 and func not in _MEANT:
             self._refuse_mixed(func, given, pytree.tree_leaves(result)[0])
-        elif len(roles) == 1:
+        if len(roles) == 1:
             self._hand_on(func, args, given, result, roles.pop())
         return result
 

@@ -139,13 +139,13 @@ class Stateless:
 
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
         """A context with the modes that the module and torch's operations have now."""
-        modes = [module.training for module in mine(self.model).modules()]
+        modes = [getattr(module, "training", False) for module in mine(self.model).modules()]
         functions = function_modes()
 
         @contextmanager
         def context() -> Iterator[None]:
             modules = list(mine(self.model).modules())
-            before = [module.training for module in modules]
+            before = [getattr(module, "training", False) for module in modules]
             _set_modes(modules, modes)
             try:
                 with with_function_modes(functions), without_kept_tensors(mine(self.model)):
@@ -158,7 +158,8 @@ class Stateless:
 
 def _set_modes(modules: Iterable[nn.Module], modes: Iterable[bool]) -> None:
     for module, mode in zip(modules, modes, strict=True):
-        module.training = mode
+        if getattr(module, "training", mode) != mode:
+            module.training = mode
 
 
 @contextmanager
@@ -177,6 +178,7 @@ def in_mode(
     own = list(model.modules())
     apart = dict.fromkeys(m for part in others if isinstance(part, nn.Module) for m in part.modules())
     modules = [*own, *(module for module in apart if module not in set(own))]
+    modules = [module for module in modules if hasattr(module, "training")]  # which frozen scripts have not
     before = [module.training for module in modules]
     for module in own:
         if isinstance(module, NORMS):

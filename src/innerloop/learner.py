@@ -31,7 +31,7 @@ from .slots import Slots, average
 from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, tensors_of
 from .threads import mine
-from .updates import require_start
+from .updates import follow, require_start
 from .writes import unchanged
 
 
@@ -385,9 +385,10 @@ class MetaLearner(nn.Module):
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
         """Before tasks of some shapes are put to some use for the first time, refuse what would be wrong without an
         error; on the very first, name what has no part in adapting."""
-        if (key := (*[t.shape[1:] for t in tensors_of(tasks)], self.model.training, use)) in self._examined:
+        if (key := (*[(t.shape[1:], t.dtype) for t in tensors_of(tasks)], self.model.training, use)) in self._examined:
             return
         count(tasks)
+        follow(self.rule, dict(self.model.named_parameters()))
         mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
         with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:

@@ -39,7 +39,7 @@ def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hasha
         _structure(inputs),
         tuple((value.shape, value.dtype, value.device) for value in values),
         tuple(parameter.requires_grad for parameter in _members(module)[0]),
-        tuple(part.training for part in module.modules()),
+        tuple(getattr(part, "training", None) for part in module.modules()),
         surroundings(),
     )
 

@@ -172,12 +172,13 @@ class _Rated(nn.Module):
         return result
 
     def _exactly(self) -> None:
-        """Give rates of float64 that are still the first ones all their digits: in float32, 0.1 is off by 1e-8."""
+        """Give rates that are still the first ones all the digits of their type: in float32, 0.1 is off by 1e-8."""
         for name, rate in self.named_parameters():
-            if name.split(".")[0] == "lr" and rate.dtype == torch.float64:
+            if name.split(".")[0] == "lr" and rate.dtype in (torch.float32, torch.float64):
                 for first in self.initial_lr if isinstance(self.initial_lr, tuple) else (self.initial_lr,):
-                    rounded = rate.detach() == torch.tensor(first, dtype=torch.float32).item()
-                    rate.data = torch.where(rounded, first, rate.data)
+                    for coarse in (torch.bfloat16, torch.float16, torch.float32):
+                        rounded = rate.detach() == torch.tensor(first, dtype=coarse).item()
+                        rate.data = torch.where(rounded, first, rate.data)
 
     def _fit(self, rate: nn.Parameter, params: Params) -> None:
         """Give a rate at least the type of the parameters."""

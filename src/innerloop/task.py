@@ -167,5 +167,5 @@ def rows(x: Any) -> int:
 
 
 def size(x: Any) -> int:
-    """The number of examples in the inputs (or targets) of one task."""
-    return int(next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)).shape[0])
+    """The number of examples in the inputs (or targets) of one task; 0 if there are no tensors."""
+    return next((int(leaf.shape[0]) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)), 0)

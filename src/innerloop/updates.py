@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .task import Params
 
@@ -82,3 +82,17 @@ def _require_like(update: Any, param: Tensor, what: str) -> None:
             f"{what} is {update.dtype}, but the parameter is {param.dtype} and would change its type: return "
             "tensor.to(param.dtype)"
         )
+
+
+def follow(rule: nn.Module, params: Params) -> None:
+    """Give the parameters of an update rule at least the type of those that it moves, which may have been converted
+    (``model.double()``) since the rule was made.
+
+    Args:
+        rule: the rule.
+        params: of the model; where these have several types, the rule stays as it is.
+    """
+    types = {p.real.dtype for p in params.values() if p.is_floating_point() or p.is_complex()}
+    narrow = (own.dtype for own in rule.parameters() if own.is_floating_point())
+    if len(types) == 1 and any(torch.promote_types(kind, *types) != kind for kind in narrow):
+        rule.to(types.pop())
