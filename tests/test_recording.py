@@ -185,7 +185,7 @@ def table(size: int) -> Tensor:
 
 def raises(error: BaseException) -> Callable[..., Tensor]:
     def loss(output: Tensor, y: Tensor) -> Tensor:
-        if torch._C._len_torch_dispatch_stack():
+        if isinstance(output, FakeTensor):
             raise error
         return F.cross_entropy(output, y)
 

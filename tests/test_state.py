@@ -224,6 +224,7 @@ BY_ITSELF: dict[str, Callable[[], dict[str, Any]]] = {
         "loss": Scaled(lambda s: torch.rand((), generator=s.own), own=torch.Generator().manual_seed(0))
     },
 }
+DRAWING = [name for name in BY_ITSELF if name.startswith(("random.", "numpy.", "torch.G", "a generator"))]
 
 
 def learner(compile: compiling.Compile, model: nn.Module | None = None, **options: Any) -> il.MetaLearner:
@@ -236,7 +237,8 @@ def learner(compile: compiling.Compile, model: nn.Module | None = None, **option
 def test_state_that_a_step_changes_is_refused(name: str) -> None:
     fresh()
     compiled = learner(True, **BY_ITSELF[name]())
-    with pytest.raises(ValueError, match="compile=True, but the step cannot be compiled") as refused:
+    message = "draws random numbers" if name in DRAWING else "compile=True, but the step cannot be compiled"
+    with pytest.raises(ValueError, match=message) as refused:
         steps_of((compiled, nothing))
     known = name.partition(",")[0]
     if known.startswith(
@@ -245,7 +247,7 @@ def test_state_that_a_step_changes_is_refused(name: str) -> None:
         assert known.split()[0].rpartition(".")[2] in str(refused.value)
 
 
-@pytest.mark.parametrize("name", BY_ITSELF)
+@pytest.mark.parametrize("name", [name for name in BY_ITSELF if name not in DRAWING])
 def test_with_auto_state_that_a_step_changes_goes_on_changing(name: str, eagerly_auto: None) -> None:
     fresh()
     expected = steps_of((learner(False, **BY_ITSELF[name]()), nothing), 14)

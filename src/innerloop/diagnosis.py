@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .objectives import Objective
+from .randomness import DrawsError
 from .values import GradientsError, TasksDifferError
 
 Parts = Mapping[str, Any]
@@ -135,7 +136,7 @@ def explain(error: BaseException, model: nn.Module, parts: Parts, remedy: str) -
     """
     where, owner = _culprit(error, model, parts)
     cause = _cause(error, owner)
-    differ = isinstance(error, TasksDifferError)
+    differ = isinstance(error, TasksDifferError | DrawsError)
     verb = "cannot run these tasks at once" if differ else "cannot be vectorized over tasks"
     line = _user_line(error)
     said = "" if differ or cause.why == first_line(error) else f" The error was: {first_line(error)}"
@@ -176,6 +177,8 @@ def _culprit(error: BaseException, model: nn.Module, parts: Parts) -> tuple[str,
     frames, names = list(_frames(error)), _names(model, parts)
     if isinstance(error, HooksError):
         return names[id(error.module)], error.module
+    if isinstance(error, DrawsError) and not frames:
+        return f"{type(model).__name__}, with its loss and rule,", None
     codes = {code: kind for kind, part in parts.items() if (code := _code(part)) is not None}
     found: tuple[str, Any] = (f"The backward pass of {type(model).__name__}", None)
     for frame in frames:
@@ -230,6 +233,8 @@ def _cause(error: BaseException, owner: Any) -> Cause:
     message = str(error)
     if isinstance(error, TasksDifferError):
         return Cause(_READS, "use torch.where in place of `if`")
+    if isinstance(error, DrawsError):
+        return Cause(str(error), "draw them from torch's global generator, as torch.rand does, and set no seed")
     if isinstance(error, GradientsError):
         return Cause(first_line(error), "use torch.func.grad, torch.func.jvp or torch.func.jacrev")
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase):

@@ -98,8 +98,7 @@ def _reduction(
 def gaussian_nll_loss(
     input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Tensor:
-    """``torch.nn.functional.gaussian_nll_loss``, but for its look at the values of ``var``: a negative variance gives
-    NaN."""
+    """``torch.nn.functional.gaussian_nll_loss``, which under ``vmap`` cannot look whether a variance is negative."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction is "none", "mean" or "sum", got {reduction!r}')
     if not isinstance(var, Tensor):
@@ -110,8 +109,9 @@ def gaussian_nll_loss(
         elif var.ndim != input.ndim or sum(b for a, b in zip(input.shape, var.shape, strict=True) if a != b) != 1:
             raise ValueError(f"var of {tuple(var.shape)} does not fit input of {tuple(input.shape)}")
     low = var.detach()
-    var = var + (low.clamp(min=eps) - low)
-    loss = 0.5 * (torch.log(torch.where(low < 0, math.nan, var)) + (input - target).square() / var)
+    none = in_range((low < 0).long(), 1).to(low.dtype)  # an IndexError, and then torch's own where tasks run one by one
+    var = var + (low.clamp(min=eps) - low) + none
+    loss = 0.5 * (torch.log(var) + (input - target).square() / var)
     loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 

@@ -75,11 +75,20 @@ class Engine:
         """For copies of a learner, which measure anew what is not settled."""
         return {**self.__dict__, "_searches": {}}
 
-    def note(self, random: bool, changing: bool, separable: bool) -> None:
-        """Record what `checks.examine` reports for tasks of new shapes; see the attributes."""
-        self.random |= random
+    def note(self, random: bool, changing: bool, separable: bool, draws: Exception | None = None) -> None:
+        """Record what `checks.examine` reports for tasks of new shapes.
+
+        Args:
+            random: see the attributes, as for the next two.
+            changing: likewise.
+            separable: likewise.
+            draws: why tasks that run at once would draw other random numbers, if they would.
+        """
+        self.random |= random or draws is not None
         self.changing |= changing
         self.separable &= separable
+        if draws is not None and self.vectorised:
+            self._run_one_by_one(draws)
 
     @property
     def _depends_on_plan(self) -> bool:
@@ -248,12 +257,16 @@ class Engine:
             self.chosen[name] = Plan(plan.size // 2)
             self._notes.append(f"{name}: {self.chosen[name]}, for there was no memory for {plan}")
             return self.chosen[name]
+        self._run_one_by_one(error)
+        return Plan(ONE_BY_ONE)
+
+    def _run_one_by_one(self, error: Exception) -> None:
+        """From now on, with a warning that says why; refused where it is forbidden."""
         if self.vectorize != "auto":
             remedy = f"and vectorize={self.vectorize} forbids running tasks one by one"
             raise ValueError(explain(error, self.model, self.parts, remedy)) from error
         self._fallback = True
         warnings.warn(explain(error, self.model, self.parts, "so tasks run one by one"), stacklevel=user_level())
-        return Plan(ONE_BY_ONE)
 
     def _in_one_thread(self, name: str, plan: Plan) -> Plan:
         """The plan without threads, by which such meta-batches run from now on."""

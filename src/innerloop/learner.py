@@ -23,6 +23,7 @@ from .initial import Initialisation
 from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, scalar, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
+from .randomness import Draws
 from .recording import signature, tensors
 from .rules import UpdateRule, require_step
 from .search import Plan
@@ -110,8 +111,7 @@ class MetaLearner(nn.Module):
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective, self.initial, self.steps, self.batch_size = objective or Unrolled(), initial, steps, batch_size
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
-        self.selection = adapt.description
-        self.adapted = adapt.names(model)
+        self.selection, self.adapted = adapt.description, adapt.names(model)
         self.engine = Engine(model, vectorize, memory == "constant", (rule, loss, inner_loss, self.objective, initial))
         self.compiler = Compiler(compile if memory == "graph" else False)
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
@@ -317,8 +317,8 @@ class MetaLearner(nn.Module):
     @property
     def settled(self) -> dict[str, Any]:
         """The choices that `settle` makes a learner keep, so that a run that goes on repeats to the bit."""
-        chosen, wanted = self.engine.chosen, self.compiler.wanted
-        return {"plans": {name: list(plan) for name, plan in chosen.items()}, "compiled": sorted(wanted)}
+        plans = {name: list(plan) for name, plan in self.engine.chosen.items()}
+        return {"plans": plans, "compiled": sorted(self.compiler.wanted)}
 
     def settle(self, settled: dict[str, Any]) -> None:
         """Make choices that were made before."""
@@ -392,8 +392,9 @@ class MetaLearner(nn.Module):
         mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
         with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:
-            episode = self._episode(select(tasks, 0), *self._own())
             known = any(earlier >= use for *_, earlier in self._examined)
-            found = examine(episode, use, None if known else objective or self.objective)
-        self.engine.note(found.random, found.changing or bool(moved), found.separable)
+            with (draws := Draws((self.model, *self.engine.parts.values()), self.parameters())):
+                episode = self._episode(select(tasks, 0), *self._own())
+            found = examine(episode, use, draws, None if known else objective or self.objective)
+        self.engine.note(found.random, found.changing or bool(moved), found.separable, draws.error)
         self._examined.add(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextvars
 import enum
+import pickle
 import random
 import sys
 import types
@@ -110,9 +111,9 @@ def content(item: Any, name: str) -> Content | None:
         return None
     if isinstance(item, numpy.random.Generator):
         bits = item.bit_generator
-        return Content(name, lambda: repr(bits.state), lambda was: None)
+        return Content(name, lambda: pickle.dumps(bits.state), lambda was: setattr(bits, "state", pickle.loads(was)))
     if isinstance(item, numpy.random.RandomState):
-        return Content(name, lambda: repr(item.get_state(legacy=False)), lambda was: None)
+        return Content(name, lambda: pickle.dumps(item.get_state()), lambda was: item.set_state(pickle.loads(was)))
     if isinstance(item, numpy.ndarray) and not item.dtype.hasobject and item.nbytes <= MOST_BYTES:
 
         def write(was: tuple[Any, str, bytes]) -> None:

@@ -148,7 +148,7 @@ def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
     return {
         (f"the {kind} {owner}", name, index): [_fingerprint(leaf) for leaf in pytree.tree_leaves(value)]
         for kind, part in parts.items()
-        for index, (owner, attributes) in enumerate(_attributes(part))
+        for index, (owner, attributes) in enumerate(held_by(part))
         for name, value in attributes.items()
     }
 
@@ -158,19 +158,19 @@ def plain_state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
     return {key: [one for one in found if len(one) == 1] for key, found in state(parts).items()}
 
 
-def _attributes(part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def held_by(part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of every object in a part, its class, and what it, its class and its code hold, by name."""
     owner = part.__self__ if isinstance(part, MethodType) else part
     for one in owner.modules() if isinstance(owner, nn.Module) else (owner,):
         code = getattr(type(one), "forward" if isinstance(one, nn.Module) else "__call__", None)
-        held = {**_held(one), **_held(code), **vars(type(one)), **getattr(one, "__dict__", {})}
+        held = {**variables_of(one), **variables_of(code), **vars(type(one)), **getattr(one, "__dict__", {})}
         buffers = held.pop("_buffers", None) or {}
         for tensors in ("_parameters", "_modules"):  # a task's take their places for a while
             held.pop(tensors, None)
         yield getattr(one, "__name__", type(one).__name__), {**held, **buffers}
 
 
-def _held(function: Any) -> dict[str, Any]:
+def variables_of(function: Any) -> dict[str, Any]:
     """The variables outside of a function that its code uses."""
     if not isinstance(function, FunctionType):
         return {}

@@ -1,0 +1,170 @@
+"""What the inner loss depends on, and what its gradient does: what no update, or no meta-gradient, would reach."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .inner import Loss
+from .task import Params
+
+
+def reached(loss: Tensor, params: Params) -> list[str]:
+    """The names of the parameters that a loss depends on."""
+    if not loss.requires_grad:
+        return []
+    grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True, retain_graph=True)
+    return [name for name, grad in zip(params, grads, strict=True) if grad is not None]
+
+
+def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool = False) -> None:
+    """Name the adapted parameters that an inner loss does not depend on, and the parameters of a learned loss that its
+    gradient does not depend on, which the meta-gradient therefore cannot reach.
+
+    Args:
+        loss: of one task at its start, a scalar.
+        start: the adapted parameters there.
+        learned: the parameters of the inner loss, where it is a module.
+        second: whether the gradient will be differentiated.
+
+    Raises:
+        ValueError: it depends on none of the adapted parameters, or its gradient cannot be differentiated.
+    """
+    by = list(start.values())
+    graph = bool(learned) or second
+    grads = torch.autograd.grad(loss, by, create_graph=graph, allow_unused=True) if loss.requires_grad else ()
+    if second:
+        _refuse_once_differentiable([grad for grad in grads if grad is not None])
+    unused = [name for name, grad in zip_longest(start, grads) if grad is None]
+    if len(unused) == len(start):
+        raise ValueError(f"the inner loss depends on none of the adapted parameters: {', '.join(start)}")
+    if unused:
+        warnings.warn(
+            f"the inner loss of the first task does not depend on {', '.join(unused)}: these get an update of zero. If "
+            f"no task uses them, leave them out of adapt=, e.g. adapt=il.everything - il.named({unused[0]!r})",
+            stacklevel=6,
+        )
+    size = torch.stack([(grad * grad.conj()).real.sum() for grad in grads if grad is not None]).sum()
+    if second and size.requires_grad:
+        _require_second_derivative(size, list(start.values()))
+    by = list(learned.values())
+    reach = torch.autograd.grad(size, by, allow_unused=True) if by and size.requires_grad else [None] * len(by)
+    if lost := [name for name, grad in zip(learned, reach, strict=True) if grad is None]:
+        warnings.warn(
+            f"the gradient of the learned inner loss does not depend on its {', '.join(lost)}, which no meta-gradient "
+            "therefore reaches. What is only added to a loss, for one, has no part in its gradient",
+            stacklevel=6,
+        )
+
+
+def refuse_own_parameters(loss: Tensor, adapted: Params) -> None:
+    """Refuse an inner loss that finds the model's own parameters by itself, in place of the task's, and hooks of them.
+
+    Raises:
+        ValueError: it depends on one that the inner loop adapts, or one has a hook.
+    """
+    if hooked := [name for name, p in adapted.items() if p._backward_hooks]:
+        raise ValueError(
+            f"the parameter {hooked[0]!r} has a hook, which the inner loop would not run, since it moves other tensors "
+            "in its place: change inner gradients in an update rule (il.GradientTransform), or leave "
+            "the parameter out of adapt="
+        )
+    own = {name: p for name, p in adapted.items() if p.requires_grad}
+    if not own or not loss.requires_grad:
+        return
+    found = torch.autograd.grad(loss, list(own.values()), allow_unused=True, retain_graph=True)
+    if read := [name for name, grad in zip(own, found, strict=True) if grad is not None]:
+        raise ValueError(
+            f"the inner loss uses the model's own {read[0]!r}, which is the meta-parameter and not what the inner loop "
+            "adapts: compute what depends on adapted parameters (a penalty, another call of the model) in the model's "
+            "forward and return it beside the output, or leave the parameter out of adapt="
+        )
+
+
+def _require_second_derivative(size: Tensor, by: list[Tensor]) -> None:
+    """Raise a ``ValueError`` that says what to do if torch cannot differentiate the inner gradient."""
+    try:
+        torch.autograd.grad(size, by, allow_unused=True, retain_graph=True)
+    except RuntimeError as error:
+        if "not implemented" not in str(error) and "not differentiable" not in str(error):
+            raise
+        raise ValueError(
+            "a second-order meta-gradient needs second derivatives of the model and the inner loss, and one of their "
+            f"operations has none ({str(error).splitlines()[0]}): replace it by elementary operations, or give order=1"
+        ) from error
+
+
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """All nodes of the graph of some tensors."""
+    nodes, seen = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [following for following, _ in node.next_functions if following is not None]
+
+
+def leaves_of(loss: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient and that a loss is computed of."""
+    return [node.variable for node in _nodes([loss]) if hasattr(node, "variable")]
+
+
+def refuse_hidden(leaves: Iterable[Tensor], known: Iterable[Tensor]) -> None:
+    """Refuse an inner loss that depends on tensors outside of the learner, whose gradient constant memory would lose.
+
+    Args:
+        leaves: the tensors requiring a gradient that every evaluation of the inner loss depends on.
+        known: the tensors whose gradient is kept: parameters of the model and the loss, the task and its buffers.
+
+    Raises:
+        ValueError: a leaf is not among the known tensors.
+    """
+    if hidden := set(leaves).difference(known):
+        raise ValueError(
+            f"the inner loss depends on a tensor of shape {tuple(hidden.pop().shape)} that requires a gradient but is "
+            'not a parameter of the model or of a loss module, and memory="constant" would lose its gradient: '
+            'register it as an nn.Parameter of the model or of the loss, or give memory="graph"'
+        )
+
+
+def _refuse_once_differentiable(grads: list[Tensor]) -> None:
+    """Refuse gradients of functions that take no second derivative: torch leaves their part out where it is asked for
+    gradients by some tensors alone.
+
+    Raises:
+        ValueError: there is such a function.
+    """
+    for node in _nodes(grads):
+        if node.name() == "torch::autograd::Error":
+            raise ValueError(
+                "the model or the inner loss uses a torch.autograd.Function that is marked as once_differentiable, so "
+                "a second-order meta-gradient would lack a part: write its backward by differentiable operations and "
+                "without that mark, or give order=1"
+            )
+
+
+def parameters_of(loss: Loss, outer: Loss) -> Params:
+    """Those of a learned inner loss that nothing but its gradient can teach, by name; none if it is the outer loss
+    too."""
+    if not isinstance(loss, nn.Module) or loss is outer:
+        return {}
+    return {name: p for name, p in loss.named_parameters() if p.requires_grad}
+
+
+def refuse_order(objective: Any, learned: Params) -> None:
+    """Refuse to learn an inner loss by first-order gradients, which never see it.
+
+    Raises:
+        ValueError: the objective takes updates as constants.
+    """
+    if learned and getattr(objective, "order", 2) == 1:
+        raise ValueError(
+            f"a learned inner loss ({', '.join(learned)}) takes order=2: with order=1 updates are constants, and no "
+            "meta-gradient reaches it"
+        )

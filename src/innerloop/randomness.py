@@ -1,0 +1,158 @@
+"""Random numbers that torch's global generator does not give.
+
+Where tasks run at once, torch draws for each of them from its global generator, and what is computed again in the
+backward pass can draw the same once more. Neither holds for numbers from elsewhere, nor for a model that sets the seed.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from types import FrameType, FunctionType, ModuleType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .contracts import MOST_ENTRIES
+from .places import Content, content
+from .stacks import random_state, same_random_state
+from .threads import held_by, variables_of
+
+_LIBRARIES = frozenset(("torch", "innerloop", "numpy", "random", *sys.stdlib_module_names))
+
+
+class DrawsError(NotImplementedError):
+    """Tasks that run at once would draw other random numbers than tasks that run one by one.
+
+    Args:
+        how: how numbers are drawn, a verb and its object.
+        what: of the numbers, when tasks run at once.
+        repeats: whether what is computed again draws the same numbers.
+    """
+
+    def __init__(self, how: str, what: str, repeats: bool = False) -> None:
+        super().__init__(f"it {how}, {what}")
+        self.how, self.repeats = how, repeats
+
+
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes, while entered, how random numbers are drawn, and makes all generators but torch's global ones afterwards
+    what they were before, so that whatever runs again draws the same.
+
+    Args:
+        parts: whose code will run: modules, losses and the like, in which generators are looked for.
+        tensors: that are computed with, of which the devices are known.
+
+    Attributes:
+        error: what was found; ``None`` if all numbers come from torch's global generators, one after the other.
+    """
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler to do so, which takes seconds."""
+        return False
+
+    def __init__(self, parts: Iterable[Any], tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.error: DrawsError | None = None
+        self._tensors, self._known = list(tensors), list(_generators(parts))
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Draws:
+        self._before = [*_global(), *(content(item, name) for item, name in self._known)]
+        self._last = random_state(self._tensors)
+        return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for one in filter(None, self._before):
+            if one.read() != one.was:
+                one.write(one.was)
+                self._note(DrawsError(f"draws random numbers from {one.name}", "which all of them would share"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at the generators where random numbers are drawn."""
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], list) and getattr(getattr(func, "_schema", None), "is_mutable", False):
+            torch.autograd.graph.increment_version(args[0])  # which torch leaves out under such a mode
+        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+            return func(*args, **kwargs)
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Generator)]
+        own = [one for one in given if one._cdata != torch.default_generator._cdata]  # type: ignore[attr-defined]
+        for generator in own:
+            if all(generator is not known for known, _ in self._known):
+                self._known.append((generator, _OWN))
+                self._before.append(content(generator, _OWN))
+            what = "which would give them its numbers in another order"
+            self._note(DrawsError(f"draws random numbers from {_OWN}", what), sys._getframe(1))
+        if not own and not same_random_state(self._last, random_state(self._tensors)):
+            what = "after which each of them would still get numbers of its own"
+            self._note(DrawsError("sets the seed or the state of torch's generator", what, True), sys._getframe(1))
+        result = func(*args, **kwargs)
+        self._last = random_state(self._tensors)
+        return result
+
+    def _note(self, error: DrawsError, frame: FrameType | None = None) -> None:
+        """Keep what was found first, with the frames that led to it."""
+        if self.error is not None:
+            return
+        trace: TracebackType | None = None
+        while frame is not None:
+            trace = TracebackType(trace, frame, frame.f_lasti, frame.f_lineno)
+            frame = frame.f_back
+        self.error = error.with_traceback(trace)
+
+
+_OWN = "a torch.Generator of its own"
+
+
+def _global() -> Iterator[Content]:
+    """Python's and NumPy's global generators."""
+    yield Content("Python's random module", random.getstate, random.setstate)
+    if numpy := sys.modules.get("numpy"):
+        own = numpy.random
+        yield Content(
+            "numpy.random", lambda: pickle.dumps(own.get_state()), lambda was: own.set_state(pickle.loads(was))
+        )
+
+
+def _generators(parts: Iterable[Any]) -> Iterator[tuple[Any, str]]:
+    """Generators that parts hold, or that their code uses, and what to call them."""
+    numpy = sys.modules.get("numpy")
+    kinds: tuple[type, ...] = (random.Random, torch.Generator)
+    kinds += (numpy.random.Generator, numpy.random.RandomState) if numpy else ()
+    seen: set[int] = set()
+    for part in parts:
+        for owner, attributes in held_by(part):
+            for name, value in attributes.items():
+                found = (one for one in _reached(value, seen) if isinstance(one, kinds))
+                yield from ((generator, f"the {name!r} of {owner}") for generator in found)
+
+
+def _reached(value: Any, seen: set[int], depth: int = 4) -> Iterator[Any]:
+    """A value, and what it holds: the variables that a function uses, the attributes of an object or of a module of
+    Python that belongs to no library."""
+    if id(value) in seen or not depth or (isinstance(value, (list, dict, tuple)) and len(value) > MOST_ENTRIES):
+        return
+    seen.add(id(value))
+    for leaf in pytree.tree_leaves(value):
+        yield leaf
+        if isinstance(leaf, FunctionType):
+            held = variables_of(leaf)
+        elif isinstance(leaf, (type, Tensor)) or _of_library(leaf):
+            continue
+        else:
+            held = dict(getattr(leaf, "__dict__", {}))
+        for inner in held.values():
+            yield from _reached(inner, seen, depth - 1)
+
+
+def _of_library(value: Any) -> bool:
+    return isinstance(value, ModuleType) and value.__name__.partition(".")[0] in _LIBRARIES
