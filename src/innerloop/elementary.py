@@ -63,8 +63,22 @@ def linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tens
 
 
 def logcumsumexp(input: Tensor, dim: int) -> Tensor:
-    """``torch.logcumsumexp``, whose batching rule takes a number without axes for one of several."""
-    return input.clone() if input.ndim == 0 else torch.logcumsumexp(input, dim)
+    """``torch.logcumsumexp``, whose third derivative is NaN, and whose batching rule takes a number without axes for
+    one of several.
+
+    Along more than 128 elements, and in low precision, it is torch's own, since all pairs of elements are computed.
+    """
+    if input.ndim == 0:
+        return input.clone()
+    own = torch.logcumsumexp(input, dim)
+    number = input.shape[dim]
+    if not input.is_floating_point() or torch.finfo(input.dtype).bits < 32 or number > 128:
+        return own
+    x, y = input.movedim(dim, -1).unsqueeze(-2), own.detach().movedim(dim, -1).unsqueeze(-1)
+    earlier = torch.ones(number, number, dtype=torch.bool, device=input.device).tril() & y.isfinite()
+    parts = torch.where(earlier, torch.exp(torch.where(earlier, x - y, 0)), 0).sum(-1)  # 1, with the sum's derivatives
+    y = y.squeeze(-1)
+    return (y + torch.log(torch.where(y.isfinite(), parts, 1))).movedim(-1, dim)
 
 
 def binary_cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -159,5 +173,5 @@ def _shared(input: Tensor, value: Tensor) -> Tensor:
     return value + torch.where(value.isfinite(), zero, 0)
 
 
-METHODS = (select_scatter, logcumsumexp, index_fill, index_add, median, nanmedian)
+METHODS = (select_scatter, index_fill, index_add, median, nanmedian)
 """Replacements of functions that are also methods of ``torch.Tensor``."""

@@ -268,6 +268,7 @@ _ALWAYS: _Table = {
     F.hardsigmoid: elementary.hardsigmoid,
     F.binary_cross_entropy: elementary.binary_cross_entropy,
     torch.special.i1: elementary.i1,
+    **dict.fromkeys((torch.logcumsumexp, torch.Tensor.logcumsumexp), elementary.logcumsumexp),
     **{
         function: _refuse(
             f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"

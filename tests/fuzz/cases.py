@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -263,7 +264,8 @@ def slope_error(exact: Tensor, value: Callable[[float], Tensor]) -> float | None
     for index in range(len(WIDTHS) - 1):
         a, b, noise = slopes[index], slopes[index + 1], noises[index + 1]
         if abs(a - b) <= AGREE * abs(a) and noise <= AGREE * abs(a):
-            errors.append(abs(a - float(exact)) / max(abs(a), abs(float(exact)), 1e-300))
+            error = abs(a - float(exact)) / max(abs(a), abs(float(exact)), 1e-300)
+            errors.append(error if isfinite(error) else inf)
     return min(errors, default=None)
 
 
