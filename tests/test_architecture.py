@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("task", "schedules", "supported", "search", "ranges", "metrics"),
+    ("task", "schedules", "supported", "search", "ranges", "metrics", "attention"),
     ("select", "updates", "writes"),
     (
         *("rules", "contracts", "losses", "stacks", "memory", "layout", "embeddings", "elementary"),
@@ -19,7 +19,9 @@ FLOORS = [
     ),
     ("derivatives",),
     ("normalisation", "convolutions"),
-    ("kernels", "threads", "checkpointing", "values", "randomness"),
+    ("kernels", "threads", "checkpointing", "values"),
+    ("randomness", "twins"),
+    ("undisturbed",),
     ("operations",),
     ("inner",),
     ("engine", "diagnosis", "objectives", "initial", "slots", "adapted", "dependence"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,13 +14,15 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
-from .contracts import normal_mode, normal_tensors, without_kept_tensors
+from .contracts import normal_tensors, without_kept_tensors
 from .diagnosis import user_level
 from .inner import BATCH_NORMS, INSTANCE_NORMS, Episode, Stateless, Statistics, arguments, in_mode, stack
 from .operations import TaskOperations
 from .supported import joint
 from .task import Params, rows, select, size
 from .threads import copied, mine
+from .twins import Shared
+from .undisturbed import undisturbed
 
 
 def depends_on_inputs(model: nn.Module, statistics: Statistics) -> bool:
@@ -94,13 +98,21 @@ class Adapted:
     """
 
     def __init__(
-        self, statistics: Statistics, episode: Episode, losses: Tensor, transductive: bool, dependent: bool
+        self,
+        statistics: Statistics,
+        episode: Episode,
+        losses: Tensor,
+        transductive: bool,
+        dependent: bool,
+        shared: Shared,
     ) -> None:
+        self._shared = shared
         self._model, self._statistics, self._episode = episode.model.model, statistics, episode
         self._transductive, self._dependent, self._warned = transductive, dependent, False
         self.losses = losses
         self.parameters: Params = {**episode.fixed, **episode.start}
 
+    @undisturbed()
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
         """The outputs on inputs ``x``: ``[N, ...]``.
@@ -116,9 +128,10 @@ class Adapted:
                 "poorly: ask for more at once, or adapt with transductive=False, which judges each input by itself",
                 stacklevel=2,
             )
-        mode = in_mode(self._model, self._statistics, training=False)
-        with normal_mode(), mode, TaskOperations(vectorised=False), without_kept_tensors(self._model):
-            return outputs(self._episode, self.parameters, normal_tensors(x), self._statistics, alone)
+        with self._shared.apart(), TaskOperations(vectorised=False):
+            model = mine(self._model)
+            with in_mode(model, self._statistics, training=False), without_kept_tensors(model):
+                return outputs(self._episode, self.parameters, normal_tensors(x), self._statistics, alone)
 
     @property
     def joint(self) -> bool:
@@ -182,9 +195,13 @@ class AdaptedTasks:
         parameters: all parameters of the model, by name, ``[T, ...]``.
     """
 
-    def __init__(self, model: Stateless, statistics: Statistics, parameters: Params, buffers: Params) -> None:
+    def __init__(
+        self, model: Stateless, statistics: Statistics, parameters: Params, buffers: Params, shared: Shared
+    ) -> None:
         self._model, self._statistics, self.parameters, self._buffers = model, statistics, parameters, buffers
+        self._shared = shared
 
+    @undisturbed()
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
         """The outputs ``[T, N, ...]`` on inputs ``[T, N, ...]``. With batch norm by the inputs' own statistics, single
@@ -200,14 +217,20 @@ class AdaptedTasks:
                 "for more inputs at once, or use `predict`, which normalizes it together with the support set",
                 stacklevel=2,
             )
-        with normal_mode(), in_mode(model, self._statistics, training=False), without_kept_tensors(model):
+        with self._shared.apart(), self._in_mode():
             every = self.parameters, self._buffers, normal_tensors(x)
             try:
-                with TaskOperations(vectorised=True, kernels=False), without_kept_tensors(model):
+                with TaskOperations(vectorised=True, kernels=False), without_kept_tensors(mine(model)):
                     return vmap(one)(*every)
             except Exception:  # what cannot be vectorized; a mistake of the caller's shows once more
                 with TaskOperations(vectorised=False):
                     return stack([one(*select(every, index)) for index in range(size(every))])
+
+    @contextmanager
+    def _in_mode(self) -> Iterator[None]:
+        model = mine(self._model.model)
+        with in_mode(model, self._statistics, training=False), without_kept_tensors(model):
+            yield
 
 
 def keep_statistics(module: nn.Module) -> None:

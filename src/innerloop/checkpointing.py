@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from .attention import by_mathematics
 from .stacks import place, under
 
 _running: ContextVar[nn.Module | None] = ContextVar("the model that has a task's parameters in place", default=None)
@@ -137,7 +137,7 @@ class _AsBefore:
 
     def __enter__(self) -> None:
         self._entered = ExitStack()
-        contexts = running(self.model), sdpa_kernel(SDPBackend.MATH), under(self.transforms), self._in_place()
+        contexts = running(self.model), by_mathematics, under(self.transforms), self._in_place()
         for context in contexts:
             self._entered.enter_context(context)
         self._entered.enter_context(with_function_modes(self.modes))

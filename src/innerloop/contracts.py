@@ -200,7 +200,7 @@ MOST_ENTRIES = 10_000
 
 
 @contextmanager
-def without_kept_tensors(*parts: Any) -> Iterator[None]:
+def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
     """Restore, on exit, the tensors that modules keep in their attributes and in attributes of their classes, so that
     these live for one task, as buffers do.
 
@@ -209,6 +209,10 @@ def without_kept_tensors(*parts: Any) -> Iterator[None]:
 
     Args:
         parts: modules, with their submodules; what is none is left alone.
+
+    Yields:
+        A list, which holds afterwards the containers and classes in which tensors were found: a copy of a module would
+        share them.
     """
     modules = {module for part in parts if isinstance(part, nn.Module) for module in part.modules()}
     seen: set[int] = set()
@@ -217,13 +221,12 @@ def without_kept_tensors(*parts: Any) -> Iterator[None]:
     places = (place for one in (*map(vars, modules), *shared) for place in _places(one, seen))
     before = [(place, place.copy()) for place in places]
     empty = [(module._buffers, {n: b for n, b in module._buffers.items() if b is not None}) for module in modules]
+    attributes, found = {id(vars(module)) for module in modules}, list[Any]()
     try:
-        yield
+        yield found
     finally:
-        for place, kept in before:
-            _restore(place, kept)
-        for owner, held in classes:
-            _restore_class(owner, held)
+        found += [place for place, kept in before if _restore(place, kept) and id(place) not in attributes]
+        found += [owner for owner, held in classes if _restore_class(owner, held)]
         for buffers, given in empty:  # others are put back by those who substitute them
             for name in [name for name, value in buffers.items() if value is not None and name not in given]:
                 buffers[name] = None
@@ -235,13 +238,16 @@ def _classes(module: nn.Module) -> Iterator[type]:
     yield from (owner for owner in type(module).__mro__ if not owner.__module__.startswith(others))
 
 
-def _restore_class(owner: type, held: dict[str, Any]) -> None:
-    """Restore the tensors that a class held as attributes, and remove those that were added since."""
-    for name in [n for n, value in vars(owner).items() if held.get(n, owner) is not value and _has_tensors(value)]:
+def _restore_class(owner: type, held: dict[str, Any]) -> bool:
+    """Restore the tensors that a class held as attributes, and remove those that were added since; whether there are
+    such."""
+    changed = [n for n, value in vars(owner).items() if held.get(n, owner) is not value and has_tensors(value)]
+    for name in changed:
         if name in held:
             setattr(owner, name, held[name])
         else:
             delattr(owner, name)
+    return bool(changed)
 
 
 def _places(place: Any, seen: set[int]) -> Iterator[Any]:
@@ -262,24 +268,29 @@ def _container(value: Any) -> Any:
     return getattr(value, "__dict__", None) if not isinstance(value, _NOT_FOLLOWED) else None
 
 
-def _restore(place: Any, kept: Any) -> None:
-    """Put back what was there, where that or what stands in its place is tensors, or has some in it."""
+def _restore(place: Any, kept: Any) -> bool:
+    """Put back what was there, where that or what stands in its place is tensors, or has some in it; whether that was
+    so."""
     if not isinstance(place, dict):
-        changed = len(place) != len(kept) or any(a is not b for a, b in zip(place, kept, strict=True))
-        if changed and (_has_tensors(place) or _has_tensors(kept)):
-            place.clear()
-            (place.update if isinstance(place, set) else place.extend)(kept)
-        return
-    for name in [name for name, value in place.items() if kept.get(name, place) is not value and name not in _OWN]:
-        if _has_tensors(place[name]) or _has_tensors(kept.get(name)):
-            place.pop(name)
-            if name in kept:
-                place[name] = kept[name]
+        same = len(place) == len(kept) and all(a is b for a, b in zip(place, kept, strict=True))
+        if same or not (has_tensors(place) or has_tensors(kept)):
+            return False
+        place.clear()
+        (place.update if isinstance(place, set) else place.extend)(kept)
+        return True
+    others = [name for name, value in place.items() if kept.get(name, place) is not value and name not in _OWN]
+    changed = [name for name in others if has_tensors(place[name]) or has_tensors(kept.get(name))]
+    for name in changed:
+        place.pop(name)
+        if name in kept:
+            place[name] = kept[name]
     if len(place) < len(kept):
-        place.update({name: value for name, value in kept.items() if name not in place and _has_tensors(value)})
+        changed += [name for name, value in kept.items() if name not in place and has_tensors(value)]
+        place.update({name: kept[name] for name in changed if name in kept})
+    return bool(changed)
 
 
-def _has_tensors(value: Any, within: tuple[Any, ...] = ()) -> bool:
+def has_tensors(value: Any, within: tuple[Any, ...] = ()) -> bool:
     """Whether a value is tensors, or has some in it, such as a distribution, or refers to some: by weak references
     torch's recurrent layers know for which parameters they have laid out their weights."""
     for leaf in pytree.tree_leaves(value):
@@ -290,6 +301,6 @@ def _has_tensors(value: Any, within: tuple[Any, ...] = ()) -> bool:
         if isinstance(leaf, Tensor):
             return True
         follow = inner and len(within) < 4 and not any(leaf is other for other in within)
-        if follow and any(_has_tensors(part, (*within, leaf)) for part in inner):
+        if follow and any(has_tensors(part, (*within, leaf)) for part in inner):
             return True
     return False

@@ -3,10 +3,12 @@ one. All give the same numbers to rounding; which is quickest is measured."""
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +23,7 @@ from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
 from .operations import TaskOperations
 from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
-from .threads import available, side_by_side, state
+from .threads import available, mine, side_by_side, state
 from .values import TasksDifferError
 
 Vectorize = Literal["auto"] | bool | int | tuple[int, int]
@@ -30,6 +32,10 @@ PerTask = Callable[[Task, Params, Params], Any]
 """``(one task, its own parameters, its own buffers) -> pytree of tensors``."""
 
 Result = TypeVar("Result")
+
+_recording: ContextVar[Any] = ContextVar("the engine whose operations are recorded", default=None)
+_choosing = threading.Lock()
+"""Held while an engine looks up or notes how tasks run."""
 
 PARTS = ("update rule", "loss", "inner loss", "objective", "initialization")
 """What a learner consists of, beside its model."""
@@ -69,7 +75,7 @@ class Engine:
         self._grown: set[str] = set()
         self._watched: set[str] = set()
         self._notes: list[str] = []
-        self._fallback = self._recording = False
+        self._fallback = False
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies of a learner, which measure anew what is not settled."""
@@ -114,11 +120,15 @@ class Engine:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """All at once and by torch's own operations, for code that records them."""
-        self._recording = True
+        token = _recording.set(self)
         try:
             yield
         finally:
-            self._recording = False
+            _recording.reset(token)
+
+    @property
+    def _is_recorded(self) -> bool:
+        return _recording.get() is self
 
     def map(self, function: PerTask, tasks: Task, params: Params, buffers: Params, purpose: str) -> Any:
         """The function's results for every task, stacked along a leading task axis."""
@@ -147,7 +157,8 @@ class Engine:
         number, done, start = count(tasks), 0, time.perf_counter()
         name = f"{purpose} {_describe(tasks)}"
         keep_freed_memory(grow=name not in self._grown)
-        plan = self._plan(name, number, params)
+        with _choosing:
+            plan = self._plan(name, number, params)
 
         def work(part: Task) -> Result:
             return finish(self._vectorised(function, part, params, buffers))
@@ -162,13 +173,14 @@ class Engine:
                     random_state = torch.get_rng_state()
                 plan = self._in_one_thread(name, plan) if plan.threads > 1 and not self.separable else plan
             except Exception as error:
-                if self._recording:  # which says nothing of how tasks run
+                if self._is_recorded:  # which says nothing of how tasks run
                     raise
                 torch.set_rng_state(random_state)
                 plan = self._retreat(name, plan, error, partial(self._alone, function, tasks, params, buffers, finish))
         for index in range(done, number):
             yield finish(_one(function, tasks, index, params, buffers))
-        self._note(name, plan, time.perf_counter() - start)
+        with _choosing:
+            self._note(name, plan, time.perf_counter() - start)
 
     def _run(self, work: Callable[[Task], Result], parts: Sequence[Task], plan: Plan, purpose: str) -> Iterator[Result]:
         """The results of all parts, or of the first one, where threads are used for the first time: what that changes
@@ -178,7 +190,7 @@ class Engine:
         elif purpose in self._watched:
             yield from side_by_side(work, parts, plan.threads, self.model)
         else:
-            everything = {**self.parts, "model": self.model}
+            everything = {kind: mine(part) for kind, part in (*self.parts.items(), ("model", self.model))}
             before, result, after = state(everything), work(parts[0]), state(everything)
             self._watched.add(purpose)
             if changed := [key for key in after if after[key] != before.get(key)]:
@@ -192,7 +204,7 @@ class Engine:
             if module._backward_hooks or module._backward_pre_hooks:
                 raise HooksError(module)
         axes = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tuple(tasks))
-        with TaskOperations(vectorised=True, kernels=not self._recording):
+        with TaskOperations(vectorised=True, kernels=not self._is_recorded):
             return vmap(function, (Task(*axes), 0, 0), randomness="different")(
                 tasks, copies(params, number), copies(buffers, number)
             )
@@ -200,7 +212,7 @@ class Engine:
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def _plan(self, name: str, number: int, params: Params) -> Plan:
-        if self._recording or (self.vectorize == "auto" and self._depends_on_plan and not self._fallback):
+        if self._is_recorded or (self.vectorize == "auto" and self._depends_on_plan and not self._fallback):
             return Plan(number)
         if not self.vectorised:
             return Plan(ONE_BY_ONE)

@@ -6,17 +6,18 @@ Training objectives, evaluation, adaptation to one's own data and reinforcement 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from .attention import by_mathematics
 from .checkpointing import function_modes, running, with_function_modes
 from .contracts import without_kept_tensors
 from .kernels import unread_gradients
@@ -38,6 +39,26 @@ Memory = Literal["graph", "constant"]
 
 Precision = Literal["float32", "bfloat16"]
 """What matrix products and convolutions compute in. Parameters, norms, losses and updates keep theirs."""
+
+
+def require_options(
+    steps: int, batch_size: int | None, statistics: Statistics, memory: Memory, precision: Precision
+) -> None:
+    """Refuse numbers that are none, and words that are not among those known.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, number, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
+        if number is not None and (not isinstance(number, int) or number < least):
+            raise ValueError(f"{name} is an integer of at least {least}, got {number}")
+    words: tuple[tuple[str, str, Any], ...] = (
+        ("statistics", statistics, Statistics), ("memory", memory, Memory), ("precision", precision, Precision)
+    )  # fmt: skip
+    for name, given, kinds in words:
+        if given not in (known := get_args(kinds)):
+            raise ValueError(f"{name} is {' or '.join(map(json.dumps, known))}, got {given!r}")
+
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
@@ -97,23 +118,23 @@ class Stateless:
         Raises:
             ValueError: it has others than when this was made.
         """
-        params: Params = dict(self.model.named_parameters())
+        model = mine(self.model)
+        params: Params = dict(model.named_parameters())
         if wrong := self._parameters ^ params.keys():
             name = sorted(wrong)[0]
             raise ValueError(
                 f"the model has {'got' if name in params else 'lost'} the parameter {name!r} since the learner was "
                 "made, but a learner's parameters are fixed when it is made: make a new learner of the changed model"
             )
-        return params, dict(self.model.named_buffers())
+        return params, dict(model.named_buffers())
 
     def __call__(self, params: Params, buffers: Params, x: Any) -> tuple[Any, Params]:
         """A tuple ``x`` becomes positional arguments of the module, a dict keyword arguments."""
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}  # in-place updates stay in here
         tensors = {slot: params[name] if name in params else buffers[name] for slot, name in self._slots.items()}
         args, kwargs = arguments(x)
-        # Flash and memory-efficient attention have no second derivative; the math kernel has.
         model = mine(self.model)
-        with sdpa_kernel(SDPBackend.MATH), self._autocast(tensors), running(model):
+        with by_mathematics, self._autocast(tensors), running(model):
             output = functional_call(model, tensors, args, kwargs, tie_weights=False)
         # Torch puts what the module's slots hold afterwards into the dictionary: buffers may have been set anew.
         if assigned := [

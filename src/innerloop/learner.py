@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,22 @@ from torch.utils import _pytree as pytree
 from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_statistics
 from .checks import Use, examine, judging
 from .compiling import Compile, Compiler
-from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
+from .contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, scalar, stack
+from .inner import (
+    Episode,
+    Loss,
+    Memory,
+    Precision,
+    Stateless,
+    Statistics,
+    detach,
+    in_mode,
+    require_options,
+    scalar,
+    stack,
+)
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
 from .randomness import Draws
@@ -32,6 +43,8 @@ from .slots import Slots, average
 from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, tensors_of
 from .threads import mine
+from .twins import Shared
+from .undisturbed import undisturbed
 from .updates import follow, require_start
 from .writes import unchanged
 
@@ -95,14 +108,7 @@ class MetaLearner(nn.Module):
         citation: str = "",
     ) -> None:
         super().__init__()
-        for name, number, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
-            if number is not None and (not isinstance(number, int) or number < least):
-                raise ValueError(f"{name} is an integer of at least {least}, got {number}")
-        for name, given, kinds in (
-            ("statistics", statistics, Statistics), ("memory", memory, Memory), ("precision", precision, Precision)
-        ):  # fmt: skip
-            if given not in (known := get_args(kinds)):
-                raise ValueError(f"{name} is {' or '.join(map(json.dumps, known))}, got {given!r}")
+        require_options(steps, batch_size, statistics, memory, precision)
         if memory == "constant" and compile is True:
             raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
@@ -120,11 +126,13 @@ class MetaLearner(nn.Module):
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics(model)
         self._stateless = Stateless(model, precision, output)
+        self._shared = Shared(model, *self.engine.parts.values())
         self._examined, self._joint = set[Any](), joint(model)
         rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
     # -- meta-training ------------------------------------------------------------------------------------------------
 
+    @undisturbed(alone=True)
     def forward(self, tasks: Task, iteration: int = 0, objective: Objective | None = None) -> Outcome:
         """Adapt to every task and judge the result.
 
@@ -133,20 +141,21 @@ class MetaLearner(nn.Module):
             iteration: the outer iteration, for schedules.
             objective: another than the learner's own, to judge by.
         """
-        with normal_mode(), in_mode(self.model, self._training_statistics):
+        with in_mode(self.model, self._training_statistics):
             self._examine(tasks := normal_tensors(tasks), judging(objective or self.objective), objective)
             judge = self._isolated(self._judge, iteration=iteration, objective=objective)
             outcome, left = self.engine.map(judge, tasks, *self._own(), ("judge", "forward")[torch.is_grad_enabled()])
             self._renew(average(left))
         return Outcome(*outcome)
 
+    @undisturbed(alone=True)
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
         """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
 
         Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
-        with normal_mode(), torch.enable_grad():
+        with torch.enable_grad():
             self._examine(tasks := normal_tensors(tasks), judging(self.objective))
             values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
             key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
@@ -199,8 +208,8 @@ class MetaLearner(nn.Module):
 
     def _in_use(self) -> Any:
         """Batch norm as in training, dropout and the like turned off, in losses and rules, too."""
-        others = self.rule, self.loss, self.inner_loss, self.initial
-        return in_mode(self.model, self._training_statistics, training=False, others=others)
+        others = map(mine, (self.rule, self.loss, self.inner_loss, self.initial))
+        return in_mode(mine(self.model), self._training_statistics, training=False, others=others)
 
     def _takes(self, steps: int | None) -> int:
         """The number of inner steps; `None` stands for that of training."""
@@ -212,6 +221,7 @@ class MetaLearner(nn.Module):
 
     # -- using what was learned ---------------------------------------------------------------------------------------
 
+    @undisturbed()
     @torch.no_grad()
     def predict(
         self, tasks: Task, steps: int | None = None, transductive: bool = True, at: Collection[int] | None = None
@@ -239,11 +249,12 @@ class MetaLearner(nn.Module):
             path = enumerate(chain((episode.start,), episode.path(order=1)))
             return stack([output(params) for step, params in path if at is None or step in at])
 
-        with normal_mode(), self._in_use():
-            self._examine(tasks := normal_tensors(tasks), Use.ADAPT if self._takes(steps) else Use.ANSWER)
-            own = self._own(self.statistics == "shared")
+        self._examine(tasks, Use.ADAPT if self._takes(steps) else Use.ANSWER)
+        with self._shared.apart(), self._in_use():
+            tasks, own = normal_tensors(tasks), self._own(self.statistics == "shared")
             return self.engine.map(self._isolated(predictions), tasks, *own, "predict")
 
+    @undisturbed()
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
         """Adapt to one task, with dropout turned off.
 
@@ -252,22 +263,23 @@ class MetaLearner(nn.Module):
             steps: inner steps; ``None`` takes as many as in training.
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
-        with normal_mode(), torch.no_grad(), self._in_use():
-            support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
-            task = Task(support, support)
-            if self._takes(steps):
-                self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), Use.ADAPT)
+        support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
+        task = Task(support, support)
+        if self._takes(steps):
+            self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), Use.ADAPT)
+        with torch.no_grad(), self._shared.apart(), self._in_use():
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
-            with TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
+            with TaskOperations(vectorised=False), without_kept_tensors(*map(mine, self.children())):
                 params = episode.last(order=1)
                 losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, as in `adapt_all`.
         episode.fixed, episode.start, episode.buffers = (
             {n: p.detach().clone() for n, p in tensors.items()} for tensors in (episode.fixed, params, episode.buffers)
         )
-        return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set)
+        return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set, self._shared)
 
+    @undisturbed()
     @torch.no_grad()
     def adapt_all(self, support: Batch, steps: int | None = None, batch_size: int | None = None) -> AdaptedTasks:
         """Adapt to many tasks at once, with dropout turned off.
@@ -284,14 +296,15 @@ class MetaLearner(nn.Module):
             episode.batch_size = batch_size or self.batch_size
             return {**episode.last(order=1), **episode.fixed}, episode.buffers  # in this order: steps renew the fixed
 
-        with normal_mode(), self._in_use():
-            task = Task(support := normal_tensors(require_batch(support)), support)
-            if self._takes(steps):
-                self._examine(task, Use.ADAPT)
+        task = Task(require_batch(support), support)
+        if self._takes(steps):
+            self._examine(task, Use.ADAPT)
+        with self._shared.apart(), self._in_use():
+            task = normal_tensors(task)
             # Copies, so that training on does not change what was adapted.
             params, buffers = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
-            own = self.engine.map(self._isolated(last), task, params, buffers, "adapt")
-        return AdaptedTasks(self._stateless, self.statistics, *own)
+            params, buffers = self.engine.map(self._isolated(last), task, params, buffers, "adapt")
+        return AdaptedTasks(self._stateless, self.statistics, params, buffers, self._shared)
 
     @property
     def depends_on_query_set(self) -> bool:
@@ -350,9 +363,9 @@ class MetaLearner(nn.Module):
         slots, buffer_slots = (self.slots.parameters_of, self.slots.buffers_of) if self.slots else ((), ())
         episode = Episode(
             model=self._stateless,
-            rule=self.rule,
-            loss=self.loss,
-            inner_loss=self.inner_loss,
+            rule=mine(self.rule),
+            loss=mine(self.loss),
+            inner_loss=mine(self.inner_loss),
             task=task,
             start={name: fixed.pop(name) for name in self.adapted},
             slots={name: fixed.pop(name) for name in slots},
@@ -369,7 +382,7 @@ class MetaLearner(nn.Module):
         if self.initial is not None:
             # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is
             # not to run through it.
-            start = require_start(self.initial(episode), episode.start, type(self.initial).__name__)
+            start = require_start(mine(self.initial)(episode), episode.start, type(self.initial).__name__)
             episode.start = {name: start.view_as(start) for name, start in start.items()}
         return episode
 
@@ -377,24 +390,27 @@ class MetaLearner(nn.Module):
         """A function of one task, after which no module has kept tensors of it."""
 
         def isolated(task: Task, params: Params, buffers: Params) -> Any:
-            with without_kept_tensors(mine(self.model), self.rule, self.loss, self.inner_loss, self.initial):
+            with without_kept_tensors(*map(mine, (self.model, *self.engine.parts.values()))):
                 return function(task, params, buffers, **options)
 
         return isolated
 
+    @undisturbed(alone=True)
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
         """Before tasks of some shapes are put to some use for the first time, refuse what would be wrong without an
         error; on the very first, name what has no part in adapting."""
+        tasks = normal_tensors(tasks)
         if (key := (*[(t.shape[1:], t.dtype) for t in tensors_of(tasks)], self.model.training, use)) in self._examined:
             return
         count(tasks)
         follow(self.rule, dict(self.model.named_parameters()))
         mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
-        with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:
+        with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept as left, same as moved:
             known = any(earlier >= use for *_, earlier in self._examined)
             with (draws := Draws((self.model, *self.engine.parts.values()), self.parameters())):
                 episode = self._episode(select(tasks, 0), *self._own())
             found = examine(episode, use, draws, None if known else objective or self.objective)
         self.engine.note(found.random, found.changing or bool(moved), found.separable, draws.error)
+        self._shared.keeps |= bool(left)
         self._examined.add(key)

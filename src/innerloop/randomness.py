@@ -10,20 +10,16 @@ import pickle
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from types import FrameType, FunctionType, ModuleType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .contracts import MOST_ENTRIES
 from .places import Content, content
 from .stacks import random_state, same_random_state
-from .threads import held_by, variables_of
-
-_LIBRARIES = frozenset(("torch", "innerloop", "numpy", "random", *sys.stdlib_module_names))
+from .threads import held_by, reached
 
 
 class DrawsError(NotImplementedError):
@@ -132,27 +128,5 @@ def _generators(parts: Iterable[Any]) -> Iterator[tuple[Any, str]]:
     for part in parts:
         for owner, attributes in held_by(part):
             for name, value in attributes.items():
-                found = (one for one in _reached(value, seen) if isinstance(one, kinds))
+                found = (one for one in reached(value, seen) if isinstance(one, kinds))
                 yield from ((generator, f"the {name!r} of {owner}") for generator in found)
-
-
-def _reached(value: Any, seen: set[int], depth: int = 4) -> Iterator[Any]:
-    """A value, and what it holds: the variables that a function uses, the attributes of an object or of a module of
-    Python that belongs to no library."""
-    if id(value) in seen or not depth or (isinstance(value, (list, dict, tuple)) and len(value) > MOST_ENTRIES):
-        return
-    seen.add(id(value))
-    for leaf in pytree.tree_leaves(value):
-        yield leaf
-        if isinstance(leaf, FunctionType):
-            held = variables_of(leaf)
-        elif isinstance(leaf, (type, Tensor)) or _of_library(leaf):
-            continue
-        else:
-            held = dict(getattr(leaf, "__dict__", {}))
-        for inner in held.values():
-            yield from _reached(inner, seen, depth - 1)
-
-
-def _of_library(value: Any) -> bool:
-    return isinstance(value, ModuleType) and value.__name__.partition(".")[0] in _LIBRARIES

@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from functools import cache
+from contextvars import ContextVar
+from functools import cache, partial
 from queue import SimpleQueue
-from types import FunctionType, MethodType
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from .contracts import MOST_ENTRIES
 from .stacks import place
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Part = TypeVar("Part")
 
-_here = threading.local()
+StandIns = Mapping[int, nn.Module]
+"""By the id of what they stand in for."""
+_present: ContextVar[StandIns] = ContextVar("what stands in for modules", default=MappingProxyType({}))
+_LIBRARIES = frozenset(("torch", "innerloop", "numpy", *sys.stdlib_module_names))
 
 
 def available() -> int:
@@ -52,28 +59,26 @@ def side_by_side(
     """
     copies: SimpleQueue[nn.Module] = SimpleQueue()
     for _ in range(threads):
-        copies.put(replica(model))
-    grad = torch.is_grad_enabled()
+        copies.put(replica(mine(model)))
+    grad, stand_ins = torch.is_grad_enabled(), _present.get()
 
     def run(item: Item) -> Result:
         stand_in = copies.get()
         try:
-            with torch.set_grad_enabled(grad), standing_in(model, stand_in):
+            with torch.set_grad_enabled(grad), standing_in({**stand_ins, id(model): stand_in}):
                 return work(item)
         finally:
             copies.put(stand_in)
 
     pool = _pool(threads, max(1, torch.get_num_threads() // threads))
-    # The kernels of attention are switched for all threads at once, so no thread may be the first or last to do it.
-    with sdpa_kernel(SDPBackend.MATH):
-        futures = [pool.submit(run, item) for item in items]
-        try:
-            while futures:
-                yield futures.pop(0).result()
-        finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+    futures = [pool.submit(run, item) for item in items]
+    try:
+        while futures:
+            yield futures.pop(0).result()
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
 def replica(model: nn.Module) -> nn.Module:
@@ -97,19 +102,18 @@ def copied(model: nn.Module, known: dict[int, Any] | None = None) -> nn.Module:
 
 
 @contextmanager
-def standing_in(model: nn.Module, stand_in: nn.Module) -> Iterator[None]:
-    """In this thread, `mine` gives the stand-in for the model."""
-    _here.models = {id(model): stand_in}
+def standing_in(stand_ins: StandIns) -> Iterator[None]:
+    """In this thread, `mine` gives these, beside those that stand in already."""
+    token = _present.set({**_present.get(), **stand_ins})
     try:
         yield
     finally:
-        del _here.models
+        _present.reset(token)
 
 
-def mine(model: nn.Module) -> nn.Module:
-    """What this thread works with in place of a module."""
-    found: nn.Module = getattr(_here, "models", {}).get(id(model), model)
-    return found
+def mine(part: Part) -> Part:
+    """What this thread works with in place of a module, or of anything else, which is that itself."""
+    return _present.get().get(id(part), part)  # type: ignore[return-value]
 
 
 def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
@@ -123,7 +127,7 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if buffer.layout == torch.strided]
     try:
-        with standing_in(model, replica(model)), torch.enable_grad():
+        with standing_in({id(model): replica(mine(model))}), torch.enable_grad():
             outputs = [t for t in pytree.tree_leaves(call()) if isinstance(t, torch.Tensor) and t.requires_grad]
         learned = [p for p in model.parameters() if p.requires_grad]
         reached = torch.autograd.grad([t.sum() for t in outputs], learned, allow_unused=True) if outputs else ()
@@ -180,6 +184,38 @@ def variables_of(function: Any) -> dict[str, Any]:
         with suppress(ValueError):  # an empty one
             found[name] = cell.cell_contents
     return found
+
+
+def reached(value: Any, seen: set[int], depth: int = 4) -> Iterator[Any]:
+    """A value, and what it holds: the variables that a function uses, what a method belongs to, the attributes of an
+    object or of a module of Python that belongs to no library.
+
+    Args:
+        value: a pytree of anything.
+        seen: the ids of what was looked at already.
+        depth: how far to follow.
+    """
+    if id(value) in seen or not depth or (isinstance(value, (list, dict, tuple)) and len(value) > MOST_ENTRIES):
+        return
+    seen.add(id(value))
+    for leaf in pytree.tree_leaves(value):
+        yield leaf
+        for inner in _inside(leaf):
+            yield from reached(inner, seen, depth - 1)
+
+
+def _inside(leaf: Any) -> Iterable[Any]:
+    if isinstance(leaf, FunctionType):
+        return variables_of(leaf).values()
+    if isinstance(leaf, MethodType):
+        return leaf.__self__, leaf.__func__
+    if isinstance(leaf, partial):
+        return leaf.func, leaf.args, leaf.keywords
+    if isinstance(leaf, weakref.ref):
+        return (leaf(),)
+    library = isinstance(leaf, ModuleType) and leaf.__name__.partition(".")[0] in _LIBRARIES
+    closed = isinstance(leaf, (type, torch.Tensor, nn.Module)) or library
+    return () if closed else list(getattr(leaf, "__dict__", {}).values())
 
 
 def _fingerprint(value: Any) -> Any:

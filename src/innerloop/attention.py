@@ -1,0 +1,66 @@
+"""Attention by the kernel that can be differentiated any number of times.
+
+Torch has one switch for all threads of a process. So whoever needs it is counted: the first one in turns the quick
+kernels off, and the last one out restores them.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any
+
+import torch
+
+_cuda: Any = torch.backends.cuda
+_SWITCHES = (
+    (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp, False),
+    (_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp, False),
+    (_cuda.cudnn_sdp_enabled, _cuda.enable_cudnn_sdp, False),
+    (_cuda.math_sdp_enabled, _cuda.enable_math_sdp, True),
+)
+
+
+class _ByMathematics(threading.local):
+    """While entered, any number of times, in any thread, no other kernel runs.
+
+    Attributes:
+        depth: how often this thread has entered it.
+    """
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        global _inside, _before
+        with _lock:
+            if not _inside:
+                _before = [enabled() for enabled, _, _ in _SWITCHES]
+                for (_, enable, wanted), was in zip(_SWITCHES, _before, strict=True):
+                    if was != wanted:
+                        enable(wanted)
+            _inside += 1
+            self.depth += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        self.leave(self.depth - 1)
+
+    def leave(self, depth: int) -> None:
+        """Leave it until it is entered so often as before."""
+        global _inside
+        with _lock:
+            _inside += depth - self.depth
+            self.depth = depth
+            if not _inside:
+                for (enabled, enable, _), was in zip(_SWITCHES, _before, strict=True):
+                    if enabled() != was:
+                        enable(was)
+
+
+_lock = threading.Lock()
+_inside, _before = 0, list[bool]()
+by_mathematics = _ByMathematics()

@@ -1,0 +1,140 @@
+"""Modules of a call's own, so that calls from several threads do not meet, and none changes what others use.
+
+Putting a task's parameters into a module, or its layers into another mode, is seen by every thread. So a call that
+predicts or adapts works on *twins*: new module objects that share parameters, buffers and everything else with the
+learner's. What ends by an error leaves nothing behind that way. A model that refers to itself elsewhere than as a
+submodule (in a list, by a method that it keeps) has no twin, since that would still lead to the original: its calls
+wait for each other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from .contracts import has_tensors
+from .threads import StandIns, mine, reached, standing_in
+
+_OWN = ("_parameters", "_buffers", "_modules")
+_DICTS = (*_OWN, "_forward_hooks", "_forward_pre_hooks")
+_LAID_OUT = ("_flat_weights", "_flat_weight_refs")
+"""Lists in which torch's recurrent layers keep their parameters once more."""
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+class Shared:
+    """The modules that calls of a learner share.
+
+    Args:
+        model: the learner's.
+        parts: its other parts, as far as they are modules.
+
+    Attributes:
+        keeps: whether tensors of a call were found in a list or a dictionary of a module, which twins would share.
+    """
+
+    def __init__(self, model: nn.Module, *parts: Any) -> None:
+        self.model, self.keeps = model, False
+        self._parts = (model, *(part for part in parts if isinstance(part, nn.Module)))
+        self._leads_back: bool | None = None
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules, each once."""
+        return list(dict.fromkeys(module for part in self._parts for module in part.modules()))
+
+    @property
+    def lock(self) -> Any:
+        """Held by whatever works on the modules themselves instead of on twins."""
+        with _making:
+            return _locks.setdefault(self.model, threading.RLock())
+
+    @property
+    def separable(self) -> bool:
+        """Whether there can be twins: whether modules lead to each other as submodules alone."""
+        if self._leads_back is None:
+            self._leads_back = _lead_back(self.modules)
+        return not self._leads_back and not self.keeps
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """In this thread, `threads.mine` gives twins; what a call sets of plain attributes, such as counters, the
+        originals have afterwards."""
+        if mine(self.model) is not self.model or not self.separable:
+            yield
+            return
+        modules = self.modules
+        with self.lock:
+            twins: StandIns = {id(module): _twin(module) for module in modules}
+        for twin in twins.values():
+            twin._modules.update({name: twins[id(child)] for name, child in twin._modules.items() if child is not None})
+        before = {key: dict(vars(twin)) for key, twin in twins.items()}
+        with standing_in(twins):
+            yield
+        for module in modules:
+            _hand_over(module, twins[id(module)], before[id(module)])
+
+
+class Originals:
+    """Modules as they are now: their parameters, buffers, submodules, hooks and other attributes.
+
+    Args:
+        modules: each once.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._held = [(module, dict(vars(module)), _contents(module)) for module in modules]
+
+    def restore(self) -> None:
+        """Make them what they were."""
+        for module, held, contents in self._held:
+            for name in vars(module).keys() - held.keys():
+                del vars(module)[name]
+            vars(module).update(held)
+            for name, content in contents.items():
+                if not _identical(held[name], content):
+                    held[name].clear()
+                    held[name].update(content)
+
+
+def _contents(module: nn.Module) -> dict[str, dict[str, Any]]:
+    scripted = isinstance(module, torch.jit.ScriptModule)  # which keeps them elsewhere
+    return {} if scripted else {name: dict(vars(module)[name]) for name in _DICTS}
+
+
+def _identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
+
+
+def _lead_back(modules: list[nn.Module]) -> bool:
+    """Whether something else than submodules leads from one of some modules to another."""
+    own = {id(module) for module in modules}
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            return True
+        for name, value in vars(module).items():
+            if name not in _OWN and any(id(leaf) in own for leaf in reached(value, set())):
+                return True
+    return False
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    twin: nn.Module = object.__new__(type(module))
+    held = vars(module)
+    vars(twin).update(held)
+    for name in (*_OWN, *(name for name in _LAID_OUT if isinstance(held.get(name), list))):
+        vars(twin)[name] = held[name].copy()
+    return twin
+
+
+def _hand_over(module: nn.Module, twin: nn.Module, before: dict[str, Any]) -> None:
+    for name, value in vars(twin).items():
+        if value is not before.get(name, twin) and name not in (*_OWN, *_LAID_OUT) and not has_tensors(value):
+            vars(module)[name] = value

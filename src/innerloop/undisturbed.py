@@ -1,0 +1,153 @@
+"""Calls after which everything is as it was, however they end: by an error, or by Ctrl-C at any moment.
+
+Context managers do not suffice, since an interrupt may come while one is entered or left. So what a call may change is
+noted before it and put back after an error: torch's modes in this thread, its random numbers, and the learner's modules
+where the call works on these themselves.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import traceback
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial, wraps
+from typing import Any, TypeVar
+
+import torch
+from torch.nn.modules import module as hooks
+from torch.utils import _python_dispatch as dispatch
+
+from .attention import by_mathematics
+from .checkpointing import function_modes
+from .contracts import normal_mode
+from .stacks import functorch, under
+from .threads import mine
+from .twins import Originals, Shared
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+_GLOBAL_HOOKS = (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
+_FLAGS = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode")
+
+
+def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
+    """A decorator for methods of objects that have a `twins.Shared`, after which all is as before if one ends by an
+    error. They run outside of `torch.inference_mode`.
+
+    Args:
+        alone: whether the method works on the modules themselves, and waits for others that do. Else it works on twins
+            (`twins.Shared.apart`), if there can be any.
+    """
+
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            shared: Shared = self._shared
+            function = partial(method, self, *args, **kwargs)
+            if mine(shared.model) is not shared.model:  # from within such a call
+                return function()
+            # Context variables are what they were by themselves.
+            return copy_context().run(_apart if not alone and shared.separable else _alone, function, shared)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _apart(function: Callable[[], Any], *_: Any) -> Any:
+    before = Surroundings()
+    try:
+        with normal_mode():
+            return function()
+    except BaseException as error:
+        _finish(error)
+        before.restore()
+        raise
+
+
+def _alone(function: Callable[[], Any], shared: Shared) -> Any:
+    with shared.lock:
+        before = Originals(shared.modules)
+        try:
+            return _apart(function)
+        except BaseException:
+            before.restore()
+            raise
+
+
+def _finish(error: BaseException) -> None:
+    """Have what an interrupt left open end now: a context manager that it kept from being left would be left, and
+    change things, when the error's traceback is gone. Of other errors the traceback keeps its variables, for debuggers.
+    """
+    while not isinstance(error, Exception):
+        traceback.clear_frames(error.__traceback__)
+        if error.__context__ is None:
+            break
+        error = error.__context__
+
+
+class Surroundings:
+    """What torch and Python do for this thread, as it is now."""
+
+    def __init__(self) -> None:
+        self._grad = torch.is_grad_enabled()
+        self._functions, self._dispatch = function_modes(), dispatch._get_current_dispatch_mode_stack()
+        self._depth, self._transforms = functorch.get_dynamic_layer_stack_depth(), list[Any]()
+        if self._depth:
+            with under([]) as self._transforms:
+                pass
+        self._random = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        self._attention = by_mathematics.depth
+        self._profile, self._collecting = sys.getprofile(), gc.isenabled()
+        self._hooks = [dict(every) for every in _GLOBAL_HOOKS]
+        self._flags = [getattr(dispatch, name, None) for name in _FLAGS]
+        devices = ("cpu", "cuda") if self._cuda else ("cpu",)
+        self._autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+        self._nested = _autocast_depth()
+
+    def restore(self) -> None:
+        """Make all of it what it was."""
+        if functorch.get_dynamic_layer_stack_depth() > self._depth:
+            functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._depth)
+        for transform in reversed(self._transforms[: self._depth - functorch.get_dynamic_layer_stack_depth()]):
+            functorch.push_dynamic_layer_stack(transform)
+        self._restore_modes()
+        torch.set_grad_enabled(self._grad)
+        torch.set_rng_state(self._random)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        by_mathematics.leave(self._attention)
+        if sys.getprofile() is not self._profile:
+            sys.setprofile(self._profile)
+        if self._collecting:
+            gc.enable()
+        for every, were in zip(_GLOBAL_HOOKS, self._hooks, strict=True):
+            for key in every.keys() - were.keys():
+                del every[key]
+
+    def _restore_modes(self) -> None:
+        while torch._C._len_torch_function_stack():
+            torch._C._pop_torch_function_stack()
+        for mode in self._functions:
+            torch._C._push_on_torch_function_stack(mode)
+        if dispatch._get_current_dispatch_mode_stack() != self._dispatch:
+            while torch._C._len_torch_dispatch_stack():
+                dispatch._pop_mode()
+            for mode in self._dispatch:
+                dispatch._push_mode(mode)
+        for name, value in zip(_FLAGS, self._flags, strict=True):
+            setattr(dispatch, name, value)
+        for device, enabled, dtype in self._autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        while _autocast_depth() > self._nested:
+            torch.autocast_decrement_nesting()
+        if not self._nested:
+            torch.clear_autocast_cache()
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
