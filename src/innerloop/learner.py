@@ -28,7 +28,7 @@ from .inner import (
     Statistics,
     detach,
     in_mode,
-    require_options,
+    require_known,
     scalar,
     stack,
 )
@@ -108,7 +108,7 @@ class MetaLearner(nn.Module):
         citation: str = "",
     ) -> None:
         super().__init__()
-        require_options(steps, batch_size, statistics, memory, precision)
+        require_known(steps, batch_size, statistics, memory, precision)
         if memory == "constant" and compile is True:
             raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
         require_step(rule)
