@@ -41,7 +41,7 @@ Precision = Literal["float32", "bfloat16"]
 """What matrix products and convolutions compute in. Parameters, norms, losses and updates keep theirs."""
 
 
-def require_known(
+def check_known(
     steps: int, batch_size: int | None, statistics: Statistics, memory: Memory, precision: Precision
 ) -> None:
     """Refuse numbers that are none, and words that are not among those known.

@@ -19,19 +19,7 @@ from .compiling import Compile, Compiler
 from .contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import (
-    Episode,
-    Loss,
-    Memory,
-    Precision,
-    Stateless,
-    Statistics,
-    detach,
-    in_mode,
-    require_known,
-    scalar,
-    stack,
-)
+from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, check_known, detach, in_mode, scalar, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
 from .randomness import Draws
@@ -108,9 +96,7 @@ class MetaLearner(nn.Module):
         citation: str = "",
     ) -> None:
         super().__init__()
-        require_known(steps, batch_size, statistics, memory, precision)
-        if memory == "constant" and compile is True:
-            raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
+        check_known(steps, batch_size, statistics, memory, precision)
         require_step(rule)
         refuse_inference_parameters(model, rule)
         warn_of_statistics(model, statistics)
@@ -119,7 +105,7 @@ class MetaLearner(nn.Module):
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
         self.selection, self.adapted = adapt.description, adapt.names(model)
         self.engine = Engine(model, vectorize, memory == "constant", (rule, loss, inner_loss, self.objective, initial))
-        self.compiler = Compiler(compile if memory == "graph" else False)
+        self.compiler = Compiler(compile, lean=memory == "constant")
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
         if self.slots is None and statistics == "shared":
             raise ValueError('statistics="shared" is for a learner with per_step=; without it there is "running"')
@@ -274,9 +260,8 @@ class MetaLearner(nn.Module):
                 params = episode.last(order=1)
                 losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, as in `adapt_all`.
-        episode.fixed, episode.start, episode.buffers = (
-            {n: p.detach().clone() for n, p in tensors.items()} for tensors in (episode.fixed, params, episode.buffers)
-        )
+        own = pytree.tree_map(Tensor.clone, detach((episode.fixed, params, episode.buffers)))
+        episode.fixed, episode.start, episode.buffers = own
         return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set, self._shared)
 
     @undisturbed()
@@ -296,11 +281,10 @@ class MetaLearner(nn.Module):
             episode.batch_size = batch_size or self.batch_size
             return {**episode.last(order=1), **episode.fixed}, episode.buffers  # in this order: steps renew the fixed
 
-        task = Task(require_batch(support), support)
+        task = normal_tensors(Task(require_batch(support), support))
         if self._takes(steps):
             self._examine(task, Use.ADAPT)
         with self._shared.apart(), self._in_use():
-            task = normal_tensors(task)
             # Copies, so that training on does not change what was adapted.
             params, buffers = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
             params, buffers = self.engine.map(self._isolated(last), task, params, buffers, "adapt")

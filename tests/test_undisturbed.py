@@ -1,0 +1,242 @@
+"""After a call that an error or an interrupt ends, at whatever moment, everything is as it was."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import warnings
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as hooks
+
+import innerloop as il
+from innerloop.attention import by_mathematics
+from innerloop.stacks import functorch
+from innerloop.task import select
+
+
+class Looping(nn.Module):
+    """Refers to its layers by a list, too, and reads a value: no twins, no vectorization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.layers = [self.first, self.second]
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layers[1](torch.tanh(self.layers[0](x)))
+        return output * (2 if float(x.sum()) > 1e9 else 1)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Linear(3, 4), nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)[:, None]
+        output: Tensor = self.head(self.attend(tokens, tokens, tokens)[0][:, 0])
+        return output
+
+
+class Recurring(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen += 1
+        self.kept = self.cell(x[:, None])[0][:, 0]
+        output: Tensor = self.head(self.kept)
+        return output
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 2))
+
+
+MODELS: dict[str, Callable[[], il.MetaLearner]] = {
+    "norms": lambda: il.maml(normed(), 0.1, steps=2),
+    "no twins": lambda: il.maml(Looping(), 0.1, steps=2),
+    "attention": lambda: il.maml(Attending(), 0.1, steps=2, first_order=True),
+    "recurrent": lambda: il.maml(Recurring(), 0.1, steps=2),
+    "constant memory": lambda: il.maml(normed(), 0.1, steps=2, memory="constant", vectorize=2),
+    "per step": lambda: il.maml_plus_plus(normed(), steps=2),
+}
+
+
+def source() -> Any:
+    class Points:
+        def sample(self, n: int, generator: torch.Generator) -> il.Task:
+            x, y = torch.randn(n, 12, 3, generator=generator), torch.randint(0, 2, (n, 12), generator=generator)
+            return il.Task(il.Batch(x[:, :6], y[:, :6]), il.Batch(x[:, 6:], y[:, 6:]))
+
+    return Points()
+
+
+TASKS = source().sample(4, torch.Generator().manual_seed(0))
+CALLS: dict[str, Callable[[il.MetaLearner], Any]] = {
+    "meta_gradient": lambda learner: learner.meta_gradient(TASKS),
+    "forward": lambda learner: learner(TASKS),
+    "predict": lambda learner: learner.predict(TASKS),
+    "adapt": lambda learner: learner.adapt(select(TASKS, 0).support)(TASKS.query.x[0]),
+    "adapt_all": lambda learner: learner.adapt_all(TASKS.support)(TASKS.query.x),
+    "evaluate": lambda learner: il.evaluate(learner, source(), num_tasks=4),
+}
+
+
+def surroundings(learner: il.MetaLearner) -> dict[str, Any]:
+    """Everything that a call must leave alone, as values to compare."""
+    modules = {name: module for name, module in learner.named_modules()}
+    return {
+        "tensors": {n: (id(t), t.clone(), t.grad) for n, t in (*learner.named_parameters(), *learner.named_buffers())},
+        "modes": {name: module.training for name, module in modules.items()},
+        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
+        "hooks": {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in modules.items()},
+        "global hooks": (len(hooks._global_forward_hooks), len(hooks._global_forward_pre_hooks)),
+        "grad": torch.is_grad_enabled(),
+        "function modes": torch._C._len_torch_function_stack(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "transforms": functorch.get_dynamic_layer_stack_depth(),
+        "random": torch.get_rng_state(),
+        "attention": (torch.backends.cuda.flash_sdp_enabled(), by_mathematics.depth),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "collecting": gc.isenabled(),
+        "profile": sys.getprofile(),
+    }
+
+
+def assert_equal(found: Any, expected: Any, where: str = "") -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_equal(found[key], value, f"{where} {key}")
+    elif isinstance(expected, tuple | list):
+        assert len(found) == len(expected), where
+        for a, b in zip(found, expected, strict=True):
+            assert_equal(a, b, where)
+    elif isinstance(expected, Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected or (found is expected), f"{where}: {found} != {expected}"
+
+
+class Interrupt:
+    """Raises a ``KeyboardInterrupt`` before the n-th instruction of Python that runs within; counts them for ``None``."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.count = at, 0
+
+    def __enter__(self) -> Interrupt:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_name == "__del__" or frame.f_code is Interrupt.__exit__.__code__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            self.count += 1
+            if self.count == self.at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._trace
+
+
+def prepared(model: str) -> il.MetaLearner:
+    torch.manual_seed(0)
+    learner = MODELS[model]()
+    learner.register_buffer("marker", torch.zeros(2))
+    return learner
+
+
+def interrupt(model: str, call: str, points: int, generator: random.Random) -> None:
+    learner, run = prepared(model), CALLS[call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fresh = bool(generator.getrandbits(1))
+        if not fresh:
+            run(learner)
+        with Interrupt(None) as whole:
+            run(prepared(model) if fresh else learner)
+        learner = prepared(model)
+        torch.manual_seed(1)
+        expected = result(run, learner)
+        for _ in range(points):
+            learner = prepared(model)
+            if not fresh:
+                run(learner)
+            torch.manual_seed(1)
+            before = surroundings(learner)
+            try:
+                with Interrupt(generator.randrange(1, whole.count)):
+                    run(learner)
+            except KeyboardInterrupt:
+                gc.collect()
+                assert_equal(surroundings(learner), before, f"{model} {call}")
+            torch.manual_seed(1)
+            assert_equal(result(run, learner), expected, f"{model} {call}, afterwards")
+
+
+def result(run: Callable[[il.MetaLearner], Any], learner: il.MetaLearner) -> list[Tensor]:
+    found = run(learner)
+    leaves = torch.utils._pytree.tree_leaves(getattr(found, "__dict__", found))
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("call", CALLS)
+def test_interrupts_leave_everything_as_it_was(model: str, call: str) -> None:
+    interrupt(model, call, 3, random.Random(f"{model} {call}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_two_thousand_interrupts_leave_everything_as_it_was(model: str) -> None:
+    generator = random.Random(0)
+    for call in CALLS:
+        for _ in range(8):
+            interrupt(model, call, 2000 // (8 * len(CALLS) * len(MODELS)) + 1, generator)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_errors_of_the_model_leave_everything_as_it_was(call: str) -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.left = nn.Linear(3, 2), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.left == 0:
+                torch.rand(3)
+                self.layer.extra = 1
+                raise ArithmeticError
+            self.left -= 1
+            output: Tensor = self.layer(x)
+            return output
+
+    learner = il.maml(model := Fails(), 0.1, steps=2, loss=F.cross_entropy)
+    for number in range(12):
+        model.left = number
+        before = surroundings(learner)
+        before["attributes"]["model.layer"] = sorted({*before["attributes"]["model.layer"]} - {"extra"})
+        try:
+            CALLS[call](learner)
+        except ArithmeticError:
+            after = surroundings(learner)
+            assert_equal(after, before)
