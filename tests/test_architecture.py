@@ -20,7 +20,7 @@ FLOORS = [
     ("derivatives",),
     ("normalisation", "convolutions"),
     ("kernels", "threads", "checkpointing", "values", "randomness"),
-    ("operations",),
+    ("operations", "stateless"),
     ("inner",),
     ("engine", "diagnosis", "objectives", "initial", "slots", "adapted", "dependence"),
     ("checks",),

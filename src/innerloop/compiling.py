@@ -72,6 +72,7 @@ class Compiler:
             good part of a step, and the steps to come are expected to take longer than compiling by far; and it keeps
             the result only if it is faster; under ``torch.use_deterministic_algorithms(True)``, which measurements
             would spoil, it does not. ``False`` never compiles.
+        lean: whether memory counts more than time: then nothing is compiled.
 
     Attributes:
         steps_to_come: how many more steps will be asked for, as far as is known; ``None`` if nobody said.
@@ -79,10 +80,12 @@ class Compiler:
         wanted: sets of shapes that are compiled without measuring, as a run that goes on did before.
     """
 
-    def __init__(self, setting: Compile = "auto") -> None:
+    def __init__(self, setting: Compile = "auto", lean: bool = False) -> None:
         if setting != "auto" and not isinstance(setting, bool):
             raise ValueError(f'compile is "auto", True or False, got {setting!r}')
-        self.setting = setting
+        if lean and setting is True:
+            raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
+        self.setting: Compile = not lean and setting
         self.steps_to_come: int | None = None
         self.reasons: dict[Hashable, str] = {}
         self.wanted: set[str] = set()

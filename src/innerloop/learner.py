@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from .compiling import Compile, Compiler
 from .contracts import normal_mode, normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, detach, in_mode, scalar, stack
+from .inner import Episode, Loss, Memory, check_known, detach, scalar, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
 from .randomness import Draws
@@ -29,6 +28,7 @@ from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
 from .slots import Slots, average
+from .stateless import Precision, Stateless, Statistics, in_mode
 from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, tensors_of
 from .threads import mine
@@ -95,16 +95,7 @@ class MetaLearner(nn.Module):
         citation: str = "",
     ) -> None:
         super().__init__()
-        for name, number, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
-            if number is not None and (not isinstance(number, int) or number < least):
-                raise ValueError(f"{name} is an integer of at least {least}, got {number}")
-        for name, given, kinds in (
-            ("statistics", statistics, Statistics), ("memory", memory, Memory), ("precision", precision, Precision)
-        ):  # fmt: skip
-            if given not in (known := get_args(kinds)):
-                raise ValueError(f"{name} is {' or '.join(map(json.dumps, known))}, got {given!r}")
-        if memory == "constant" and compile is True:
-            raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
+        check_known(steps, batch_size, statistics, memory, precision)
         require_step(rule)
         refuse_inference_parameters(model, rule)
         warn_of_statistics(model, statistics)
@@ -113,7 +104,7 @@ class MetaLearner(nn.Module):
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
         self.selection, self.adapted = adapt.description, adapt.names(model)
         self.engine = Engine(model, vectorize, memory == "constant", (rule, loss, inner_loss, self.objective, initial))
-        self.compiler = Compiler(compile if memory == "graph" else False)
+        self.compiler = Compiler(compile, lean=memory == "constant")
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
         if self.slots is None and statistics == "shared":
             raise ValueError('statistics="shared" is for a learner with per_step=; without it there is "running"')
@@ -239,9 +230,9 @@ class MetaLearner(nn.Module):
             path = enumerate(chain((episode.start,), episode.path(order=1)))
             return stack([output(params) for step, params in path if at is None or step in at])
 
+        self._examine(tasks, Use.ADAPT if self._takes(steps) else Use.ANSWER)
         with normal_mode(), self._in_use():
-            self._examine(tasks := normal_tensors(tasks), Use.ADAPT if self._takes(steps) else Use.ANSWER)
-            own = self._own(self.statistics == "shared")
+            tasks, own = normal_tensors(tasks), self._own(self.statistics == "shared")
             return self.engine.map(self._isolated(predictions), tasks, *own, "predict")
 
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
@@ -252,20 +243,20 @@ class MetaLearner(nn.Module):
             steps: inner steps; ``None`` takes as many as in training.
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
-        with normal_mode(), torch.no_grad(), self._in_use():
+        with normal_mode():
             support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
             task = Task(support, support)
             if self._takes(steps):
                 self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), Use.ADAPT)
+        with normal_mode(), torch.no_grad(), self._in_use():
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
             with TaskOperations(vectorised=False), without_kept_tensors(*self.children()):
                 params = episode.last(order=1)
                 losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
         # Copies, as in `adapt_all`.
-        episode.fixed, episode.start, episode.buffers = (
-            {n: p.detach().clone() for n, p in tensors.items()} for tensors in (episode.fixed, params, episode.buffers)
-        )
+        own = pytree.tree_map(Tensor.clone, detach((episode.fixed, params, episode.buffers)))
+        episode.fixed, episode.start, episode.buffers = own
         return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set)
 
     @torch.no_grad()
@@ -284,10 +275,11 @@ class MetaLearner(nn.Module):
             episode.batch_size = batch_size or self.batch_size
             return {**episode.last(order=1), **episode.fixed}, episode.buffers  # in this order: steps renew the fixed
 
+        task = Task(require_batch(support), support)
+        if self._takes(steps):
+            self._examine(task, Use.ADAPT)
         with normal_mode(), self._in_use():
-            task = Task(support := normal_tensors(require_batch(support)), support)
-            if self._takes(steps):
-                self._examine(task, Use.ADAPT)
+            task = normal_tensors(task)
             # Copies, so that training on does not change what was adapted.
             params, buffers = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
             own = self.engine.map(self._isolated(last), task, params, buffers, "adapt")
@@ -391,10 +383,10 @@ class MetaLearner(nn.Module):
         follow(self.rule, dict(self.model.named_parameters()))
         mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
-        with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:
+        with normal_mode(), mode as trained, torch.enable_grad(), TaskOperations(vectorised=False), kept, same as moved:
             known = any(earlier >= use for *_, earlier in self._examined)
             with (draws := Draws((self.model, *self.engine.parts.values()), self.parameters())):
-                episode = self._episode(select(tasks, 0), *self._own())
-            found = examine(episode, use, draws, None if known else objective or self.objective)
+                episode = self._episode(select(normal_tensors(tasks), 0), *self._own())
+            found = examine(episode, use, draws, trained, None if known else objective or self.objective)
         self.engine.note(found.random, found.changing or bool(moved), found.separable, draws.error)
         self._examined.add(key)
