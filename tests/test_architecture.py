@@ -22,7 +22,7 @@ FLOORS = [
     ("kernels", "threads", "checkpointing", "values"),
     ("randomness", "twins"),
     ("undisturbed",),
-    ("operations",),
+    ("operations", "stateless"),
     ("inner",),
     ("engine", "diagnosis", "objectives", "initial", "slots", "adapted", "dependence"),
     ("checks",),

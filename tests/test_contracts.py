@@ -1269,3 +1269,131 @@ def test_spectral_norms_follow_meta_training_by_what_the_warning_says(moved: boo
     net.eval()
     norms = [torch.linalg.matrix_norm(layer.weight, 2).item() for layer in (net[0], net[2])]
     assert (norms == pytest.approx([1, 1], abs=0.05)) is moved, norms
+
+
+@pytest.mark.usefixtures("double")
+@VECTORIZE
+def test_code_that_asks_for_requires_grad_hears_the_same_wherever_it_runs(vectorize: Any) -> None:
+    class Penalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            penalty = sum((p.square().sum() for p in self.parameters() if p.requires_grad), x.new_zeros(()))
+            return self.head(torch.tanh(self.body(x))), 0.1 * penalty
+
+    loss = lambda output, y: F.mse_loss(output[0], y) + output[1]  # noqa: E731
+    for adapt in (il.everything, il.head):
+        tasks, model = regression(2), Penalized()
+        model.body.bias.requires_grad_(False)
+        learner = il.MetaLearner(model, il.SGD(0.1), adapt, loss=loss, steps=2, vectorize=vectorize)
+        judged, predicted = learner(tasks).output, learner.predict(tasks)
+        adapted = learner.adapt(il.task.select(tasks, 0).support)
+        of_one = adapted(tasks.query.x[0])
+        many = learner.adapt_all(tasks.support)(tasks.query.x)
+        for part in range(2):
+            torch.testing.assert_close(predicted[part][:, -1], judged[part])
+            torch.testing.assert_close(many[part], judged[part])
+            torch.testing.assert_close(of_one[part], judged[part][0])
+        assert not any(p.requires_grad for p in adapted.parameters.values())
+        assert adapted.losses[0] > 0.1 * sum(float(p.square().sum()) for p in model.parameters() if p.requires_grad)
+
+
+def test_a_module_has_the_buffers_that_the_task_left() -> None:
+    class Centered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+            self.register_buffer("level", torch.tensor(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.layer(x - self.level)
+            self.level = x.mean() + 0.25
+            return output
+
+    torch.manual_seed(0)
+    model, support, query = Centered(), il.Batch(torch.randn(6, 3) + 2, torch.randn(6, 2)), torch.randn(4, 3)
+    adapted = il.maml(model, 0.1, steps=2, loss=F.mse_loss).adapt(support)
+    module = adapted.module()
+    assert module.level.dtype == torch.float32
+    torch.testing.assert_close(module(query), adapted(query))
+    assert model.level.dtype == torch.int64
+
+
+def test_a_shared_buffer_that_becomes_two_is_refused() -> None:
+    class Parting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+            self.register_buffer("level", torch.zeros(()))
+            self.register_buffer("same", self.level)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.level = x.mean()
+            output: Tensor = self.layer(x) - self.same
+            return output
+
+    with pytest.raises(ValueError, match="'level' or 'same', which were one"):
+        il.maml(Parting(), loss=F.mse_loss).meta_gradient(regression(2))
+
+
+class _OwnNorm(nn.Module):
+    def __init__(self, features: int, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "function":
+            return F.batch_norm(x, self.mean, self.variance, training=self.training)
+        if self.training or self.how == "batch":
+            return (x - x.mean(0)) / x.std(0)
+        return (x - self.mean) / self.variance.sqrt()
+
+
+@pytest.mark.parametrize("call", ["adapt", "predict", "adapt_all"])
+@pytest.mark.parametrize("how", ["function", "own", "batch", "dropout"])
+def test_what_predicts_otherwise_than_it_trains_is_told(how: str, call: str) -> None:
+    layers = [nn.Linear(3, 5), _OwnNorm(5, "batch" if how == "dropout" else how), nn.Linear(5, 2)]
+    layers += [nn.Dropout(0.5)] if how == "dropout" else []
+    learner, tasks = il.maml(nn.Sequential(*layers), 0.1, loss=F.mse_loss), regression(2)
+    learner.meta_gradient(tasks)
+    calls = {
+        "adapt": lambda: learner.adapt(il.task.select(tasks, 0).support),
+        "predict": lambda: learner.predict(tasks),
+        "adapt_all": lambda: learner.adapt_all(tasks.support),
+    }
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calls[call]()
+    told = [w for w in caught if "_OwnNorm gives something else in predictions" in str(w.message)]
+    assert len(told) == (how in ("function", "own"))
+    frozen = il.maml(nn.Sequential(*layers).eval(), 0.1, loss=F.mse_loss)  # which is trained so, too
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="_OwnNorm")
+        frozen.meta_gradient(tasks)
+        frozen.predict(tasks)
+
+
+@pytest.mark.usefixtures("double")
+@VECTORIZE
+def test_constant_memory_keeps_the_gradient_by_the_examples(vectorize: Any) -> None:
+    """As data set distillation asks for."""
+    model, gradients, tasks = nn.Linear(3, 1), [], column(regression())
+    for memory in ("graph", "constant"):
+        x = tasks.support.x.clone().requires_grad_()
+        y = tasks.support.y.clone().requires_grad_()
+        learner = il.maml(model, 0.1, steps=2, loss=F.mse_loss, memory=memory, vectorize=vectorize)
+        objective = learner(il.Task(il.Batch(2 * x, y.sin()), tasks.query)).objective.sum()
+        gradients.append(torch.autograd.grad(objective, (x, y)))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-12)
+
+
+def test_lazy_modules_have_to_be_called_first() -> None:
+    model = nn.Sequential(nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"0\.weight has no shape yet.*call the model on an example once"):
+        il.maml(model, loss=F.mse_loss)
+    model(torch.ones(1, 3))
+    il.maml(model, loss=F.mse_loss).meta_gradient(regression(2))

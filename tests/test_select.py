@@ -78,3 +78,54 @@ def test_presets_move_what_they_say(preset: str, moves: str) -> None:
     adapted = il.presets.PRESETS[preset](model, lr=0.5).adapt(il.Batch(torch.randn(6, 1, 16, 16), torch.arange(6) % 3))
     for name, parameter in model.named_parameters():
         assert torch.equal(adapted.parameters[name], parameter) is not name.startswith(moves)
+
+
+class _LowRank(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(5, 1)), nn.Parameter(torch.zeros(1, 4))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.a @ self.b
+
+
+@pytest.mark.parametrize("kind", ["weight norm", "orthogonal", "low rank", "old weight norm"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_a_parametrized_head_is_whole(kind: str) -> None:
+    last = nn.Linear(4, 5)
+    {
+        "weight norm": nn.utils.parametrizations.weight_norm,
+        "orthogonal": nn.utils.parametrizations.orthogonal,
+        "low rank": lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", _LowRank()),
+        "old weight norm": nn.utils.weight_norm,
+    }[kind](last)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), last)
+    of_head = {name for name, _ in model.named_parameters() if name.startswith("2.")}
+    assert set(il.head.names(model)) == set(il.anil(model).adapted) == of_head
+    assert "2.bias" in of_head
+    assert set(il.boil(model).adapted) == {"0.weight", "0.bias"}
+
+
+def test_a_parametrized_head_is_not_made_of_class_means() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)))
+    with pytest.raises(ValueError, match="is a plain"):
+        il.initial.Prototypes(model)
+    with pytest.raises(ValueError, match="is a plain"):
+        il.use.with_classes(il.maml(model), 3)
+
+
+class MyRMSNorm(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(4), nn.LayerNorm(4), nn.BatchNorm1d(4), MyRMSNorm(4)])
+def test_norms_are_known_by_class_and_by_name(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 2))
+    assert set(il.norms.names(model)) == {f"1.{name}" for name, _ in norm.named_parameters()}
+    assert not any(name.startswith("1.") for name in (il.everything - il.norms).names(model))
+    assert il.maml_plus_plus(model).slots is not None

@@ -393,3 +393,19 @@ def test_many_tasks_adapted_at_once_have_the_norms_of_the_last_step(statistics: 
     torch.testing.assert_close(every, expected, rtol=1e-4, atol=1e-4)
     one = learner.adapt(il.task.select(tasks.support, 1))(tasks.query.x[1])
     torch.testing.assert_close(every[1], one, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("vectorize", [True, False, 1])
+def test_constant_memory_gives_the_same_gradients(vectorize: bool | int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)).double()
+    tasks = il.Task(
+        il.Batch(torch.randn(3, 6, 3).double(), torch.randn(3, 6, 2).double()),
+        il.Batch(torch.randn(3, 4, 3).double(), torch.randn(3, 4, 2).double()),
+    )
+    gradients = {}
+    for memory in ("graph", "constant"):
+        learner = il.maml_plus_plus(copy.deepcopy(model), loss=F.mse_loss, steps=3, memory=memory, vectorize=vectorize)
+        gradients[memory] = learner.meta_gradient(tasks)[0]
+        assert all(grad.abs().sum() > 0 for name, grad in gradients[memory].items() if name.startswith("slots."))
+    torch.testing.assert_close(gradients["constant"], gradients["graph"], rtol=1e-10, atol=1e-12)

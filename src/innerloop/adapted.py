@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from .contracts import normal_tensors, without_kept_tensors
 from .diagnosis import user_level
-from .inner import BATCH_NORMS, INSTANCE_NORMS, Episode, Stateless, Statistics, arguments, in_mode, stack
+from .inner import Episode, stack
 from .operations import TaskOperations
+from .stateless import BATCH_NORMS, INSTANCE_NORMS, Stateless, Statistics, arguments, in_mode
 from .supported import joint
 from .task import Params, rows, select, size
 from .threads import copied, mine
@@ -153,8 +154,7 @@ class Adapted:
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.copy_(self.parameters[name])
-            for name, buffer in module.named_buffers():
-                buffer.copy_(self._episode.buffers[name])
+            self._episode.model.set_buffers(module, self._episode.buffers)
         module.eval()
         if self._statistics == "batch":
             for layer in module.modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -21,13 +22,15 @@ from .dependence import (
     refuse_order,
     refuse_own_parameters,
 )
+from .diagnosis import user_level
 from .inner import Episode, detach, scalar
 from .objectives import Implicit, Unrolled
 from .randomness import Draws
 from .stacks import RandomState, random_numbers_from, random_state, same_random_state
+from .stateless import DROPOUTS, NORMS, set_modes
 from .task import Params, tensors_of
 from .threads import independent, plain_state
-from .writes import model_writes, rule_writes
+from .writes import FlagReads, model_writes, rule_writes
 
 
 def require_tensors(output: Any) -> None:
@@ -67,13 +70,14 @@ class Found(NamedTuple):
     separable: bool = True
 
 
-def examine(episode: Episode, use: Use, draws: Draws, objective: Any = None) -> Found:
+def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective: Any = None) -> Found:
     """Run one task's model and losses once, and refuse what would be wrong without an error later on.
 
     Args:
         episode: a task's, which is not changed.
         use: what will be done with tasks.
         draws: notes how random numbers are drawn.
+        trained: the modes that the model's parts have in meta-training.
         objective: what they will be judged by, the first time that they are put to this use: then update steps and
             unused parameters are checked, too.
 
@@ -99,12 +103,15 @@ def examine(episode: Episode, use: Use, draws: Draws, objective: Any = None) -> 
                 (output, loss), start, changing = _once_more(own, before, draws, used)
                 again = detach((output, loss))
             if own.memory == "constant":
-                known = (*start.values(), *own.learned(), *tensors_of((*episode.task, episode.buffers)))
+                given = [t for t in tensors_of((*episode.task, episode.buffers, episode.slots)) if t.requires_grad]
+                known = (*start.values(), *own.learned(), *(leaf for t in given for leaf in (t, *leaves_of(t))))
                 refuse_hidden(set(leaves_of(loss)).intersection(lasting), known)
             if objective is not None:
                 changing |= _take_steps(own, draws, loss, start)
                 _check_parts(own, objective, loss, start, second=use == Use.DIFFERENTIATE)
         _require_same(first, again or first, own, before, draws, start)
+        if use == Use.ADAPT:
+            _warn_of_eval(own, before, draws, first, trained)
         if use >= Use.JUDGE:
             with draws:
                 _judge(own)
@@ -131,8 +138,9 @@ def _first(episode: Episode, draws: Draws) -> Run:
     """
     model, batch = episode.model.model, episode.support(0)
     with draws:
-        with model_writes(model, {**episode.fixed, **episode.start}, batch.x):
+        with model_writes(model, {**episode.fixed, **episode.start}, batch.x), FlagReads() as reads:
             require_tensors(output := episode.output(episode.start, batch.x))
+        episode.model.asks |= reads.found
         with RefusedBroadcasts(output, batch.y):
             loss = scalar(episode.inner_loss(output, batch.y))
     if episode.memory == "constant" and draws.error is not None and not draws.error.repeats:
@@ -157,8 +165,9 @@ def _answer(episode: Episode, draws: Draws) -> None:
     model, devices = episode.model.model, [p.device for p in params.values() if p.device.type == "cuda"]
     with torch.random.fork_rng(devices[:1]), without_kept_tensors(model), model_writes(model, params, x):
         _moved_on(list(params.values())[:1])
-        with draws:
+        with draws, FlagReads() as reads:
             episode.answer({name: params[name] for name in episode.start}, x)
+    episode.model.asks |= reads.found
 
 
 def _once_more(episode: Episode, before: RandomState, draws: Draws, used: list[str]) -> tuple[Run, Params, bool]:
@@ -254,6 +263,37 @@ def _require_same(first: Run, again: Run, episode: Episode, before: RandomState,
             "when it is called again: keep what changes in a buffer (self.register_buffer), draw random numbers by "
             'torch\'s global generator, or give memory="graph"'
         )
+
+
+def _warn_of_eval(episode: Episode, before: RandomState, draws: Draws, first: Run, trained: Modes) -> None:
+    """Say that a model predicts otherwise than it is meta-trained, as a layer does that goes by ``self.training``. If
+    it draws random numbers in training, that cannot be told."""
+    off = [m for m, was in trained.items() if was and not m.training and not isinstance(m, (*NORMS, *DROPOUTS))]
+    own = [m for m in off if not type(m).__module__.startswith(("torch.", "innerloop."))]
+    if not own:
+        return
+    set_modes(off, [True] * len(off))
+    try:
+        with without_kept_tensors(episode.model.model), random_numbers_from(before), draws:
+            other = detach(episode.output(episode.start, episode.support(0).x))
+            drawn = not same_random_state(before, random_state(list(episode.start.values())))
+        same = drawn or _close((first[0],), (other,))
+    except Exception:  # whatever it does in training, which nobody has asked for yet
+        return
+    finally:
+        set_modes(off, [False] * len(off))
+    if not same:
+        warnings.warn(
+            f"{type(own[0]).__name__} gives something else in predictions, which turn training mode off, than in "
+            "meta-training. If a layer goes by running statistics then, these have not moved, since buffers are a "
+            "task's own: build it on torch's batch norms, which follow statistics=, or have it do the same in both "
+            "modes. If the difference is meant, as for noise, all is well",
+            stacklevel=user_level(),
+        )
+
+
+Modes = dict[nn.Module, bool]
+"""Of modules, whether they are in training mode."""
 
 
 def _close(first: Any, again: Any) -> bool:

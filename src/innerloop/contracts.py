@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -47,9 +48,14 @@ def refuse_inference_parameters(*modules: nn.Module) -> None:
     """Refuse parameters and buffers that autograd does not take.
 
     Raises:
-        ValueError: one was made in `torch.inference_mode`.
+        ValueError: one was made in `torch.inference_mode`, or has no shape yet.
     """
     for name, tensor in (t for module in modules for t in (*module.named_parameters(), *module.named_buffers())):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name} has no shape yet, since its module is lazy: call the model on an example once before you make "
+                "the learner"
+            )
         if tensor.is_inference():
             raise ValueError(
                 f"{name} was made inside torch.inference_mode(), so no gradient can be taken by it: build the model, "

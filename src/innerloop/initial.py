@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .inner import Episode
 from .select import head_name
@@ -46,8 +47,8 @@ class Prototypes(Initialisation):
     def __init__(self, model: nn.Module, head: str | None = None) -> None:
         self.head = head or head_name(model)
         layer = model.get_submodule(self.head)
-        if not isinstance(layer, nn.Linear) or layer.bias is None:
-            raise ValueError(f"prototypes need a head that is an nn.Linear with a bias; {self.head!r} is {layer}")
+        if not isinstance(layer, nn.Linear) or layer.bias is None or is_parametrized(layer):
+            raise ValueError(f"prototypes need a head that is a plain nn.Linear with a bias; {self.head!r} is {layer}")
 
     def __call__(self, episode: Episode) -> Params:
         """The start with the head made from class means.

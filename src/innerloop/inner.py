@@ -7,22 +7,19 @@ Training objectives, evaluation, adaptation to one's own data and reinforcement 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from .attention import by_mathematics
-from .checkpointing import function_modes, running, with_function_modes
 from .contracts import without_kept_tensors
 from .kernels import unread_gradients
 from .rules import UpdateRule
 from .stacks import place, recomputed, value_and_gradient
+from .stateless import Precision, Stateless, Statistics
 from .supported import support_first
 from .task import Batch, Params, Task, rows
 from .threads import mine
@@ -30,15 +27,8 @@ from .threads import mine
 Loss = Callable[[Any, Any], Tensor]
 """``(output, y) -> scalar``, averaged over examples. An ``nn.Module`` brings its parameters to be meta-learned."""
 
-Statistics = Literal["batch", "running", "shared"]
-"""What batch norm normalises with: the statistics of the examples at hand, or the stored running ones; where every
-inner step has its own of these, all steps may share one set."""
-
 Memory = Literal["graph", "constant"]
 """What is kept of an inner step for the backward pass: its graph, or only the parameters that it started from."""
-
-Precision = Literal["float32", "bfloat16"]
-"""What matrix products and convolutions compute in. Parameters, norms, losses and updates keep theirs."""
 
 
 def check_known(
@@ -58,160 +48,6 @@ def check_known(
     for name, given, kinds in words:
         if given not in (known := get_args(kinds)):
             raise ValueError(f"{name} is {' or '.join(map(json.dumps, known))}, got {given!r}")
-
-
-BATCH_NORMS = nn.modules.batchnorm._BatchNorm
-INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
-NORMS = (BATCH_NORMS, INSTANCE_NORMS)
-
-
-def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A module's arguments: a tuple is positional ones, a dict keyword ones, anything else the only one.
-
-    Tensors that need no gradient are given as new ones of the same memory. A module that differentiates by its inputs
-    (``x.requires_grad_()``) would find a tensor of earlier steps again else, with their part in its gradient.
-    """
-    x = _fresh(x) if isinstance(x, Tensor) else pytree.tree_map_only(Tensor, _fresh, x)
-    return (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
-
-
-def _fresh(tensor: Tensor) -> Tensor:
-    return tensor if tensor.requires_grad else tensor.detach()
-
-
-def part(output: Any, name: str) -> Any:
-    """The part of a module's output with a name: a key of a mapping, or an attribute.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if isinstance(output, Tensor):
-        raise ValueError(f"output={name!r} names a part of the model's output, but that is a tensor: leave it out")
-    found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-    if found is None:
-        there = list(output) if isinstance(output, Mapping) else list(getattr(output, "_fields", ()))
-        raise ValueError(f"the model's {type(output).__name__} has no {name!r}, which output= asks for; it has {there}")
-    return found
-
-
-class Stateless:
-    """A module as a pure function ``(params, buffers, x) -> (output, new buffers)``.
-
-    Names are those of ``named_parameters()`` and ``named_buffers()``. Shared parameters, and one module under several
-    names, are substituted once each: ``torch.func.functional_call`` left to find them by itself does not give a module
-    that stands under two names its own parameters back.
-    """
-
-    def __init__(self, model: nn.Module, precision: Precision = "float32", output: str | None = None) -> None:
-        self.model, self.precision, self.output = model, precision, output
-        first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
-        self._parameters = {name for name, _ in model.named_parameters()}
-        self._slots: dict[str, str] = {}
-        for prefix, module in model.named_modules():
-            for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    self._slots[f"{prefix}.{leaf}" if prefix else leaf] = first[id(tensor)]
-
-    def own(self) -> tuple[Params, Params]:
-        """The module's parameters and buffers, by name.
-
-        Raises:
-            ValueError: it has others than when this was made.
-        """
-        model = mine(self.model)
-        params: Params = dict(model.named_parameters())
-        if wrong := self._parameters ^ params.keys():
-            name = sorted(wrong)[0]
-            raise ValueError(
-                f"the model has {'got' if name in params else 'lost'} the parameter {name!r} since the learner was "
-                "made, but a learner's parameters are fixed when it is made: make a new learner of the changed model"
-            )
-        return params, dict(model.named_buffers())
-
-    def __call__(self, params: Params, buffers: Params, x: Any) -> tuple[Any, Params]:
-        """A tuple ``x`` becomes positional arguments of the module, a dict keyword arguments."""
-        buffers = {name: buffer.clone() for name, buffer in buffers.items()}  # in-place updates stay in here
-        tensors = {slot: params[name] if name in params else buffers[name] for slot, name in self._slots.items()}
-        args, kwargs = arguments(x)
-        model = mine(self.model)
-        with by_mathematics, self._autocast(tensors), running(model):
-            output = functional_call(model, tensors, args, kwargs, tie_weights=False)
-        # Torch puts what the module's slots hold afterwards into the dictionary: buffers may have been set anew.
-        if assigned := [
-            slot for slot, name in self._slots.items() if name in params and tensors[slot] is not params[name]
-        ]:
-            raise ValueError(
-                f"{type(model).__name__} assigns a new tensor to its own parameter {assigned[0]!r} when it is called, "
-                "which would be lost: compute with a new tensor in forward instead, or use torch.nn.utils.parametrize"
-            )
-        buffers.update({name: tensors[slot] for slot, name in self._slots.items() if name in buffers})
-        output = output if self.output is None else part(output, self.output)
-        if self.precision != "float32":
-            low = getattr(torch, self.precision)
-            output = pytree.tree_map_only(Tensor, lambda t: t.float() if t.dtype == low else t, output)
-        return output, buffers
-
-    def _autocast(self, tensors: Params) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return nullcontext()
-        if double := [name for name, tensor in tensors.items() if tensor.dtype == torch.float64]:
-            raise ValueError(f"precision={self.precision!r} is for float32 models; {double[0]} is float64")
-        return torch.autocast(next(iter(tensors.values())).device.type, getattr(torch, self.precision))
-
-    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
-        """A context with the modes that the module and torch's operations have now."""
-        modes = [getattr(module, "training", False) for module in mine(self.model).modules()]
-        functions = function_modes()
-
-        @contextmanager
-        def context() -> Iterator[None]:
-            modules = list(mine(self.model).modules())
-            before = [getattr(module, "training", False) for module in modules]
-            _set_modes(modules, modes)
-            try:
-                with with_function_modes(functions), without_kept_tensors(mine(self.model)):
-                    yield
-            finally:
-                _set_modes(modules, before)
-
-        return context
-
-
-def _set_modes(modules: Iterable[nn.Module], modes: Iterable[bool]) -> None:
-    for module, mode in zip(modules, modes, strict=True):
-        if getattr(module, "training", mode) != mode:
-            module.training = mode
-
-
-@contextmanager
-def in_mode(
-    model: nn.Module, statistics: Statistics, training: bool = True, others: Iterable[Any] = ()
-) -> Iterator[None]:
-    """Batch norm, and instance norm that keeps running statistics, by the given statistics, whatever ``train()`` or
-    ``eval()`` said; as before afterwards.
-
-    Args:
-        model: the module whose layers are set.
-        statistics: of batch norm.
-        training: false turns off dropout and the like, as ``eval()`` does; true leaves them as they are.
-        others: further parts, such as losses; in those that are modules, false turns off dropout and the like, too.
-    """
-    own = list(model.modules())
-    apart = dict.fromkeys(m for part in others if isinstance(part, nn.Module) for m in part.modules())
-    modules = [*own, *(module for module in apart if module not in set(own))]
-    modules = [module for module in modules if hasattr(module, "training")]  # which frozen scripts have not
-    before = [module.training for module in modules]
-    for module in own:
-        if isinstance(module, NORMS):
-            module.training = statistics == "batch"
-    for module in () if training else modules:
-        # cuDNN differentiates recurrent networks in training mode only; without dropout the modes do not differ.
-        if not isinstance(module, NORMS) and not (isinstance(module, nn.RNNBase) and not module.dropout):
-            module.training = False
-    try:
-        yield
-    finally:
-        _set_modes(modules, before)
 
 
 def detach(tensors: Any) -> Any:

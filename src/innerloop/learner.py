@@ -19,7 +19,7 @@ from .compiling import Compile, Compiler
 from .contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import Episode, Loss, Memory, Precision, Stateless, Statistics, check_known, detach, in_mode, scalar, stack
+from .inner import Episode, Loss, Memory, check_known, detach, scalar, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
 from .randomness import Draws
@@ -28,6 +28,7 @@ from .rules import UpdateRule, require_step
 from .search import Plan
 from .select import Selection, everything
 from .slots import Slots, average
+from .stateless import Precision, Stateless, Statistics, in_mode
 from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, tensors_of
 from .threads import mine
@@ -390,11 +391,11 @@ class MetaLearner(nn.Module):
         follow(self.rule, dict(self.model.named_parameters()))
         mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
-        with mode, torch.enable_grad(), TaskOperations(vectorised=False), kept as left, same as moved:
+        with mode as trained, torch.enable_grad(), TaskOperations(vectorised=False), kept as left, same as moved:
             known = any(earlier >= use for *_, earlier in self._examined)
             with (draws := Draws((self.model, *self.engine.parts.values()), self.parameters())):
-                episode = self._episode(select(tasks, 0), *self._own())
-            found = examine(episode, use, draws, None if known else objective or self.objective)
+                episode = self._episode(select(normal_tensors(tasks), 0), *self._own())
+            found = examine(episode, use, draws, trained, None if known else objective or self.objective)
         self.engine.note(found.random, found.changing or bool(moved), found.separable, draws.error)
         self._shared.keeps |= bool(left)
         self._examined.add(key)

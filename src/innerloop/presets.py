@@ -15,10 +15,11 @@ from . import rules, schedules
 from .compiling import Compile
 from .engine import Vectorize
 from .initial import Prototypes
-from .inner import Loss, Memory, Precision, Statistics
+from .inner import Loss, Memory
 from .learner import MetaLearner
 from .objectives import Implicit, Reptile, Unrolled
 from .select import Selection, everything, head_name, head_of, named, norms
+from .stateless import Precision, Statistics
 
 
 class Options(TypedDict, total=False):

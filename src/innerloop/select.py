@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from re import fullmatch
 
 from torch import nn
 
@@ -98,12 +99,17 @@ def _nothing(description: str, model: nn.Module) -> str:
 def head_name(model: nn.Module) -> str:
     """The qualified name of the last submodule with parameters of its own: what `head` means by default.
 
+    The parameters of a parametrization (``torch.nn.utils.parametrize``) are those of the module that it is of.
+
     Raises:
         ValueError: the model has no submodule with parameters.
     """
     owners: list[str] = [
-        name for name, module in model.named_modules() if name and any(True for _ in module.parameters(recurse=False))
+        name.partition("parametrizations.")[0].rstrip(".")
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
     ]
+    owners = [name for name in owners if name]
     if not owners:
         raise ValueError(f"{type(model).__name__} has no submodule with parameters, so no head: name the parameters")
     return owners[-1]
@@ -114,7 +120,16 @@ def _types(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[str]:
     return {f"{prefix}.{n}" if prefix else n for prefix, module in modules for n, _ in module.named_parameters()}
 
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, SupportNorm2d)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, SupportNorm2d)
+
+
+def _norms(model: nn.Module) -> set[str]:
+    """By their class, or, as each library has its own, by its name."""
+    kinds = {type(m) for m in model.modules() if isinstance(m, _NORMS) or fullmatch(_NAMED, type(m).__name__)}
+    return _types(model, tuple(kinds))
+
+
+_NAMED = r"\w*Norm(alization|alisation)?([123]d)?"
 
 
 def _adaptable(model: nn.Module) -> set[str]:
@@ -133,8 +148,9 @@ head = Selection("head", lambda model: head_of(head_name(model)).match(model))
 body = Selection("body", (everything - head).match)
 """Every parameter that is neither frozen nor in the head (BOIL)."""
 
-norms = Selection("norms", lambda model: _types(model, _NORMS))
-"""The parameters of normalisation layers: scales and shifts, and what a `SupportNorm2d` infers by."""
+norms = Selection("norms", _norms)
+"""The parameters of normalization layers: scales and shifts, and what a `SupportNorm2d` infers by. Those of torch are
+known, and any class whose name says so, such as ``LlamaRMSNorm``."""
 
 
 def _adapters(model: nn.Module) -> set[str]:

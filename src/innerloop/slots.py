@@ -7,9 +7,9 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from .inner import BATCH_NORMS
 from .rules import PerParameter
 from .select import Selection
+from .stateless import BATCH_NORMS
 from .task import Params
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +48,28 @@ class RefusedWrites(TorchFunctionMode):
                 raise ValueError(self._message(name))
 
 
+class FlagReads(TorchFunctionMode):
+    """Notes whether code that is neither torch's nor this package's asks whether tensors require gradients.
+
+    Attributes:
+        found: whether it has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Look from where the attribute is read; this mode has to be the innermost."""
+        if func == _REQUIRES_GRAD and not sys._getframe(1).f_code.co_filename.startswith(_LIBRARIES):
+            self.found = True
+        return func(*args, **(kwargs or {}))
+
+
+_REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _INPUT = "the input"
 
 

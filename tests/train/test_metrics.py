@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 import innerloop as il
 from innerloop.train import METRICS, accuracy
+from innerloop.train.accuracy import number
 from innerloop.train.evaluate import judged_by
 from innerloop.train.metrics import Judge, chosen, default, direction, tells_classes
 
@@ -680,3 +682,9 @@ def test_a_source_that_draws_more_tasks_than_asked_gives_no_more_scores() -> Non
 
     found = il.evaluate(il.maml(network(), 0.1, loss=F.mse_loss), Many(lambda x: x.sum(-1, keepdim=True)), 4)
     assert len(found.scores) == 4
+
+
+@pytest.mark.parametrize("value", [1 / 3, np.float64(1 / 3), torch.tensor(1 / 3, dtype=torch.float64)])
+def test_numbers_keep_their_digits(value: Any) -> None:
+    assert number("a score", value).double().item() == 1 / 3
+    assert number("a count", torch.tensor(2**24 + 1)).item() == 2**24 + 1

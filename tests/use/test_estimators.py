@@ -244,3 +244,13 @@ def test_logits_are_no_targets_of_a_regression() -> None:
     loss = nn.BCEWithLogitsLoss()
     with pytest.raises(ValueError, match="answers by logits of yes or no"):
         il.FewShotRegressor(lambda *_: il.maml(nn.Linear(2, 1), 0.1, loss=loss)).fit(np.ones((4, 2)), np.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_inputs_and_targets_have_the_dtype_of_the_model(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, y = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 2
+    regressor = il.FewShotRegressor(il.maml(nn.Linear(3, 1).to(dtype), 0.1, loss=F.mse_loss)).fit(x, y * 0.5)
+    assert regressor.predict(x).shape == (8,)
+    classifier = il.FewShotClassifier(il.maml(nn.Sequential(nn.Linear(3, 2)).to(dtype), 0.1)).fit(x, y)
+    assert classifier.predict(x).shape == (8,)

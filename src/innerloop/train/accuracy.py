@@ -106,11 +106,11 @@ def number(name: str, value: Any) -> Tensor:
     """
     if isinstance(value, Tensor):
         if value.ndim == 0 and not value.is_complex():
-            return value.detach() if value.is_floating_point() else value.detach().float()
+            return value.detach() if value.is_floating_point() else value.detach().double()
     elif isinstance(value, Real):
-        return torch.tensor(float(value))
+        return torch.tensor(float(value), dtype=torch.float64)
     elif getattr(value, "shape", None) == () and hasattr(value, "item") and isinstance(value.item(), Real):
-        return torch.tensor(float(value.item()))
+        return torch.tensor(float(value.item()), dtype=torch.float64)
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise DoesNotFitError(
         f"the metric {name} returned {got}, and a metric returns one number for a task: take the mean, or one entry"

@@ -65,14 +65,16 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         array = validate_data(self, _flat(x)[0], reset=False, dtype=np.float32, order="C")
         tensor = torch.from_numpy(np.array(array)).view(len(array), *self.shape_)
         with torch.no_grad():
-            return self.predictor_(tensor.to(self.device_)).cpu()
+            return self.predictor_(tensor.to(self.device_, self.dtype_)).cpu()
 
     def _fit(self, x: Tensor, y: Tensor) -> None:
         """Adapt; `learner_` is there."""
         if self.steps is not None:
             require_at_least(0, steps=self.steps)
-        self.device_ = next(self.learner_.parameters()).device
-        self.support_ = Batch(x.to(self.device_), y.to(self.device_))
+        like = next(p for p in self.learner_.parameters() if p.is_floating_point())
+        self.device_, self.dtype_ = like.device, like.dtype
+        targets = y.to(self.dtype_) if y.is_floating_point() else y
+        self.support_ = Batch(x.to(self.device_, self.dtype_), targets.to(self.device_))
         adapted = self.learner_.adapt(self.support_, self.steps, transductive=False)
         self.predictor_, self.losses_ = plain(adapted), adapted.losses.cpu()
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..initial import Prototypes
 from ..learner import MetaLearner
@@ -69,9 +70,9 @@ def with_classes(learner: MetaLearner, classes: int, head: Head | None = None) -
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:
     layer = model.get_submodule(name)
-    if not isinstance(layer, nn.Linear) or layer.bias is None:
+    if not isinstance(layer, nn.Linear) or layer.bias is None or is_parametrized(layer):
         raise ValueError(
-            f"the head of a classifier is an nn.Linear with a bias; {name!r} of {type(model).__name__} is {layer}"
+            f"the head of a classifier is a plain nn.Linear with a bias; {name!r} of {type(model).__name__} is {layer}"
         )
     if layer.out_features < 2:
         raise ValueError(
