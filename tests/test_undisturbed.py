@@ -69,7 +69,7 @@ def normed() -> nn.Module:
 MODELS: dict[str, Callable[[], il.MetaLearner]] = {
     "norms": lambda: il.maml(normed(), 0.1, steps=2),
     "no twins": lambda: il.maml(Looping(), 0.1, steps=2),
-    "attention": lambda: il.maml(Attending(), 0.1, steps=2, first_order=True),
+    "attention": lambda: il.fomaml(Attending(), 0.1, steps=2),
     "recurrent": lambda: il.maml(Recurring(), 0.1, steps=2),
     "constant memory": lambda: il.maml(normed(), 0.1, steps=2, memory="constant", vectorize=2),
     "per step": lambda: il.maml_plus_plus(normed(), steps=2),
@@ -98,7 +98,7 @@ CALLS: dict[str, Callable[[il.MetaLearner], Any]] = {
 
 def surroundings(learner: il.MetaLearner) -> dict[str, Any]:
     """Everything that a call must leave alone, as values to compare."""
-    modules = {name: module for name, module in learner.named_modules()}
+    modules = dict(learner.named_modules())
     return {
         "tensors": {n: (id(t), t.clone(), t.grad) for n, t in (*learner.named_parameters(), *learner.named_buffers())},
         "modes": {name: module.training for name, module in modules.items()},
@@ -133,7 +133,7 @@ def assert_equal(found: Any, expected: Any, where: str = "") -> None:
 
 
 class Interrupt:
-    """Raises a ``KeyboardInterrupt`` before the n-th instruction of Python that runs within; counts them for ``None``."""
+    """Raises a ``KeyboardInterrupt`` before the n-th instruction of Python that runs within; ``None`` only counts."""
 
     def __init__(self, at: int | None) -> None:
         self.at, self.count = at, 0
@@ -224,7 +224,6 @@ def test_errors_of_the_model_leave_everything_as_it_was(call: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             if self.left == 0:
                 torch.rand(3)
-                self.layer.extra = 1
                 raise ArithmeticError
             self.left -= 1
             output: Tensor = self.layer(x)
@@ -234,7 +233,6 @@ def test_errors_of_the_model_leave_everything_as_it_was(call: str) -> None:
     for number in range(12):
         model.left = number
         before = surroundings(learner)
-        before["attributes"]["model.layer"] = sorted({*before["attributes"]["model.layer"]} - {"extra"})
         try:
             CALLS[call](learner)
         except ArithmeticError:

@@ -112,9 +112,8 @@ class MetaLearner(nn.Module):
             raise ValueError('statistics="shared" is for a learner with per_step=; without it there is "running"')
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics(model)
-        self._stateless = Stateless(model, precision, output)
-        self._shared = Shared(model, *self.engine.parts.values())
-        self._examined, self._joint = set[Any](), joint(model)
+        self._stateless, self._joint, self._examined = Stateless(model, precision, output), joint(model), set[Any]()
+        self._shared = Shared(model, *self.engine.parts.values(), moving=self.slots)
         rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
     # -- meta-training ------------------------------------------------------------------------------------------------

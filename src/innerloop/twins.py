@@ -10,7 +10,7 @@ wait for each other.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,13 +35,14 @@ class Shared:
     Args:
         model: the learner's.
         parts: its other parts, as far as they are modules.
+        moving: a module whose buffers calls move, if there is one.
 
     Attributes:
         keeps: whether tensors of a call were found in a list or a dictionary of a module, which twins would share.
     """
 
-    def __init__(self, model: nn.Module, *parts: Any) -> None:
-        self.model, self.keeps = model, False
+    def __init__(self, model: nn.Module, *parts: Any, moving: nn.Module | None = None) -> None:
+        self.model, self.moving, self.keeps = model, moving, False
         self._parts = (model, *(part for part in parts if isinstance(part, nn.Module)))
         self._leads_back: bool | None = None
 
@@ -86,11 +87,13 @@ class Originals:
     """Modules as they are now: their parameters, buffers, submodules, hooks and other attributes.
 
     Args:
-        modules: each once.
+        shared: each of its modules, and the buffers of what moves.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._held = [(module, dict(vars(module)), _contents(module)) for module in modules]
+    def __init__(self, shared: Shared) -> None:
+        self._held = [(module, dict(vars(module)), _contents(module)) for module in shared.modules]
+        moving = () if shared.moving is None else shared.moving.buffers()
+        self._values = [(buffer, buffer.clone()) for buffer in moving]
 
     def restore(self) -> None:
         """Make them what they were."""
@@ -102,6 +105,9 @@ class Originals:
                 if not _identical(held[name], content):
                     held[name].clear()
                     held[name].update(content)
+        with torch.no_grad():
+            for buffer, value in self._values:
+                buffer.copy_(value)
 
 
 def _contents(module: nn.Module) -> dict[str, dict[str, Any]]:

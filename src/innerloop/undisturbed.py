@@ -55,6 +55,17 @@ def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
     return decorate
 
 
+def guarded(function: Method) -> Method:
+    """A decorator for functions that call such methods, after which torch's modes and random numbers are as before if
+    one ends by an error."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return copy_context().run(_apart, partial(function, *args, **kwargs))
+
+    return call  # type: ignore[return-value]
+
+
 def _apart(function: Callable[[], Any], *_: Any) -> Any:
     before = Surroundings()
     try:
@@ -68,7 +79,7 @@ def _apart(function: Callable[[], Any], *_: Any) -> Any:
 
 def _alone(function: Callable[[], Any], shared: Shared) -> Any:
     with shared.lock:
-        before = Originals(shared.modules)
+        before = Originals(shared)
         try:
             return _apart(function)
         except BaseException:

@@ -19,6 +19,7 @@ from ..contracts import RefusedBroadcasts
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
 from ..task import InteractiveSource, Source, Task, TaskSource, select, to
+from ..undisturbed import guarded
 from .accuracy import accuracy as accuracy
 from .accuracy import floating
 from .ensemble import Ensemble
@@ -110,6 +111,7 @@ class Evaluation:
         )
 
 
+@guarded
 def evaluate(
     learner: MetaLearner | Ensemble,
     source: Source,

@@ -1,0 +1,195 @@
+"""One learner, used from several threads."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop.task import select
+
+from .test_undisturbed import Attending, Looping, Recurring, assert_equal, surroundings
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(-1, (1, 3)),
+        nn.Conv1d(1, 4, 3, padding=1),
+        nn.BatchNorm1d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 2),
+    )
+
+
+class Sharing(nn.Module):
+    """The loss uses a layer of the model; a list keeps tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.second = nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(hidden := self.drop(torch.tanh(self.first(x))))
+        output: Tensor = self.second(hidden + 0 * self.seen[-1])
+        return output
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "convolutions": convolutions,
+    "attention": Attending,
+    "recurrent": Recurring,
+    "by a list": Looping,
+    "keeps tensors": Sharing,
+}
+NUMBER = 6
+
+
+def tasks() -> il.Task:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(NUMBER, 12, 3, generator=generator), torch.randint(0, 2, (NUMBER, 12), generator=generator)
+    return il.Task(il.Batch(x[:, :8], y[:, :8]), il.Batch(x[:, 8:], y[:, 8:]))
+
+
+def learner(model: str, vectorize: Any = "auto") -> il.MetaLearner:
+    torch.manual_seed(0)
+    order = il.fomaml if model == "attention" else il.maml
+    return order(MODELS[model](), 0.1, steps=2, loss=nn.CrossEntropyLoss(weight=torch.ones(2)), vectorize=vectorize)
+
+
+def answers(maml: il.MetaLearner) -> list[Callable[[], Any]]:
+    every = tasks()
+    one = lambda i: maml.adapt(select(every, i).support)(every.query.x[i])  # noqa: E731
+    return [
+        *(lambda i=i: one(i) for i in range(NUMBER)),
+        lambda: maml.predict(every),
+        lambda: maml.adapt_all(every.support)(every.query.x),
+    ]
+
+
+def used_from_threads(maml: il.MetaLearner, threads: int, seconds: float, least: int) -> list[str]:
+    """Ask one learner from several threads at the same time; what was wrong."""
+    asked = answers(maml)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected, wrong, stop = [ask() for ask in asked], list[str](), time.monotonic() + seconds
+
+        def work(start: int) -> None:
+            number = start
+            try:
+                while number < start + least or time.monotonic() < stop:
+                    index = number % len(asked)
+                    if not torch.allclose(found := asked[index](), expected[index], atol=1e-5):
+                        wrong.append(f"{index}: off by {float((found - expected[index]).abs().max())}")
+                    number += 1
+            except Exception as error:
+                wrong.append(repr(error))
+
+        workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        for ask, value in zip(asked, expected, strict=True):
+            torch.testing.assert_close(ask(), value, atol=1e-5, rtol=1e-5)
+    return wrong
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("vectorize", ["auto", True, False, (2, 2)])
+@pytest.mark.parametrize("model", MODELS)
+def test_answers_are_right_from_any_number_of_threads(model: str, vectorize: Any) -> None:
+    if model in ("recurrent", "by a list") and vectorize not in ("auto", False):
+        pytest.skip("cannot be vectorized")
+    maml = learner(model, vectorize)
+    before = surroundings(maml)
+    assert used_from_threads(maml, 4, 0, 2 * NUMBER) == []
+    after = surroundings(maml)
+    after["random"] = before["random"]  # which dropout off does not touch, but looking at a first task in threads may
+    assert_equal(after, before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("vectorize", ["auto", True, False, (2, 2)])
+def test_a_minute_of_eight_threads(vectorize: Any) -> None:
+    for model in MODELS:
+        if model not in ("recurrent", "by a list") or vectorize in ("auto", False):
+            maml = learner(model, vectorize)
+            before = surroundings(maml)
+            assert used_from_threads(maml, 8, 60 / len(MODELS), 8) == []
+            after = surroundings(maml)
+            after["random"] = before["random"]
+            assert_equal(after, before)
+
+
+def test_training_and_predicting_at_the_same_time() -> None:
+    maml, every = learner("convolutions"), tasks()
+    expected, gradients = maml.predict(every), maml.meta_gradient(every)[0]
+    wrong, done = list[bool](), threading.Event()
+
+    def predict() -> None:
+        while not done.is_set():
+            wrong.append(not torch.allclose(maml.predict(every), expected, atol=1e-5))
+
+    worker = threading.Thread(target=predict)
+    worker.start()
+    for _ in range(20):
+        found = maml.meta_gradient(every)[0]
+        wrong.append(any(not torch.allclose(found[n], g, atol=1e-5) for n, g in gradients.items()))
+    done.set()
+    worker.join()
+    assert not any(wrong)
+
+
+def test_what_a_call_sets_of_plain_attributes_stays() -> None:
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.last = super().forward(x)
+            return self.last
+
+    maml = il.maml(model := Counting(3, 1), loss=F.mse_loss)
+    support = il.Batch(torch.randn(4, 3), torch.randn(4, 1))
+    adapted = maml.adapt(support)
+    calls = model.calls
+    adapted(support.x)
+    assert model.calls == calls + 1
+    assert "last" not in vars(model)
+
+
+def test_changes_of_the_model_between_calls_are_seen() -> None:
+    maml, every = learner("convolutions"), tasks()
+    one = select(every, 0)
+    before = maml.adapt(one.support)(one.query.x)
+    maml.model[3] = nn.Tanh()
+    changed = maml.adapt(one.support)(one.query.x)
+    assert not torch.allclose(before, changed)
+    handle = maml.model[0].register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    assert not torch.allclose(changed, maml.adapt(one.support)(one.query.x))
+    handle.remove()
+    torch.testing.assert_close(maml.adapt(one.support)(one.query.x), changed)
+    maml.model[5].weight = nn.Parameter(torch.zeros(2, 12))
+    assert not torch.allclose(changed, maml.adapt(one.support)(one.query.x))
+
+
+def test_copies_and_pickles_have_locks_of_their_own() -> None:
+    maml, every = learner("convolutions"), tasks()
+    expected = maml.predict(every)
+    for other in (copy.deepcopy(maml), pickle.loads(pickle.dumps(maml))):
+        torch.testing.assert_close(other.predict(every), expected)
+        assert other._shared.model is other.model
+        assert other._shared.lock is not maml._shared.lock
