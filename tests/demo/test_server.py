@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
-from innerloop.demo.application import HEADERS, PAGE, WAITING, Worker, application
+from innerloop.demo.application import HEADERS, PAGE, WAITING, Workers, application
 from innerloop.demo.requests import BYTES
 
 LINE, HOOK = [[[0.1, 0.2], [0.8, 0.7]]], [[[0.1, 0.1], [0.1, 0.9], [0.5, 0.9]], [[0.7, 0.2]]]
@@ -273,7 +273,8 @@ def alone(coroutine):
         return thread.submit(asyncio.run, coroutine).result()
 
 
-def test_adaptations_run_one_at_a_time_and_too_many_are_told_to_come_back():
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_so_many_adaptations_run_at_once_and_too_many_are_told_to_come_back(number):
     running, most, go = [], [], threading.Event()
 
     def adapt():
@@ -284,7 +285,7 @@ def test_adaptations_run_one_at_a_time_and_too_many_are_told_to_come_back():
         running.pop()
 
     async def crowd():
-        worker = Worker()
+        worker = Workers(number)
         waiting = [asyncio.create_task(worker.run(adapt)) for _ in range(WAITING)]
         await asyncio.sleep(0.01)
         with pytest.raises(HTTPException, match="ask again") as refused:
@@ -297,14 +298,14 @@ def test_adaptations_run_one_at_a_time_and_too_many_are_told_to_come_back():
 
     alone(crowd())
     assert len(most) == WAITING + 1
-    assert max(most) == 1
+    assert max(most) == number
 
 
 def test_nobody_adapts_for_a_browser_that_is_gone():
     called = []
 
     async def leave():
-        worker = Worker()
+        worker = Workers()
         with pytest.raises(ClientDisconnect):
             await worker.run(called.append, 1, request=_Leaving())
         worker.close()

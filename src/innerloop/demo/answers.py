@@ -44,8 +44,7 @@ class Characters:
         numbers = range(FEWEST, min(MOST, tasks["ways"]) + 1)
         self.learners = {number: with_classes(model.learner, number) for number in numbers}
         self.steps = _steps(model)
-        self._seen: tuple[Examples, int] | None = None
-        self._adaptation: Adaptation
+        self._last: tuple[Examples, int, Adaptation] | None = None
 
     def about(self) -> dict[str, Any]:
         """What the page has to know."""
@@ -60,17 +59,23 @@ class Characters:
             and after the last, ``[steps + 1]``; ``image``: the drawing as the model sees it, ``[size][size]`` from 0
             to 255 (ink).
         """
-        if self._seen != (characters, steps):  # a drawing that goes on is asked about again and again
-            self._adaptation = adaptation(self.learners[len(characters)], self._support(characters), steps)
-            self._seen = (characters, steps)
+        sides = self._adaptation(characters, steps)
         image = render(drawing, self.size)
-        before, after = ((side(self._pixels(image)[None]) / self.temperature).softmax(-1) for side in self._adaptation)
+        before, after = ((side(self._pixels(image)[None]) / self.temperature).softmax(-1) for side in sides)
         return {
             "before": before[0].tolist(),
             "after": after[0].tolist(),
-            "losses": self._adaptation.after.losses.tolist(),
+            "losses": sides.after.losses.tolist(),
             "image": (255 * image[0]).round().int().tolist(),
         }
+
+    def _adaptation(self, characters: Examples, steps: int) -> Adaptation:
+        """Return the last one again for the same examples: a page asks again with every line of a drawing."""
+        last = self._last  # which another thread may set meanwhile
+        if last is None or last[:2] != (characters, steps):
+            sides = adaptation(self.learners[len(characters)], self._support(characters), steps)
+            self._last = last = characters, steps, sides
+        return last[2]
 
     def warm_up(self) -> None:
         """Do once what is slower the first time."""

@@ -7,9 +7,11 @@ import mimetypes
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -60,20 +62,20 @@ def application(characters: Characters | None, functions: Functions | None) -> S
     Args:
         characters, functions: what answers on each of the two tabs, which is left out without.
     """
-    worker = Worker()
+    workers = Workers()
     routes = [_about(characters, functions)]
     if characters is not None:
-        routes.append(_characters(characters, worker))
+        routes.append(_characters(characters, workers))
     if functions is not None:
-        routes += [_function(functions, worker), _sinusoid(functions)]
+        routes += [_function(functions, workers), _sinusoid(functions)]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         for answer in (characters, functions):
             if answer is not None:
-                await worker.run(answer.warm_up)
+                await workers.run(answer.warm_up)
         yield
-        worker.close()
+        workers.close()
 
     return Starlette(
         routes=[*routes, Mount("/", StaticFiles(directory=PAGE, html=True))],
@@ -87,14 +89,22 @@ def application(characters: Characters | None, functions: Functions | None) -> S
     )
 
 
-class Worker:
-    """One thread, in which adaptations run one after the other: a learner is in one state at a time."""
+class Workers:
+    """Threads in which adaptations run side by side, each with its share of torch's own.
 
-    def __init__(self) -> None:
-        self._thread, self._turn, self._waiting = ThreadPoolExecutor(1, "adapting"), asyncio.Lock(), 0
+    Args:
+        threads: how many; if not given, as many as torch uses.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        every = torch.get_num_threads()
+        number = threads or every
+        share = partial(torch.set_num_threads, max(1, every // number))
+        self._threads = ThreadPoolExecutor(number, "adapting", initializer=share)
+        self._turns, self._waiting = asyncio.Semaphore(number), 0
 
     async def run(self, function: Callable[..., T], *args: Any, request: Request | None = None) -> T:
-        """The result of a function, when its turn has come.
+        """Return the result of a function, when its turn has come.
 
         Raises:
             HTTPException: 503 where too many wait already.
@@ -104,16 +114,16 @@ class Worker:
             raise HTTPException(503, "busy with earlier drawings: ask again", headers={"Retry-After": "1"})
         self._waiting += 1
         try:
-            async with self._turn:
+            async with self._turns:
                 if request is not None and await request.is_disconnected():
                     raise ClientDisconnect
-                return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
         finally:
             self._waiting -= 1
 
     def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _about(characters: Characters | None, functions: Functions | None) -> Route:
@@ -125,22 +135,22 @@ def _about(characters: Characters | None, functions: Functions | None) -> Route:
     return Route("/api/about", about)
 
 
-def _characters(answer: Characters, worker: Worker) -> Route:
+def _characters(answer: Characters, workers: Workers) -> Route:
     most = max(answer.learners)
 
     async def tell(request: Request) -> Response:
         asked = requests.characters(await requests.read(request), most)
-        return Answer(await worker.run(answer, *asked, request=request))
+        return Answer(await workers.run(answer, *asked, request=request))
 
     return Route("/api/characters", tell, methods=["POST"])
 
 
-def _function(answer: Functions, worker: Worker) -> Route:
+def _function(answer: Functions, workers: Workers) -> Route:
     x, y = answer.source.x, (-answer.height, answer.height)
 
     async def fit(request: Request) -> Response:
         asked = requests.function(await requests.read(request), x, y)
-        return Answer(await worker.run(answer, *asked, request=request))
+        return Answer(await workers.run(answer, *asked, request=request))
 
     return Route("/api/function", fit, methods=["POST"])
 
