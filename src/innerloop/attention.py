@@ -1,7 +1,7 @@
-"""Attention by the kernel that can be differentiated any number of times.
+"""Run attention with the kernel that supports derivatives of every order.
 
-Torch has one switch for all threads of a process. So whoever needs it is counted: the first one in turns the quick
-kernels off, and the last one out restores them.
+Torch has one switch for all threads of a process. So users of the math kernel are counted: the first one to enter
+turns the fast kernels off, and the last one to leave restores them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _SWITCHES = (
 
 
 class _ByMathematics(threading.local):
-    """While entered, any number of times, in any thread, no other kernel runs.
+    """A context in which only the math kernel runs. It can be entered any number of times, from any thread.
 
     Attributes:
-        depth: how often this thread has entered it.
+        depth: the number of times that this thread is inside.
     """
 
     depth = 0
@@ -50,7 +50,7 @@ class _ByMathematics(threading.local):
         self.leave(self.depth - 1)
 
     def leave(self, depth: int) -> None:
-        """Leave it until it is entered so often as before."""
+        """Leave until this thread is inside ``depth`` times."""
         global _inside
         with _lock:
             _inside += depth - self.depth

@@ -1,10 +1,10 @@
-"""Modules of a call's own, so that calls from several threads do not meet, and none changes what others use.
+"""Private module objects for each call, so that calls from several threads do not disturb each other.
 
-Putting a task's parameters into a module, or its layers into another mode, is seen by every thread. So a call that
+Every thread sees it when a call puts a task's parameters into a module or sets the mode of a layer. So a call that
 predicts or adapts works on *twins*: new module objects that share parameters, buffers and everything else with the
-learner's. What ends by an error leaves nothing behind that way. A model that refers to itself elsewhere than as a
-submodule (in a list, by a method that it keeps) has no twin, since that would still lead to the original: its calls
-wait for each other.
+learner's. A call that fails then leaves nothing behind. A model that refers to its own modules other than as
+submodules (in a list, or by a bound method) cannot have twins, because those references would lead back to the
+original. Calls on such a model wait for each other.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ _LAID_OUT = ("_flat_weights", "_flat_weight_refs")
 """Lists in which torch's recurrent layers keep their parameters once more."""
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _making = threading.Lock()
+_EMPTY: dict[str, Any] = {}
 
 
 class Shared:
-    """The modules that calls of a learner share.
+    """The modules that all calls of a learner share.
 
     Args:
         model: the learner's.
@@ -38,7 +39,7 @@ class Shared:
         moving: a module whose buffers calls move, if there is one.
 
     Attributes:
-        keeps: whether tensors of a call were found in a list or a dictionary of a module, which twins would share.
+        keeps: whether a call has left tensors in a list or a dictionary of a module, which twins would share.
     """
 
     def __init__(self, model: nn.Module, *parts: Any, moving: nn.Module | None = None) -> None:
@@ -48,26 +49,26 @@ class Shared:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """All modules, each once."""
+        """All modules, without duplicates."""
         return list(dict.fromkeys(module for part in self._parts for module in part.modules()))
 
     @property
     def lock(self) -> Any:
-        """Held by whatever works on the modules themselves instead of on twins."""
+        """The lock for calls that work on the modules themselves. All learners of a model use the same one."""
         with _making:
             return _locks.setdefault(self.model, threading.RLock())
 
     @property
     def separable(self) -> bool:
-        """Whether there can be twins: whether modules lead to each other as submodules alone."""
+        """Whether twins are possible: modules refer to each other only as submodules."""
         if self._leads_back is None:
             self._leads_back = _lead_back(self.modules)
         return not self._leads_back and not self.keeps
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """In this thread, `threads.mine` gives twins; what a call sets of plain attributes, such as counters, the
-        originals have afterwards."""
+        """While entered, `threads.mine` returns twins in this thread. Plain attributes that a call sets, such as
+        counters, are copied back to the originals."""
         if mine(self.model) is not self.model or not self.separable:
             yield
             return
@@ -84,10 +85,10 @@ class Shared:
 
 
 class Originals:
-    """Modules as they are now: their parameters, buffers, submodules, hooks and other attributes.
+    """A snapshot of modules: their parameters, buffers, submodules, hooks and other attributes.
 
     Args:
-        shared: each of its modules, and the buffers of what moves.
+        shared: whose modules to record.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -96,7 +97,7 @@ class Originals:
         self._values = [(buffer, buffer.clone()) for buffer in moving]
 
     def restore(self) -> None:
-        """Make them what they were."""
+        """Put everything back."""
         for module, held, contents in self._held:
             for name in vars(module).keys() - held.keys():
                 del vars(module)[name]
@@ -111,8 +112,10 @@ class Originals:
 
 
 def _contents(module: nn.Module) -> dict[str, dict[str, Any]]:
-    scripted = isinstance(module, torch.jit.ScriptModule)  # which keeps them elsewhere
-    return {} if scripted else {name: dict(vars(module)[name]) for name in _DICTS}
+    if isinstance(module, torch.jit.ScriptModule):  # which keeps them elsewhere
+        return {}
+    held = vars(module)
+    return {name: held[name].copy() if held[name] else _EMPTY for name in _DICTS}
 
 
 def _identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -120,7 +123,7 @@ def _identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _lead_back(modules: list[nn.Module]) -> bool:
-    """Whether something else than submodules leads from one of some modules to another."""
+    """Whether an attribute other than a submodule leads from one of the modules to another."""
     own = {id(module) for module in modules}
     for module in modules:
         if isinstance(module, torch.jit.ScriptModule):

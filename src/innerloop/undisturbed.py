@@ -1,8 +1,8 @@
-"""Calls after which everything is as it was, however they end: by an error, or by Ctrl-C at any moment.
+"""Restore everything that a call may have changed if it fails, also by Ctrl-C at any moment.
 
-Context managers do not suffice, since an interrupt may come while one is entered or left. So what a call may change is
-noted before it and put back after an error: torch's modes in this thread, its random numbers, and the learner's modules
-where the call works on these themselves.
+Context managers are not enough, because an interrupt may come while one is entered or left. So each public call records
+what it may change (torch's modes in this thread, random states, and modules that it works on directly) and restores it
+after an exception.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ _FLAGS = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode")
 
 
 def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
-    """A decorator for methods of objects that have a `twins.Shared`, after which all is as before if one ends by an
-    error. They run outside of `torch.inference_mode`.
+    """Decorate a method so that an exception leaves no trace. It also runs outside of `torch.inference_mode`.
+
+    The object has an attribute ``_shared``, a `twins.Shared`.
 
     Args:
-        alone: whether the method works on the modules themselves, and waits for others that do. Else it works on twins
-            (`twins.Shared.apart`), if there can be any.
+        alone: whether the method works on the modules themselves, one call at a time. Otherwise it works on twins
+            (`twins.Shared.apart`) where they are possible.
     """
 
     def decorate(method: Method) -> Method:
@@ -56,8 +57,7 @@ def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
 
 
 def guarded(function: Method) -> Method:
-    """A decorator for functions that call such methods, after which torch's modes and random numbers are as before if
-    one ends by an error."""
+    """Decorate a function so that an exception leaves torch's modes and random states as they were."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -88,8 +88,8 @@ def _alone(function: Callable[[], Any], shared: Shared) -> Any:
 
 
 def _finish(error: BaseException) -> None:
-    """Have what an interrupt left open end now: a context manager that it kept from being left would be left, and
-    change things, when the error's traceback is gone. Of other errors the traceback keeps its variables, for debuggers.
+    """Finish what an interrupt left open. A context manager whose exit was interrupted would otherwise exit, and change
+    things, as late as the traceback is freed. Other exceptions keep the variables in their tracebacks, for debuggers.
     """
     while not isinstance(error, Exception):
         traceback.clear_frames(error.__traceback__)
@@ -99,7 +99,7 @@ def _finish(error: BaseException) -> None:
 
 
 class Surroundings:
-    """What torch and Python do for this thread, as it is now."""
+    """A snapshot of torch's and Python's state in this thread."""
 
     def __init__(self) -> None:
         self._grad = torch.is_grad_enabled()
@@ -119,7 +119,7 @@ class Surroundings:
         self._nested = _autocast_depth()
 
     def restore(self) -> None:
-        """Make all of it what it was."""
+        """Put everything back."""
         if functorch.get_dynamic_layer_stack_depth() > self._depth:
             functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._depth)
         for transform in reversed(self._transforms[: self._depth - functorch.get_dynamic_layer_stack_depth()]):
