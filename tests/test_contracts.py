@@ -11,6 +11,7 @@ from functools import partial
 from types import MethodType, SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -729,7 +730,7 @@ def test_hooks_of_adapted_parameters_are_refused() -> None:
     model.weight.register_hook(lambda grad: 0 * grad)
     with pytest.raises(ValueError, match=r"'weight' has a hook.*GradientTransform"):
         il.maml(model, loss=F.mse_loss).meta_gradient(column(regression()))
-    il.MetaLearner(model, il.SGD(0.1), il.named("bias"), loss=F.mse_loss).meta_gradient(column(regression()))
+    il.MetaLearner(model, il.SGD(0.1), il.named("bias"), loss=F.mse_loss).predict(column(regression()))
 
 
 @pytest.mark.usefixtures("double")
@@ -1397,3 +1398,174 @@ def test_lazy_modules_have_to_be_called_first() -> None:
         il.maml(model, loss=F.mse_loss)
     model(torch.ones(1, 3))
     il.maml(model, loss=F.mse_loss).meta_gradient(regression(2))
+
+
+@VECTORIZE
+@pytest.mark.parametrize("adapted", [True, False])
+def test_hooks_that_come_after_the_first_call_are_refused(adapted: bool, vectorize: Any) -> None:
+    model, tasks = nn.Linear(3, 1), column(regression())
+    learner = il.MetaLearner(
+        model, il.SGD(0.1), il.everything if adapted else il.named("bias"), loss=F.mse_loss, vectorize=vectorize
+    )
+    learner.meta_gradient(tasks)
+    handle = model.weight.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+    with pytest.raises(ValueError, match="'weight' has a hook"):
+        learner.meta_gradient(tasks)
+    if not adapted:
+        learner.predict(tasks)  # which takes no gradient by it
+    handle.remove()
+    learner.meta_gradient(tasks)
+    learner = il.meta_sgd(model, loss=F.mse_loss, vectorize=vectorize)
+    next(learner.rule.parameters()).register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+    with pytest.raises(ValueError, match="has a hook"):
+        learner.meta_gradient(tasks)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("pre", [True, False])
+def test_global_backward_hooks_run(pre: bool) -> None:
+    model, tasks = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), column(regression())
+    own = nn.modules.module
+    halved = lambda grads: tuple(None if g is None else 0.5 * g for g in grads)  # noqa: E731
+    if pre:
+        handle = own.register_module_full_backward_pre_hook(lambda _, grads: halved(grads))
+    else:
+        handle = own.register_module_full_backward_hook(lambda _, inputs, __: halved(inputs))
+    try:
+        with pytest.warns(UserWarning, match="backward hooks of modules do not run where tasks run at once"):
+            found = il.maml(model, 0.1, loss=F.mse_loss).meta_gradient(tasks)[0]
+        expected = by_hand(model, F.mse_loss, tasks)
+        for name, grad in expected.items():
+            torch.testing.assert_close(found[f"model.{name}"], grad)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("asks", ["grad_fn", "is_leaf"])
+def test_code_that_looks_at_the_graph_runs_one_task_at_a_time(asks: str) -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.first(x))
+            if asks == "is_leaf" and not hidden.is_leaf:
+                hidden = 2 * hidden
+            elif asks == "grad_fn" and hidden.grad_fn is not None:
+                hidden.grad_fn.register_prehook(lambda grads: (0.5 * grads[0],))
+            output: Tensor = self.second(hidden)
+            return output
+
+    model, tasks = Looks(), column(regression())
+    with pytest.warns(UserWarning, match=rf"a tensor's {asks} would not see the graph"):
+        found = il.maml(model, 0.1, loss=F.mse_loss).meta_gradient(tasks)[0]
+    for name, grad in by_hand(model, F.mse_loss, tasks).items():
+        torch.testing.assert_close(found[f"model.{name}"], grad)
+
+
+@pytest.mark.usefixtures("double")
+def test_buffers_that_come_apart_when_they_are_converted() -> None:
+    class Shifts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, one = nn.Linear(3, 1), torch.ones(3)
+            self.register_buffer("shift", one)
+            self.register_buffer("scale", one)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.layer((x - self.shift) * self.scale)
+            return output
+
+    model, tasks = Shifts().float(), column(regression())
+    learner = il.maml(model, 0.1, loss=F.mse_loss)
+    model.double()
+    model.load_state_dict({**model.state_dict(), "shift": torch.zeros(3), "scale": torch.full((3,), 3.0)})
+    found = learner.meta_gradient(tasks)[0]
+    for name, grad in by_hand(model, F.mse_loss, tasks).items():
+        torch.testing.assert_close(found[f"model.{name}"], grad)
+
+
+@pytest.mark.parametrize("change", ["got", "lost"])
+def test_buffers_that_come_or_go_are_refused(change: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 1))
+    model.register_buffer("scale", torch.ones(1))
+    learner = il.maml(model, loss=F.mse_loss)
+    if change == "got":
+        model.register_buffer("extra", torch.ones(1))
+    else:
+        model.scale = None
+    with pytest.raises(ValueError, match=rf"the model has {change} the buffer '(extra|scale)' since"):
+        learner.meta_gradient(column(regression()))
+
+
+@pytest.mark.usefixtures("double")
+def test_the_rule_follows_a_model_that_reads_whole_numbers() -> None:
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Flatten(), nn.Linear(16, 2)).float()
+    x, y = torch.randint(0, 10, (4, 6, 2)), torch.randint(0, 2, (4, 6))
+    tasks = il.Task(il.Batch(x, y), il.Batch(x.flip(1), y.flip(1)))
+    used = il.maml(model, lr=0.3, steps=3)
+    used.meta_gradient(tasks)
+    model.double()
+    fresh = il.maml(model, lr=0.3, steps=3).meta_gradient(tasks)[0]
+    for name, grad in used.meta_gradient(tasks)[0].items():
+        torch.testing.assert_close(grad, fresh[name], rtol=1e-12, atol=1e-14)
+
+
+@VECTORIZE
+def test_an_inner_loss_that_comes_to_use_own_parameters_is_refused(vectorize: Any) -> None:
+    model, decay, tasks = nn.Linear(3, 1), [0.0], column(regression())
+
+    def inner(output: Tensor, y: Tensor) -> Tensor:
+        loss = F.mse_loss(output, y)
+        return loss + decay[0] * sum(p.square().sum() for p in model.parameters()) if decay[0] else loss
+
+    learner = il.maml(model, 0.1, loss=F.mse_loss, inner_loss=inner, vectorize=vectorize)
+    learner.meta_gradient(tasks)
+    decay[0] = 0.5
+    for call in (lambda: learner.meta_gradient(tasks), lambda: learner(tasks), lambda: learner.predict(tasks)):
+        with pytest.raises(ValueError, match="the inner loss uses the model's own 'weight'"):
+            call()
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("what", ["hidden", "noise"])
+def test_constant_memory_refuses_what_comes_later(what: str, vectorize: Any) -> None:
+    model, tasks, noisy = nn.Linear(3, 1), column(regression()), [False]
+    penalty = torch.tensor(0.3)
+
+    def inner(output: Tensor, y: Tensor) -> Tensor:
+        scale = 1 + float(np.random.rand()) if noisy[0] else 1.0
+        return scale * F.mse_loss(output, y) + penalty * output.square().mean()
+
+    learner = il.maml(model, 0.1, steps=2, loss=F.mse_loss, inner_loss=inner, memory="constant", vectorize=vectorize)
+    learner.meta_gradient(tasks)
+    if what == "hidden":
+        penalty.requires_grad_()
+    else:
+        noisy[0] = True
+    refusal = "would lose its gradient" if what == "hidden" else "computes inner steps again|draws random numbers"
+    with pytest.raises(ValueError, match=refusal):
+        learner.meta_gradient(tasks)
+
+
+def test_noise_that_comes_later_is_each_tasks_own() -> None:
+    model, tasks, noisy = nn.Linear(3, 1), column(regression()), [False]
+
+    def inner(output: Tensor, y: Tensor) -> Tensor:
+        return (1 + float(np.random.rand()) if noisy[0] else 1.0) * F.mse_loss(output, y)
+
+    learner = il.maml(model, 0.1, loss=F.mse_loss, inner_loss=inner)
+    learner.meta_gradient(tasks)
+    noisy[0] = True
+    np.random.seed(0)
+    with pytest.warns(UserWarning, match=r"draws random numbers from numpy\.random"):
+        found = learner(tasks).objective
+    assert len({round(float(value), 6) for value in found}) == 3
+
+
+@pytest.mark.parametrize("at", [[7], [-1], [0, 7], [1, 1], []])
+def test_predictions_after_steps_that_are_not_taken_are_refused(at: list[int]) -> None:
+    learner = il.maml(nn.Linear(3, 1), steps=3, loss=F.mse_loss)
+    with pytest.raises(ValueError, match=r"at= has different numbers of steps from 0 to 3, got \["):
+        learner.predict(column(regression()), at=at)

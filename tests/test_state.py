@@ -8,6 +8,7 @@ import functools
 import itertools
 import os
 import random
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -549,3 +550,31 @@ def late(made: Made) -> Made:
     """The change comes when a step has been compiled."""
     maml, change = made
     return maml, lambda step: change(step - 12) if step >= 12 else None
+
+
+settings: Any = types.ModuleType("my_settings")
+
+
+def by_getattr() -> float:
+    return float(getattr(settings, "SCALE"))  # noqa: B009
+
+
+def by_vars() -> float:
+    return float(vars(settings)["SCALE"])
+
+
+@pytest.mark.parametrize("read", [by_getattr, by_vars])
+def test_what_is_read_by_a_string_is_seen(read: Callable[[], float]) -> None:
+    settings.SCALE = 1.0
+    options = {"loss": lambda output, y: F.cross_entropy(output, y) * read()}
+    model = network()
+    compiled, eager = learner(True, model, **options), learner(False, model, **options)
+    for scale in (1.0, 2.0, 2.0, 0.5):
+        settings.SCALE = scale
+        torch.testing.assert_close(compiled.meta_gradient(tasks())[0], eager.meta_gradient(tasks())[0])
+
+
+def test_what_reads_unseen_is_not_compiled() -> None:
+    loss = lambda output, y: F.cross_entropy(output, y) * globals()["CALLS"]  # noqa: E731
+    with pytest.raises(ValueError, match=r"calls globals\(\), so what it reads cannot be seen"):
+        learner(True, loss=loss).meta_gradient(tasks())

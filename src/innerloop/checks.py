@@ -15,10 +15,8 @@ from .checkpointing import refused_out_of_place
 from .contracts import RefusedBroadcasts, without_kept_tensors
 from .dependence import (
     check_dependence,
-    leaves_of,
     parameters_of,
     reached,
-    refuse_hidden,
     refuse_order,
     refuse_own_parameters,
 )
@@ -26,7 +24,7 @@ from .diagnosis import user_level
 from .inner import Episode, detach, scalar
 from .objectives import Implicit, Unrolled
 from .randomness import Draws
-from .stacks import RandomState, random_numbers_from, random_state, same_random_state
+from .stacks import RandomState, leaves_of, random_numbers_from, random_state, refuse_hidden, same_random_state
 from .stateless import DROPOUTS, NORMS, set_modes
 from .task import Params, tensors_of
 from .threads import independent, plain_state

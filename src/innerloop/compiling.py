@@ -116,7 +116,8 @@ class Compiler:
         if not engine.vectorised or engine.random:
             self.refuse("it draws random numbers" if engine.vectorised else "tasks run one by one")
             return None
-        return self.decide(key, Step(learner, step, tasks, engine.recording, (engine, self, learner.outer)), values)
+        apart = engine, self, learner.outer, learner._stateless
+        return self.decide(key, Step(learner, step, tasks, engine.recording, apart), values)
 
     def ran(self, key: Hashable, seconds: float) -> None:
         """Note what a step of these shapes took eagerly."""

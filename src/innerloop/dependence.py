@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection
 from itertools import zip_longest
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .inner import Loss
+from .stacks import nodes_of
 from .task import Params
+from .writes import OwnParameterError
 
 
 def reached(loss: Tensor, params: Params) -> list[str]:
@@ -63,27 +65,17 @@ def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool 
 
 
 def refuse_own_parameters(loss: Tensor, adapted: Params) -> None:
-    """Refuse an inner loss that finds the model's own parameters by itself, in place of the task's, and hooks of them.
+    """Refuse an inner loss that finds the model's own parameters by itself, in place of the task's.
 
     Raises:
-        ValueError: it depends on one that the inner loop adapts, or one has a hook.
+        ValueError: it depends on one that the inner loop adapts.
     """
-    if hooked := [name for name, p in adapted.items() if p._backward_hooks]:
-        raise ValueError(
-            f"the parameter {hooked[0]!r} has a hook, which the inner loop would not run, since it moves other tensors "
-            "in its place: change inner gradients in an update rule (il.GradientTransform), or leave "
-            "the parameter out of adapt="
-        )
     own = {name: p for name, p in adapted.items() if p.requires_grad}
     if not own or not loss.requires_grad:
         return
     found = torch.autograd.grad(loss, list(own.values()), allow_unused=True, retain_graph=True)
     if read := [name for name, grad in zip(own, found, strict=True) if grad is not None]:
-        raise ValueError(
-            f"the inner loss uses the model's own {read[0]!r}, which is the meta-parameter and not what the inner loop "
-            "adapts: compute what depends on adapted parameters (a penalty, another call of the model) in the model's "
-            "forward and return it beside the output, or leave the parameter out of adapt="
-        )
+        raise OwnParameterError(read[0])
 
 
 def _require_second_derivative(size: Tensor, by: list[Tensor]) -> None:
@@ -99,38 +91,29 @@ def _require_second_derivative(size: Tensor, by: list[Tensor]) -> None:
         ) from error
 
 
-def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
-    """All nodes of the graph of some tensors."""
-    nodes, seen = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None], set[Any]()
-    while nodes:
-        node = nodes.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            nodes += [following for following, _ in node.next_functions if following is not None]
-
-
-def leaves_of(loss: Tensor) -> list[Tensor]:
-    """The tensors that require a gradient and that a loss is computed of."""
-    return [node.variable for node in _nodes([loss]) if hasattr(node, "variable")]
-
-
-def refuse_hidden(leaves: Iterable[Tensor], known: Iterable[Tensor]) -> None:
-    """Refuse an inner loss that depends on tensors outside of the learner, whose gradient constant memory would lose.
+def refuse_hooks(params: Params, adapted: Collection[str], judged: bool) -> None:
+    """Refuse hooks of parameters, which would not run as in a loop written by hand.
 
     Args:
-        leaves: the tensors requiring a gradient that every evaluation of the inner loss depends on.
-        known: the tensors whose gradient is kept: parameters of the model and the loss, the task and its buffers.
+        params: the model's, by name.
+        adapted: the names of those that the inner loop adapts.
+        judged: whether gradients by the others may be taken.
 
     Raises:
-        ValueError: a leaf is not among the known tensors.
+        ValueError: a parameter has one.
     """
-    if hidden := set(leaves).difference(known):
-        raise ValueError(
-            f"the inner loss depends on a tensor of shape {tuple(hidden.pop().shape)} that requires a gradient but is "
-            'not a parameter of the model or of a loss module, and memory="constant" would lose its gradient: '
-            'register it as an nn.Parameter of the model or of the loss, or give memory="graph"'
-        )
+    for name, parameter in params.items():
+        if parameter._backward_hooks and name in adapted:
+            raise ValueError(
+                f"the parameter {name!r} has a hook, which the inner loop would not run, since it moves other tensors "
+                "in its place: change inner gradients in an update rule (il.GradientTransform), or leave "
+                "the parameter out of adapt="
+            )
+        if parameter._backward_hooks and judged:
+            raise ValueError(
+                f"the parameter {name!r} has a hook, which would run for some tasks at a time instead of for their "
+                "mean: change the gradients that meta_gradient returns"
+            )
 
 
 def _refuse_once_differentiable(grads: list[Tensor]) -> None:
@@ -140,7 +123,7 @@ def _refuse_once_differentiable(grads: list[Tensor]) -> None:
     Raises:
         ValueError: there is such a function.
     """
-    for node in _nodes(grads):
+    for node in nodes_of(grads):
         if node.name() == "torch::autograd::Error":
             raise ValueError(
                 "the model or the inner loss uses a torch.autograd.Function that is marked as once_differentiable, so "

@@ -15,12 +15,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 
 from .diagnosis import HooksError, explain, first_line, user_level
 from .inner import stack
 from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
 from .operations import TaskOperations
+from .randomness import Draws, refused_draws
 from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
 from .threads import available, mine, side_by_side, state
@@ -75,26 +77,27 @@ class Engine:
         self._grown: set[str] = set()
         self._watched: set[str] = set()
         self._notes: list[str] = []
-        self._fallback = False
+        self._fallback = self._may_draw = False
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies of a learner, which measure anew what is not settled."""
         return {**self.__dict__, "_searches": {}}
 
-    def note(self, random: bool, changing: bool, separable: bool, draws: Exception | None = None) -> None:
+    def note(self, random: bool, changing: bool, separable: bool, draws: Draws) -> None:
         """Record what `checks.examine` reports for tasks of new shapes.
 
         Args:
             random: see the attributes, as for the next two.
             changing: likewise.
             separable: likewise.
-            draws: why tasks that run at once would draw other random numbers, if they would.
+            draws: how random numbers are drawn.
         """
-        self.random |= random or draws is not None
+        self.random |= random or draws.error is not None
+        self._may_draw |= draws.possible
         self.changing |= changing
         self.separable &= separable
-        if draws is not None and self.vectorised:
-            self._run_one_by_one(draws)
+        if draws.error is not None and self.vectorised:
+            self._run_one_by_one(draws.error)
 
     @property
     def _depends_on_plan(self) -> bool:
@@ -200,11 +203,12 @@ class Engine:
 
     def _vectorised(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
         number = count(tasks)
+        everywhere = hooks._global_backward_hooks or hooks._global_backward_pre_hooks
         for module in self.model.modules():
-            if module._backward_hooks or module._backward_pre_hooks:
+            if module._backward_hooks or module._backward_pre_hooks or everywhere:
                 raise HooksError(module)
         axes = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tuple(tasks))
-        with TaskOperations(vectorised=True, kernels=not self._is_recorded):
+        with TaskOperations(vectorised=True, kernels=not self._is_recorded), refused_draws(self._may_draw):
             return vmap(function, (Task(*axes), 0, 0), randomness="different")(
                 tasks, copies(params, number), copies(buffers, number)
             )

@@ -23,6 +23,7 @@ from .stateless import Precision, Stateless, Statistics
 from .supported import support_first
 from .task import Batch, Params, Task, rows
 from .threads import mine
+from .writes import OwnParameters
 
 Loss = Callable[[Any, Any], Tensor]
 """``(output, y) -> scalar``, averaged over examples. An ``nn.Module`` brings its parameters to be meta-learned."""
@@ -70,6 +71,7 @@ class Episode:
         slots: parameters that every step has its own of, ``[K, ...]``; those of the present step are in ``fixed``.
         buffer_slots: likewise buffers.
         stored: whether steps leave these buffers as they are stored, to predict by; else they move along the path.
+        own: the model's own parameters, by name, of which the inner loss must not compute anything.
         support_losses: filled by `path`: the inner loss at the parameters before each step.
     """
 
@@ -89,6 +91,7 @@ class Episode:
     slots: Params = field(default_factory=dict)
     buffer_slots: Params = field(default_factory=dict)
     stored: bool = False
+    own: Params = field(default_factory=dict)
     support_losses: list[Tensor] = field(default_factory=list)
     _left: list[Params] = field(default_factory=list)
 
@@ -151,7 +154,9 @@ class Episode:
                 self._turn_to(step)
             inputs = (params, self.support(step), self.fixed, self.buffers)
             if order == 2 and self.memory == "constant" and torch.is_grad_enabled():
-                results = recomputed(self._gradient, inputs, self.learned(), self.model.as_now(), unread_gradients)
+                results = recomputed(
+                    self._gradient, inputs, self.learned(), self.model.as_now(), unread_gradients, len(params)
+                )
             else:
                 results = self._gradient(order, *inputs)
             grads, loss, buffers = results
@@ -185,7 +190,8 @@ class Episode:
 
         def inner(at: Params) -> tuple[Tensor, Params]:
             output, after = self.model({**fixed, **at}, buffers, batch.x)
-            return scalar(self.inner_loss(output, batch.y)), after
+            with OwnParameters(self.own):
+                return scalar(self.inner_loss(output, batch.y)), after
 
         return value_and_gradient(inner, params, order)
 

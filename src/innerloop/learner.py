@@ -17,6 +17,7 @@ from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_j
 from .checks import Use, examine, judging
 from .compiling import Compile, Compiler
 from .contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
+from .dependence import refuse_hooks
 from .engine import Engine, Vectorize
 from .initial import Initialisation
 from .inner import Episode, Loss, Memory, check_known, detach, scalar, stack
@@ -225,6 +226,8 @@ class MetaLearner(nn.Module):
                 same.
             at: after which numbers of steps alone, for a result of ``[T, len(at), Q, ...]``, in rising order.
         """
+        if at is not None and (not at or len(set(at)) < len(at) or not set(at) <= set(range(self._takes(steps) + 1))):
+            raise ValueError(f"at= has different numbers of steps from 0 to {self._takes(steps)}, got {list(at)}")
         single = all(leaf.shape[1] == 1 for leaf in pytree.tree_leaves(tasks.query.x) if isinstance(leaf, Tensor))
         alone = self.depends_on_query_set and (single or not transductive)
 
@@ -362,6 +365,7 @@ class MetaLearner(nn.Module):
             stored=stored,
             memory=self.memory,
             joint=self._joint,
+            own={name: self._stateless.parameters[name] for name in self.adapted},
         )
         if self.initial is not None:
             # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is
@@ -383,8 +387,10 @@ class MetaLearner(nn.Module):
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
         """Before tasks of some shapes are put to some use for the first time, refuse what would be wrong without an
         error; on the very first, name what has no part in adapting."""
-        tasks = normal_tensors(tasks)
-        if (key := (*[(t.shape[1:], t.dtype) for t in tensors_of(tasks)], self.model.training, use)) in self._examined:
+        own = self._stateless.parameters
+        refuse_hooks({**own, **dict(self.rule.named_parameters())}, self.adapted, use >= Use.JUDGE)
+        shapes = [(t.shape[1:], t.dtype) for t in (*tensors_of(tasks), *own.values())]
+        if (key := (*shapes, self.model.training, use)) in self._examined:
             return
         count(tasks)
         follow(self.rule, dict(self.model.named_parameters()))
@@ -395,6 +401,6 @@ class MetaLearner(nn.Module):
             with (draws := Draws((self.model, *self.engine.parts.values()), self.parameters())):
                 episode = self._episode(select(normal_tensors(tasks), 0), *self._own())
             found = examine(episode, use, draws, trained, None if known else objective or self.objective)
-        self.engine.note(found.random, found.changing or bool(moved), found.separable, draws.error)
+        self.engine.note(found.random, found.changing or bool(moved), found.separable, draws)
         self._shared.keeps |= bool(left)
         self._examined.add(key)

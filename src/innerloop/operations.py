@@ -320,6 +320,8 @@ _VECTORISED: _Table = {
     torch.autograd.grad: values.gradient,
     torch.Tensor.requires_grad_: values.set_requires_grad,
     torch.Tensor.requires_grad.__get__: values.reads_requires_grad,  # type: ignore[attr-defined]
+    torch.Tensor.grad_fn.__get__: values.hidden_graph("grad_fn"),  # type: ignore[union-attr]
+    torch.Tensor.is_leaf.__get__: values.hidden_graph("is_leaf"),  # type: ignore[attr-defined]
     torch.Tensor.__contains__: values.contains,
     **{read: values.where_tasks_agree(read) for read in values.READS},
 }

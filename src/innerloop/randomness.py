@@ -10,7 +10,8 @@ import pickle
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from types import FrameType, TracebackType
+from contextlib import contextmanager
+from types import FrameType, ModuleType, TracebackType
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         error: what was found; ``None`` if all numbers come from torch's global generators, one after the other.
+        possible: whether the code that was looked at knows Python's or NumPy's random numbers.
     """
 
     supports_higher_order_operators = True
@@ -58,7 +60,8 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, parts: Iterable[Any], tensors: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.error: DrawsError | None = None
-        self._tensors, self._known = list(tensors), list(_generators(parts))
+        self._tensors, self.possible = list(tensors), False
+        self._known = list(self._generators(parts))
         self._before: list[Any] = []
 
     def __enter__(self) -> Draws:
@@ -71,7 +74,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for one in filter(None, self._before):
             if one.read() != one.was:
                 one.write(one.was)
-                self._note(DrawsError(f"draws random numbers from {one.name}", "which all of them would share"))
+                self._note(DrawsError(f"draws random numbers from {one.name}", _SHARED))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the generators where random numbers are drawn."""
@@ -105,7 +108,22 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             frame = frame.f_back
         self.error = error.with_traceback(trace)
 
+    def _generators(self, parts: Iterable[Any]) -> Iterator[tuple[Any, str]]:
+        """Generators that parts hold, or that their code uses, and what to call them."""
+        numpy = sys.modules.get("numpy")
+        kinds: tuple[type, ...] = (random.Random, torch.Generator)
+        kinds += (numpy.random.Generator, numpy.random.RandomState) if numpy else ()
+        seen: set[int] = set()
+        for part in parts:
+            for owner, attributes in held_by(part):
+                for name, value in attributes.items():
+                    for one in reached(value, seen):
+                        if isinstance(one, kinds):
+                            yield one, f"the {name!r} of {owner}"
+                        self.possible |= isinstance(one, kinds) or _of_random(one)
 
+
+_SHARED = "which all of them would share"
 _OWN = "a torch.Generator of its own"
 
 
@@ -119,14 +137,28 @@ def _global() -> Iterator[Content]:
         )
 
 
-def _generators(parts: Iterable[Any]) -> Iterator[tuple[Any, str]]:
-    """Generators that parts hold, or that their code uses, and what to call them."""
-    numpy = sys.modules.get("numpy")
-    kinds: tuple[type, ...] = (random.Random, torch.Generator)
-    kinds += (numpy.random.Generator, numpy.random.RandomState) if numpy else ()
-    seen: set[int] = set()
-    for part in parts:
-        for owner, attributes in held_by(part):
-            for name, value in attributes.items():
-                found = (one for one in reached(value, seen) if isinstance(one, kinds))
-                yield from ((generator, f"the {name!r} of {owner}") for generator in found)
+def _of_random(value: Any) -> bool:
+    """Whether a value is a module that has random numbers, or a function of one."""
+    owner = value if isinstance(value, ModuleType) else getattr(value, "__module__", None) or ""
+    name = getattr(owner, "__name__", owner)
+    bound = isinstance(getattr(value, "__self__", None), random.Random)
+    return bound or (isinstance(name, str) and name.partition(".")[0] in ("random", "numpy"))
+
+
+@contextmanager
+def refused_draws(watch: bool) -> Iterator[None]:
+    """A context in which it is an error to draw from Python's or NumPy's global generators, which then have their
+    numbers back.
+
+    Args:
+        watch: whether to look at all.
+
+    Raises:
+        DrawsError: numbers were drawn.
+    """
+    before = list(_global()) if watch else []
+    yield
+    for one in before:
+        if one.read() != one.was:
+            one.write(one.was)
+            raise DrawsError(f"draws random numbers from {one.name}", _SHARED)

@@ -7,9 +7,10 @@ are independent, so one plain backward pass of their sum gives every task's own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -122,6 +123,40 @@ def _gradient(loss: Tensor, by: list[Tensor], graph: bool) -> Sequence[Tensor]:
     return gradient(loss, *by) if place() == "plain" else on_stacks(gradient, loss, *by)
 
 
+def nodes_of(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """All nodes of the graph of some tensors."""
+    nodes, seen = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [following for following, _ in node.next_functions if following is not None]
+
+
+def leaves_of(*tensors: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient and that others are computed of."""
+    return [node.variable for node in nodes_of(tensors) if hasattr(node, "variable")]
+
+
+def refuse_hidden(leaves: Iterable[Tensor], known: Iterable[Tensor]) -> None:
+    """Refuse an inner loss that depends on tensors outside of the learner, whose gradient constant memory would lose.
+
+    Args:
+        leaves: the tensors requiring a gradient that every evaluation of the inner loss depends on.
+        known: the tensors whose gradient is kept: parameters of the model and the loss, the task and its buffers.
+
+    Raises:
+        ValueError: a leaf is not among the known tensors.
+    """
+    if hidden := set(leaves).difference(known):
+        raise ValueError(
+            f"the inner loss depends on a tensor of shape {tuple(hidden.pop().shape)} that requires a gradient but is "
+            'not a parameter of the model or of a loss module, and memory="constant" would lose its gradient: '
+            'register it as an nn.Parameter of the model or of the loss, or give memory="graph"'
+        )
+
+
 # -- constant memory --------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +166,7 @@ def recomputed(
     learned: Sequence[Tensor],
     context: Callable[[], AbstractContextManager[None]],
     unread: Callable[[], AbstractContextManager[None]] = nullcontext,
+    repeated: int = 0,
 ) -> Any:
     """``function(2, *inputs)``, of which only the inputs are kept: the backward pass runs it again.
 
@@ -140,6 +176,8 @@ def recomputed(
         learned: parameters that the function finds by itself.
         context: entered around each run.
         unread: entered around the second, whose results are only differentiated: nobody reads their values.
+        repeated: which of the results, flattened, has its value then all the same, by which it is told that the
+            function gives the same again.
     """
     leaves, structure = pytree.tree_flatten(inputs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -157,12 +195,14 @@ def recomputed(
         def run(order: int, *stacks: Tensor) -> tuple[Tensor, ...]:
             return vmap(lambda *one: flat(order, *one), randomness="different")(*stacks)
 
-        return _Recomputed.apply(run, context, unread, len(values), *values, *learned)  # type: ignore[no-any-return]
+        return _Recomputed.apply(  # type: ignore[no-any-return]
+            run, context, unread, repeated, len(values), *values, *learned
+        )
 
     if place() == "vmap":
         found = on_stacks(stacked, *tensors)
     else:
-        found = _Recomputed.apply(flat, context, unread, len(tensors), *tensors, *learned)
+        found = _Recomputed.apply(flat, context, unread, repeated, len(tensors), *tensors, *learned)
     return pytree.tree_unflatten(list(found), results)
 
 
@@ -195,13 +235,20 @@ class _Recomputed(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Callable[..., Any], context: Any, unread: Any, number: int, *tensors: Tensor
+        ctx: Any,
+        run: Callable[..., Any],
+        context: Any,
+        unread: Any,
+        repeated: int | None,
+        number: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.run, ctx.context, ctx.unread, ctx.number = run, context, unread, number
         ctx.save_for_backward(*tensors)
         before = random_state(tensors)
         with context():  # torch leaves function modes outside
             results = tuple(run(1, *tensors[:number]))
+        ctx.repeated = None if repeated is None else (repeated, results[repeated].clone())
         # Without need, nothing is kept: among the freed memory of a step, the smallest thing keeps the next step out.
         ctx.random = None if same_random_state(before, random_state(tensors)) else before
         ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point() and not r.is_complex()))
@@ -209,7 +256,7 @@ class _Recomputed(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        number, needed = ctx.number, ctx.needs_input_grad[4:]
+        number, needed = ctx.number, ctx.needs_input_grad[5:]
         tensors, learned = ctx.saved_tensors[:number], ctx.saved_tensors[number:]
 
         def gradients(order: int, *values: Tensor) -> list[Tensor]:
@@ -221,6 +268,10 @@ class _Recomputed(Function):
             with random_numbers_from(ctx.random), torch.enable_grad():
                 with ctx.context(), ctx.unread():
                     results = ctx.run(2, *inputs)
+                if ctx.repeated is not None and not further:
+                    _require_repeated(ctx.repeated[0], ctx.repeated[1], results)
+                    strangers = set(leaves_of(*results)).difference(inputs, learned)
+                    refuse_hidden(filter(_seen_before, strangers), ())
                 by = [t for t, need in zip([*inputs, *learned], needed, strict=True) if need]
                 pairs = [(r, c) for r, c in zip(results, values[number:], strict=True) if r.requires_grad]
                 return list(
@@ -233,8 +284,32 @@ class _Recomputed(Function):
         further = torch.is_grad_enabled()
         if further:
             values = (*tensors, *cotangents)
-            found = _Recomputed.apply(gradients, nullcontext, nullcontext, len(values), *values, *learned)
+            found = _Recomputed.apply(gradients, nullcontext, nullcontext, None, len(values), *values, *learned)
         else:
             found = gradients(1, *tensors, *cotangents)
         grads = iter(found)
-        return None, None, None, None, *(next(grads) if need else None for need in needed)
+        return None, None, None, None, None, *(next(grads) if need else None for need in needed)
+
+
+_strangers: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+
+def _seen_before(leaf: Tensor) -> bool:
+    """Whether a tensor was a leaf of an earlier step, too, and not made anew in this one."""
+    earlier = _strangers.get(id(leaf))
+    _strangers[id(leaf)] = leaf
+    return earlier is leaf
+
+
+def _require_repeated(index: int, before: Tensor, results: Sequence[Tensor]) -> None:
+    """Refuse a function that gives something else when it is computed again.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not torch.allclose(before, results[index].detach(), rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            'memory="constant" computes inner steps again in the backward pass, and the model or the loss gives '
+            "something else when it is called again: keep what changes in a buffer (self.register_buffer), draw random "
+            'numbers from torch\'s global generator, or give memory="graph"'
+        )

@@ -42,6 +42,7 @@ _CONTAINERS = ("_modules", "_parameters", "_buffers")
 _NO_MATTER = ("_state_dict_", "_load_state_dict_", "_non_persistent_")
 """How attributes of modules begin that have no part in what these compute."""
 _ENDS = (*PLAIN, *INERT, Tensor)
+_ENDS_OF_MODULES = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType)
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")
 _contents, _values = attrgetter("cell_contents"), methodcaller("values")
 
@@ -262,6 +263,8 @@ def _variables(function: types.FunctionType) -> list[tuple[dict[str, Any], set[s
     used = {name for code in codes for name in code.co_names}
     instructions = [i for code in codes for i in dis.get_instructions(code)]
     read = {i.argval for i in instructions if i.opname in _GLOBALS}
+    if blind := sorted(read & {"eval", "exec", "globals", "locals"}):
+        raise UnwatchableError(f"{function.__qualname__} calls {blind[0]}(), so what it reads cannot be seen")
     imported: dict[str, Any] = {i.argval: sys.modules.get(i.argval) for i in instructions if i.opname == "IMPORT_NAME"}
     found, seen = [(imported, set(imported)), (function.__globals__, read & function.__globals__.keys())], set()
     for holder, names in found:
@@ -269,8 +272,14 @@ def _variables(function: types.FunctionType) -> list[tuple[dict[str, Any], set[s
             if isinstance(value, types.ModuleType) and id(value) not in seen:
                 seen.add(id(value))
                 names = used | ({"environ"} if "getenv" in used and value.__name__ == "os" else set())
+                if used & _BY_STRING and value.__name__.partition(".")[0] not in LIBRARIES | _STANDARD:
+                    names = names | {key for key, held in vars(value).items() if not isinstance(held, _ENDS_OF_MODULES)}
                 found.append((vars(value), names & vars(value).keys()))
     return [(holder, names) for holder, names in found[1:] if names]
+
+
+_BY_STRING = {"getattr", "hasattr", "vars", "attrgetter", "__dict__", "modules", "import_module"}
+"""By these, code reads what stands in none of its names."""
 
 
 def _stays(item: Any) -> bool:

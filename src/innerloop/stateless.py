@@ -61,10 +61,22 @@ def part(output: Any, name: str) -> Any:
     return found
 
 
+def _slots(model: nn.Module) -> dict[str, str]:
+    """For each place of a parameter or buffer, the first name of the tensor in it."""
+    first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+    return {
+        f"{prefix}.{leaf}" if prefix else leaf: first[id(tensor)]
+        for prefix, module in model.named_modules()
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+
+
 class Stateless:
     """A module as a pure function ``(params, buffers, x) -> (output, new buffers)``.
 
     Attributes:
+        parameters: the module's own, by name.
         asks: whether the module's code asks which of its parameters require a gradient. Adapted ones then do as the
             module's own, also where no graph is kept.
 
@@ -75,13 +87,10 @@ class Stateless:
 
     def __init__(self, model: nn.Module, precision: Precision = "float32", output: str | None = None) -> None:
         self.model, self.precision, self.output, self.asks = model, precision, output, False
-        first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
         self._parameters = {name for name, _ in model.named_parameters()}
-        self._slots: dict[str, str] = {}
-        for prefix, module in model.named_modules():
-            for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    self._slots[f"{prefix}.{leaf}" if prefix else leaf] = first[id(tensor)]
+        self._slots = _slots(model)
+        self.parameters: Params = dict(model.named_parameters())
+        self._shares = any(slot != name for slot, name in self._slots.items())
 
     def own(self) -> tuple[Params, Params]:
         """The module's parameters and buffers, by name.
@@ -91,13 +100,25 @@ class Stateless:
         """
         model = mine(self.model)
         params: Params = dict(model.named_parameters())
+        if self._shares:  # conversions give each place of a shared buffer a tensor of its own
+            self._slots = _slots(model)
         if wrong := self._parameters ^ params.keys():
             name = sorted(wrong)[0]
             raise ValueError(
                 f"the model has {'got' if name in params else 'lost'} the parameter {name!r} since the learner was "
                 "made, but a learner's parameters are fixed when it is made: make a new learner of the changed model"
             )
-        return params, dict(model.named_buffers())
+        if any(self.parameters.get(name) is not parameter for name, parameter in params.items()):
+            self.parameters = params
+        buffers = dict(model.named_buffers())
+        if not self._shares and (wrong := self._slots.keys() ^ {*params, *buffers}):
+            name = sorted(wrong)[0]
+            raise ValueError(
+                f"the model has {'got' if name in buffers else 'lost'} the buffer {name!r} since the learner was made, "
+                "but a learner's buffers are fixed when it is made: register it before, with a tensor, or make a new "
+                "learner of the changed model"
+            )
+        return params, buffers
 
     def set_buffers(self, module: nn.Module, buffers: Params) -> None:
         """Give a copy of the module buffers of their own with these values, which may be of another type or shape."""
@@ -139,7 +160,7 @@ class Stateless:
 
     def _as_asked(self, params: Params) -> Params:
         """The same parameters, requiring gradients where the module's own do."""
-        own = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        own = {name for name, p in mine(self.model).named_parameters() if p.requires_grad}
         missing = [name for name, p in params.items() if name in own and not p.requires_grad]
         return {**params, **{name: params[name].detach().requires_grad_() for name in missing}}
 

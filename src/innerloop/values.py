@@ -14,6 +14,7 @@ from .stacks import functorch, of_all_tasks, place, under
 from .task import tensors_of
 
 _TORCH, _FUNCTIONAL = str(Path(torch.__file__).parent), torch.autograd.functional.__file__
+_HERE = str(Path(__file__).parent)
 _FUNC = str(Path(_TORCH, "_functorch"))
 READS: tuple[Callable[..., Any], ...] = (
     torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item
@@ -89,6 +90,25 @@ def reads_requires_grad(tensor: Tensor) -> bool:
     if asking == _FUNCTIONAL and functorch.is_functorch_wrapped_tensor(tensor):
         raise GradientsError
     return bool((tensor if asking.startswith(_TORCH) else of_all_tasks(tensor)).requires_grad)
+
+
+def hidden_graph(name: str) -> Callable[[Tensor], Any]:
+    """What of the graph code may not ask for where tasks run at once, since functorch's wrappers do not know it.
+
+    Args:
+        name: of an attribute of tensors.
+
+    Returns:
+        A function that reads it, but for code that is neither torch's nor this package's raises.
+    """
+
+    def read(tensor: Tensor) -> Any:
+        asking = sys._getframe(2).f_code.co_filename
+        if functorch.is_functorch_wrapped_tensor(tensor) and not asking.startswith((_TORCH, _HERE)):
+            raise NotImplementedError(f"code that looks at a tensor's {name} would not see the graph")
+        return getattr(tensor, name)
+
+    return read
 
 
 def set_requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:

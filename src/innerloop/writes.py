@@ -68,6 +68,41 @@ class FlagReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class OwnParameterError(ValueError):
+    """An inner loss uses a parameter of the model itself."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the inner loss uses the model's own {name!r}, which is the meta-parameter and not what the inner loop "
+            "adapts: compute what depends on adapted parameters (a penalty, another call of the model) in the model's "
+            "forward and return it beside the output, or leave the parameter out of adapt="
+        )
+
+
+class OwnParameters(TorchFunctionMode):
+    """While entered, around the call of an inner loss, it is an error to compute with parameters that the inner loop
+    replaces.
+
+    Args:
+        params: the model's own, by name.
+    """
+
+    def __init__(self, params: Params) -> None:
+        super().__init__()
+        self._names = {id(parameter): name for name, parameter in params.items()}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Refuse a result that requires a gradient, which would be by such a parameter."""
+        result = func(*args, **(kwargs or {}))
+        for given in args:
+            for one in given if isinstance(given, (list, tuple)) else (given,):
+                if id(one) in self._names and isinstance(result, Tensor) and result.requires_grad:
+                    raise OwnParameterError(self._names[id(one)])
+        return result
+
+
 _REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _INPUT = "the input"
