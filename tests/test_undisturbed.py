@@ -195,7 +195,8 @@ def interrupt(model: str, call: str, points: int, generator: random.Random) -> N
 
 def result(run: Callable[[il.MetaLearner], Any], learner: il.MetaLearner) -> list[Tensor]:
     found = run(learner)
-    leaves = torch.utils._pytree.tree_leaves(getattr(found, "__dict__", found))
+    values = found if isinstance(found, Tensor | tuple) else vars(found)
+    leaves = torch.utils._pytree.tree_leaves(values)
     return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
 
 

@@ -18,6 +18,7 @@ from torch.func import vmap
 from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 
+from .contracts import without_kept_tensors
 from .diagnosis import HooksError, explain, first_line, user_level
 from .inner import stack
 from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
@@ -132,6 +133,15 @@ class Engine:
     @property
     def _is_recorded(self) -> bool:
         return _recording.get() is self
+
+    def isolated(self, function: Callable[..., Any], **options: Any) -> PerTask:
+        """A function of one task, after which no module has kept tensors of it."""
+
+        def isolated(task: Task, params: Params, buffers: Params) -> Any:
+            with without_kept_tensors(*map(mine, (self.model, *self.parts.values()))):
+                return function(task, params, buffers, **options)
+
+        return isolated
 
     def map(self, function: PerTask, tasks: Task, params: Params, buffers: Params, purpose: str) -> Any:
         """The function's results for every task, stacked along a leading task axis."""

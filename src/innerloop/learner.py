@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -130,7 +130,7 @@ class MetaLearner(nn.Module):
         """
         with in_mode(self.model, self._training_statistics):
             self._examine(tasks := normal_tensors(tasks), judging(objective or self.objective), objective)
-            judge = self._isolated(self._judge, iteration=iteration, objective=objective)
+            judge = self.engine.isolated(self._judge, iteration=iteration, objective=objective)
             outcome, left = self.engine.map(judge, tasks, *self._own(), ("judge", "forward")[torch.is_grad_enabled()])
             self._renew(average(left))
         return Outcome(*outcome)
@@ -167,7 +167,7 @@ class MetaLearner(nn.Module):
             return torch.autograd.grad(objective, by, allow_unused=True, materialize_grads=True), detach(result)
 
         with in_mode(self.model, self._training_statistics):
-            judge = self._isolated(self._judge, iteration=iteration)
+            judge = self.engine.isolated(self._judge, iteration=iteration)
             for grads, outcome in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient", differentiate):
                 total = [a + b for a, b in zip(total, grads, strict=True)]
                 outcomes.append(outcome)
@@ -241,7 +241,7 @@ class MetaLearner(nn.Module):
         self._examine(tasks, Use.ADAPT if self._takes(steps) else Use.ANSWER)
         with self._shared.apart(), self._in_use():
             tasks, own = normal_tensors(tasks), self._own(self.statistics == "shared")
-            return self.engine.map(self._isolated(predictions), tasks, *own, "predict")
+            return self.engine.map(self.engine.isolated(predictions), tasks, *own, "predict")
 
     @undisturbed()
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
@@ -290,7 +290,7 @@ class MetaLearner(nn.Module):
         with self._shared.apart(), self._in_use():
             # Copies, so that training on does not change what was adapted.
             params, buffers = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
-            params, buffers = self.engine.map(self._isolated(last), task, params, buffers, "adapt")
+            params, buffers = self.engine.map(self.engine.isolated(last), task, params, buffers, "adapt")
         return AdaptedTasks(self._stateless, self.statistics, params, buffers, self._shared)
 
     @property
@@ -373,15 +373,6 @@ class MetaLearner(nn.Module):
             start = require_start(mine(self.initial)(episode), episode.start, type(self.initial).__name__)
             episode.start = {name: start.view_as(start) for name, start in start.items()}
         return episode
-
-    def _isolated(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """A function of one task, after which no module has kept tensors of it."""
-
-        def isolated(task: Task, params: Params, buffers: Params) -> Any:
-            with without_kept_tensors(*map(mine, (self.model, *self.engine.parts.values()))):
-                return function(task, params, buffers, **options)
-
-        return isolated
 
     @undisturbed(alone=True)
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:

@@ -72,9 +72,11 @@ def _apart(function: Callable[[], Any], *_: Any) -> Any:
         with normal_mode():
             return function()
     except BaseException as error:
-        _finish(error)
+        interrupt = _finish(error)
         before.restore()
-        raise
+        if interrupt in (None, error):
+            raise
+        raise interrupt from None  # whose way out other errors came upon
 
 
 def _alone(function: Callable[[], Any], shared: Shared) -> Any:
@@ -87,15 +89,20 @@ def _alone(function: Callable[[], Any], shared: Shared) -> Any:
             raise
 
 
-def _finish(error: BaseException) -> None:
+def _finish(error: BaseException) -> BaseException | None:
     """Finish what an interrupt left open. A context manager whose exit was interrupted would otherwise exit, and change
     things, as late as the traceback is freed. Other exceptions keep the variables in their tracebacks, for debuggers.
+
+    Returns:
+        The interrupt, if there was one: the error itself, or what it came upon.
     """
-    while not isinstance(error, Exception):
-        traceback.clear_frames(error.__traceback__)
-        if error.__context__ is None:
-            break
-        error = error.__context__
+    chain = [error]
+    while chain[-1].__context__ is not None and chain[-1].__context__ not in chain:
+        chain.append(chain[-1].__context__)
+    interrupt = next((one for one in chain if not isinstance(one, Exception)), None)
+    for one in chain if interrupt is not None else ():
+        traceback.clear_frames(one.__traceback__)
+    return interrupt
 
 
 class Surroundings:
