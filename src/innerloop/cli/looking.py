@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import config
+from ..disk import refuse_linked_folder, replacing, subfolder, writing
 from ..report import read_run
 from ..train.record import dumps
 from ..use.pretrained import description, shipped
@@ -88,15 +89,22 @@ def plot(
         if isinstance(figure, str):
             print(f"{kind}: not drawn, {figure}", file=sys.stderr)
             continue
-        folder = output or run.path / "figures"
         whose = run.name if names.count(run.name) == 1 else "-".join(run.path.resolve().parts[-2:])
         name = kind if output is None or len(found) == 1 or kind == "compare" else f"{whose}-{kind}"
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{name}.png")
+        folder = subfolder(run.path, "figures") if output is None else _made(output)
+        with writing(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png")
         print(folder / f"{name}.png")
         drawn += 1
     if not drawn:
         raise typer.Exit(1)
+
+
+def _made(folder: Path) -> Path:
+    """A folder for results, made if need be."""
+    refuse_linked_folder(folder / "result")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 # -- report -----------------------------------------------------------------------------------------------------------
@@ -136,10 +144,10 @@ def film(
     from ..report import lives, strips
 
     learner, sources, settings = config.load_run(run)
-    path = output or run / "figures" / "film.gif"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = subfolder(run, "figures") / "film.gif" if output is None else _made(output.parent) / output.name
     show: Any = strips.film if isinstance(sources.test, Imitation) else lives.film
-    show(learner, sources.test, path, settings["evaluate"].get("steps") if steps is None else steps, seed)
+    with replacing(path) as temporary:
+        show(learner, sources.test, temporary, settings["evaluate"].get("steps") if steps is None else steps, seed)
     print(path)
 
 

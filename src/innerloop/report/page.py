@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..train.checkpoint import writing
+from ..disk import writing
 from . import answers, interactive, sweeps, unseen
 from .answers import Answer
 from .runs import Run, UnreadableRunError, read_run

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import torch
 
-from .checkpoint import writing
+from ..disk import opened, writing
 from .loggers import Logger, numbers
 
 MACHINE_FIELDS = (
@@ -53,7 +53,7 @@ class Metrics:
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         with writing(self.path) as file:
             file.writelines(line for line in lines if _iteration(line) <= iteration)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = os.fdopen(opened(self.path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
 
     def append(self, kind: str, iteration: int, **fields: Any) -> None:
         """Write one line. Numbers that are not finite become null."""

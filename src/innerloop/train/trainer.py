@@ -308,7 +308,7 @@ class Trainer:
         elif self.checkpoints and (self.checkpoints.directory.parent / "metrics.jsonl").exists():
             raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to go on from: use another directory")
         elif self.checkpoints:
-            self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.make()
             self._save()
         if found:
             self._compare(found.get("environment", {}))

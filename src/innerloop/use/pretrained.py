@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from .. import config
+from ..disk import writing
 from ..learner import MetaLearner
 from ..metrics import Scale
-from ..train.checkpoint import writing
 from ..train.record import dumps
 from .card import card, predicted
 
