@@ -16,7 +16,9 @@ from rich.text import Text
 
 from .. import config
 from ..disk import refuse_linked_folder, replacing, subfolder, writing
-from ..report import read_run
+from ..report import Run, UnreadableRunError, read_run
+from ..report.record import MOST
+from ..report.runs import printable
 from ..train.record import dumps
 from ..use.pretrained import description, shipped
 from .app import DataOption, DeviceOption, JsonOption, app
@@ -80,7 +82,7 @@ def plot(
     """
     from ..report import plots
 
-    found = [read_run(run) for run in runs]
+    found, broken = _readable(runs)
     every = [*plots.PLOTS, *(["compare"] if len(found) > 1 else [])]
     options = plots.Options(window, iteration, task, data, device)
     names = [run.name for run in found]
@@ -96,8 +98,26 @@ def plot(
             figure.savefig(file, format="png")
         print(folder / f"{name}.png")
         drawn += 1
-    if not drawn:
+    if broken or not drawn:
         raise typer.Exit(1)
+
+
+def _readable(paths: list[Path]) -> tuple[list[Run], bool]:
+    """The runs that can be read, and whether some cannot be, each of which is named."""
+    found = []
+    for path in paths:
+        try:
+            found.append(read_run(path, most=MOST))
+        except UnreadableRunError as error:
+            if len(paths) == 1:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if found[-1].left_out:
+            print(f"{printable(path)}: {found[-1].left_out}", file=sys.stderr)
+    if not found:
+        raise typer.Exit(1)
+    return found, len(found) < len(paths)
 
 
 def _made(folder: Path) -> Path:
