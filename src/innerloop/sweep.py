@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config, experiment
-from .disk import refuse_link, refuse_linked_database
+from .disk import read_text, refuse_link, refuse_linked_database
 from .train import Interrupted, NonFiniteError, OutOfMemoryError
 from .train.claim import is_claimed
 from .train.evaluate import judged_by
@@ -103,7 +103,7 @@ def load_space(path: Path, recipe: str, overrides: Sequence[str] = ()) -> Space:
     if not path.is_file():
         raise FileNotFoundError(f"no space at {path}")
     try:
-        space = {key: Domain.of(key, given) for key, given in _domains(config.parse(path.read_text("utf-8")))}
+        space = {key: Domain.of(key, given) for key, given in _domains(config.parse(read_text(path)))}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not space:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -24,6 +25,7 @@ from ..ranges import require_at_least
 
 FORMAT = 1
 DIGEST = hashlib.sha256().digest_size
+END = b"PK\x05\x06"
 STATE, BEST = "state-{:08d}.pt", "best-{:08d}.pt"
 
 
@@ -44,19 +46,32 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, foreign, or of another format.
     """
     try:
-        content = memoryview(path.read_bytes())
+        content = memoryview(_read(path))
         archive, digest = content[:-DIGEST], content[-DIGEST:]
         if hashlib.sha256(archive).digest() != digest:
             raise ValueError("its checksum does not match: it is damaged, cut off, or no checkpoint of innerloop")
         state = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a file that is not ours can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a usable checkpoint: {reason}") from error
     return state
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file that ends as an archive and its digest do. Another one may be too large for the memory."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - DIGEST - len(END) - 18, 0))  # the record at the end of an archive has 22 bytes
+        if not file.read(len(END)) == END:
+            raise ValueError("its checksum does not match: it is damaged, cut off, or no checkpoint of innerloop")
+        file.seek(0)
+        return file.read()
 
 
 class Checkpoints:

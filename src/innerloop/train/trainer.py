@@ -358,7 +358,7 @@ class Trainer:
         try:
             self.learner.load_state_dict(state["learner"])
             self.outer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
         self.learner.settle(state.get("settled", {}))
         self.generator.set_state(state["tasks"])
