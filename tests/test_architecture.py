@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("task", "schedules", "supported", "search", "ranges", "metrics", "attention"),
+    ("task", "schedules", "supported", "search", "ranges", "metrics", "attention", "disk"),
     ("select", "updates", "writes"),
     (
         *("rules", "contracts", "losses", "stacks", "memory", "layout", "embeddings", "elementary"),

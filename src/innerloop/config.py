@@ -23,6 +23,7 @@ from torch import nn
 
 from . import data, imitation, models, presets, rl
 from .data import Sources
+from .disk import read_text
 from .learner import MetaLearner
 from .schedules import SCHEDULES
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
@@ -101,7 +102,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | Non
         for override in overrides:
             _override(config, override)
         return resolve(config if seed is None else {**config, "seed": seed})
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: {error}") from error
 
 
@@ -116,7 +117,7 @@ def _read(name: str | Path, beside: Path | None = None, chain: tuple[str, ...] =
         raise FileNotFoundError(f"no recipe at {path}")
     if str(path) in chain:
         raise ValueError(f"extends itself: {' -> '.join((*chain, str(path)))}")
-    config = parse(path.read_text(encoding="utf-8"))
+    config = parse(read_text(path))
     base = convert(config.pop("extends", ""), str, "extends")
     if not base:
         return config

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from . import config
+from .disk import replacing, writing
 from .learner import MetaLearner
 from .task import InteractiveSource, Source, Task, draw
 from .train import Evaluation, Logger, Result, Stateful, Trainer, World, evaluate
 from .train.calibration import temperature_on
-from .train.checkpoint import Checkpoints, holds_run, writing
+from .train.checkpoint import Checkpoints, holds_run
 from .train.claim import claimed
 from .train.evaluate import rehearse
 from .train.progress import clock
@@ -227,7 +228,8 @@ def profiled(source: Source, path: Path) -> Iterator[Source]:
     (before, number), written = PROFILED, list[Path]()
 
     def write(profiler: Any) -> None:
-        profiler.export_chrome_trace(str(path))
+        with replacing(path) as temporary:
+            profiler.export_chrome_trace(str(temporary))
         written.append(path)
 
     with profile(

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config, experiment
+from .disk import read_text, refuse_link, refuse_linked_database
 from .train import Interrupted, NonFiniteError, OutOfMemoryError
 from .train.claim import is_claimed
 from .train.evaluate import judged_by
@@ -102,7 +103,7 @@ def load_space(path: Path, recipe: str, overrides: Sequence[str] = ()) -> Space:
     if not path.is_file():
         raise FileNotFoundError(f"no space at {path}")
     try:
-        space = {key: Domain.of(key, given) for key, given in _domains(config.parse(path.read_text("utf-8")))}
+        space = {key: Domain.of(key, given) for key, given in _domains(config.parse(read_text(path)))}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not space:
@@ -160,6 +161,7 @@ def storage(url: str) -> Any:
         ConnectionError: the database cannot be reached.
     """
     module = optuna()
+    refuse_linked_database(url)
     if url.startswith("journal:"):
         from optuna.storages.journal import JournalFileBackend
 
@@ -326,7 +328,7 @@ class Sweep:
         runs, scores = self.runs(trial), list[float]()
         trial.set_user_attr("runs", [str(run) for run in runs])
         try:
-            for run in runs:
+            for run in map(refuse_link, runs):
                 seed = int(run.name.rpartition("seed")[2])
                 settings = config.load_recipe(self.recipe, overrides, seed)
                 offset = len(scores) * settings["train"]["iterations"]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import innerloop as il
 from innerloop.report import UnreadableRunError, read_run
-from innerloop.report.runs import _sound
+from innerloop.report.record import sound
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_reading_goes_on_where_it_ended(run: Path, tmp_path: Path, monkeypatch: 
     first = read_run(folder)
     parsed: list[object] = []
     monkeypatch.setattr(
-        "innerloop.report.runs._sound", lambda entry, sound=_sound: parsed.append(entry) or sound(entry)
+        "innerloop.report.record.sound", lambda entry, sound=sound: parsed.append(entry) or sound(entry)
     )
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(lines[4][9:] + b"".join(lines[5:]))

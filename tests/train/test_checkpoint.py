@@ -103,7 +103,7 @@ def test_a_failing_write_changes_nothing(checkpoints, monkeypatch, fails):
 
 def test_a_crash_between_writing_and_renaming_leaves_the_state_before(checkpoints):
     checkpoints.save(state(1))
-    (checkpoints.directory / ".state-00000002.pt.tmp").write_bytes(b"half")
+    (checkpoints.directory / f".innerloop-{'0' * 32}.tmp.pt").write_bytes(b"half")
     assert checkpoints.newest()["iteration"] == 1
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
-import io
 import json
 import os
 import subprocess
@@ -160,7 +158,7 @@ class Disk:
         self.at, self.kind, self.done, self.off = at, kind, 0, False
         for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (os, "open")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name), name))
-        opened = io.open
+        opened = os.fdopen
         disk = self
 
         class File:
@@ -184,14 +182,11 @@ class Disk:
             def __getattr__(self, name):
                 return getattr(self.file, name)
 
-        def open_(path, mode="r", *args, **options):
-            if "w" not in mode:
-                return opened(path, mode, *args, **options)
-            disk.step("open")
-            return File(opened(path, mode, *args, **options))
+        def fdopen(descriptor, mode="r", *args, **options):
+            file = opened(descriptor, mode, *args, **options)
+            return File(file) if "w" in mode else file
 
-        monkeypatch.setattr(Path, "open", open_)
-        assert builtins.open is opened
+        monkeypatch.setattr(os, "fdopen", fdopen)
 
     def step(self, name: str) -> None:
         self.done += 1
@@ -254,7 +249,7 @@ def test_a_fault_at_any_operation_leaves_a_checkpoint(monkeypatch, tmp_path, kin
         assert found.iterations() == [6, 7]
         assert [entry["iteration"] for entry in found.best] == [2, 5]
         if kind == "full":
-            assert not list(run.rglob("*.tmp"))
+            assert not list(run.rglob(".innerloop-*"))
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_interrupted_then_resumed_equals_undisturbed(tmp_path, name, action, err
     assert_equal(final(run), final(tmp_path / "whole"))
     assert_equal(again.learner.state_dict(), whole.learner.state_dict())
     assert records(run) == records(tmp_path / "whole")
-    assert not list(run.rglob("*.tmp"))
+    assert not list(run.rglob(".innerloop-*"))
 
 
 def test_resuming_after_the_newest_checkpoint_is_damaged(tmp_path):

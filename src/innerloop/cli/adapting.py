@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from ..train.checkpoint import writing
+from ..disk import writing
 from ..train.record import dumps
 from ..use.adapting import Adaptation, Predictions, adapt_to, counted, predict
 from ..use.heads import Head

@@ -15,7 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import config
-from ..report import read_run
+from ..disk import refuse_linked_folder, replacing, subfolder, writing
+from ..report import Run, UnreadableRunError, read_run
+from ..report.record import MOST
+from ..report.runs import printable
 from ..train.record import dumps
 from ..use.pretrained import description, shipped
 from .app import DataOption, DeviceOption, JsonOption, app
@@ -79,7 +82,7 @@ def plot(
     """
     from ..report import plots
 
-    found = [read_run(run) for run in runs]
+    found, broken = _readable(runs)
     every = [*plots.PLOTS, *(["compare"] if len(found) > 1 else [])]
     options = plots.Options(window, iteration, task, data, device)
     names = [run.name for run in found]
@@ -88,15 +91,40 @@ def plot(
         if isinstance(figure, str):
             print(f"{kind}: not drawn, {figure}", file=sys.stderr)
             continue
-        folder = output or run.path / "figures"
         whose = run.name if names.count(run.name) == 1 else "-".join(run.path.resolve().parts[-2:])
         name = kind if output is None or len(found) == 1 or kind == "compare" else f"{whose}-{kind}"
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{name}.png")
+        folder = subfolder(run.path, "figures") if output is None else _made(output)
+        with writing(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png")
         print(folder / f"{name}.png")
         drawn += 1
-    if not drawn:
+    if broken or not drawn:
         raise typer.Exit(1)
+
+
+def _readable(paths: list[Path]) -> tuple[list[Run], bool]:
+    """The runs that can be read, and whether some cannot be, each of which is named."""
+    found = []
+    for path in paths:
+        try:
+            found.append(read_run(path, most=MOST))
+        except UnreadableRunError as error:
+            if len(paths) == 1:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if found[-1].left_out:
+            print(f"{printable(path)}: {found[-1].left_out}", file=sys.stderr)
+    if not found:
+        raise typer.Exit(1)
+    return found, len(found) < len(paths)
+
+
+def _made(folder: Path) -> Path:
+    """A folder for results, made if need be."""
+    refuse_linked_folder(folder / "result")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 # -- report -----------------------------------------------------------------------------------------------------------
@@ -136,10 +164,10 @@ def film(
     from ..report import lives, strips
 
     learner, sources, settings = config.load_run(run)
-    path = output or run / "figures" / "film.gif"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = subfolder(run, "figures") / "film.gif" if output is None else _made(output.parent) / output.name
     show: Any = strips.film if isinstance(sources.test, Imitation) else lives.film
-    show(learner, sources.test, path, settings["evaluate"].get("steps") if steps is None else steps, seed)
+    with replacing(path) as temporary:
+        show(learner, sources.test, temporary, settings["evaluate"].get("steps") if steps is None else steps, seed)
     print(path)
 
 

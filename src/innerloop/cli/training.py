@@ -16,10 +16,10 @@ from rich.table import Table
 
 from .. import config, experiment
 from .. import sweep as sweeping
+from ..disk import writing
 from ..report.sweeps import SweepRecord
 from ..report.sweeps import answer as sweep_answer
 from ..train import LOGGERS, Interrupted, joined
-from ..train.checkpoint import writing
 from ..train.record import dumps
 from ..train.world import restarted
 from .app import DataOption, DeviceOption, JsonOption, SetOption, app

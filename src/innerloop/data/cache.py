@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..disk import replacing
 from .files import cache_folder
 
 Parts = tuple[Any, ...]
@@ -52,9 +52,5 @@ def _load(path: Path, whole: Callable[[Parts], bool]) -> Parts | None:
 
 def _save(path: Path, parts: Parts) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        torch.save(parts, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        torch.save(parts, temporary)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import urllib.request
 from pathlib import Path
+from typing import IO
 
+from ..disk import writing
 from .progress import progress
 
 
@@ -19,26 +20,23 @@ def download(url: str, path: Path, sha256: str) -> Path:
         ValueError: it has another SHA-256; what was fetched is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        found = _fetch(url, part)
-        if found != sha256:
-            raise ValueError(
-                f"{url} has SHA-256 {found}, expected {sha256}: the download was damaged or the file has changed; "
-                f"it was removed. Try again, or put the right file at {path}"
-            )
-        part.replace(path)
+        with writing(path) as part:
+            found = _fetch(url, part)
+            if found != sha256:
+                raise ValueError(
+                    f"{url} has SHA-256 {found}, expected {sha256}: the download was damaged or the file has changed; "
+                    f"it was removed. Try again, or put the right file at {path}"
+                )
     except (OSError, http.client.HTTPException) as error:
         raise OSError(f"could not download {url} ({error}); fetch it by hand and put it at {path}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
-def _fetch(url: str, path: Path) -> str:
-    """Write what ``url`` serves to ``path`` and return its SHA-256."""
+def _fetch(url: str, file: IO[bytes]) -> str:
+    """Write what ``url`` serves to a file and return its SHA-256."""
     digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=60) as response, path.open("wb") as file:
+    with urllib.request.urlopen(url, timeout=60) as response:
         length = response.headers.get("Content-Length")
         with progress(f"downloading {url.rsplit('/', 1)[-1]}", int(length) if length else None) as advance:
             while chunk := response.read(1 << 20):

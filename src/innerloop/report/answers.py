@@ -11,7 +11,8 @@ from .. import config
 from ..metrics import Scale
 from ..train.progress import clock
 from .differences import Interval, What, change, comparable, difference, judged, score
-from .runs import Line, Run
+from .record import Line
+from .runs import Run
 from .series import by_recipe, nearest
 
 Runs = Mapping[str, Run]
@@ -38,7 +39,7 @@ def inner(runs: Runs) -> Answer:
     rows, verdicts = [], []
     for name, run in runs.items():
         line = judged(run, "test") or judged(run, "validation")
-        if line is None or not line["steps"]:
+        if line is None or not line["steps"] or len(line["steps_ci95"]) != len(line["steps"]):
             rows.append([name, "", "", "", "not judged yet", ""])
             continue
         values, half, scale = line["steps"], line["steps_ci95"], Scale.read(line)

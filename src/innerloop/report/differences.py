@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any, Literal
 
-from .runs import Line, Run
+from .record import Line
+from .runs import Run
 
 What = Literal["test", "validation"]
 LEVEL = 0.95
@@ -59,7 +59,7 @@ def score(runs: Sequence[Run], what: What = "test") -> Interval | None:
     if len(means) == 1:
         half, number = float(found[0]["ci95"]), found[0]["num_tasks"]
         return Interval(means[0], means[0] - half, means[0] + half, f"{number:,} tasks")
-    return _interval(fmean(means), "ttest_1samp", means, over=f"{len(means)} seeds", popmean=0.0)
+    return _interval(fmean(means), "one", means, over=f"{len(means)} seeds")
 
 
 def difference(first: Sequence[Run], second: Sequence[Run], what: What = "test") -> Interval | None:
@@ -77,13 +77,13 @@ def difference(first: Sequence[Run], second: Sequence[Run], what: What = "test")
     away, fewest, most = fmean(after) - fmean(before), *sorted((before, after), key=len)
     if len(fewest) > 1:
         over = f"{len(after)} and {len(before)} seeds"
-        return _interval(away, "ttest_ind", after, before, over=over, equal_var=False)
+        return _interval(away, "two", after, before, over=over)
     if len(most) > 1:
-        alone = _interval(0.0, "ttest_1samp", most, over="", popmean=0.0)
+        alone = _interval(0.0, "one", most, over="")
         half = (alone.high - alone.low) / 2 * math.sqrt(len(most) + 1)
         return Interval(away, away - half, away + half, f"{len(most)} seeds, against one")
     if (scores := _same_tasks(sides[0][0], sides[1][0], what)) is not None:
-        return _interval(away, "ttest_rel", scores[1], scores[0], over=f"{len(scores[0]):,} tasks, the same for both")
+        return _interval(away, "pairs", scores[1], scores[0], over=f"{len(scores[0]):,} tasks, the same for both")
     half = math.hypot(*(float(side[0][1]["ci95"]) for side in sides))
     return Interval(away, away - half, away + half, "tasks of each")
 
@@ -105,7 +105,7 @@ def change(earlier: Line, later: Line) -> Interval:
     away = later["mean"] - earlier["mean"]
     if earlier.get("scores") and len(earlier["scores"]) == len(later.get("scores", ())):
         over = f"{len(later['scores']):,} tasks, the same for both"
-        return _interval(away, "ttest_rel", later["scores"], earlier["scores"], over=over)
+        return _interval(away, "pairs", later["scores"], earlier["scores"], over=over)
     half = math.hypot(earlier["ci95"], later["ci95"])
     return Interval(away, away - half, away + half, "tasks of each")
 
@@ -126,16 +126,19 @@ def _seed(run: Run, what: What) -> Any:
     return run.config.get(section, {}).get(key, 0)
 
 
-def _interval(mean: float, test: str, *samples: Sequence[float], over: str, **options: Any) -> Interval:
-    """By the interval that belongs to a t-test of SciPy's, around the mean found already."""
+def _interval(mean: float, test: str, *samples: Sequence[float], over: str) -> Interval:
+    """By the interval that belongs to a t-test, around the mean found already: of one sample, of pairs (Student), or of
+    two independent samples with variances of their own (Welch 1947)."""
     try:
-        from scipy import stats
+        from scipy.special import stdtrit  # all of scipy.stats would take a second and 60 MiB
     except ImportError as error:
         raise ImportError("intervals need SciPy: pip install 'innerloop[report]'") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of values that are all the same, for which there is no t
-        ends = getattr(stats, test)(*samples, **options).confidence_interval(LEVEL)
-    low, high = float(ends.low), float(ends.high)
-    if math.isnan(low):
-        low = high = mean
-    return Interval(mean, low, high, over)
+    if test == "pairs":
+        samples = ([one - other for one, other in zip(*samples, strict=True)],)
+    errors = [variance(sample) / len(sample) for sample in samples]
+    squared = sum(errors)
+    below = sum(error**2 / (len(sample) - 1) for error, sample in zip(errors, samples, strict=True))
+    if not below:  # of values that are all the same, for which there is no t
+        return Interval(mean, mean, mean, over)
+    half = float(stdtrit(squared**2 / below, (1 + LEVEL) / 2)) * math.sqrt(squared)
+    return Interval(mean, mean - half, mean + half, over)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from ..metrics import Scale
 from .differences import judged
-from .runs import Line, Run
+from .record import Line
+from .runs import Run
 from .series import (
     NothingToDrawError,
     by_recipe,
@@ -160,7 +161,7 @@ def rates(runs: Runs) -> Interactive:
     """The learned inner rates, unrolled by layer and step, with a slider over meta-training; its first place is each
     run's best validation."""
     having = [(index, name, run) for index, (name, run) in enumerate(runs.items()) if run.lines.get("rates")]
-    first = _unrolled(run.lines["rates"][-1]["rates"] for _, _, run in having)
+    first = _unrolled(line["rates"] for _, _, run in having for line in reversed(run.lines["rates"]))
     if not first:
         raise NothingToDrawError("no learned rates are recorded: they are fixed, trace_every is 0, or the run is old")
     best = {name: nearest(run.lines["rates"], run.best["iteration"] if run.best else None) for _, name, run in having}

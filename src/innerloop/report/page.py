@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import resources
@@ -11,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..train.checkpoint import writing
+from ..disk import is_link, writing
 from . import answers, interactive, sweeps, unseen
 from .answers import Answer
-from .runs import Run, UnreadableRunError, read_run
+from .record import MOST
+from .runs import Run, UnreadableRunError, printable, read_run
 from .series import NothingToDrawError, by_recipe, labelled
 from .sweeps import SweepRecord, read_sweep
 from .traces import LIGHT, SHADES, Interactive, dash
 
 MARK = '<meta name="generator" content="innerloop'
 """What tells a report from a page of somebody else's."""
+PLOTLY = f"/* {secrets.token_hex(16)} */"
+"""Stands for plotly in the page; no name of a run can be the same."""
 Section = dict[str, Any]
 Figures = Mapping[str, Callable[[Mapping[str, Run]], Interactive]]
 
@@ -52,18 +57,59 @@ def write_report(
         ImportError: a package of the extra ``report`` is missing.
     """
     output = Path(output)
-    if output.is_dir() or (output.exists() and MARK not in output.read_text("utf-8", errors="replace")[:2_000]):
+    if os.path.lexists(output) and not _is_report(output):
         raise FileExistsError(f"{output} is there and not a report: give another file with -o")
     if output.parent.exists() and not output.parent.is_dir():
         raise NotADirectoryError(f"{output.parent} is a file, so {output} cannot be written: give another file with -o")
     found, searched, broken = _read(runs)
     if not found:
         raise UnreadableRunError("; ".join(broken) if broken else "a report takes at least one run directory")
-    text = page(labelled(found), broken, data, models, say, searched)
+    try:
+        text = page(labelled(found), broken, data, models, say, searched)
+    except ImportError:
+        raise
+    except Exception:  # what is read is checked, but not how the values of a record go together
+        found, searched, wrong = _showable(found, searched)
+        if not (wrong and found):
+            raise
+        broken += wrong
+        text = page(labelled(found), broken, data, models, say, searched)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="replace"))  # a name may be no Unicode
     return broken
+
+
+def _is_report(path: Path) -> bool:
+    """Whether what is there is an earlier report, which is written anew. A link is replaced, whatever it leads to."""
+    if is_link(path):
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(2_000)
+
+
+def _showable(runs: Sequence[Run], searched: Sequence[SweepRecord]) -> tuple[list[Run], list[SweepRecord], list[str]]:
+    """The runs and sweeps that can be shown, and what is wrong with the others."""
+    kept: list[Run] = []
+    sought: list[SweepRecord] = []
+    wrong: list[str] = []
+    every: list[Run | SweepRecord] = [*runs, *searched]
+    for one in every:
+        try:
+            if isinstance(one, Run):
+                _sections({one.name: one})
+                answers.texts({one.name: one})
+                kept.append(one)
+            else:
+                _sweep(one)
+                sought.append(one)
+        except Exception as error:
+            why = (str(error).splitlines() or [""])[0]
+            why = printable(f"{type(error).__name__}: {why}")
+            wrong.append(f"{printable(one.path)} is damaged: it cannot be shown ({why})")
+    return kept, sought, wrong
 
 
 def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[SweepRecord], list[str]]:
@@ -74,7 +120,7 @@ def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[SweepRecord], li
         path = todo.pop(0)
         try:
             if (sweep := read_sweep(path)) is None:
-                found.append(read_run(path))
+                found.append(read_run(path, most=MOST))
             else:
                 searched.append(sweep)
                 todo = [*sweep.runs, *todo]
@@ -130,14 +176,16 @@ def _rendered(**values: Any) -> str:
         raise ImportError(f"a report needs {missing}: pip install 'innerloop[report]'") from error
     assets = resources.files(__package__) / "assets"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((assets / "page.html").read_text("utf-8")).render(
+    text: str = environment.from_string((assets / "page.html").read_text("utf-8")).render(
         version=__version__,
         palettes=[{"dark": dark, "light": light} for dark, light in zip(SHADES, LIGHT, strict=True)],
         style=(assets / "page.css").read_text("utf-8"),
         script=(assets / "page.js").read_text("utf-8"),
-        plotly=get_plotlyjs(),
+        plotly=PLOTLY,
         **values,
     )
+    before, after = text.split(PLOTLY)  # put in at the end, for jinja would hold several copies of its megabytes
+    return "".join([before, get_plotlyjs(), after])
 
 
 def _sections(runs: Mapping[str, Run]) -> list[Section]:
@@ -183,7 +231,7 @@ def _section(name: str, question: str, answer: Answer, runs: Mapping[str, Run], 
 def _state(run: Run) -> str:
     """What there is to know of a run before its numbers are believed."""
     told = [] if run.finished else ["not tested" if run.results else "not finished"]
-    told += [f"{run.damaged:,} damaged lines left out"] if run.damaged else []
+    told += [run.left_out] if run.left_out else []
     return ", ".join(told)
 
 
@@ -191,4 +239,5 @@ def _safe(figure: Interactive) -> str:
     """The figure as JSON that may stand in a script element."""
     plain: dict[str, Any] = json.loads(figure.figure.to_json())
     about = {"slider": figure.slider, "ownLegend": figure.own_legend}
-    return json.dumps({**plain, **about}, separators=(",", ":")).replace("</", "<\\/")
+    # A name such as "<!--<script>" would have the browser take the rest of the page for the script.
+    return json.dumps({**plain, **about}, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")

@@ -175,15 +175,17 @@ def plots(runs: Sequence[Run], kinds: Sequence[str], options: Options) -> Iterat
                 if not run.best:
                     yield kind, run, f"{run.path} is left out, for it has no validations"
             if judged:
-                yield kind, judged[0], _perhaps(partial(panel, compare, judged))
+                yield kind, judged[0], _perhaps(judged[0], partial(panel, compare, judged))
             continue
         for run in runs:
-            yield kind, run, _perhaps(partial(PLOTS[kind], run, options))
+            yield kind, run, _perhaps(run, partial(PLOTS[kind], run, options))
 
 
-def _perhaps(draw: Callable[[], Figure]) -> Figure | str:
+def _perhaps(run: Run, draw: Callable[[], Figure]) -> Figure | str:
     """The figure, or why there is none: the record has nothing of it, or model or data are not there."""
     try:
         return draw()
     except (NothingToDrawError, FileNotFoundError) as error:
         return str(error)
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # of values that do not go together
+        return f"{run.path} is damaged: it cannot be drawn ({type(error).__name__}: {error})"

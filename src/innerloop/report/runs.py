@@ -10,13 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import Config, parse
+from ..disk import read_text
 from ..metrics import Scale
 from ..train.record import SCHEMA
+from .record import (
+    JUDGED,
+    SETTING,
+    EndlessLineError,
+    Line,
+    Record,
+    fits_judgement,
+    kind_of,
+    number,
+    read_record,
+    table,
+    whole,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Line = dict[str, Any]
 Frame = Literal["train", "validation", "steps", "tasks", "rates"]
 
 
@@ -34,7 +47,7 @@ class Run:
         config: the resolved recipe, empty for a run without one.
         results: what ``results.json`` has, empty while the run goes on.
         damaged: how many lines could not be read, and are left out; a last one that was cut off is not counted.
-        place: which file the lines are of, and how far it was read, so that a later reading can go on from there.
+        record: how far the record was read, so that a later reading can go on from there.
     """
 
     path: Path
@@ -42,12 +55,19 @@ class Run:
     config: Config = field(repr=False)
     results: dict[str, Any] = field(repr=False)
     damaged: int = 0
-    place: tuple[int, int] = field(default=(-1, 0), repr=False)
+    record: Record = field(default_factory=Record, repr=False, compare=False)
 
     @property
     def name(self) -> str:
-        """The name of the directory."""
-        return self.path.resolve().name
+        """The name of the directory, in letters that can be printed."""
+        return printable(self.path.resolve().name)
+
+    @property
+    def left_out(self) -> str:
+        """What of the record is not shown, in words; empty if all of it is."""
+        told = [f"{self.damaged:,} damaged lines left out"] if self.damaged else []
+        told += [f"one line of {self.record.every:,} read"] if self.record.every > 1 else []
+        return ", ".join(told)
 
     @property
     def finished(self) -> bool:
@@ -99,17 +119,6 @@ class Run:
         return pd.DataFrame(self.lines.get(what, []))
 
 
-_NUMBER = (int, float, type(None))
-_FIELDS: dict[str, dict[str, Any]] = {
-    "run": {"schema": int},
-    "train": {**dict.fromkeys(("loss", "grad_norm", "lr", "tasks_per_second", "seconds"), _NUMBER), "steps": list},
-    "tasks": {"steps": list, "after": list, "support_loss": list, "query_loss": list},
-    "rates": {"rates": dict},
-    "validation": {"metric": str, "mean": _NUMBER, "ci95": _NUMBER, "num_tasks": int, "transductive": bool},
-}
-"""What every line of a kind has, and of which types; the others are damaged."""
-
-
 def _steps(line: Line) -> Iterator[Line]:
     for task, epochs in enumerate(line["steps"]):
         step = 0
@@ -137,79 +146,93 @@ _ROWS = {"steps": ("tasks", _steps), "tasks": ("tasks", _tasks), "rates": ("rate
 """Frames of what is nested: the kind of line, and its rows."""
 
 
-def read_run(path: str | Path, earlier: Run | None = None) -> Run:
+def read_run(path: str | Path, earlier: Run | None = None, most: int | None = None) -> Run:
     """What a run directory holds. A run that goes on, or was cut off within a line, is read as far as it came.
 
     Args:
         path: the run directory.
-        earlier: of the same directory: what was read then is not read again, unless the record was begun or cut anew.
+        earlier: of the same directory, read in the same way: what was read then is not read again, unless the record
+            was begun or cut anew.
+        most: of a record with more than twice as many lines of a kind, keep about so many, evenly, with the first, the
+            last and the best; all if not given. A million lines then take a second and little memory.
 
     Raises:
-        UnreadableRunError: there is no such directory, it holds no run, or a later version wrote it.
+        UnreadableRunError: there is no such directory, it holds no run, or one that is damaged, or a later version
+            wrote it.
     """
     path = Path(path)
+    try:
+        return _read_run(path, earlier, most)
+    except OSError as error:
+        raise UnreadableRunError(f"{printable(path)} cannot be read: {printable(error)}") from error
+
+
+def _read_run(path: Path, earlier: Run | None, most: int | None) -> Run:
+    shown, metrics = printable(path), path / "metrics.jsonl"
     if not path.is_dir():
-        raise UnreadableRunError(f"{path} is {'a file, not a run directory' if path.exists() else 'not there'}")
-    metrics = path / "metrics.jsonl"
+        raise UnreadableRunError(f"{shown} is {'a file, not a run directory' if path.exists() else 'not there'}")
     if not metrics.is_file():
         why = "it has no metrics.jsonl" if any(path.iterdir()) else "it is empty"
-        raise UnreadableRunError(f"{path} is not a run directory: {why}")
-    lines, damaged, place = _lines(metrics, earlier)
+        why = "its metrics.jsonl is not a regular file" if os.path.lexists(metrics) else why
+        raise UnreadableRunError(f"{shown} is not a run directory: {why}")
+    try:
+        record = read_record(metrics, earlier.record if earlier else None, most)
+    except EndlessLineError as error:
+        raise UnreadableRunError(f"{shown} is damaged: {printable(error)}") from error
+    lines = record.lines()
     if not lines:
-        raise UnreadableRunError(f"{path} has no record yet: its metrics.jsonl has no whole line")
+        damaged = f": all {record.damaged:,} lines of its metrics.jsonl are damaged" if record.damaged else ""
+        raise UnreadableRunError(
+            f"{shown} is damaged{damaged}" if damaged else
+            f"{shown} has no record yet: its metrics.jsonl has no whole line"
+        )  # fmt: skip
     if (schema := lines.get("run", [{}])[0].get("schema", 0)) > SCHEMA:
         raise UnreadableRunError(
-            f"{path} was recorded by a later version (schema {schema}, this one knows up to {SCHEMA}): update innerloop"
+            f"{shown} was recorded by a later version (schema {schema}, this one knows up to {SCHEMA}): update "
+            "innerloop"
         )
-    config = _loaded(path / "config.toml", parse)
-    results = _loaded(path / "results.json", json.loads)
-    if not isinstance(config.get("train", {}), dict):
-        raise UnreadableRunError(f"{path} is damaged: its config.toml is not of a run")
-    return Run(path, lines, config, results, damaged, place)
+    config = _loaded(path / "config.toml", parse, _wrong_config)
+    results = _loaded(path / "results.json", json.loads, _wrong_results)
+    return Run(path, lines, config, results, record.damaged, record)
 
 
-def _loaded(path: Path, reader: Callable[[str], Any]) -> dict[str, Any]:
+def printable(value: object) -> str:
+    """A path or an error in one line, without control characters, which could move the cursor of a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
+
+
+def _loaded(path: Path, reader: Callable[[str], Any], wrong: Callable[[Any], str]) -> dict[str, Any]:
     """A file of the run directory, empty if it is not there."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
-        found = reader(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnreadableRunError(f"{path.parent} is damaged: {path.name}: {str(error).splitlines()[0]}") from error
-    if not isinstance(found, dict):
-        raise UnreadableRunError(f"{path.parent} is damaged: its {path.name} is not of a run")
-    return found
+        found = reader(read_text(path))
+        why = wrong(found) if isinstance(found, dict) else "it is not of a run"
+    except (ValueError, RecursionError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+    if why:
+        raise UnreadableRunError(f"{printable(path.parent)} is damaged: {path.name}: {printable(why)}")
+    return dict(found)
 
 
-def _lines(metrics: Path, earlier: Run | None = None) -> tuple[dict[str, list[Line]], int, tuple[int, int]]:
-    """By kind, how many were damaged, and the place after the last whole one."""
-    found: dict[str, list[Line]] = {}
-    damaged = 0
-    with metrics.open("rb") as file:
-        about = os.fstat(file.fileno())
-        end = 0
-        if earlier and earlier.place[0] == about.st_ino and earlier.place[1] <= about.st_size:
-            found = {kind: list(lines) for kind, lines in earlier.lines.items()}
-            damaged, end = earlier.damaged, earlier.place[1]
-            file.seek(end)
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                entry = None
-            if not line.endswith(b"\n"):
-                break  # it is being written, or was cut off
-            end += len(line)
-            if _sound(entry):
-                found.setdefault(entry["kind"], []).append(entry)
-            else:
-                damaged += 1
-    return found, damaged, (about.st_ino, end)
+def _wrong_config(config: Any) -> str:
+    """What is wrong with a recipe, of what is shown of it; empty if nothing is."""
+    for name in ("tasks", "model", "learner", "train", "evaluate"):
+        if not isinstance(config.get(name, {}), dict):
+            return f"{name} = {config[name]!r} is not a section"
+    for name, key, check in (("train", "iterations", whole), ("learner", "lr", number)):
+        if not check(value := config.get(name, {}).get(key, 0)):
+            return f"{name}.{key} = {value!r} is not a number"
+    return ""
 
 
-def _sound(entry: Any) -> bool:
-    """Whether a line has what every line of its kind has."""
-    if not isinstance(entry, dict) or type(entry.get("iteration")) is not int or not isinstance(entry.get("kind"), str):
-        return False
-    needed = _FIELDS.get(entry["kind"], {})
-    return all(name in entry and isinstance(entry[name], kinds) for name, kinds in needed.items())
+def _wrong_results(results: Any) -> str:
+    """What is wrong with results, of what is shown of them; empty if nothing is."""
+    for name, check in (("iterations", whole), ("environment", table(SETTING)), ("test", kind_of(dict, type(None)))):
+        if name in results and not check(results[name]):
+            return f"{name} is of another type"
+    test = results.get("test") or {}
+    wrong = [name for name, check in JUDGED.items() if name in test and not check(test[name])]
+    if wrong or not fits_judgement(test):
+        return f"{wrong[0] if wrong else 'steps_ci95'} of the test is of another type or length"
+    return ""

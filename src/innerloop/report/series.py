@@ -8,7 +8,8 @@ from itertools import accumulate
 from typing import Any
 
 from ..metrics import Scale
-from .runs import Line, Run
+from .record import Line
+from .runs import Run
 
 # Okabe and Ito (2008), colour-blind-safe, in an order that keeps neighbours apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..disk import read_text
 from ..metrics import Scale
 from .answers import Answer
-from .runs import UnreadableRunError
+from .record import SETTING, TEXT, Check, kind_of, listed, number, table, whole
+from .runs import UnreadableRunError, printable
 from .series import NothingToDrawError
 from .traces import Interactive, new_figure, shade, short
 
@@ -64,12 +66,35 @@ def read_sweep(path: Path) -> SweepRecord | None:
     if not file.is_file():
         return None
     try:
-        found = SweepRecord(path, json.loads(file.read_text("utf-8")))
-        if not (found.keys and isinstance(found.runs, list)):
+        told = json.loads(read_text(file))
+        if type(told) is not dict or not _sound(told):
+            raise ValueError("it lacks something, or has it in another type")
+        found = SweepRecord(path, told)
+        if not found.keys:
             raise ValueError("it has no trials")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableRunError(f"{path}: its sweep.json cannot be read ({error})") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise UnreadableRunError(f"{printable(path)}: its sweep.json cannot be read ({printable(error)})") from error
     return found
+
+
+TRIAL: Mapping[str, Check] = {
+    "trial": whole, "state": TEXT, "score": number, "values": table(SETTING), "runs": listed(TEXT), "why": TEXT,
+}  # fmt: skip
+
+
+def _sound(told: Mapping[str, Any]) -> bool:
+    """Whether there is all that is shown of a sweep, and of every trial."""
+    trials = told.get("trials")
+    if not all(TEXT(told.get(name, "")) for name in ("study", "direction", "metric", "unit")):
+        return False
+    if not {"study", "direction"} <= told.keys() or not listed(kind_of(dict))(trials):
+        return False
+    return all(
+        {"trial", "state", "score", "values"} <= trial.keys()
+        and all(check(trial[name]) for name, check in TRIAL.items() if name in trial)
+        and (trial["state"] != "complete" or (trial["score"] is not None and "runs" in trial))
+        for trial in trials or ()
+    )
 
 
 def answer(sweep: SweepRecord) -> Answer:

@@ -52,8 +52,8 @@ def figures(
     for name, run in runs.items():
         try:
             loaded[name] = load_run(run.path, data)
-        except (OSError, ValueError, ImportError) as error:
-            failed[name] = str(error).splitlines()[0]
+        except Exception as error:  # what is saved may be anybody's
+            failed[name] = _first_line(error)
     if loaded:
         say(f"running {', '.join(loaded)} on unseen tasks")
         try:
@@ -174,6 +174,10 @@ def _address(figure: Any) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _listed(numbers: set[int]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..metrics import Scale
 from ..train.progress import clock
+from .record import MOST
 from .runs import Run, read_run
 from .series import finite_mean, usual_window
 
@@ -35,14 +36,14 @@ def watch(path: str | Path, console: Console, every: float = 2.0) -> None:
     """
     from rich.live import Live
 
-    run = read_run(path)
+    run = read_run(path, most=MOST)
     if run.finished or not console.is_terminal:
         console.print(view(run))
         return
     with Live(view(run), console=console, auto_refresh=False) as live:
         while not run.finished:
             time.sleep(every)
-            run = read_run(path, run)
+            run = read_run(path, run, MOST)
             live.update(view(run), refresh=True)
 
 
@@ -50,16 +51,17 @@ def view(run: Run) -> Group:
     """What there is to see of a run, as far as it came."""
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(show_header=False, box=None, title=run.name, title_justify="left", title_style="bold")
+    table = Table(show_header=False, box=None, title=Text(run.name), title_justify="left", title_style="bold")
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     table.add_row("iteration", _progress(run))
     _losses(table, run)
     _validation(table, run)
     _machine(table, run)
-    if run.damaged:
-        table.add_row("damaged", f"{run.damaged:,} lines of the record are left out")
+    if run.left_out:
+        table.add_row("record", run.left_out)
     parts = [table]
     if rates := run.lines.get("rates"):
         parts.append(_rates(rates[-1]["rates"]))
@@ -89,7 +91,7 @@ def _progress(run: Run) -> str:
         return f"{run.iteration:,}"
     text = f"{run.iteration:,} of {last:,} ({100 * run.iteration / last:.0f} %)"
     iterations, seconds = run.column("train", "seconds")
-    if iterations and iterations[-1]:
+    if iterations and iterations[-1] and math.isfinite(seconds[-1]):
         left = (last - iterations[-1]) * seconds[-1] / iterations[-1]
         text += f", {clock(left)} of training left"
     return text
@@ -113,37 +115,45 @@ def _whole(values: object) -> bool:
 
 
 def _validation(table: Table, run: Run) -> None:
+    from rich.markup import escape
+
     means, best = run.column("validation", "mean")[1], run.best
     if best is None:
         return
     scale = Scale.read(best)
     unit = scale.suffix
     last = run.lines["validation"][-1]
-    now = "not finite" if last["mean"] is None else f"{last['mean']:.4g} ± {last['ci95']:.2g}{unit}"
-    table.add_row(f"meta-validation {scale.name}", f"{curve(means)}  {now}")
-    table.add_row("best", f"{best['mean']:.4g} ± {best['ci95']:.2g}{unit} at iteration {best['iteration']:,}")
+    now = "not finite" if last["mean"] is None else f"{last['mean']:.4g} ± {_text(last['ci95'], '.2g')}{unit}"
+    table.add_row(escape(f"meta-validation {scale.name}"), escape(f"{curve(means)}  {now}"))
+    half = _text(best["ci95"], ".2g")
+    table.add_row("best", escape(f"{best['mean']:.4g} ± {half}{unit} at iteration {best['iteration']:,}"))
     if test := run.results.get("test"):
         tested = Scale.read(test) if "metric" in test else scale
         name = "test" if tested.name == scale.name else f"test, {tested.name}"
-        found = f"{_text(test['mean'], '.4g')} ± {_text(test['ci95'], '.2g')}{tested.suffix}"
-        table.add_row(name, f"{found} on {test['num_tasks']} unseen tasks")
+        found = f"{_text(test.get('mean'), '.4g')} ± {_text(test.get('ci95'), '.2g')}{tested.suffix}"
+        table.add_row(escape(name), escape(f"{found} on {test.get('num_tasks', '?')} unseen tasks"))
 
 
 def _machine(table: Table, run: Run) -> None:
     if not (lines := run.lines.get("train")):
         return
+    from rich.markup import escape
+
     last = lines[-1]
-    table.add_row("outer rate, gradient norm", f"{last['lr']:.3g}, {_text(last['grad_norm'])}")
-    table.add_row("throughput", f"{last['tasks_per_second']:.3g} tasks/s; {clock(last['seconds'])} of training")
+    table.add_row("outer rate, gradient norm", f"{_text(last['lr'])}, {_text(last['grad_norm'])}")
+    spent = "not finite" if last["seconds"] is None else clock(last["seconds"])
+    table.add_row("throughput", f"{_text(last['tasks_per_second'])} tasks/s; {spent} of training")
     if phases := last.get("phases"):
         whole = sum(phases.values()) or 1.0
         shares = sorted(((seconds / whole, name) for name, seconds in phases.items()), reverse=True)
-        table.add_row("time", ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005))
+        told = (f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
+        table.add_row("time", escape(", ".join(told)))
     if memory := last.get("memory_mib"):
         table.add_row("memory", f"{memory:,.0f} MiB at most")
 
 
 def _rates(rates: dict[str, list[float]]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     steps = max(map(len, rates.values()))
@@ -152,7 +162,7 @@ def _rates(rates: dict[str, list[float]]) -> Table:
     for step in range(1, steps + 1):
         table.add_column(f"step {step}" if steps > 1 else "every step", justify="right")
     for name, values in rates.items():
-        table.add_row(name or "all", *map(_text, values))
+        table.add_row(escape(name) or "all", *map(_text, values))
     return table
 
 

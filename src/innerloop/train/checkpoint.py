@@ -1,8 +1,8 @@
 """What a run leaves behind so that nothing is lost: complete states to resume from, and the best weights.
 
-Files are written beside their final name, flushed to the disk and then renamed, so a name always holds a whole file.
-They are ``torch.save`` archives, which load with ``weights_only=True`` and run no code, followed by the SHA-256 of the
-archive, which tells a damaged file.
+Files are written beside their final name, flushed to the disk and then renamed (`innerloop.disk`), so a name always
+holds a whole file. They are ``torch.save`` archives, which load with ``weights_only=True`` and run no code, followed by
+the SHA-256 of the archive, which tells a damaged file.
 """
 
 from __future__ import annotations
@@ -11,44 +11,22 @@ import hashlib
 import io
 import math
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from ..disk import refuse_link, subfolder, writing
 from ..ranges import require_at_least
 
 FORMAT = 1
 DIGEST = hashlib.sha256().digest_size
+END = b"PK\x05\x06"
 STATE, BEST = "state-{:08d}.pt", "best-{:08d}.pt"
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes its name only once it is complete and on the disk; on any error nothing changes."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            reason = f"{error.strerror}, so it was not written, and is what it was before"
-            raise OSError(error.errno, reason, str(path)) from error
-        raise
-    if os.name == "posix":  # the new name itself is on the disk when its directory is
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -68,19 +46,32 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, foreign, or of another format.
     """
     try:
-        content = memoryview(path.read_bytes())
+        content = memoryview(_read(path))
         archive, digest = content[:-DIGEST], content[-DIGEST:]
         if hashlib.sha256(archive).digest() != digest:
             raise ValueError("its checksum does not match: it is damaged, cut off, or no checkpoint of innerloop")
         state = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a file that is not ours can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a usable checkpoint: {reason}") from error
     return state
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file that ends as an archive and its digest do. Another one may be too large for the memory."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - DIGEST - len(END) - 18, 0))  # the record at the end of an archive has 22 bytes
+        if not file.read(len(END)) == END:
+            raise ValueError("its checksum does not match: it is damaged, cut off, or no checkpoint of innerloop")
+        file.seek(0)
+        return file.read()
 
 
 class Checkpoints:
@@ -100,6 +91,14 @@ class Checkpoints:
         self.best: list[dict[str, Any]] = []
         self._before: list[dict[str, Any]] = []
 
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            OSError: it is a symbolic link, or cannot be made.
+        """
+        subfolder(self.directory.parent, self.directory.name)
+
     def iterations(self) -> list[int]:
         """At which iterations there is a complete state, in ascending order."""
         stems = (path.stem.removeprefix("state-") for path in self.directory.glob("state-*.pt"))
@@ -107,6 +106,7 @@ class Checkpoints:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a complete state, named by its ``"iteration"``; then drop what is no longer needed."""
+        self.make()
         save(self.directory / STATE.format(state["iteration"]), {**state, "best": self.best})
         for iteration in self.iterations():
             if iteration > state["iteration"]:  # of a life of this run that is being repeated
@@ -158,6 +158,7 @@ class Checkpoints:
         finite = (one for one in (*self.best, entry) if math.isfinite(one["score"]))
         table = sorted(finite, key=rank)[: self.keep_best]
         if entry in table:
+            refuse_link(self.directory)
             save(self.directory / BEST.format(entry["iteration"]), {"learner": weights, **entry})
         self.best = table
         return bool(table) and table[0] is entry
@@ -207,4 +208,4 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def holds_run(run: Path) -> bool:
     """Whether a directory holds (part of) a run that must not be written over."""
-    return (run / "checkpoints").exists() or (run / "metrics.jsonl").exists()
+    return any(os.path.lexists(run / name) for name in ("checkpoints", "metrics.jsonl"))

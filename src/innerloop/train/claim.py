@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from ..disk import leftovers, opened, refuse_links
+
 LOCK = ".lock"
 _held: set[Path] = set()
 
@@ -20,7 +22,7 @@ def claimed(run: Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process is at it.
-        OSError: the directory cannot be written to.
+        OSError: the directory cannot be written to, or has a symbolic link where a file or a folder is written.
     """
     path = run.resolve() / LOCK
     if path in _held:
@@ -29,7 +31,9 @@ def claimed(run: Path) -> Iterator[None]:
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     try:
+        refuse_links(run)
         with _opened(path, run) as file:
+            _tidy(run / "checkpoints")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
@@ -51,7 +55,7 @@ def is_claimed(run: Path) -> bool:
     path = run.resolve() / LOCK
     if path in _held or not path.exists():
         return path in _held
-    with path.open("a+", encoding="utf-8") as file:
+    with _file(path, 0) as file:
         return not _lock(file)
 
 
@@ -59,16 +63,32 @@ def is_claimed(run: Path) -> bool:
 def _opened(path: Path, run: Path) -> Iterator[IO[str]]:
     """The file, locked."""
     while True:
-        with path.open("a+", encoding="utf-8") as file:
+        with _file(path, os.O_CREAT) as file:
             if not _lock(file):
                 file.seek(0)
+                words = "".join(letter for letter in file.read(200) if letter.isprintable()).strip()
                 raise BlockingIOError(
-                    f"{run} is being trained by {file.read().strip() or 'another process'}: wait for it, stop it, or "
-                    "use another directory"
+                    f"{run} is being trained by {words or 'another process'}: wait for it, stop it, or use another "
+                    "directory"
                 )
-            if _is(file, path):  # who had it before may have removed it after it was opened here
+            if not _is(file, path):  # who had it before may have removed it after it was opened here
+                continue
+            if os.fstat(file.fileno()).st_nlink > 1:  # it is also another file's name, which is not written to
+                path.unlink()
+            else:
                 yield file
                 return
+
+
+def _file(path: Path, flags: int) -> IO[str]:
+    """The file, for reading and writing, and never through a link."""
+    return os.fdopen(opened(path, os.O_RDWR | flags), "r+", encoding="utf-8", errors="replace")
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a training that was killed left half-written: whoever holds the claim alone writes to this folder."""
+    for path in leftovers(folder) if folder.is_dir() else ():
+        path.unlink(missing_ok=True)
 
 
 def _is(file: IO[str], path: Path) -> bool:

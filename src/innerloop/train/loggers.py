@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from ..disk import read_text, refuse_link, subfolder, writing
 
 LEFT_OUT = (
     "environment", "phases", "steps", "steps_ci95", "scores", "transductive", "num_tasks", "metric",
@@ -43,8 +46,10 @@ class TensorBoard:
         self._open = SummaryWriter
 
     def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
-        folder = str(_needed(run, "TensorBoard") / "tensorboard")
-        self._writer = self._open(folder, purge_step=iteration + 1 if iteration else None)
+        folder = str(subfolder(_needed(run, "TensorBoard"), "tensorboard"))
+        purge = iteration + 1 if iteration else None
+        # Event files are named by the time and the process, which can be guessed, and are opened through links.
+        self._writer = self._open(folder, purge_step=purge, filename_suffix=f".{secrets.token_hex(16)}")
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -70,6 +75,7 @@ class WandB:
         run = _needed(run, self._module.__name__)
         options: dict[str, Any] = {"project": self._project, "name": run.name, "config": dict(config)}
         if self._module.__name__ == "wandb":
+            refuse_link(run / "wandb")
             options |= {"dir": str(run), "id": hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]}
         self._run = self._module.init(**options, resume="allow")
 
@@ -95,10 +101,11 @@ class MLflow:
         run = _needed(run, "MLflow")
         kept = run / "mlflow.txt"
         self._mlflow.set_experiment(self._experiment)
-        known = kept.read_text("utf-8").strip() if kept.exists() else None
+        known = read_text(kept, 1_000).strip() if kept.exists() else None
         begun = self._mlflow.start_run(run_id=known, run_name=None if known else run.name)
         if not known:
-            kept.write_text(begun.info.run_id, encoding="utf-8")
+            with writing(kept) as file:
+                file.write(begun.info.run_id.encode())
             sections = {key: value if isinstance(value, Mapping) else {"": value} for key, value in config.items()}
             self._mlflow.log_params(
                 {f"{s}.{k}".rstrip("."): v for s, some in sections.items() for k, v in some.items()}

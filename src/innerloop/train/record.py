@@ -6,14 +6,19 @@ import json
 import math
 import os
 import platform
+import re
+import secrets
+import shutil
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from .checkpoint import writing
+from ..disk import opened, writing
 from .loggers import Logger, numbers
 
 MACHINE_FIELDS = (
@@ -24,6 +29,7 @@ differ between two runs of the same computation."""
 
 SCHEMA = 1
 """The version of what ``metrics.jsonl`` holds; see RECORD.md."""
+_BEGIN = re.compile(rb'\{"kind": "[a-z]+", "iteration": ([0-9]{1,15}), "')
 
 
 class Metrics:
@@ -41,7 +47,8 @@ class Metrics:
         self.run, self.path = run, run / "metrics.jsonl" if run else None
         self.loggers, self.config = tuple(loggers), dict(config or {})
         self._begun: list[Logger] = []
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._size = 0
 
     def open(self, iteration: int) -> None:
         """Append after the lines up to an iteration; later ones, and a last line that was cut off, are dropped."""
@@ -50,28 +57,84 @@ class Metrics:
             self._begun.append(logger)
         if self.path is None:
             return
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        with writing(self.path) as file:
-            file.writelines(line for line in lines if _iteration(line) <= iteration)
-        self._file = self.path.open("a", encoding="utf-8")
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise OSError(f"{self.path} is not a regular file: remove it")
+        damaged = 0
+        with ExitStack() as stack, writing(self.path) as file:
+            for line in stack.enter_context(self.path.open("rb")) if self.path.exists() else ():
+                if (at := _iteration(line)) <= iteration:
+                    file.write(line)
+                damaged += at == math.inf and line.endswith(b"\n")  # the last one may have been cut off
+        self._attach()
+        if damaged:
+            warnings.warn(f"{damaged:,} lines of {self.path} could not be read, and are dropped", stacklevel=4)
+        if iteration and not self._size:
+            warnings.warn(f"{self.path} has no line of the {iteration:,} iterations before", stacklevel=4)
+
+    def _attach(self) -> None:
+        """Open the file to append to it."""
+        assert self.path is not None
+        self._file = os.fdopen(opened(self.path, os.O_RDWR | os.O_APPEND), "ab+", buffering=0)
+        self._size = os.fstat(self._file.fileno()).st_size
 
     def append(self, kind: str, iteration: int, **fields: Any) -> None:
         """Write one line. Numbers that are not finite become null."""
         if self._file is not None:
-            self._file.write(dumps({"kind": kind, "iteration": iteration, **fields}) + "\n")
-            self._file.flush()
+            self._check()
+            line = (dumps({"kind": kind, "iteration": iteration, **fields}) + "\n").encode(errors="replace")
+            self._size += _write(self._file, line)
         if self._begun and (told := numbers(kind, fields)):
             for logger in self._begun:
                 logger.log(iteration, told)
 
+    def _check(self) -> None:
+        """Say if somebody else removed, replaced, cut or continued the file, and keep what was written: nobody reads a
+        file that has no name, and a line after half a line would be lost with it."""
+        assert self.path is not None
+        assert self._file is not None
+        here = os.fstat(self._file.fileno())
+        try:
+            there: os.stat_result | None = os.lstat(self.path)
+        except FileNotFoundError:
+            there = None
+        if there is None or not os.path.samestat(here, there):
+            self._restore(there is not None)
+        elif here.st_size != self._size:
+            lost = self._size - here.st_size
+            what = f"cut {lost:,} bytes off" if lost > 0 else f"wrote {-lost:,} bytes to"
+            warnings.warn(f"another program {what} {self.path}; training goes on, and so does the record", stacklevel=4)
+            self._size = here.st_size
+            self._file.seek(max(self._size - 1, 0))
+            if self._file.read(1) not in (b"", b"\n"):
+                self._size += _write(self._file, b"\n")
+
+    def _restore(self, replaced: bool) -> None:
+        """Write the record under its name again; another file of that name is kept under a new one."""
+        assert self.path is not None
+        assert self._file is not None
+        kept = ""
+        if replaced:
+            other = self.path.with_name(f"metrics.{secrets.token_hex(4)}.jsonl")
+            self.path.rename(other)
+            kept = f", and the other file is {other.name} now"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file.seek(0)
+        with writing(self.path) as file:
+            shutil.copyfileobj(self._file, file)
+        self._file.close()
+        self._attach()
+        what = "was replaced" if replaced else "was removed"
+        warnings.warn(f"{self.path} {what} while it was written; it is restored, whole{kept}", stacklevel=5)
+
     @property
     def empty(self) -> bool:
         """Whether lines can be appended and there is none yet."""
-        return self._file is not None and self._file.tell() == 0
+        return self._file is not None and self._size == 0
 
     def sync(self) -> None:
         """Have on the disk what was appended, before a checkpoint says that it was."""
         if self._file is not None:
+            self._check()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -79,8 +142,11 @@ class Metrics:
         while self._begun:
             self._begun.pop().close()
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            try:
+                self._check()
+            finally:
+                self._file.close()
+                self._file = None
 
 
 def peak_memory(device: torch.device) -> float:
@@ -95,11 +161,21 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def _write(file: IO[bytes], line: bytes) -> int:
+    """Write all of a line to a file without a buffer; its length."""
+    rest = memoryview(line)
+    while rest:
+        rest = rest[file.write(rest) :]
+    return len(line)
+
+
 def _iteration(line: bytes) -> float:
     """The iteration of a line, infinite for what is not a whole record."""
+    if (known := _BEGIN.match(line)) and line.endswith(b"}\n"):  # as they are written here; parsing takes longer
+        return float(known[1])
     try:
         return float(json.loads(line)["iteration"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return math.inf
 
 

@@ -308,7 +308,7 @@ class Trainer:
         elif self.checkpoints and (self.checkpoints.directory.parent / "metrics.jsonl").exists():
             raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to go on from: use another directory")
         elif self.checkpoints:
-            self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.make()
             self._save()
         if found:
             self._compare(found.get("environment", {}))
@@ -358,7 +358,7 @@ class Trainer:
         try:
             self.learner.load_state_dict(state["learner"])
             self.outer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
         self.learner.settle(state.get("settled", {}))
         self.generator.set_state(state["tasks"])

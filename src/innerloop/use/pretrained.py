@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from .. import config
+from ..disk import read_text, writing
 from ..learner import MetaLearner
 from ..metrics import Scale
-from ..train.checkpoint import writing
 from ..train.record import dumps
 from .card import card, predicted
 
@@ -71,7 +71,7 @@ class Pretrained:
         """The best validated weights of a run; see `innerloop.config.load_learner`."""
         learner, recipe = config.load_learner(run, device)
         path = Path(run) / "results.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = json.loads(read_text(path)) if path.is_file() else {}
         results = {**found.get("test", {}), **{key: found[key] for key in ("command", "seed") if key in found}}
         results.pop("scores", None)
         return cls(learner, recipe, found.get("temperature"), results, Path(run).name)
@@ -190,8 +190,8 @@ def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        told = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(told, Mapping) or told.get("format") != FORMAT:
         found = told.get("format") if isinstance(told, Mapping) else None

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from .. import config
 from ..adapted import keep_statistics
 from ..data.tasks import Drawing
+from ..disk import writing
 from ..schema import call
-from ..train.checkpoint import writing
 from .pictures import Form
 from .pretrained import packed, safetensors
 

@@ -1,0 +1,176 @@
+"""Reading and writing files that others may have prepared: a run directory may come from somebody else.
+
+Nothing is written through a symbolic link. A file is written under a name that nobody can guess, which must not exist
+yet, in the folder of its final name, and then renamed. So a name always holds a whole file, a link of that name is
+replaced instead of followed, and two writers of one file do not meet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+FOLDERS = ("checkpoints", "figures", "tensorboard", "wandb")
+"""The folders in a run directory that something is written to."""
+LIMIT = 64 * 2**20
+"""Bytes of the largest text file that is read whole."""
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would wait forever
+_TEMPORARY = re.compile(r"\.innerloop-[0-9a-f]{32}\.tmp(\..*)?")
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes its name only once it is complete and on the disk; on any error nothing changes.
+
+    Raises:
+        OSError: it cannot be written; the message says that the file is what it was before.
+    """
+    with _renamed(path) as (descriptor, _), os.fdopen(descriptor, "wb", closefd=False) as file:
+        yield file
+        file.flush()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """As `writing`, for libraries that open files by name: the name of an empty file, with the suffix of the path."""
+    with _renamed(path) as (_, temporary):
+        yield temporary
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[tuple[int, Path]]:
+    """A new file, open and by its temporary name, which is renamed at the end."""
+    refuse_linked_folder(path)
+    temporary = path.with_name(f".innerloop-{secrets.token_hex(16)}.tmp{path.suffix}")
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
+        try:
+            yield descriptor, temporary
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = f"{error.strerror}, so it was not written, and is what it was before"
+            raise OSError(error.errno, reason, str(path)) from error
+        raise
+    if os.name == "posix":  # the new name itself is on the disk when its directory is
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def opened(path: Path, flags: int) -> int:
+    """A file descriptor of a regular file, which is never opened through a link.
+
+    Raises:
+        OSError: the file is a symbolic link, or something else than a file.
+    """
+    refuse_linked_folder(path)
+    refuse_link(path)
+    try:
+        descriptor = os.open(path, flags | _NO_FOLLOW | _NO_WAIT, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):  # it became one after it was looked at
+            raise _linked(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a regular file: remove it")
+    return descriptor
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    """A folder in a run directory, made if need be.
+
+    Raises:
+        OSError: it is a symbolic link, or cannot be made.
+    """
+    path = refuse_link(folder / name)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The temporary files in a folder of writers that were killed."""
+    found = (Path(entry.path) for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name))
+    return [path for path in found if path.is_symlink() or path.is_file()]
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path is a symbolic link, or a junction on Windows."""
+    junction = getattr(os.path, "isjunction", None)  # from Python 3.12 on
+    return path.is_symlink() or bool(junction and junction(path))
+
+
+def refuse_link(path: Path) -> Path:
+    """The path; raise an `OSError` that names it if it is a symbolic link."""
+    if is_link(path):
+        raise _linked(path)
+    return path
+
+
+def refuse_linked_database(url: str) -> None:
+    """Raise an `OSError` if a file of a database, ``sqlite:///FILE`` or ``journal:FILE``, is a symbolic link."""
+    kind, _, file = url.partition("?")[0].partition(":")
+    if kind.split("+")[0] in ("sqlite", "journal"):
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            refuse_link(Path(file.removeprefix("///") + suffix))
+
+
+def refuse_links(run: Path) -> None:
+    """Raise an `OSError` if a folder that is written to in a run directory is a symbolic link."""
+    for name in FOLDERS:
+        refuse_link(run / name)
+
+
+def refuse_linked_folder(path: Path) -> None:
+    """Raise an `OSError` if a path leads out of a run directory through a linked folder inside of it."""
+    for folder in path.absolute().parents:
+        if is_link(folder) and os.path.lexists(folder.parent / "metrics.jsonl"):
+            raise _linked(folder)
+
+
+def _linked(path: Path) -> OSError:
+    return OSError(f"{path} is a symbolic link, and nothing is written through links in a run directory: remove it")
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path, limit: int = LIMIT) -> str:
+    """The text of a regular file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no regular file, is larger than the limit, or is not UTF-8; the message names it.
+        OSError: it cannot be read.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    if about.st_size > limit:
+        raise ValueError(f"{path} has {about.st_size:,} bytes, and at most {limit:,} are read")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}") from error

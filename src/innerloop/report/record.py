@@ -1,0 +1,281 @@
+"""Reading ``metrics.jsonl``: what a line has to have, and a long record in little memory.
+
+A line that lacks something, or has it in another type, is damaged and left out, so that whatever shows a run can rely
+on what it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+Line = dict[str, Any]
+Check = Callable[[Any], bool]
+
+MOST = 2_000
+"""Lines of a kind, at least, that are kept of a longer record."""
+SIZE = 8 * 2**20
+"""Bytes of the lines of a kind, at most, that are kept of a longer record."""
+NEWLINE = 10
+LONGEST = 64 * 2**20
+"""Bytes of a line; a longer one is no line of a record."""
+_KIND = re.compile(rb'\{"kind": ?"([a-z_]+)"')
+_MEAN = re.compile(rb'"mean": ?(-?[0-9][0-9.eE+-]*)')
+
+
+# -- what a line has to have ------------------------------------------------------------------------------------------
+
+
+def whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
+    return type(value) is int and abs(value) < 2**63
+
+
+def number(value: Any) -> bool:
+    """Whether a value is a finite number, or null, which stands for one that was not finite."""
+    return value is None or whole(value) or (type(value) is float and math.isfinite(value))
+
+
+def listed(check: Check) -> Check:
+    """Whether a value is a list of such values."""
+    return lambda value: type(value) is list and all(map(check, value))
+
+
+def table(check: Check) -> Check:
+    """Whether a value is an object of such values."""
+    return lambda value: type(value) is dict and all(map(check, value.values()))
+
+
+def kind_of(*types: type) -> Check:
+    """Whether a value is of one of these types."""
+    return lambda value: type(value) in types
+
+
+def _tasks(line: Line) -> bool:
+    """Whether there is as much of every task."""
+    tasks, after = len(line["steps"]), len(line["after"])
+    names = [f"{part}_{what}" for part in ("support", "query") for what in ("loss", "accuracy")]
+    found = [line[name] for name in names if name in line]
+    return after > 0 and all(len(some) == tasks and all(len(one) == after for one in some) for some in found)
+
+
+NUMBERS, TEXT, TRUTH = listed(number), kind_of(str), kind_of(bool)
+SETTING = kind_of(str, int, float, bool, type(None))
+JUDGED: Mapping[str, Check] = {
+    "metric": TEXT, "higher_is_better": TRUTH, "unit": TEXT, "mean": number, "ci95": number, "num_tasks": whole,
+    "steps": NUMBERS, "steps_ci95": NUMBERS, "transductive": TRUTH, "scores": NUMBERS, "seconds": number,
+}  # fmt: skip
+"""What a validation and a test may have."""
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "run": ("schema",),
+    "train": ("loss", "grad_norm", "lr", "tasks_per_second", "seconds", "steps"),
+    "tasks": ("steps", "after", "support_loss", "query_loss"),
+    "rates": ("rates",),
+    "validation": ("metric", "mean", "ci95", "num_tasks", "transductive"),
+}
+"""What every line of a kind has."""
+FIELDS: Mapping[str, Mapping[str, Check]] = {
+    "run": {"schema": whole, "tasks": whole, "steps": whole, "environment": table(SETTING)},
+    "train": {
+        **dict.fromkeys(("loss", "objective", "grad_norm", "lr", "tasks_per_second", "seconds", "memory_mib"), number),
+        "steps": NUMBERS,
+        "phases": table(lambda value: value is not None and number(value)),
+    },
+    "tasks": {
+        "steps": listed(listed(NUMBERS)),
+        "after": listed(whole),
+        **dict.fromkeys(("support_loss", "query_loss", "support_accuracy", "query_accuracy"), listed(NUMBERS)),
+        "grad_norms": table(number),
+    },
+    "rates": {"rates": lambda value: bool(value) and table(NUMBERS)(value) and all(value.values())},
+    "validation": JUDGED,
+}
+"""Of which types what a line has is."""
+
+
+def fits_judgement(line: Line) -> bool:
+    """Whether a validation or a test has an interval for every step."""
+    steps, half = line.get("steps"), line.get("steps_ci95")
+    return steps is None or half is None or len(steps) == len(half)
+
+
+FITS: Mapping[str, Check] = {"tasks": _tasks, "validation": fits_judgement}
+
+
+def sound(entry: Any) -> bool:
+    """Whether a line has what every line of its kind has, and nothing of another type."""
+    if type(entry) is not dict or not whole(entry.get("iteration")) or type(entry.get("kind")) is not str:
+        return False
+    kind, checks = entry["kind"], FIELDS.get(entry["kind"], {})
+    return (
+        all(name in entry for name in NEEDED.get(kind, ()))
+        and all(check(entry[name]) for name, check in checks.items() if name in entry)
+        and (kind not in FITS or FITS[kind](entry))
+    )
+
+
+def parsed(line: bytes) -> Line | None:
+    """A line as an object; nothing if it is damaged."""
+    try:
+        entry: Line = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    return entry if sound(entry) else None
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+class EndlessLineError(ValueError):
+    """A line is too long to be one."""
+
+
+@dataclass(slots=True)
+class Series:
+    """The lines of one kind; of many, one of every so many.
+
+    Attributes:
+        entries: index, length and content of those that are kept.
+        count: how many there were, damaged ones among them.
+        every: one of so many is kept.
+        extremes: the lines with the lowest and the highest mean, by index, so that the best is there.
+        last: the last line, whichever are kept.
+        judged: whether they have means.
+    """
+
+    entries: list[tuple[int, int, Line]] = field(default_factory=list)
+    count: int = 0
+    every: int = 1
+    extremes: dict[str, tuple[float, int, bytes]] = field(default_factory=dict)
+    last: bytes = b""
+    judged: bool = False
+
+    def add(self, size: int, entry: Line, most: int | None) -> None:
+        """Keep a line, and fewer of those before if there are too many."""
+        self.entries.append((self.count, size, _compact(entry)))
+        while most is not None and len(self.entries) > 2 and self._large(most):
+            self.every *= 2
+            self.entries = [kept for kept in self.entries if kept[0] % self.every == 0]
+
+    def _large(self, most: int) -> bool:
+        return len(self.entries) > 2 * most or (
+            len(self.entries) % 16 == 0 and sum(size for _, size, _ in self.entries) > SIZE
+        )
+
+    def note(self, line: bytes) -> None:
+        """Remember a line with the lowest or the highest mean so far."""
+        if found := _MEAN.search(line):
+            mean = float(found[1])
+            for name, sign in (("low", 1), ("high", -1)):
+                if name not in self.extremes or sign * mean < sign * self.extremes[name][0]:
+                    self.extremes[name] = mean, self.count, line
+
+    def lines(self) -> list[Line]:
+        """In the order of the record."""
+        kept = {index: entry for index, _, entry in self.entries}
+        if self.every > 1:
+            others = [(index, line) for _, index, line in self.extremes.values()] + [(self.count - 1, self.last)]
+            for index, line in others:
+                if index not in kept and (entry := parsed(line)) is not None:
+                    kept[index] = entry
+        return [kept[index] for index in sorted(kept)]
+
+
+def _compact(entry: Line) -> Line:
+    """The same with one string for every name, however often it was read."""
+    return {sys.intern(name): _compact(value) if type(value) is dict else value for name, value in entry.items()}
+
+
+@dataclass(slots=True)
+class Record:
+    """What was read of a ``metrics.jsonl``, from which a later reading can go on.
+
+    Attributes:
+        series: by kind.
+        damaged: how many of the lines that were looked at could not be read.
+        inode, end: which file it was, and how far it was read.
+    """
+
+    series: dict[str, Series] = field(default_factory=dict)
+    damaged: int = 0
+    inode: int = -1
+    end: int = 0
+
+    @property
+    def every(self) -> int:
+        """One line of so many was looked at, of the kind of which there are most."""
+        return max((series.every for series in self.series.values()), default=1)
+
+    def lines(self) -> dict[str, list[Line]]:
+        """By kind, without those of which there is none."""
+        return {kind: lines for kind, series in self.series.items() if (lines := series.lines())}
+
+
+def read_record(path: Path, earlier: Record | None = None, most: int | None = None) -> Record:
+    """Read a record to its last whole line.
+
+    Args:
+        path: the file.
+        earlier: what was read of it before; it is read on from there, unless the file was begun or cut anew.
+        most: keep about so many lines of a kind, evenly, and not all.
+
+    Raises:
+        EndlessLineError: it has a line that is too long.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        about = os.fstat(file.fileno())
+        if earlier and earlier.inode == about.st_ino and earlier.end <= about.st_size and _ends(file, earlier.end):
+            series = {kind: replace(one, entries=list(one.entries), extremes=dict(one.extremes))
+                      for kind, one in earlier.series.items()}  # fmt: skip
+            found = replace(earlier, series=series)
+        else:
+            found = Record(inode=about.st_ino)
+        file.seek(found.end)
+        _read(file, found, most, path)
+    return found
+
+
+def _read(file: IO[bytes], found: Record, most: int | None, path: Path) -> None:
+    known: dict[bytes, Series] = {}  # by how lines begin, so that not every line is parsed
+    for line in iter(partial(file.readline, LONGEST), b""):
+        if line[-1] != NEWLINE:
+            if len(line) >= LONGEST:
+                raise EndlessLineError(f"{path} has a line of more than {LONGEST:,} bytes")
+            return  # it is being written, or was cut off
+        found.end += len(line)
+        begin = line[: line.find(b",")]
+        series = known.get(begin)
+        if series is None or not series.count % series.every:
+            entry = parsed(line)
+            if entry is None:
+                found.damaged += 1
+                if series is not None:
+                    series.count += 1
+                continue
+            series = found.series.setdefault(entry["kind"], Series(judged=entry["kind"] == "validation"))
+            if (kind := _KIND.fullmatch(begin)) and kind[1].decode() == entry["kind"]:
+                known[begin] = series
+            if not series.count % series.every:
+                series.add(len(line), entry, most)
+        if most is not None:
+            series.last = line
+            if series.judged:
+                series.note(line)
+        series.count += 1
+
+
+def _ends(file: IO[bytes], end: int) -> bool:
+    """Whether a line ends there."""
+    if end == 0:
+        return True
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
