@@ -79,7 +79,7 @@ def answer(sweep: SweepRecord) -> Answer:
     ended = [trial for trial in trials if trial["state"] == "pruned"]
     failed = sum("why" in trial for trial in ended)
     sentence = f"Of {len(ranked) + len(ended)} trials, {len(ended) - failed} were pruned."
-    sentence += f" {failed} failed: their numbers were not finite, or memory did not suffice." if failed else ""
+    sentence += f" {failed} failed, for the reasons in the table." if failed else ""
     if ranked:
         values = ", ".join(f"{key} = {_plain(value)}" for key, value in ranked[0]["values"].items())
         sentence = (
