@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("task", "schedules", "supported", "search", "ranges", "metrics"),
+    ("task", "schedules", "supported", "search", "ranges", "metrics", "streams", "resources"),
     ("select", "updates", "writes"),
     (
         *("rules", "contracts", "losses", "stacks", "memory", "layout", "embeddings", "elementary"),
@@ -30,7 +30,7 @@ FLOORS = [
     ("rl",),
     ("imitation",),
     ("train",),
-    ("schema", "config", "experiment", "sweep"),
+    ("schema", "config", "experiment", "sweep", "trials"),
     ("report", "use"),
     ("demo",),
     ("cli", "__main__"),

@@ -9,7 +9,6 @@ only says what differs.
 from __future__ import annotations
 
 import importlib
-import importlib.resources
 import inspect
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import data, imitation, models, presets, rl
+from . import data, imitation, models, presets, resources, rl
 from .data import Sources
 from .learner import MetaLearner
 from .schedules import SCHEDULES
@@ -80,8 +79,7 @@ SHARED = {"ways": "ways", "image_size": "size", "channels": "channels"}
 
 def recipes() -> dict[str, Path]:
     """The recipes shipped with the package, by name."""
-    folder = Path(str(importlib.resources.files("innerloop"))) / "recipes"
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+    return {file.stem: file for file in sorted(resources.folder("recipes").glob("*.toml"))}
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> Config:

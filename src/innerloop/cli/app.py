@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import re
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .. import __version__
+from .. import __version__, streams
 from ..train import NonFiniteError, OutOfMemoryError
 
 EXPECTED = (ValueError, OSError, ImportError, NonFiniteError, OutOfMemoryError)
@@ -42,9 +42,22 @@ def run(arguments: list[str]) -> int:
     """Run a command line; errors that the user can mend become one message on standard error.
 
     Returns:
-        The exit code: 0, 1 after an error, 2 after wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 1 after an error, 2 after wrong usage, 129 after SIGHUP, 130 after Ctrl-C, 141 where the
+        reader of standard output has gone, 143 after SIGTERM.
     """
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: streams.err(f"warning: {_line(message)}")
+    streams.keep_going(False)
+    try:
+        code = _run(arguments)
+        streams.flush()
+    except streams.OutputError as lost:
+        if lost.status != streams.READER_GONE:
+            streams.err(f"error: {lost}")
+        return lost.status
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         app(arguments)
     except SystemExit as end:
@@ -52,14 +65,19 @@ def run(arguments: list[str]) -> int:
     except EXPECTED as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        streams.err(f"error: {_line(error)}")
         return 1
     return 0
 
 
+def _line(message: object) -> str:
+    """A message on one line. Those of torch go on in further lines, which are indented."""
+    return streams.shown(re.sub(r"\n\s+", " ", str(message).strip()))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"innerloop {__version__}")
+        streams.out(f"innerloop {__version__}")
         raise typer.Exit
 
 

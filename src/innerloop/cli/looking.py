@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import config
+from .. import config, streams
 from ..report import read_run
+from ..train.checkpoint import naming
 from ..train.record import dumps
 from ..use.pretrained import description, shipped
 from .app import DataOption, DeviceOption, JsonOption, app
@@ -34,12 +33,12 @@ def list_(as_json: JsonOption = False) -> None:
         "trained": {name: description(folder) for name, folder in shipped().items()},
     }
     if as_json:
-        print(dumps(shelves))
+        streams.out(dumps(shelves))
         return
     for title, entries in shelves.items():
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
         for name, text in entries.items():
-            table.add_row(name, Text(text))
+            table.add_row(Text(name), Text(text))
         Console().print(table)
 
 
@@ -86,14 +85,16 @@ def plot(
     drawn = 0
     for kind, run, figure in plots.plots(found, kinds or every, options):
         if isinstance(figure, str):
-            print(f"{kind}: not drawn, {figure}", file=sys.stderr)
+            streams.err(f"{kind}: not drawn, {figure}")
             continue
         folder = output or run.path / "figures"
         whose = run.name if names.count(run.name) == 1 else "-".join(run.path.resolve().parts[-2:])
         name = kind if output is None or len(found) == 1 or kind == "compare" else f"{whose}-{kind}"
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{name}.png")
-        print(folder / f"{name}.png")
+        path = folder / f"{name}.png"
+        with naming(path):
+            figure.savefig(path)
+        streams.out(streams.shown(path))
         drawn += 1
     if not drawn:
         raise typer.Exit(1)
@@ -114,10 +115,9 @@ def report(
     """Write one page, for any browser and without a network, of how runs went and which is better."""
     from ..report import write_report
 
-    say = partial(print, file=sys.stderr)
-    for line in write_report(runs, output, data, not record_only, say):
-        print(f"left out: {line}", file=sys.stderr)
-    print(output)
+    for line in write_report(runs, output, data, not record_only, streams.err):
+        streams.err(f"left out: {streams.shown(line)}")
+    streams.out(streams.shown(output))
 
 
 # -- film -------------------------------------------------------------------------------------------------------------
@@ -139,8 +139,9 @@ def film(
     path = output or run / "figures" / "film.gif"
     path.parent.mkdir(parents=True, exist_ok=True)
     show: Any = strips.film if isinstance(sources.test, Imitation) else lives.film
-    show(learner, sources.test, path, settings["evaluate"].get("steps") if steps is None else steps, seed)
-    print(path)
+    with naming(path):
+        show(learner, sources.test, path, settings["evaluate"].get("steps") if steps is None else steps, seed)
+    streams.out(streams.shown(path))
 
 
 # -- watch ------------------------------------------------------------------------------------------------------------

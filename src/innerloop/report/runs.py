@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import Config, parse
 from ..metrics import Scale
+from ..streams import shown
 from ..train.record import SCHEMA
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the directory."""
-        return self.path.resolve().name
+        """The name of the directory, safe to show."""
+        return shown(self.path.resolve().name)
 
     @property
     def finished(self) -> bool:

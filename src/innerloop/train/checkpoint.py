@@ -11,9 +11,11 @@ import hashlib
 import io
 import math
 import os
+import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -38,17 +40,35 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide what went wrong
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             reason = f"{error.strerror}, so it was not written, and is what it was before"
             raise OSError(error.errno, reason, str(path)) from error
         raise
+    with naming(path):
+        _keep_name(path)
+
+
+def _keep_name(path: Path) -> None:
+    """Have the name of a file on the disk, too."""
     if os.name == "posix":  # the new name itself is on the disk when its directory is
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, an error of the system that names no file, such as a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -78,9 +98,21 @@ def load(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # a file that is not ours can fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is not a usable checkpoint: {reason}") from error
+        raise ValueError(f"{path} is not a usable checkpoint: {_reason(error)}") from error
     return state
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, on one line, and without torch's advice to run the code in it."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        if found := re.search(r"GLOBAL ([\w.]+)", text):
+            return (
+                f"it asks to run {found[1]}, which no checkpoint of innerloop does: it may be hostile, and was not "
+                "opened; delete it"
+            )
+        return "it holds something else than tensors and plain values, and was not opened"
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 class Checkpoints:

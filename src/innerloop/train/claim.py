@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from .checkpoint import naming
+
 LOCK = ".lock"
 _held: set[Path] = set()
 
@@ -30,9 +32,10 @@ def claimed(run: Path) -> Iterator[None]:
     run.mkdir(parents=True, exist_ok=True)
     try:
         with _opened(path, run) as file:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with naming(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
             _held.add(path)
             try:
                 yield

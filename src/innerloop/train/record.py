@@ -13,7 +13,8 @@ from typing import IO, Any
 
 import torch
 
-from .checkpoint import writing
+from ..streams import json_safe
+from .checkpoint import naming, writing
 from .loggers import Logger, numbers
 
 MACHINE_FIELDS = (
@@ -57,9 +58,10 @@ class Metrics:
 
     def append(self, kind: str, iteration: int, **fields: Any) -> None:
         """Write one line. Numbers that are not finite become null."""
-        if self._file is not None:
-            self._file.write(dumps({"kind": kind, "iteration": iteration, **fields}) + "\n")
-            self._file.flush()
+        if self._file is not None and self.path is not None:
+            with naming(self.path):
+                self._file.write(dumps({"kind": kind, "iteration": iteration, **fields}) + "\n")
+                self._file.flush()
         if self._begun and (told := numbers(kind, fields)):
             for logger in self._begun:
                 logger.log(iteration, told)
@@ -71,16 +73,18 @@ class Metrics:
 
     def sync(self) -> None:
         """Have on the disk what was appended, before a checkpoint says that it was."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
+        if self._file is not None and self.path is not None:
+            with naming(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """No more lines."""
         while self._begun:
             self._begun.pop().close()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._file is not None and self.path is not None:
+            file, self._file = self._file, None
+            with naming(self.path):
+                file.close()
 
 
 def peak_memory(device: torch.device) -> float:
@@ -104,8 +108,9 @@ def _iteration(line: bytes) -> float:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON as every parser reads it: NaN and infinities become null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """JSON as every parser reads it, and any terminal shows it: NaN and infinities become null, and controls and names
+    that are not UTF-8 are escaped."""
+    return json_safe(json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

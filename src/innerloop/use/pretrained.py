@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import config
+from .. import config, resources
 from ..learner import MetaLearner
 from ..metrics import Scale
 from ..train.checkpoint import writing
@@ -176,8 +175,7 @@ class Pretrained:
 
 def shipped() -> dict[str, Path]:
     """The folders of the learners that come with the package, by name."""
-    folder = Path(str(importlib.resources.files("innerloop"))) / "pretrained"
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+    return {path.name: path for path in sorted(resources.folder("pretrained").iterdir()) if path.is_dir()}
 
 
 def description(folder: Path) -> str:
