@@ -25,6 +25,7 @@ from .data import Sources
 from .learner import MetaLearner
 from .schedules import SCHEDULES
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
+from .streams import is_utf8, shown
 from .task import InteractiveSource, TaskSource
 from .train import Ensemble, Stateful, Trainer, evaluate
 from .train.checkpoint import Checkpoints
@@ -148,6 +149,8 @@ def _merge(base: Config, over: Mapping[str, Any]) -> Config:
 
 def _override(config: Config, text: str) -> None:
     """Apply one ``section.key=value``."""
+    if not is_utf8(text):
+        raise ValueError(f"{shown(text)} is not UTF-8, as recipes are")
     place, equals, word = text.partition("=")
     *path, last = place.strip().split(".")
     if not equals or not last or len(path) > 2:

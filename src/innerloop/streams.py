@@ -28,6 +28,9 @@ _UNSAFE = (
 )
 """Controls, invisible and reordering characters, and the bytes of names that are not UTF-8; all but the line feed."""
 _IN_TEXT, _IN_NAME = re.compile(f"[{_UNSAFE}]"), re.compile(f"[\n{_UNSAFE}]")
+_FORMULA = "=+-@'\uff1d\uff0b\uff0d\uff20"
+"""What a formula begins with, in full width, too; and the apostrophe that marks text."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ASCII = dict(
     zip(
@@ -82,6 +85,23 @@ def shown(name: object) -> str:
     'two\\\\nlines'
     """
     return _IN_NAME.sub(_escaped, str(name))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be encoded; what came from the system, such as a name, need not be."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def cell(text: str) -> str:
+    """A cell of a CSV file that a spreadsheet takes for text. What it would take for a formula has an apostrophe in
+    front, and so has what begins with one; numbers are left alone.
+
+    >>> cell("=1+1"), cell("-5"), cell("\\t@a")
+    ("'=1+1", '-5', '\\\\t@a')
+    """
+    safe = shown(text)
+    formula = safe.lstrip()[:1] in _FORMULA and not _NUMBER.fullmatch(safe)
+    return f"'{safe}" if safe and formula else safe
 
 
 def json_safe(text: str) -> str:

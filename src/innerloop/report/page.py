@@ -62,7 +62,7 @@ def write_report(
     text = page(labelled(found), broken, data, models, say, searched)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be UTF-8
     return broken
 
 
