@@ -204,6 +204,16 @@ def test_errors_and_warnings_obey_no_control_character(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "error: no\\x1b[2Jrun\\nerror: other\\xff\\u202e is not there\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["--a\x1b[2J"], ["b\x1b[2J"], ["train", "--c\x1b[2J"], ["evaluate", "r", "--split", "d\x1b"]]
+)
+def test_wrong_usage_is_quoted_without_control_characters(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(words) == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert "\\x1b" in err
+
+
 @given(st.text(alphabet=st.characters(), max_size=30))
 def test_what_is_shown_can_be_printed_and_json_reads_back(text: str) -> None:
     for safe in (streams.shown(text), dumps({"name": text})):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__, streams
 from ..train import NonFiniteError, OutOfMemoryError
@@ -15,7 +18,33 @@ from ..train import NonFiniteError, OutOfMemoryError
 EXPECTED = (ValueError, OSError, ImportError, NonFiniteError, OutOfMemoryError)
 """What the user can mend: shown as one message. Anything else is a bug, and shown with its traceback."""
 
+
+class Commands(TyperGroup):
+    """All commands; what a message about wrong usage quotes is safe to show."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the options of all commands."""
+        with _quoting():
+            return super().make_context(*args, **options)
+
+    def invoke(self, *args: Any, **options: Any) -> Any:
+        """Read the options of one command, and run it."""
+        with _quoting():
+            return super().invoke(*args, **options)
+
+
+@contextmanager
+def _quoting() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
+            error.message = streams.plain(error.message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Gradient-based meta-learning: train a model to learn from a few examples.",
     no_args_is_help=True,
     add_completion=False,
