@@ -11,7 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("task", "schedules", "supported", "search", "ranges", "metrics", "attention", "disk"),
+    (
+        *("task", "schedules", "supported", "search", "ranges", "metrics", "attention"),
+        *("streams", "resources", "disk"),
+    ),
     ("select", "updates", "writes"),
     (
         *("rules", "contracts", "losses", "stacks", "memory", "layout", "embeddings", "elementary"),
@@ -32,7 +35,7 @@ FLOORS = [
     ("rl",),
     ("imitation",),
     ("train",),
-    ("schema", "config", "experiment", "sweep"),
+    ("schema", "config", "experiment", "sweep", "trials"),
     ("report", "use"),
     ("demo",),
     ("cli", "__main__"),

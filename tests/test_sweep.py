@@ -236,6 +236,43 @@ def test_a_study_of_another_recipe_is_refused(tmp_path):
     assert "the study sinusoid-maml is of another train.tasks: give another --name" in err
 
 
+@pytest.mark.parametrize("choices", [[1e38], [1e38, 0.001]])
+def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path, choices):
+    """An outer rate of 1e38 overflows in the optimizer, which is an error of torch's."""
+    space(tmp_path, f"train.lr = {{choices = {choices}}}\n")
+    process = worker(tmp_path, f"sqlite:///{tmp_path / 'sweep.db'}", 3, "--set", "train.iterations=3")
+    out, err = process.communicate(timeout=300)
+    told = json.loads(out.splitlines()[-1])
+    assert len(told["trials"]) == 3
+    assert "Traceback" not in err
+    failed = [trial for trial in told["trials"] if trial["failed"]]
+    assert all("train.lr = 1e+38 is too large" in trial["why"] for trial in failed)
+    assert len(failed) == sum(trial["values"]["train.lr"] == 1e38 for trial in told["trials"])
+    assert ("best" in told) is (len(failed) < 3)
+    assert process.returncode == (len(failed) == 3), err
+    assert ("error: all 3 trials failed" in err) is (len(failed) == 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [(RuntimeError("first\nsecond"), True), (PermissionError(13, "no"), True), (OSError(28, "full", "f"), False)],
+)
+def test_only_what_the_next_trial_would_meet_too_ends_a_sweep(tmp_path, monkeypatch, error, goes_on):
+    def fail(*_, **__):
+        raise error
+
+    work = sweep.Sweep("sinusoid-maml", (), {"train.lr": Domain(choices=(0.1,))}, tmp_path, experiment.Place())
+    study, lines = work.study(f"sqlite:///{tmp_path / 'sweep.db'}", "mine"), []
+    monkeypatch.setattr(experiment, "conduct", fail)
+    if goes_on:
+        work.run(study, 2, lines.append)
+        assert len(lines) == 2
+        assert all("failed: " in line and "\n" not in line for line in lines)
+    else:
+        with pytest.raises(OSError, match="full"):
+            work.run(study, 2, lines.append)
+
+
 @pytest.mark.slow
 def test_a_study_of_another_space_is_refused(tmp_path):
     space(tmp_path, "learner.lr = {choices = [0.01, 0.001]}\n")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from . import streams
+
 
 def main() -> None:
     """Run the command line, or say which extra it needs."""
+    streams.protect()
     try:
         from .cli import run
     except ModuleNotFoundError as error:
@@ -16,7 +19,10 @@ def main() -> None:
         sys.exit(f"error: the command line needs {missing}: pip install 'innerloop[cli]'")
     except KeyboardInterrupt:  # what the command line imports takes a second or two
         sys.exit(130)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == streams.READER_GONE:
+        streams.end_by_sigpipe()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

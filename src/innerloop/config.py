@@ -9,7 +9,6 @@ only says what differs.
 from __future__ import annotations
 
 import importlib
-import importlib.resources
 import inspect
 import json
 import os
@@ -21,12 +20,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import data, imitation, models, presets, rl
+from . import data, imitation, models, presets, resources, rl
 from .data import Sources
 from .disk import read_text
 from .learner import MetaLearner
 from .schedules import SCHEDULES
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
+from .streams import is_utf8, shown
 from .task import InteractiveSource, TaskSource
 from .train import Ensemble, Stateful, Trainer, evaluate
 from .train.checkpoint import Checkpoints
@@ -81,8 +81,7 @@ SHARED = {"ways": "ways", "image_size": "size", "channels": "channels"}
 
 def recipes() -> dict[str, Path]:
     """The recipes shipped with the package, by name."""
-    folder = Path(str(importlib.resources.files("innerloop"))) / "recipes"
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+    return {file.stem: file for file in sorted(resources.folder("recipes").glob("*.toml"))}
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> Config:
@@ -135,8 +134,7 @@ def parse(text: str) -> Config:
             module = importlib.import_module(library)
         except ModuleNotFoundError:
             continue
-        parsed: Config = module.loads(text)
-        return parsed
+        return dict(module.loads(text))
     raise ImportError("reading recipes needs tomli on Python 3.10: pip install 'innerloop[cli]'")
 
 
@@ -151,6 +149,8 @@ def _merge(base: Config, over: Mapping[str, Any]) -> Config:
 
 def _override(config: Config, text: str) -> None:
     """Apply one ``section.key=value``."""
+    if not is_utf8(text):
+        raise ValueError(f"{shown(text)} is not UTF-8, as recipes are")
     place, equals, word = text.partition("=")
     *path, last = place.strip().split(".")
     if not equals or not last or len(path) > 2:

@@ -68,12 +68,29 @@ def _renamed(path: Path) -> Iterator[tuple[int, Path]]:
             reason = f"{error.strerror}, so it was not written, and is what it was before"
             raise OSError(error.errno, reason, str(path)) from error
         raise
+    with naming(path):
+        _keep_name(path)
+
+
+def _keep_name(path: Path) -> None:
+    """Have the name of a file on the disk, too."""
     if os.name == "posix":  # the new name itself is on the disk when its directory is
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, an error of the system that names no file, such as a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def opened(path: Path, flags: int) -> int:

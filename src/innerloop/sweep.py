@@ -13,12 +13,11 @@ again by another, or when the command is given again, and goes on from its last 
 
 from __future__ import annotations
 
+import errno
 import inspect
 import math
 import os
 import random
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +27,11 @@ from typing import Any
 
 from . import config, experiment
 from .disk import read_text, refuse_link, refuse_linked_database
-from .train import Interrupted, NonFiniteError, OutOfMemoryError
+from .train import Interrupted
 from .train.claim import is_claimed
 from .train.evaluate import judged_by
+from .trials import override, reason, said
+from .trials import summary as summary
 
 STALE = int(os.environ.get("INNERLOOP_SWEEP_STALE", "60"))
 """Seconds without a sign of life after which the worker of a trial is taken for dead."""
@@ -39,6 +40,8 @@ ATTEMPTS = 4
 """How often a storage is tried that cannot be used."""
 DEATHS = 3
 """How many workers a trial may take with it before it is given up."""
+OF_THE_MACHINE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EIO)
+"""Errors that the next trial would meet, too, such as a full disk."""
 AGAIN = "goes_on_with"
 """The attribute of a trial which goes on with another's run directories: the number of that one."""
 
@@ -127,11 +130,6 @@ def _domains(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple
         is_domain = bool({"low", "high", "log", "choices"} & value.keys())
         found += [(".".join(key), value)] if is_domain else _domains(value, key)
     return found
-
-
-def override(key: str, value: Any) -> str:
-    """What sets a value of a recipe."""
-    return f"{key}={config.toml(value)}"
 
 
 # -- the study --------------------------------------------------------------------------------------------------------
@@ -341,20 +339,25 @@ class Sweep:
         except Interrupted:
             _again(study, study.trials[trial.number], died=False)
             raise
-        except (NonFiniteError, OutOfMemoryError) as error:
-            trial.set_user_attr("why", str(error))
-            tell(f"trial {trial.number}: {_said(values)}: {error}")
-            raise optuna().TrialPruned(str(error)) from error
         except optuna().TrialPruned:
-            tell(f"trial {trial.number}: {_said(values)}: pruned")
+            tell(f"trial {trial.number}: {said(values)}: pruned")
             raise
+        except Exception as error:  # whatever the values of one trial lead to, the others may be good
+            busy = isinstance(error, BlockingIOError)  # another process trains in the run directory
+            if busy or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
+                _again(study, study.trials[trial.number], died=False)
+                raise
+            why = reason(error)
+            trial.set_user_attr("why", why)
+            tell(f"trial {trial.number}: {said(values)}: failed: {why}")
+            raise optuna().TrialPruned(why) from error
         score = sum(scores) / len(scores)
         trial.set_user_attr("scores", scores)
         if not math.isfinite(score):
             trial.set_user_attr("why", "its validation is not finite")
-            tell(f"trial {trial.number}: {_said(values)}: its validation is not finite")
+            tell(f"trial {trial.number}: {said(values)}: failed: its validation is not finite")
             raise optuna().TrialPruned
-        tell(f"trial {trial.number}: {_said(values)}: {score:.4g}")
+        tell(f"trial {trial.number}: {said(values)}: {score:.4g}")
         return score
 
 
@@ -363,38 +366,3 @@ def counts(study: Any) -> tuple[int, int]:
     states = optuna().trial.TrialState
     found = [trial.state for trial in study.get_trials(deepcopy=False)]
     return sum(s in (states.COMPLETE, states.PRUNED) for s in found), sum(s == states.RUNNING for s in found)
-
-
-def summary(study: Any, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Of all trials, as plain values."""
-    trials, complete = study.get_trials(deepcopy=False), optuna().trial.TrialState.COMPLETE
-    best = study.best_trial if any(trial.state == complete for trial in trials) else None
-    told: dict[str, Any] = {"study": study.study_name, "recipe": recipe, "overrides": list(overrides)}
-    told |= study.user_attrs.get("metric", {})
-    told["direction"], told["trials"] = study.direction.name.lower(), []
-    for trial in trials:
-        attributes = {key: trial.user_attrs[key] for key in ("runs", "scores", "why") if key in trial.user_attrs}
-        state = trial.state.name.lower()
-        told["trials"].append(
-            {"trial": trial.number, "state": state, "score": trial.value, "values": trial.params, **attributes}
-        )
-    if best is not None:
-        told["best"] = {"trial": best.number, "score": best.value, "values": best.params}
-        changed = [*overrides, *(override(key, value) for key, value in best.params.items())]
-        told["command"] = shlex.join(
-            ["innerloop", "train", recipe, *(word for one in changed for word in ("--set", one))]
-        )
-    return told
-
-
-def _said(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} = {_plain(value)}" for key, value in values.items())
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def say(line: str) -> None:
-    """On standard error, at once."""
-    print(line, file=sys.stderr, flush=True)

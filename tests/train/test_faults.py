@@ -17,6 +17,7 @@ import innerloop as il
 from innerloop.train import NonFiniteError, load_failed
 from innerloop.train.checkpoint import Checkpoints
 from innerloop.train.faults import OutOfMemoryError, enough_memory
+from innerloop.train.record import Metrics
 
 
 class Poisoned:
@@ -252,6 +253,19 @@ def test_a_fault_at_any_operation_leaves_a_checkpoint(monkeypatch, tmp_path, kin
             assert not list(run.rglob(".innerloop-*"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_record_that_cannot_be_written_is_named_once(tmp_path):
+    """What is still in the buffer fails again when the file is closed."""
+    metrics = Metrics(tmp_path)
+    metrics.open(0)
+    metrics._file = Path("/dev/full").open("a")  # noqa: SIM115 - the record closes it
+    for fails in (lambda: metrics.append("train", 1, loss=1.0), metrics.close):
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            fails()
+        assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+    metrics.close()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 64 KiB, and what makes it larger."""
@@ -279,7 +293,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk, 
     full = subprocess.run([*program, str(disk / "run")], capture_output=True, text=True)
     assert full.returncode == 1
     assert full.stderr.startswith("error: [Errno 28] No space left on device")
-    assert "Traceback" not in full.stderr
+    assert str(disk / "run") in full.stderr
+    assert full.stderr.count("\n") == 1
     assert Checkpoints(disk / "run").newest()["iteration"] < 30
     grow_disk()
     subprocess.run([*program, str(disk / "run"), "--resume"], check=True, capture_output=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from innerloop.data.folders import image_folder
 from innerloop.use.adapting import adapt_to, predict
 from innerloop.use.pretrained import Pretrained
 from innerloop.use.saved import Classifier
 
 Image = pytest.importorskip("PIL.Image")
-for name in ("safetensors", "sklearn", "scipy", "typer"):
+safetensors = pytest.importorskip("safetensors.torch")
+for name in ("sklearn", "scipy", "typer"):
     pytest.importorskip(name)
 
 from innerloop.cli import run  # noqa: E402
@@ -157,3 +160,99 @@ def test_a_saved_classifier_is_checked(photos: Path, tmp_path: Path, damage: byt
         Classifier.load(path)
     with pytest.raises(FileNotFoundError):
         Classifier.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64])
+def test_the_weights_of_a_saved_classifier_are_never_cast(photos: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "mine.safetensors"
+    adapt_to(Pretrained.load("strokes"), photos / "mine").classifier.save(path)
+    with safetensors.safe_open(str(path), "pt") as file:
+        about = {"format": "pt", "innerloop": file.metadata()["innerloop"]}  # as the former version wrote it
+    weights = safetensors.load(path.read_bytes())
+    path.write_bytes(safetensors.save(weights, about))
+    Classifier.load(path)
+    path.write_bytes(safetensors.save({**weights, "head.weight": weights["head.weight"].to(dtype)}, about))
+    with pytest.raises(ValueError, match=f"head.weight is saved as {str(dtype)[6:]}, and the model has float32"):
+        Classifier.load(path)
+
+
+def test_any_flipped_byte_of_a_saved_classifier_is_noticed(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    adapt_to(Pretrained.load("strokes"), photos / "mine").classifier.save(path)
+    content = path.read_bytes()
+    for position in range(0, len(content), len(content) // 60):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"mine\.safetensors is not a classifier") as caught:
+            Classifier.load(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("temperature", "1"), ("classes", [1, 2, 3, 4, 5]), ("pictures", 3), ("model", None)]
+)
+def test_odd_values_in_a_saved_classifier_are_one_line(photos: Path, tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "mine.safetensors"
+    adapt_to(Pretrained.load("strokes"), photos / "mine").classifier.save(path)
+    with safetensors.safe_open(str(path), "pt") as file:
+        about = json.loads(file.metadata()["innerloop"])
+    told = json.dumps({**about, key: value})
+    path.write_bytes(safetensors.save(safetensors.load(path.read_bytes()), {"format": "pt", "innerloop": told}))
+    with pytest.raises(ValueError, match=f"{key} is ") as caught:
+        Classifier.load(path)
+    assert "\n" not in str(caught.value)
+
+
+HOSTILE = [
+    os.fsdecode(b"\xff\xfe"),
+    "=cmd|' calc'!A0",
+    "+1+1",
+    "-2-3",
+    "@SUM(A1)",
+    "\tx",
+    "a\x1b[31mb",
+    "[bold]",
+    "$a$b",
+]
+
+
+def test_names_are_safe_wherever_they_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of classes and of pictures; names that are not UTF-8 lost everything at the end."""
+    for number, name in enumerate(HOSTILE[:5]):
+        content = encoded(photograph(list(FIGURES.values())[number], number))
+        for folder in ("mine", "new"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for file in HOSTILE[number : number + 5]:
+                (tmp_path / folder / name / f"{file}.jpg").write_bytes(content)
+    (tmp_path / "new" / os.fsdecode(b"b\xff.jpg")).write_bytes(b"broken")
+    csv_file, saved, drawn = (tmp_path / name for name in ("new.csv", "mine.safetensors", "new.png"))
+    words = ["adapt", "strokes", "--support", str(tmp_path / "mine"), "--query", str(tmp_path / "new"), "--json"]
+    assert run([*words, "-o", str(csv_file), "--save", str(saved), "--picture", str(drawn)]) == 0
+    out, err = capsys.readouterr()
+    for shown in (out, err, csv_file.read_text("utf-8")):
+        assert not any((ord(letter) < 32 and letter != "\n") or 0xD800 <= ord(letter) < 0xE000 for letter in shown)
+    assert "b\\xff.jpg (no picture that Pillow reads)" in err
+    told = json.loads(out)
+    assert {os.fsencode(name.partition("/")[0]) for name in told["query"]["files"]} == set(
+        map(os.fsencode, HOSTILE[:5])
+    )
+    rows = list(csv.reader(csv_file.open(encoding="utf-8")))
+    assert len(rows) == 26
+    assert not any(text[:1] in "=+-@\t\r" for row in rows for text in row)
+    assert set(Classifier.load(saved).classes) == set(HOSTILE[:5])
+
+
+def test_a_folder_with_names_that_are_not_utf8_is_a_data_set(tmp_path: Path) -> None:
+    for number, name in enumerate(HOSTILE[:4]):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        content = encoded(photograph(list(FIGURES.values())[number], number))
+        (tmp_path / "set" / name / os.fsdecode(b"\xff.jpg")).write_bytes(content)
+    for _ in range(2):  # the second time from the cache
+        splits = image_folder(tmp_path / "set", size=8, channels=1)
+        assert {name for split in splits for name in split.names} == set(HOSTILE[:4])
+    (tmp_path / "set" / HOSTILE[0] / os.fsdecode(b"broken\xfe.jpg")).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"broken\\xfe\.jpg"):
+        image_folder(tmp_path / "set", size=8, channels=1)
+    with pytest.warns(UserWarning, match=r"broken\\xfe\.jpg"):
+        image_folder(tmp_path / "set", size=8, channels=1, skip_unreadable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from innerloop.train.calibration import plain
 from innerloop.use import Pretrained, shipped
 from innerloop.use.card import card
 
-pytest.importorskip("safetensors")
+safetensors = pytest.importorskip("safetensors.torch")
 
 SHORT = (
     "model.width=4", "train.iterations=2", "train.tasks=2", "train.val_tasks=4", "evaluate.num_tasks=4",
@@ -118,6 +119,105 @@ def test_damaged_folders(run: Path, tmp_path: Path, file: str, content: bytes | 
         (folder / file).write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Pretrained.from_pretrained(folder)
+
+
+def folder_of_the_former_version(run: Path, path: Path) -> Path:
+    """Without checksums."""
+    folder = Pretrained.load(run).save_pretrained(path)
+    told = json.loads((folder / "config.json").read_text())
+    assert set(told.pop("sha256")) == {"model.safetensors", "config.json", "README.md"}
+    (folder / "config.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_a_folder_of_the_former_version_loads(run: Path, tmp_path: Path) -> None:
+    folder = folder_of_the_former_version(run, tmp_path / "kept")
+    assert torch.equal(outputs(Pretrained.load(folder)), outputs(Pretrained.load(run)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float64, torch.bfloat16])
+def test_weights_are_never_cast(run: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = folder_of_the_former_version(run, tmp_path / "kept")
+    weights = safetensors.load((folder / "model.safetensors").read_bytes())
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    weights[name] = weights[name].to(dtype)
+    (folder / "model.safetensors").write_bytes(safetensors.save(weights))
+    wrong = f"{name} is saved as {str(dtype)[6:]}, and the model has float32"
+    with pytest.raises(ValueError, match=re.escape(wrong)):
+        Pretrained.load(folder)
+
+
+def test_a_learner_in_double_precision_comes_back_exactly(tmp_path: Path) -> None:
+    one, other = (il.maml(il.models.mlp(1, 4, 1), loss=torch.nn.functional.mse_loss).double() for _ in range(2))
+    Pretrained.from_pretrained(Pretrained(one).save_pretrained(tmp_path / "own"), learner=other)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_any_flipped_byte_is_noticed(run: Path, tmp_path: Path) -> None:
+    """One that makes no difference, in the white space of JSON, may pass."""
+    folder = Pretrained.load(run).save_pretrained(tmp_path / "kept")
+    for name in ("model.safetensors", "config.json"):
+        content = (folder / name).read_bytes()
+        for position in range(0, len(content), max(1, len(content) // 40)):
+            damaged = bytearray(content)
+            damaged[position] ^= 1
+            if name == "config.json" and chr(content[position]).isspace():
+                continue
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=re.escape(name)) as caught:
+                Pretrained.load(folder)
+            assert "\n" not in str(caught.value)
+        (folder / name).write_bytes(content)
+    (folder / "README.md").write_text("my own words")
+    with pytest.warns(UserWarning, match=r"README\.md was changed"):
+        Pretrained.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("recipe", [1]), ("recipe", {"model": 3}), ("recipe", {"model": {"name": ["mlp"]}}), ("recipe", "text"),
+        ("temperature", "warm"), ("temperature", 0), ("temperature", True), ("temperature", [1.0]),
+        ("results", "good"), ("results", {"metric": 3}), ("results", {"metric": "accuracy"}), ("format", True),
+        ("results", {"metric": "accuracy", "mean": "x", "num_tasks": 1, "steps": [1], "steps_ci95": [1],
+                     "transductive": True}),
+        ("results", {"metric": "accuracy", "mean": 1, "num_tasks": 1, "steps": [], "steps_ci95": [],
+                     "transductive": True}),
+        ("sha256", "abc"), ("sha256", {"config.json": 1}), ("library_name", 3), ("tempreature", 1.0),
+    ],
+)  # fmt: skip
+def test_odd_values_in_the_settings_are_one_line(run: Path, tmp_path: Path, key: str, value: Any) -> None:
+    folder = folder_of_the_former_version(run, tmp_path / "kept")
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, key: value}))
+    with pytest.raises(ValueError, match=r"config\.json") as caught:
+        Pretrained.load(folder)
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"null", b"3"])
+def test_settings_that_are_none(run: Path, tmp_path: Path, content: bytes) -> None:
+    folder = Pretrained.load(run).save_pretrained(tmp_path / "kept")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json is"):
+        Pretrained.load(folder)
+
+
+@pytest.mark.parametrize("results", [[], {"test": 3}, {"temperature": "x"}, {"test": {"metric": "accuracy"}}])
+def test_odd_results_of_a_run_are_one_line(run: Path, tmp_path: Path, results: Any) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results\.json"):
+        Pretrained.load(copy)
+
+
+def test_a_test_that_was_not_finite_is_said(run: Path, tmp_path: Path) -> None:
+    model = Pretrained.load(run)
+    model.results["mean"] = model.results["steps"][-1] = float("nan")
+    again = Pretrained.load(model.save_pretrained(tmp_path / "kept"))
+    assert "accuracy not finite" in again.tested()
+    again.save_pretrained(tmp_path / "again")
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
+from .. import streams
 from ..disk import writing
+from ..streams import shown
 from ..train.record import dumps
 from ..use.adapting import Adaptation, Predictions, adapt_to, counted, predict
 from ..use.heads import Head
@@ -65,13 +65,16 @@ def adapt(
     JSON has `support`, `query` (files, predicted classes and probabilities), `expected` (the accuracy, in per cent, of
     examples left out in turn, with its 95 % interval) and `temperature`.
     """
-    say = partial(print, file=sys.stderr if as_json else sys.stdout)
+    say = streams.err if as_json else streams.out
+    streams.keep_going(any(path is not None for path in (output, picture, save)))
     _require_fitting(model, support, query, output, of_support=(steps, head, save))
     _require_paths([support, query], [output, picture, save], overwrite)
     adaptation = None
     if support is None:
         classifier = Classifier.load(model)
-        say(f"{model} tells {len(classifier.classes)} classes apart: {', '.join(classifier.classes)}")
+        say(
+            f"{shown(model)} tells {len(classifier.classes)} classes apart: {', '.join(map(shown, classifier.classes))}"
+        )
     else:
         pretrained = Pretrained.load(model, device)
         adaptation = adapt_to(pretrained, support, steps, head.value if head else None)
@@ -81,9 +84,9 @@ def adapt(
     if found is not None:
         _tell_predictions(say, found)
     for path in _written(adaptation, classifier, found, output, picture, save):
-        say(f"written: {path}")
+        say(f"written: {shown(path)}")
     if as_json:
-        print(dumps(_told(adaptation, classifier, found)))
+        streams.out(dumps(_told(adaptation, classifier, found)))
 
 
 def _require_fitting(
@@ -102,7 +105,7 @@ def _require_fitting(
         raise typer.BadParameter("--steps, --head and --save are for what --support, your examples, makes of a model")
     if support is None and not Path(model).is_file():
         raise typer.BadParameter(
-            f"give --support, your examples: only a file that --save wrote does without; {model} is none"
+            f"give --support, your examples: only a file that --save wrote does without; {shown(model)} is none"
         )
 
 
@@ -143,10 +146,11 @@ def _tell_predictions(say: Any, found: Predictions) -> None:
     say(f"query: {len(found.pictures.names)} pictures")
     for line in found.pictures.told():
         say(f"  {line}")
-    width = max(map(len, found.pictures.names))
+    names = [shown(name) for name in found.pictures.names]
+    width = max(map(len, names))
     shares = found.probabilities.max(1).values.tolist()
-    for name, label, share in zip(found.pictures.names, found.predicted, shares, strict=True):
-        say(f"  {name:{width}}  {label}  {100 * share:.1f} %")
+    for name, label, share in zip(names, found.predicted, shares, strict=True):
+        say(f"  {name:{width}}  {shown(label)}  {100 * share:.1f} %")
     if found.accuracy is not None:
         say(f"right by their folders: {found.accuracy:.1f} %")
 

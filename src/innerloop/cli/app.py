@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-import sys
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from .. import __version__
+from .. import __version__, streams
 from ..train import NonFiniteError, OutOfMemoryError
 
 EXPECTED = (ValueError, OSError, ImportError, NonFiniteError, OutOfMemoryError)
 """What the user can mend: shown as one message. Anything else is a bug, and shown with its traceback."""
 
+
+class Commands(TyperGroup):
+    """All commands; what a message about wrong usage quotes is safe to show."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the options of all commands."""
+        with _quoting():
+            return super().make_context(*args, **options)
+
+    def invoke(self, *args: Any, **options: Any) -> Any:
+        """Read the options of one command, and run it."""
+        with _quoting():
+            return super().invoke(*args, **options)
+
+
+@contextmanager
+def _quoting() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
+            error.message = streams.plain(error.message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Gradient-based meta-learning: train a model to learn from a few examples.",
     no_args_is_help=True,
     add_completion=False,
@@ -42,9 +71,22 @@ def run(arguments: list[str]) -> int:
     """Run a command line; errors that the user can mend become one message on standard error.
 
     Returns:
-        The exit code: 0, 1 after an error, 2 after wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 1 after an error, 2 after wrong usage, 129 after SIGHUP, 130 after Ctrl-C, 141 where the
+        reader of standard output has gone, 143 after SIGTERM.
     """
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: streams.err(f"warning: {_line(message)}")
+    streams.keep_going(False)
+    try:
+        code = _run(arguments)
+        streams.flush()
+    except streams.OutputError as lost:
+        if lost.status != streams.READER_GONE:
+            streams.err(f"error: {lost}")
+        return lost.status
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         app(arguments)
     except SystemExit as end:
@@ -52,14 +94,19 @@ def run(arguments: list[str]) -> int:
     except EXPECTED as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        streams.err(f"error: {_line(error)}")
         return 1
     return 0
 
 
+def _line(message: object) -> str:
+    """A message on one line. Those of torch go on in further lines, which are indented."""
+    return streams.shown(re.sub(r"\n\s+", " ", str(message).strip()))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"innerloop {__version__}")
+        streams.out(f"innerloop {__version__}")
         raise typer.Exit
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .. import streams
 from ..use import Pretrained
 from .app import app
 
@@ -28,6 +29,7 @@ def demo(
 
     The page is served to this machine alone, until Ctrl-C, and asks for nothing from any other.
     """
+    streams.keep_going()
     try:
         from ..demo.serving import listen, serve
     except ModuleNotFoundError as error:

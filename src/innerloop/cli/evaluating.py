@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .. import config
+from .. import config, streams
 from ..learner import MetaLearner
 from ..task import TaskSource
 from ..train import Ensemble, evaluate
@@ -62,7 +61,7 @@ def evaluate_(
 
     def judged(title: str, learner: MetaLearner | Ensemble) -> dict[str, Any]:
         found = evaluate(learner, source, **options)
-        print(f"{title}: {found}", file=sys.stderr if as_json else sys.stdout)
+        (streams.err if as_json else streams.out)(f"{title}: {found}")
         return found.as_dict()
 
     told = judged(split.value, together.learners[0])
@@ -72,4 +71,4 @@ def evaluate_(
         title = f"{split.value}, ensemble of {ensemble}"
         told["ensemble"] = {"size": ensemble, **judged(title, together)}
     if as_json:
-        print(dumps(told))
+        streams.out(dumps(told))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import config
+from .. import config, streams
 from ..disk import refuse_linked_folder, replacing, subfolder, writing
 from ..report import Run, UnreadableRunError, read_run
 from ..report.record import MOST
-from ..report.runs import printable
 from ..train.record import dumps
 from ..use.pretrained import description, shipped
 from .app import DataOption, DeviceOption, JsonOption, app
@@ -37,12 +34,12 @@ def list_(as_json: JsonOption = False) -> None:
         "trained": {name: description(folder) for name, folder in shipped().items()},
     }
     if as_json:
-        print(dumps(shelves))
+        streams.out(dumps(shelves))
         return
     for title, entries in shelves.items():
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
         for name, text in entries.items():
-            table.add_row(name, Text(text))
+            table.add_row(Text(name), Text(text))
         Console().print(table)
 
 
@@ -89,14 +86,15 @@ def plot(
     drawn = 0
     for kind, run, figure in plots.plots(found, kinds or every, options):
         if isinstance(figure, str):
-            print(f"{kind}: not drawn, {figure}", file=sys.stderr)
+            streams.err(f"{kind}: not drawn, {figure}")
             continue
         whose = run.name if names.count(run.name) == 1 else "-".join(run.path.resolve().parts[-2:])
         name = kind if output is None or len(found) == 1 or kind == "compare" else f"{whose}-{kind}"
         folder = subfolder(run.path, "figures") if output is None else _made(output)
-        with writing(folder / f"{name}.png") as file:
+        path = folder / f"{name}.png"
+        with writing(path) as file:
             figure.savefig(file, format="png")
-        print(folder / f"{name}.png")
+        streams.out(streams.shown(path))
         drawn += 1
     if broken or not drawn:
         raise typer.Exit(1)
@@ -111,10 +109,10 @@ def _readable(paths: list[Path]) -> tuple[list[Run], bool]:
         except UnreadableRunError as error:
             if len(paths) == 1:
                 raise
-            print(f"left out: {error}", file=sys.stderr)
+            streams.err(f"left out: {streams.shown(error)}")
             continue
         if found[-1].left_out:
-            print(f"{printable(path)}: {found[-1].left_out}", file=sys.stderr)
+            streams.err(f"{streams.shown(path)}: {found[-1].left_out}")
     if not found:
         raise typer.Exit(1)
     return found, len(found) < len(paths)
@@ -142,10 +140,9 @@ def report(
     """Write one page, for any browser and without a network, of how runs went and which is better."""
     from ..report import write_report
 
-    say = partial(print, file=sys.stderr)
-    for line in write_report(runs, output, data, not record_only, say):
-        print(f"left out: {line}", file=sys.stderr)
-    print(output)
+    for line in write_report(runs, output, data, not record_only, streams.err):
+        streams.err(f"left out: {streams.shown(line)}")
+    streams.out(streams.shown(output))
 
 
 # -- film -------------------------------------------------------------------------------------------------------------
@@ -168,7 +165,7 @@ def film(
     show: Any = strips.film if isinstance(sources.test, Imitation) else lives.film
     with replacing(path) as temporary:
         show(learner, sources.test, temporary, settings["evaluate"].get("steps") if steps is None else steps, seed)
-    print(path)
+    streams.out(streams.shown(path))
 
 
 # -- watch ------------------------------------------------------------------------------------------------------------

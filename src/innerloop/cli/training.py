@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from .. import config, experiment
+from .. import config, experiment, streams
 from .. import sweep as sweeping
 from ..disk import writing
 from ..report.sweeps import SweepRecord
@@ -22,6 +25,7 @@ from ..report.sweeps import answer as sweep_answer
 from ..train import LOGGERS, Interrupted, joined
 from ..train.record import dumps
 from ..train.world import restarted
+from ..trials import why_none
 from .app import DataOption, DeviceOption, JsonOption, SetOption, app
 
 Tracker = Enum("Tracker", {name: name for name in LOGGERS}, type=str)  # type: ignore[misc]
@@ -33,6 +37,7 @@ RunOption = Annotated[
 LogOption = Annotated[
     list[Tracker] | None, typer.Option(help="Also tell these, several times for several.", show_default=False)
 ]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run directory, or begin it.")]
 ChangesOption = Annotated[bool, typer.Option("--accept-changes", help="Resume even under a recipe that has changed.")]
 DeterministicOption = Annotated[
     bool, typer.Option("--deterministic", help="The same numbers to the bit, every time, on the same machine.")
@@ -63,9 +68,7 @@ def train(
     download: DownloadOption = False,
     device: DeviceOption = "cpu",
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the run directory, or begin it.")
-    ] = False,
+    resume: ResumeOption = False,
     log: LogOption = None,
     verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show progress.")] = True,
     accept_changes: ChangesOption = False,
@@ -76,9 +79,11 @@ def train(
 ) -> None:
     """Meta-train by a recipe, then evaluate on the test split as the recipe says.
 
-    Ctrl-C and SIGTERM save a checkpoint and exit with 130 and 143. Started by `torchrun`, several processes share the
-    tasks of every meta-batch; after one of them failed, torchrun's restart goes on from the last checkpoint.
+    Ctrl-C, SIGTERM and SIGHUP (a closed terminal) save a checkpoint and exit with 130, 143 and 129. Training goes on
+    where its output can no longer be written. Started by `torchrun`, several processes share the tasks of every
+    meta-batch; after one of them failed, torchrun's restart goes on from the last checkpoint.
     """
+    streams.keep_going()
     if hourly and not dry_run:
         raise typer.BadParameter("the price of an hour is for the estimate of --dry-run, which is not given")
     settings = config.load_recipe(recipe, overrides or (), seed)
@@ -86,25 +91,24 @@ def train(
     loggers = [LOGGERS[tracker.value]() for tracker in log or ()]
     if deterministic:
         experiment.make_deterministic()
+    place = experiment.Place(data, device, download)
     if dry_run:
-        found = experiment.estimate(settings, experiment.Place(data, device, download))
-        print("\n".join(found.lines(hourly)))
+        streams.out("\n".join(experiment.estimate(settings, place).lines(hourly)))
         return
     command = experiment.command(recipe, overrides or [], run, seed, data, device, deterministic)
-    resume = resume or restarted()
     with joined(config.find_device(device)) as world:
-        place = experiment.Place(data, device, download, world)
         try:
             result, tested = experiment.conduct(
-                settings, run, place, command=command, resume=resume, accept_changes=accept_changes, profile=profile,
-                loggers=loggers, progress=verbose,
+                settings, run, replace(place, world=world), command=command, resume=resume or restarted(),
+                accept_changes=accept_changes, profile=profile, loggers=loggers, progress=verbose,
             )  # fmt: skip
         except Interrupted as stop:
             if world.first:
-                print(f"{stop.reason}; go on with: {command} --resume", file=sys.stderr)
+                streams.err(f"{stop.reason}; go on with: {command} --resume")
             raise typer.Exit(128 + stop.signal) from None
     if world.first:
-        print(f"test: {tested}\ntrained {result.iterations} iterations in {result.seconds:.0f} s; run: {run}")
+        streams.out(f"test: {tested}")
+        streams.out(f"trained {result.iterations} iterations in {result.seconds:.0f} s; run: {streams.shown(run)}")
 
 
 def _stem(recipe: str) -> str:
@@ -133,6 +137,7 @@ def sweep(
     """Search for better values of a recipe, by its meta-validation. The same command goes on with a study, and works on
     it from several machines where they share the storage.
     """
+    streams.keep_going()
     found = sweeping.load_space(space, recipe, overrides or ())
     name = name or _stem(recipe)
     folder = folder or Path("sweeps") / name
@@ -145,9 +150,9 @@ def sweep(
     try:
         if jobs > 1:
             torch.set_num_threads(_cores(jobs))
-        work.run(study, trials, sweeping.say)
+        work.run(study, trials, streams.err)
     except KeyboardInterrupt as stop:
-        print("stopped; the same command goes on with the study", file=sys.stderr)
+        streams.err("stopped; the same command goes on with the study")
         raise typer.Exit(128 + getattr(stop, "signal", 2)) from None
     finally:
         for other in others:  # which have seen Ctrl-C, too, and have nothing to do once all trials are finished
@@ -156,22 +161,32 @@ def sweep(
         with writing(folder / "sweep.json") as file:
             file.write((dumps(told, indent=2) + "\n").encode())
     if as_json:
-        print(dumps(told))
+        streams.out(dumps(told))
     else:
         _show(SweepRecord(folder, told))
+    _require_best(told)
+
+
+def _require_best(told: dict[str, Any]) -> None:
+    """End with an error where no trial was completed."""
+    if "best" not in told:
+        streams.err(f"error: {why_none(told)}")
+        raise typer.Exit(1)
 
 
 def _show(found: SweepRecord) -> None:
     """Print the trials of a sweep, as its report does."""
     trials, told = sweep_answer(found), found.told
-    table = Table(*trials.header, box=None)
+    table = Table(*(escape(streams.shown(title)) for title in trials.header), box=None)
     for row in trials.rows:
-        table.add_row(*row)
+        table.add_row(*map(_cell, row))
     Console().print(table)
     if "best" in told:
-        print(f"best: trial {told['best']['trial']}, {told['best']['score']:.4g}; train by it: {told['command']}")
-    else:
-        print("no trial was completed")
+        streams.out(f"best: trial {told['best']['trial']}, {told['best']['score']:.4g}; train by it: {told['command']}")
+
+
+def _cell(text: str) -> Text:
+    return Text(streams.shown(text))
 
 
 def _worker(jobs: int) -> subprocess.Popen[bytes]:

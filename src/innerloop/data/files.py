@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+
+from ..streams import shown
 
 LARGEST = 2**28
 """Bytes. No picture or list of pictures is larger; what unpacks to more is there to fill the memory."""
@@ -66,12 +69,13 @@ class Files:
     def fingerprint(self, *settings: object) -> str:
         """A short hash of all files and of the settings they are decoded with: the key of the decoded copy."""
         content = "\n".join(f"{name}\t{stamp}" for name, stamp in sorted(self.stamps.items()))
-        return hashlib.sha256(f"{content}\n{settings}".encode()).hexdigest()[:16]
+        text = f"{content}\n{settings}".encode("utf-8", "surrogateescape")  # names need not be UTF-8
+        return hashlib.sha256(text).hexdigest()[:16]
 
 
 def some(names: Iterable[str], limit: int = 10) -> str:
     """The first names, for a message."""
-    names = list(names)
+    names = list(map(shown, names))
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
@@ -92,8 +96,14 @@ def _walk(path: Path) -> dict[str, str]:
         below[:] = [name for name in below if not real.is_relative_to((real / name).resolve())]  # but not to above
         for name in names:
             file = Path(folder) / name
-            if file.is_file():
+            try:
                 status = file.stat()
+            except FileNotFoundError:  # a link that leads nowhere
+                continue
+            except OSError as error:  # who reads it will say that it cannot be read
+                stamps[file.relative_to(path).as_posix()] = f"unreadable {error.errno}"
+                continue
+            if stat.S_ISREG(status.st_mode):
                 stamps[file.relative_to(path).as_posix()] = f"{status.st_size} {status.st_mtime_ns}"
     return stamps
 

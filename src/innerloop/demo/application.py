@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,12 +22,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..resources import folder
 from ..train.record import dumps
 from . import requests
 from .answers import Characters, Functions
 
 T = TypeVar("T")
-PAGE = Path(__file__).parent / "page"
+PAGE = folder("demo/page")
 HOSTS = ["127.0.0.1", "localhost"]
 WAITING = 8
 """Requests that may wait for their turn; more are told to come back."""

@@ -9,6 +9,7 @@ import webbrowser
 
 import uvicorn
 
+from .. import streams
 from .answers import Characters, Functions
 from .application import application
 
@@ -52,7 +53,8 @@ def serve(
         browser: whether to open the page.
     """
     address = f"http://{HOST}:{listening.getsockname()[1]}/"
-    print(f"{address} (Ctrl-C ends it)", flush=True)
+    streams.out(f"{address} (Ctrl-C ends it)")
+    streams.flush()
     if browser:  # which waits in the socket's line until the server is there; a browser in the terminal does not return
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     server(characters, functions).run([listening])

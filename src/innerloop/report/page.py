@@ -14,10 +14,11 @@ from typing import Any
 
 from .. import __version__
 from ..disk import is_link, writing
+from ..streams import shown
 from . import answers, interactive, sweeps, unseen
 from .answers import Answer
 from .record import MOST
-from .runs import Run, UnreadableRunError, printable, read_run
+from .runs import Run, UnreadableRunError, read_run
 from .series import NothingToDrawError, by_recipe, labelled
 from .sweeps import SweepRecord, read_sweep
 from .traces import LIGHT, SHADES, Interactive, dash
@@ -76,7 +77,7 @@ def write_report(
         text = page(labelled(found), broken, data, models, say, searched)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as file:
-        file.write(text.encode(errors="replace"))  # a name may be no Unicode
+        file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be UTF-8
     return broken
 
 
@@ -107,8 +108,8 @@ def _showable(runs: Sequence[Run], searched: Sequence[SweepRecord]) -> tuple[lis
                 sought.append(one)
         except Exception as error:
             why = (str(error).splitlines() or [""])[0]
-            why = printable(f"{type(error).__name__}: {why}")
-            wrong.append(f"{printable(one.path)} is damaged: it cannot be shown ({why})")
+            why = shown(f"{type(error).__name__}: {why}")
+            wrong.append(f"{shown(one.path)} is damaged: it cannot be shown ({why})")
     return kept, sought, wrong
 
 

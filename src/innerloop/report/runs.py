@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import Config, parse
 from ..disk import read_text
 from ..metrics import Scale
+from ..streams import shown
 from ..train.record import SCHEMA
 from .record import (
     JUDGED,
@@ -59,8 +60,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the directory, in letters that can be printed."""
-        return printable(self.path.resolve().name)
+        """The name of the directory, safe to show."""
+        return shown(self.path.resolve().name)
 
     @property
     def left_out(self) -> str:
@@ -164,41 +165,35 @@ def read_run(path: str | Path, earlier: Run | None = None, most: int | None = No
     try:
         return _read_run(path, earlier, most)
     except OSError as error:
-        raise UnreadableRunError(f"{printable(path)} cannot be read: {printable(error)}") from error
+        raise UnreadableRunError(f"{shown(path)} cannot be read: {shown(error)}") from error
 
 
 def _read_run(path: Path, earlier: Run | None, most: int | None) -> Run:
-    shown, metrics = printable(path), path / "metrics.jsonl"
+    name, metrics = shown(path), path / "metrics.jsonl"
     if not path.is_dir():
-        raise UnreadableRunError(f"{shown} is {'a file, not a run directory' if path.exists() else 'not there'}")
+        raise UnreadableRunError(f"{name} is {'a file, not a run directory' if path.exists() else 'not there'}")
     if not metrics.is_file():
         why = "it has no metrics.jsonl" if any(path.iterdir()) else "it is empty"
         why = "its metrics.jsonl is not a regular file" if os.path.lexists(metrics) else why
-        raise UnreadableRunError(f"{shown} is not a run directory: {why}")
+        raise UnreadableRunError(f"{name} is not a run directory: {why}")
     try:
         record = read_record(metrics, earlier.record if earlier else None, most)
     except EndlessLineError as error:
-        raise UnreadableRunError(f"{shown} is damaged: {printable(error)}") from error
+        raise UnreadableRunError(f"{name} is damaged: {shown(error)}") from error
     lines = record.lines()
     if not lines:
         damaged = f": all {record.damaged:,} lines of its metrics.jsonl are damaged" if record.damaged else ""
         raise UnreadableRunError(
-            f"{shown} is damaged{damaged}" if damaged else
-            f"{shown} has no record yet: its metrics.jsonl has no whole line"
+            f"{name} is damaged{damaged}" if damaged else
+            f"{name} has no record yet: its metrics.jsonl has no whole line"
         )  # fmt: skip
     if (schema := lines.get("run", [{}])[0].get("schema", 0)) > SCHEMA:
         raise UnreadableRunError(
-            f"{shown} was recorded by a later version (schema {schema}, this one knows up to {SCHEMA}): update "
-            "innerloop"
+            f"{name} was recorded by a later version (schema {schema}, this one knows up to {SCHEMA}): update innerloop"
         )
     config = _loaded(path / "config.toml", parse, _wrong_config)
     results = _loaded(path / "results.json", json.loads, _wrong_results)
     return Run(path, lines, config, results, record.damaged, record)
-
-
-def printable(value: object) -> str:
-    """A path or an error in one line, without control characters, which could move the cursor of a terminal."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
 
 
 def _loaded(path: Path, reader: Callable[[str], Any], wrong: Callable[[Any], str]) -> dict[str, Any]:
@@ -211,7 +206,7 @@ def _loaded(path: Path, reader: Callable[[str], Any], wrong: Callable[[Any], str
     except (ValueError, RecursionError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
     if why:
-        raise UnreadableRunError(f"{printable(path.parent)} is damaged: {path.name}: {printable(why)}")
+        raise UnreadableRunError(f"{shown(path.parent)} is damaged: {path.name}: {shown(why)}")
     return dict(found)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..disk import read_text
 from ..metrics import Scale
+from ..streams import shown
 from .answers import Answer
 from .record import SETTING, TEXT, Check, kind_of, listed, number, table, whole
-from .runs import UnreadableRunError, printable
+from .runs import UnreadableRunError
 from .series import NothingToDrawError
 from .traces import Interactive, new_figure, shade, short
 
@@ -73,7 +74,7 @@ def read_sweep(path: Path) -> SweepRecord | None:
         if not found.keys:
             raise ValueError("it has no trials")
     except (ValueError, RecursionError, OSError) as error:
-        raise UnreadableRunError(f"{printable(path)}: its sweep.json cannot be read ({printable(error)})") from error
+        raise UnreadableRunError(f"{shown(path)}: its sweep.json cannot be read ({shown(error)})") from error
     return found
 
 
@@ -104,7 +105,7 @@ def answer(sweep: SweepRecord) -> Answer:
     ended = [trial for trial in trials if trial["state"] == "pruned"]
     failed = sum("why" in trial for trial in ended)
     sentence = f"Of {len(ranked) + len(ended)} trials, {len(ended) - failed} were pruned."
-    sentence += f" {failed} failed: their numbers were not finite, or memory did not suffice." if failed else ""
+    sentence += f" {failed} failed, for the reasons in the table." if failed else ""
     if ranked:
         values = ", ".join(f"{key} = {_plain(value)}" for key, value in ranked[0]["values"].items())
         sentence = (

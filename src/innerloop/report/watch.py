@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..metrics import Scale
+from ..streams import HANDLER, shown
 from ..train.progress import clock
 from .record import MOST
 from .runs import Run, read_run
@@ -17,7 +18,10 @@ from .series import finite_mean, usual_window
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.table import Table
+    from rich.text import Text
 
+Row = tuple[str, str]
+"""What it is, and what there is to say of it."""
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
 """Characters of a curve."""
@@ -38,33 +42,41 @@ def watch(path: str | Path, console: Console, every: float = 2.0) -> None:
 
     run = read_run(path, most=MOST)
     if run.finished or not console.is_terminal:
-        console.print(view(run))
+        console.print(view(run, console.options.ascii_only))
         return
-    with Live(view(run), console=console, auto_refresh=False) as live:
+    with Live(view(run, console.options.ascii_only), console=console, auto_refresh=False) as live:
         while not run.finished:
             time.sleep(every)
             run = read_run(path, run, MOST)
-            live.update(view(run), refresh=True)
+            live.update(view(run, console.options.ascii_only), refresh=True)
 
 
-def view(run: Run) -> Group:
-    """What there is to see of a run, as far as it came."""
+def view(run: Run, ascii_only: bool = False) -> Group:
+    """What there is to see of a run, as far as it came.
+
+    Args:
+        run: the run.
+        ascii_only: whether the terminal has no other characters.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, box=None, title=Text(run.name), title_justify="left", title_style="bold")
+    def cell(text: str) -> Text:  # plain text: a name may hold what rich takes for markup
+        text = shown(text)
+        return Text(text.encode("ascii", HANDLER).decode() if ascii_only else text)
+
+    table = Table(show_header=False, box=None, title=cell(run.name), title_justify="left", title_style="bold")
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    table.add_row("iteration", _progress(run))
-    _losses(table, run)
-    _validation(table, run)
-    _machine(table, run)
+    rows = [("iteration", _progress(run)), *_losses(run), *_validation(run), *_machine(run)]
     if run.left_out:
-        table.add_row("record", run.left_out)
+        rows.append(("record", run.left_out))
+    for row in rows:
+        table.add_row(*map(cell, row))
     parts = [table]
     if rates := run.lines.get("rates"):
-        parts.append(_rates(rates[-1]["rates"]))
+        parts.append(_rates(rates[-1]["rates"], cell))
     return Group(*parts)
 
 
@@ -97,26 +109,24 @@ def _progress(run: Run) -> str:
     return text
 
 
-def _losses(table: Table, run: Run) -> None:
+def _losses(run: Run) -> Iterator[Row]:
     losses = run.column("train", "loss")[1]
     if losses:
         window = usual_window(len(losses))
         mean = finite_mean(losses[-window:])
-        table.add_row("meta-train loss", f"{curve(losses)}  {mean:.4g} (mean of the last {min(window, len(losses))})")
+        yield "meta-train loss", f"{curve(losses)}  {mean:.4g} (mean of the last {min(window, len(losses))})"
     support = [
         sum(line["steps"]) / len(line["steps"]) for line in run.lines.get("train", ()) if _whole(line.get("steps"))
     ]
     if support:
-        table.add_row("support losses", f"{curve(support)}  {support[-1]:.4g}")
+        yield "support losses", f"{curve(support)}  {support[-1]:.4g}"
 
 
 def _whole(values: object) -> bool:
     return isinstance(values, list) and bool(values) and None not in values
 
 
-def _validation(table: Table, run: Run) -> None:
-    from rich.markup import escape
-
+def _validation(run: Run) -> Iterator[Row]:
     means, best = run.column("validation", "mean")[1], run.best
     if best is None:
         return
@@ -124,36 +134,32 @@ def _validation(table: Table, run: Run) -> None:
     unit = scale.suffix
     last = run.lines["validation"][-1]
     now = "not finite" if last["mean"] is None else f"{last['mean']:.4g} ± {_text(last['ci95'], '.2g')}{unit}"
-    table.add_row(escape(f"meta-validation {scale.name}"), escape(f"{curve(means)}  {now}"))
+    yield f"meta-validation {scale.name}", f"{curve(means)}  {now}"
     half = _text(best["ci95"], ".2g")
-    table.add_row("best", escape(f"{best['mean']:.4g} ± {half}{unit} at iteration {best['iteration']:,}"))
+    yield "best", f"{best['mean']:.4g} ± {half}{unit} at iteration {best['iteration']:,}"
     if test := run.results.get("test"):
         tested = Scale.read(test) if "metric" in test else scale
         name = "test" if tested.name == scale.name else f"test, {tested.name}"
         found = f"{_text(test.get('mean'), '.4g')} ± {_text(test.get('ci95'), '.2g')}{tested.suffix}"
-        table.add_row(escape(name), escape(f"{found} on {test.get('num_tasks', '?')} unseen tasks"))
+        yield name, f"{found} on {test.get('num_tasks', '?')} unseen tasks"
 
 
-def _machine(table: Table, run: Run) -> None:
+def _machine(run: Run) -> Iterator[Row]:
     if not (lines := run.lines.get("train")):
         return
-    from rich.markup import escape
-
     last = lines[-1]
-    table.add_row("outer rate, gradient norm", f"{_text(last['lr'])}, {_text(last['grad_norm'])}")
+    yield "outer rate, gradient norm", f"{_text(last['lr'])}, {_text(last['grad_norm'])}"
     spent = "not finite" if last["seconds"] is None else clock(last["seconds"])
-    table.add_row("throughput", f"{_text(last['tasks_per_second'])} tasks/s; {spent} of training")
+    yield "throughput", f"{_text(last['tasks_per_second'])} tasks/s; {spent} of training"
     if phases := last.get("phases"):
         whole = sum(phases.values()) or 1.0
         shares = sorted(((seconds / whole, name) for name, seconds in phases.items()), reverse=True)
-        told = (f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
-        table.add_row("time", escape(", ".join(told)))
+        yield "time", ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
     if memory := last.get("memory_mib"):
-        table.add_row("memory", f"{memory:,.0f} MiB at most")
+        yield "memory", f"{memory:,.0f} MiB at most"
 
 
-def _rates(rates: dict[str, list[float]]) -> Table:
-    from rich.markup import escape
+def _rates(rates: dict[str, list[float]], cell: Callable[[str], Text]) -> Table:
     from rich.table import Table
 
     steps = max(map(len, rates.values()))
@@ -162,7 +168,7 @@ def _rates(rates: dict[str, list[float]]) -> Table:
     for step in range(1, steps + 1):
         table.add_column(f"step {step}" if steps > 1 else "every step", justify="right")
     for name, values in rates.items():
-        table.add_row(escape(name) or "all", *map(_text, values))
+        table.add_row(*map(cell, (name or "all", *map(_text, values))))
     return table
 
 

@@ -11,6 +11,8 @@ import hashlib
 import io
 import math
 import os
+import pickle
+import re
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
@@ -56,8 +58,7 @@ def load(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a file that is not ours can fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is not a usable checkpoint: {reason}") from error
+        raise ValueError(f"{path} is not a usable checkpoint: {_reason(error)}") from error
     return state
 
 
@@ -72,6 +73,19 @@ def _read(path: Path) -> bytes:
             raise ValueError("its checksum does not match: it is damaged, cut off, or no checkpoint of innerloop")
         file.seek(0)
         return file.read()
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, on one line, and without torch's advice to run the code in it."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        if found := re.search(r"GLOBAL ([\w.]+)", text):
+            return (
+                f"it asks to run {found[1]}, which no checkpoint of innerloop does: it may be hostile, and was not "
+                "opened; delete it"
+            )
+        return "it holds something else than tensors and plain values, and was not opened"
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 class Checkpoints:

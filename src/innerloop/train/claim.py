@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from ..disk import leftovers, opened, refuse_links
+from ..disk import leftovers, naming, opened, refuse_links
 
 LOCK = ".lock"
 _held: set[Path] = set()
@@ -34,9 +34,10 @@ def claimed(run: Path) -> Iterator[None]:
         refuse_links(run)
         with _opened(path, run) as file:
             _tidy(run / "checkpoints")
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with naming(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
             _held.add(path)
             try:
                 yield

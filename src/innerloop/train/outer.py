@@ -12,6 +12,7 @@ from torch import nn
 from ..ranges import require_at_least
 from ..schedules import Schedule, value
 from ..task import Params, Task
+from .faults import NonFiniteError
 
 Optimizer = Literal["adam", "sgd"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """By name, or a function from the meta-parameters, whose own rate is overridden by the trainer's."""
@@ -86,7 +87,15 @@ class OuterStep:
             parameter.grad = grad if self.clip is None else grad.clamp(-self.clip, self.clip)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip_norm)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise NonFiniteError(
+                f"iteration {iteration + 1}: the outer rate train.lr = {lr:g} is too large: the optimizer"
+                " overflows; give a smaller one"
+            ) from error
         self.optimizer.zero_grad()
         return lr
 

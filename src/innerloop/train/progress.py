@@ -7,17 +7,22 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
+from .. import streams
 from .evaluate import Evaluation
 
 REFRESH, LINE = 0.25, 30.0
 """Seconds between updates of the bar, and between lines of text."""
 TIMED, WORTH = 10, 60.0
 """Iterations that an estimate goes by, and the seconds that are worth one."""
+
+_LOSING = suppress(OSError, ValueError)  # the latter of a stream that was closed
+"""Within, what cannot be shown is lost: a terminal that has gone does not end a training."""
 
 
 class Progress:
@@ -30,7 +35,7 @@ class Progress:
 
     def __init__(self, iterations: int, show: bool = True) -> None:
         self.iterations, self.show = iterations, show
-        self._bar = _bar(iterations) if show and sys.stderr.isatty() else None
+        self._bar = _bar(iterations) if show and streams.is_terminal(sys.stderr) else None
         self._shown = self._first = 0.0
         self._begun: int | None = None
         self._score = ""
@@ -39,14 +44,16 @@ class Progress:
     def __enter__(self) -> Progress:
         self._first = self._shown = time.monotonic()
         if self._bar is not None:
-            self._bar.start()
+            with _LOSING:
+                self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with _LOSING:
+                self._bar.stop()
 
     def advance(self, iteration: int, rate: float, loss: Tensor, told: Mapping[str, Any]) -> None:
         """One more iteration is done. The loss is only read when it is to be shown, which on a GPU costs a wait. Of
@@ -62,10 +69,11 @@ class Progress:
         mean = f"{loss.mean().item():.4g}{_lived(told)}"
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            self._bar.update(task, completed=iteration, rate=f"{rate:,.0f}", loss=mean, score=self._score)
+            with _LOSING:
+                self._bar.update(task, completed=iteration, rate=f"{rate:,.0f}", loss=mean, score=self._score)
             return
         left = (now - self._first) / (iteration - self._begun) * (self.iterations - iteration)
-        self._line(f"iteration {iteration}/{self.iterations}  {rate:,.0f} tasks/s  {clock(left)} left  loss {mean}")
+        streams.err(f"iteration {iteration}/{self.iterations}  {rate:,.0f} tasks/s  {clock(left)} left  loss {mean}")
 
     def timed(self, iteration: int, seconds: float) -> None:
         """An iteration took this long, by the plan that is kept to. After the first few, tell how long the rest takes:
@@ -79,9 +87,9 @@ class Progress:
 
     def validated(self, iteration: int, found: Evaluation) -> None:
         """A validation was made."""
-        self._score = f"val {found.metric} {found.mean:.4g}{found.scale.suffix} ({found.mode})"
+        self._score = streams.shown(f"val {found.metric} {found.mean:.4g}{found.scale.suffix} ({found.mode})")
         if self.show and self._bar is None:
-            self._line(f"iteration {iteration}/{self.iterations}  validation: {found}")
+            streams.err(f"iteration {iteration}/{self.iterations}  validation: {found}")
         if not math.isfinite(found.mean):
             self.note(
                 f"iteration {iteration}: the validation is not finite, so other weights are preferred to these; "
@@ -91,12 +99,10 @@ class Progress:
     def note(self, text: str) -> None:
         """Something to know about this run."""
         if self._bar is not None:
-            self._bar.console.print(text)
+            with _LOSING:
+                self._bar.console.print(streams.plain(text), markup=False, highlight=False)
         elif self.show:
-            self._line(text)
-
-    def _line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+            streams.err(text)
 
 
 def _lived(told: Mapping[str, Any]) -> str:
@@ -130,7 +136,7 @@ def _bar(iterations: int) -> Any:
         TextColumn("eta"),
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]}"),
-        TextColumn("{task.fields[score]}"),
+        TextColumn("{task.fields[score]}", markup=False),
     )
     bar = Bar(*columns, console=Console(stderr=True))
     bar.add_task("meta-training", total=iterations, rate="-", loss="-", score="")

@@ -18,7 +18,8 @@ from typing import IO, Any
 
 import torch
 
-from ..disk import opened, writing
+from ..disk import naming, opened, writing
+from ..streams import json_safe
 from .loggers import Logger, numbers
 
 MACHINE_FIELDS = (
@@ -79,10 +80,11 @@ class Metrics:
 
     def append(self, kind: str, iteration: int, **fields: Any) -> None:
         """Write one line. Numbers that are not finite become null."""
-        if self._file is not None:
+        if self._file is not None and self.path is not None:
             self._check()
-            line = (dumps({"kind": kind, "iteration": iteration, **fields}) + "\n").encode(errors="replace")
-            self._size += _write(self._file, line)
+            with naming(self.path):
+                line = dumps({"kind": kind, "iteration": iteration, **fields}) + "\n"
+                self._size += _write(self._file, line.encode())
         if self._begun and (told := numbers(kind, fields)):
             for logger in self._begun:
                 logger.log(iteration, told)
@@ -106,7 +108,8 @@ class Metrics:
             self._size = here.st_size
             self._file.seek(max(self._size - 1, 0))
             if self._file.read(1) not in (b"", b"\n"):
-                self._size += _write(self._file, b"\n")
+                with naming(self.path):
+                    self._size += _write(self._file, b"\n")
 
     def _restore(self, replaced: bool) -> None:
         """Write the record under its name again; another file of that name is kept under a new one."""
@@ -133,20 +136,22 @@ class Metrics:
 
     def sync(self) -> None:
         """Have on the disk what was appended, before a checkpoint says that it was."""
-        if self._file is not None:
+        if self._file is not None and self.path is not None:
             self._check()
-            os.fsync(self._file.fileno())
+            with naming(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """No more lines."""
         while self._begun:
             self._begun.pop().close()
-        if self._file is not None:
+        if self._file is not None and self.path is not None:
             try:
                 self._check()
             finally:
-                self._file.close()
-                self._file = None
+                file, self._file = self._file, None
+                with naming(self.path):
+                    file.close()
 
 
 def peak_memory(device: torch.device) -> float:
@@ -180,8 +185,9 @@ def _iteration(line: bytes) -> float:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON as every parser reads it: NaN and infinities become null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """JSON as every parser reads it, and any terminal shows it: NaN and infinities become null, and controls and names
+    that are not UTF-8 are escaped."""
+    return json_safe(json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

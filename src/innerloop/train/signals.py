@@ -1,4 +1,4 @@
-"""Stopping cleanly on Ctrl-C and SIGTERM."""
+"""Stopping cleanly on Ctrl-C, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+HANGUP: int | None = getattr(signal, "SIGHUP", None)
+"""What a closed terminal sends, where there is such a signal."""
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the training after a whole iteration, and a checkpoint was saved.
 
     Attributes:
-        signal: its number; the command line exits with 128 more (130 after Ctrl-C, 143 after SIGTERM).
+        signal: its number; the command line exits with 128 more (129 after SIGHUP, 130 after Ctrl-C,
+            143 after SIGTERM).
         reason: after which iteration it stopped.
     """
 
@@ -62,7 +66,11 @@ class Stop:
 
 @contextmanager
 def stopping(alone: bool = True) -> Iterator[Stop]:
-    """Within, the first SIGINT or SIGTERM sets the flag, and a second one does what it did before."""
+    """Within, the first SIGINT, SIGTERM or SIGHUP sets the flag, and a second one does what it did before.
+
+    A terminal that is closed sends SIGHUP twice (the shell passes it on), so it goes on to be expected after the first.
+    Under ``nohup`` it is ignored.
+    """
     stop = Stop(alone)
     before: dict[int, Any] = {}
 
@@ -71,12 +79,16 @@ def stopping(alone: bool = True) -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.ask(number)
-        restore()
+        if not stop.asked:
+            stop.ask(number)
+        for other, handler in before.items():
+            if other != HANGUP:
+                signal.signal(other, handler)
 
     if threading.current_thread() is threading.main_thread():  # elsewhere Python installs no handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
+            if number is not None and not (number == HANGUP and signal.getsignal(number) == signal.SIG_IGN):
+                before[number] = signal.signal(number, handle)
     try:
         yield stop
     finally:

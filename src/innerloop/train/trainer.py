@@ -179,10 +179,10 @@ class Trainer:
         """Train up to the given number of iterations. Afterwards the learner has the best validated weights, if there
         is a run directory and a validation, else the last.
 
-        On Ctrl-C or SIGTERM the current iteration is finished and a checkpoint saved. A run that was interrupted, in
-        whatever way, and then resumed computes what an undisturbed one would have, on the CPU bit for bit (to rounding,
-        if the learner was still measuring how tasks run quickest: give ``vectorize`` and ``compile`` to prevent that).
-        Torch's global random state is left as it was.
+        On Ctrl-C, SIGTERM or SIGHUP the current iteration is finished and a checkpoint saved. A run that was
+        interrupted, in whatever way, and then resumed computes what an undisturbed one would have, on the CPU bit
+        for bit (to rounding, if the learner was still measuring how tasks run quickest: give ``vectorize`` and
+        ``compile`` to prevent that). Torch's global random state is left as it was.
 
         Args:
             resume: go on from the newest checkpoint in the run directory, if it has any.

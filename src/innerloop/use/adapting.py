@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import some
+from ..streams import cell, shown
 from .heads import Head
 from .pictures import Form, Pictures, read
 from .pretrained import Pretrained
@@ -135,12 +136,15 @@ class Predictions:
         return 100 * sum(a == b for a, b in zip(truth, self.predicted, strict=True)) / len(truth)
 
     def as_csv(self) -> str:
-        """A line for each picture: file, predicted class, its probability, and that of every class."""
+        """A line for each picture: file, predicted class, its probability, and that of every class.
+
+        Names are written by `innerloop.streams.cell`, so that no spreadsheet takes one for a formula.
+        """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["file", "predicted", "probability", *self.classes])
+        writer.writerow(["file", "predicted", "probability", *map(cell, self.classes)])
         for name, label, row in zip(self.pictures.names, self.predicted, self.probabilities.tolist(), strict=True):
-            writer.writerow([name, label, f"{max(row):.4f}", *(f"{share:.4f}" for share in row)])
+            writer.writerow([cell(name), cell(label), f"{max(row):.4f}", *(f"{share:.4f}" for share in row)])
         return table.getvalue()
 
 
@@ -158,4 +162,4 @@ def predict(classifier: Classifier, folder: str | Path) -> Predictions:
 
 def counted(labels: list[str]) -> str:
     """So many of each class, in words."""
-    return ", ".join(f"{number} of {label}" for label, number in sorted(Counter(labels).items()))
+    return ", ".join(f"{number} of {shown(label)}" for label, number in sorted(Counter(labels).items()))

@@ -8,6 +8,7 @@ from typing import Any
 from ..config import dumps
 from ..metrics import Scale
 from ..train.metrics import compares_numbers, kind
+from .contents import score
 
 HEADER = """---
 library_name: innerloop{pipeline}
@@ -76,7 +77,7 @@ def _result(results: dict[str, Any]) -> str:
     scale = Scale.read(results)
     unit = scale.suffix
     steps = "\n".join(
-        f"| {number} | {mean:.4g}{unit} | {half:.2g} |"
+        f"| {number} | {score(mean, '.4g')}{unit} | {score(half, '.2g')} |"
         for number, (mean, half) in enumerate(zip(results["steps"], results["steps_ci95"], strict=True))
     )
     mode = "transductive" if results["transductive"] else "inductive"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..streams import shown
+
 if TYPE_CHECKING:
     from .adapting import Adaptation, Predictions
 
@@ -27,7 +29,7 @@ def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
     tiles: list[tuple[str, list[tuple[Tensor, str, str]]]] = []
     if adaptation is not None:
         examples = sorted(zip(adaptation.labels, adaptation.support.x, strict=True), key=lambda pair: pair[0])
-        tiles.append(("adapted to", [(picture, label, "black") for label, picture in examples]))
+        tiles.append(("adapted to", [(picture, shown(label), "black") for label, picture in examples]))
     if found is not None:
         tiles.append(("predicted", _told(found)))
     rows = [(_titled(title, every), part) for title, every in tiles for part in _rows(every[:MOST])]
@@ -38,7 +40,7 @@ def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
             axis.set_axis_off()
         for axis, (picture, text, colour) in zip(line, part, strict=False):
             axis.imshow(picture.movedim(0, -1).squeeze(-1), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(text, fontsize=8, color=colour)
+            axis.set_title(text, fontsize=8, color=colour, parse_math=False)
         line[0].text(-0.12, 0.5, title, rotation=90, va="center", ha="right", transform=line[0].transAxes, fontsize=8)
     return whole
 
@@ -51,7 +53,11 @@ def _told(found: Predictions) -> list[tuple[Tensor, str, str]]:
     truth = found.truth or found.predicted
     shares = found.probabilities.max(1).values.tolist()
     return [
-        (picture, f"{name[-16:]}\n{label} {100 * share:.0f} %", "black" if right == label else "firebrick")
+        (
+            picture,
+            f"{shown(name)[-16:]}\n{shown(label)} {100 * share:.0f} %",
+            "black" if right == label else "firebrick",
+        )
         for picture, name, label, share, right in zip(
             found.pictures.x, found.pictures.names, found.predicted, shares, truth, strict=True
         )

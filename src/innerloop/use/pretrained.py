@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,16 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import config
-from ..disk import read_text, writing
+from .. import config, resources
+from ..disk import writing
 from ..learner import MetaLearner
 from ..metrics import Scale
+from ..streams import shown
 from ..train.record import dumps
+from . import contents
 from .card import card, predicted
-
-WEIGHTS, SETTINGS = "model.safetensors", "config.json"
-FORMAT = 1
-"""Of the folder; raised when older versions could not read it."""
+from .contents import CARD, FORMAT, SETTINGS, WEIGHTS
 
 
 @dataclass
@@ -71,10 +69,15 @@ class Pretrained:
         """The best validated weights of a run; see `innerloop.config.load_learner`."""
         learner, recipe = config.load_learner(run, device)
         path = Path(run) / "results.json"
-        found = json.loads(read_text(path)) if path.is_file() else {}
-        results = {**found.get("test", {}), **{key: found[key] for key in ("command", "seed") if key in found}}
+        found = contents.parsed(path) if path.is_file() else {}
+        contents.require(
+            str(path), found, {"test": contents.OBJECT, "temperature": contents.TEMPERATURE}, ("test", "temperature")
+        )
+        found["test"] = found.get("test") or {}
+        results = {**found["test"], **{key: found[key] for key in ("command", "seed") if key in found}}
         results.pop("scores", None)
-        return cls(learner, recipe, found.get("temperature"), results, Path(run).name)
+        contents.require_results(f"{path}: test", results)
+        return cls(learner, recipe, found.get("temperature"), results, shown(Path(run).name))
 
     @classmethod
     def from_pretrained(
@@ -101,15 +104,20 @@ class Pretrained:
         folder = Path(source).expanduser()
         if not folder.is_dir():
             folder = _download(str(source), revision)
-        told = _settings(folder / SETTINGS)
+        told = contents.settings(folder / SETTINGS)
         if learner is None and not told["recipe"]:
             raise ValueError(
                 f"{source} was not made by a recipe: give learner=, built as it was, to load its weights into"
             )
-        recipe = config.resolve(told["recipe"]) if told["recipe"] else {}
-        learner = config.build_learner(recipe, device) if learner is None else learner
-        _fill(learner, folder / WEIGHTS)
-        return cls(learner, recipe, told["temperature"], told["results"], folder.name)
+        try:
+            recipe = config.resolve(told["recipe"]) if told["recipe"] else {}
+            learner = config.build_learner(recipe, device) if learner is None else learner
+        except Exception as error:  # what another program wrote can fail in any way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{folder / SETTINGS}: its recipe cannot be used: {reason}") from error
+        _fill(learner, folder / WEIGHTS, told["sha256"])
+        contents.compare_card(folder / CARD, told["sha256"])
+        return cls(learner, recipe, told["temperature"], told["results"], shown(folder.name))
 
     def tested(self) -> str:
         """What its test found, in words."""
@@ -117,9 +125,9 @@ class Pretrained:
             return "not tested"
         scale, tasks = Scale.read(self.results), self.recipe.get("tasks", {})
         kind = f"{tasks['ways']}-way {tasks['shots']}-shot " if {"ways", "shots"} <= tasks.keys() else ""
-        steps = len(self.results["steps"]) - 1
+        steps, mean = len(self.results["steps"]) - 1, contents.score(self.results["mean"], ".4g")
         return (
-            f"{scale.name} {self.results['mean']:.4g}{scale.suffix} on {self.results['num_tasks']} unseen {kind}"
+            f"{scale.name} {mean}{scale.suffix} on {self.results['num_tasks']} unseen {kind}"
             f"tasks after {steps} step{'' if steps == 1 else 's'}"
         )
 
@@ -132,7 +140,7 @@ class Pretrained:
         """
         weights = packed(self.learner)
         folder = Path(folder).expanduser()
-        known = {WEIGHTS, SETTINGS, "README.md"}
+        known = {WEIGHTS, SETTINGS, CARD}
         if folder.exists() and (foreign := [path.name for path in folder.iterdir() if path.name not in known]):
             raise FileExistsError(f"{folder} holds {foreign[0]}: give a folder that is new, or empty")
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,11 +153,9 @@ class Pretrained:
         }
         predicts = predicted(self.learner.loss) if self.recipe else ""
         text = card(self.name, self.recipe, self.results, self.temperature, self.learner.citations, predicts)
-        for name, content in (
-            (WEIGHTS, weights),
-            (SETTINGS, (dumps(settings, indent=2) + "\n").encode()),
-            ("README.md", text.encode()),
-        ):
+        files, plain = {WEIGHTS: weights, CARD: text.encode("utf-8", "backslashreplace")}, json.loads(dumps(settings))
+        plain["sha256"] = contents.digests(plain, files)
+        for name, content in {**files, SETTINGS: (dumps(plain, indent=2) + "\n").encode()}.items():
             with writing(folder / name) as file:
                 file.write(content)
         return folder
@@ -176,42 +182,24 @@ class Pretrained:
 
 def shipped() -> dict[str, Path]:
     """The folders of the learners that come with the package, by name."""
-    folder = Path(str(importlib.resources.files("innerloop"))) / "pretrained"
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+    return {path.name: path for path in sorted(resources.folder("pretrained").iterdir()) if path.is_dir()}
 
 
 def description(folder: Path) -> str:
     """What the recipe of a folder that `Pretrained.save_pretrained` wrote says of itself."""
-    return str(_settings(folder / SETTINGS)["recipe"].get("description", ""))
+    return str(contents.settings(folder / SETTINGS)["recipe"].get("description", ""))
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """What `save_pretrained` wrote."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
-    try:
-        told = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(told, Mapping) or told.get("format") != FORMAT:
-        found = told.get("format") if isinstance(told, Mapping) else None
-        raise ValueError(
-            f"{path} is of format {found}, this version reads {FORMAT}: another innerloop wrote it, or none"
-        )
-    return {
-        "recipe": told.get("recipe") or {},
-        "temperature": told.get("temperature"),
-        "results": told.get("results", {}),
-    }
-
-
-def _fill(learner: MetaLearner, path: Path) -> None:
+def _fill(learner: MetaLearner, path: Path, digests: Mapping[str, str]) -> None:
     """Load the weights."""
     library = safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
+    content = path.read_bytes()
+    contents.require_digest(path, content, digests)
     try:
-        weights: dict[str, torch.Tensor] = library.load(path.read_bytes())
+        weights: dict[str, torch.Tensor] = library.load(content)
+        contents.require_dtypes(learner, weights)
         learner.load_state_dict(weights)
     except Exception as error:  # a file that is not ours can fail in any way
         raise ValueError(
@@ -256,5 +244,5 @@ def _download(repository: str, revision: str | None) -> Path:
     """The folder of a repository of the Hub."""
     if len(Path(repository).parts) != 2 or repository.startswith((".", "~", "/")):
         raise FileNotFoundError(f"no folder at {repository}, which is no name of a repository (user/name) either")
-    wanted = [WEIGHTS, SETTINGS, "README.md"]
+    wanted = [WEIGHTS, SETTINGS, CARD]
     return Path(_hub().snapshot_download(repository, revision=revision, allow_patterns=wanted))

@@ -17,11 +17,13 @@ from ..adapted import keep_statistics
 from ..data.tasks import Drawing
 from ..disk import writing
 from ..schema import call
+from .contents import CLASSES, OBJECT, TEMPERATURE, packed_digest, require, require_dtypes
 from .pictures import Form
 from .pretrained import packed, safetensors
 
 FORMAT = 1
 """Of what the file says of itself."""
+TOLD = {"model": OBJECT, "classes": CLASSES, "temperature": TEMPERATURE, "pictures": OBJECT}
 
 
 @dataclass
@@ -68,7 +70,9 @@ class Classifier:
             "temperature": self.temperature,
             "pictures": {**self.form._asdict(), "drawing": self.form.drawing and self.form.drawing._asdict()},
         }
-        content = packed(self.module, innerloop=json.dumps(told))
+        about = {"innerloop": json.dumps(told)}
+        about["sha256"], _ = packed_digest(packed(self.module, **about))
+        content = packed(self.module, **about)
         with writing(Path(path)) as file:
             file.write(content)
 
@@ -83,11 +87,16 @@ class Classifier:
         """
         library = safetensors()
         try:
+            content = Path(path).read_bytes()
             with library.safe_open(str(path), "pt") as file:
                 told = json.loads(file.metadata()["innerloop"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            digest, claimed = packed_digest(content)
+            if claimed is not None and claimed != digest:
+                raise ValueError("its checksum (sha256) does not match: it is damaged or was changed")
+            tensors = library.load(content)
             if told["format"] != FORMAT:
                 raise ValueError(f"its format is {told['format']}, and this version reads {FORMAT}")
+            require("it says of itself", told, TOLD)
             module = _built(told["model"], len(told["classes"]), tensors)
             size, channels, drawing = (told["pictures"][key] for key in Form._fields)
             form = Form(size, channels, Drawing(**drawing) if drawing else None)
@@ -123,5 +132,6 @@ def _built(recipe: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> 
         module: nn.Module = call(builder, config.arguments({"model": given}, "model"))
     if any(name.endswith("running_mean") for name in tensors):
         keep_statistics(module)
+    require_dtypes(module, tensors)
     module.load_state_dict(tensors)
     return module.eval()
