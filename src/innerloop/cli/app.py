@@ -45,6 +45,8 @@ def run(arguments: list[str]) -> int:
         The exit code: 0, 1 after an error, 2 after wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
     """
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    if hasattr(sys.stdout, "reconfigure"):  # a file may have a name that is no Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
     except SystemExit as end:
@@ -52,9 +54,14 @@ def run(arguments: list[str]) -> int:
     except EXPECTED as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shown(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _shown(error: BaseException) -> str:
+    """A message without control characters of others, such as those in the name of a file, which a terminal obeys."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in str(error))
 
 
 def _version(wanted: bool) -> None:
