@@ -43,7 +43,8 @@ def mutate(original: Path, folder: Path, seed: int) -> tuple[Path, str]:
     (folder / "home").mkdir()
     (folder / "home" / ".profile").write_text("mine")
     said = []
-    for mutation in rng.sample(MUTATIONS, rng.choice([1, 1, 2])):
+    chosen = rng.sample(MUTATIONS, rng.choice([1, 1, 2]))
+    for mutation in sorted(chosen, key=MUTATIONS.index):  # those first that read what they change
         if (folder / "run").exists():
             try:
                 said.append(mutation(folder / "run", rng))

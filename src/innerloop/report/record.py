@@ -252,25 +252,34 @@ def _read(file: IO[bytes], found: Record, most: int | None, path: Path) -> None:
                 raise EndlessLineError(f"{path} has a line of more than {LONGEST:,} bytes")
             return  # it is being written, or was cut off
         found.end += len(line)
-        begin = line[: line.find(b",")]
-        series = known.get(begin)
+        series = known.get(line[: line.find(b",")])
         if series is None or not series.count % series.every:
-            entry = parsed(line)
-            if entry is None:
-                found.damaged += 1
-                if series is not None:
-                    series.count += 1
+            series = _looked_at(line, series, found, most, known)
+            if series is None:
                 continue
-            series = found.series.setdefault(entry["kind"], Series(judged=entry["kind"] == "validation"))
-            if (kind := _KIND.fullmatch(begin)) and kind[1].decode() == entry["kind"]:
-                known[begin] = series
-            if not series.count % series.every:
-                series.add(len(line), entry, most)
-        if most is not None:
-            series.last = line
-            if series.judged:
-                series.note(line)
+        series.last = line
+        if series.judged and most is not None:
+            series.note(line)
         series.count += 1
+
+
+def _looked_at(
+    line: bytes, series: Series | None, found: Record, most: int | None, known: dict[bytes, Series]
+) -> Series | None:
+    """Parse a line and keep it; which series it is of, unless it is damaged."""
+    entry = parsed(line)
+    if entry is None:
+        found.damaged += 1
+        if series is not None:
+            series.count += 1
+        return None
+    series = found.series.setdefault(entry["kind"], Series(judged=entry["kind"] == "validation"))
+    begin = line[: line.find(b",")]
+    if (kind := _KIND.fullmatch(begin)) and kind[1].decode() == entry["kind"]:
+        known[begin] = series
+    if not series.count % series.every:
+        series.add(len(line), entry, most)
+    return series
 
 
 def _ends(file: IO[bytes], end: int) -> bool:
