@@ -80,14 +80,22 @@ class Metrics:
 
     def append(self, kind: str, iteration: int, **fields: Any) -> None:
         """Write one line. Numbers that are not finite become null."""
-        if self._file is not None and self.path is not None:
+        if self._file is not None:
             self._check()
-            with naming(self.path):
-                line = dumps({"kind": kind, "iteration": iteration, **fields}) + "\n"
-                self._size += _write(self._file, line.encode())
+            self._write((dumps({"kind": kind, "iteration": iteration, **fields}) + "\n").encode())
         if self._begun and (told := numbers(kind, fields)):
             for logger in self._begun:
                 logger.log(iteration, told)
+
+    def _write(self, line: bytes) -> None:
+        """Write all of a line; the file has no buffer, so a full disk may take a part of it."""
+        assert self.path is not None
+        assert self._file is not None
+        with naming(self.path):
+            while line:
+                written = self._file.write(line)
+                self._size += written
+                line = line[written:]
 
     def _check(self) -> None:
         """Say if somebody else removed, replaced, cut or continued the file, and keep what was written: nobody reads a
@@ -108,8 +116,7 @@ class Metrics:
             self._size = here.st_size
             self._file.seek(max(self._size - 1, 0))
             if self._file.read(1) not in (b"", b"\n"):
-                with naming(self.path):
-                    self._size += _write(self._file, b"\n")
+                self._write(b"\n")
 
     def _restore(self, replaced: bool) -> None:
         """Write the record under its name again; another file of that name is kept under a new one."""
@@ -164,14 +171,6 @@ def peak_memory(device: torch.device) -> float:
         return 0.0
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _write(file: IO[bytes], line: bytes) -> int:
-    """Write all of a line to a file without a buffer; its length."""
-    rest = memoryview(line)
-    while rest:
-        rest = rest[file.write(rest) :]
-    return len(line)
 
 
 def _iteration(line: bytes) -> float:
