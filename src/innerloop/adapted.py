@@ -127,7 +127,7 @@ class Adapted:
             warnings.warn(
                 f"batch norm normalizes these {size(x)} inputs by their own statistics, which few inputs estimate "
                 "poorly: ask for more at once, or adapt with transductive=False, which judges each input by itself",
-                stacklevel=2,
+                stacklevel=user_level(),
             )
         with self._shared.apart(), TaskOperations(vectorised=False):
             model = mine(self._model)
@@ -169,7 +169,7 @@ class Adapted:
                     f"{unkept[0]} and other batch norms of this module normalize inputs by their own statistics, which "
                     "few inputs estimate poorly: for a module that judges each input by itself, adapt with "
                     "transductive=False",
-                    stacklevel=2,
+                    stacklevel=user_level(),
                 )
             gather_statistics(module, self._episode.task.support.x)
         return module
@@ -215,7 +215,7 @@ class AdaptedTasks:
             warnings.warn(
                 "batch norm normalizes each task's single input by its own statistics, which are a poor estimate: ask "
                 "for more inputs at once, or use `predict`, which normalizes it together with the support set",
-                stacklevel=2,
+                stacklevel=user_level(),
             )
         with self._shared.apart(), self._in_mode():
             every = self.parameters, self._buffers, normal_tensors(x)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .diagnosis import user_level
 from .inner import Loss
 from .stacks import nodes_of
 from .task import Params
@@ -49,7 +50,7 @@ def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool 
         warnings.warn(
             f"the inner loss of the first task does not depend on {', '.join(unused)}: these get an update of zero. If "
             f"no task uses them, leave them out of adapt=, e.g. adapt=il.everything - il.named({unused[0]!r})",
-            stacklevel=6,
+            stacklevel=user_level(),
         )
     size = torch.stack([(grad * grad.conj()).real.sum() for grad in grads if grad is not None]).sum()
     if second and size.requires_grad:
@@ -60,7 +61,7 @@ def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool 
         warnings.warn(
             f"the gradient of the learned inner loss does not depend on its {', '.join(lost)}, which no meta-gradient "
             "therefore reaches. What is only added to a loss, for one, has no part in its gradient",
-            stacklevel=6,
+            stacklevel=user_level(),
         )
 
 
