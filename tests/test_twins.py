@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
+from innerloop.attention import by_mathematics
 from innerloop.task import select
 
 from .test_undisturbed import Attending, Looping, Recurring, assert_equal, surroundings
@@ -193,3 +194,73 @@ def test_copies_and_pickles_have_locks_of_their_own() -> None:
         torch.testing.assert_close(other.predict(every), expected)
         assert other._shared.model is other.model
         assert other._shared.lock is not maml._shared.lock
+
+
+class ByName(nn.Module):
+    """Its code reaches its layers through a global variable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = BY_NAME["model"].second(torch.tanh(BY_NAME["model"].first(x)))
+        return output
+
+
+BY_NAME: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize("call", ["adapt", "predict", "adapt_all"])
+def test_code_that_leads_to_the_originals_still_sees_what_is_adapted(call: str) -> None:
+    torch.manual_seed(0)
+    model, x, y = ByName(), torch.randn(2, 6, 3), torch.randn(2, 6, 1)
+    BY_NAME["model"] = model
+    maml = il.maml(model, 0.1, steps=3, loss=F.mse_loss)
+    params = dict(model.named_parameters())
+    for _ in range(3):
+        loss = F.mse_loss(torch.func.functional_call(model, params, (x[0],)), y[0])
+        grads = torch.autograd.grad(loss, list(params.values()))
+        params = {n: p - 0.1 * g for (n, p), g in zip(params.items(), grads, strict=True)}
+    expected = torch.func.functional_call(model, params, (x[0],))
+    batch = il.Batch(x, y)
+    found = {
+        "adapt": lambda: maml.adapt(il.Batch(x[0], y[0]))(x[0]),
+        "predict": lambda: maml.predict(il.Task(batch, batch))[0, -1],
+        "adapt_all": lambda: maml.adapt_all(batch)(x)[0],
+    }[call]()
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_loss_that_uses_a_layer_of_the_model_sees_its_mode() -> None:
+    """In predictions, dropout is off there, too."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    x, y = torch.randn(6, 3), torch.randn(6, 1)
+    loss = lambda output, y: F.mse_loss(output, y) + output.mean() * model[0](x).square().mean()  # noqa: E731
+    maml = il.MetaLearner(model, il.SGD(0.1), il.head, loss=loss, steps=2)
+    first, again = (maml.adapt(il.Batch(x, y)).losses for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_the_switch_of_attention_is_restored_by_the_last_thread() -> None:
+    inside, leave = threading.Barrier(3), threading.Event()
+
+    def stay() -> None:
+        with by_mathematics, by_mathematics:
+            inside.wait()
+            leave.wait()
+
+    before = torch.backends.cuda.flash_sdp_enabled()
+    assert before
+    workers = [threading.Thread(target=stay) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    inside.wait()
+    with by_mathematics:
+        assert not torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.flash_sdp_enabled()
+    leave.set()
+    for worker in workers:
+        worker.join()
+    assert torch.backends.cuda.flash_sdp_enabled()

@@ -31,15 +31,15 @@ class _ByMathematics(threading.local):
     depth = 0
 
     def __enter__(self) -> None:
-        global _inside, _before
+        global _before
         with _lock:
-            if not _inside:
+            if not any(_depths.values()):
                 _before = [enabled() for enabled, _, _ in _SWITCHES]
                 for (_, enable, wanted), was in zip(_SWITCHES, _before, strict=True):
                     if was != wanted:
                         enable(wanted)
-            _inside += 1
             self.depth += 1
+            _depths[threading.get_ident()] = self.depth
 
     def __exit__(
         self,
@@ -51,16 +51,17 @@ class _ByMathematics(threading.local):
 
     def leave(self, depth: int) -> None:
         """Leave until this thread is inside ``depth`` times."""
-        global _inside
         with _lock:
-            _inside += depth - self.depth
             self.depth = depth
-            if not _inside:
+            _depths[threading.get_ident()] = depth  # not a running sum, which an interrupt could leave wrong
+            if not any(_depths.values()):
+                _depths.clear()
                 for (enabled, enable, _), was in zip(_SWITCHES, _before, strict=True):
                     if enabled() != was:
                         enable(was)
 
 
 _lock = threading.Lock()
-_inside, _before = 0, list[bool]()
+_depths: dict[int, int] = {}
+_before: list[bool] = []
 by_mathematics = _ByMathematics()

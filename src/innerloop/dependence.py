@@ -107,8 +107,7 @@ def refuse_hooks(params: Params, adapted: Collection[str], judged: bool) -> None
         if parameter._backward_hooks and name in adapted:
             raise ValueError(
                 f"the parameter {name!r} has a hook, which the inner loop would not run, since it moves other tensors "
-                "in its place: change inner gradients in an update rule (il.GradientTransform), or leave "
-                "the parameter out of adapt="
+                "in its place: change inner gradients in an update rule (il.GradientTransform)"
             )
         if parameter._backward_hooks and judged:
             raise ValueError(

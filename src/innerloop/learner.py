@@ -393,5 +393,5 @@ class MetaLearner(nn.Module):
                 episode = self._episode(select(normal_tensors(tasks), 0), *self._own())
             found = examine(episode, use, draws, trained, None if known else objective or self.objective)
         self.engine.note(found.random, found.changing or bool(moved), found.separable, draws)
-        self._shared.keeps |= bool(left)
+        self._shared.entangled |= bool(left) or not found.separable
         self._examined.add(key)

@@ -2,15 +2,15 @@
 
 Every thread sees it when a call puts a task's parameters into a module or sets the mode of a layer. So a call that
 predicts or adapts works on *twins*: new module objects that share parameters, buffers and everything else with the
-learner's. A call that fails then leaves nothing behind. A model that refers to its own modules other than as
-submodules (in a list, or by a bound method) cannot have twins, because those references would lead back to the
-original. Calls on such a model wait for each other.
+learner's. A call that fails then leaves nothing behind. Code that refers to the modules other than as submodules (in a
+list, by a bound method, as a global variable, from a loss) would still reach the originals. Such learners have no
+twins, and their calls wait for each other.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .contracts import has_tensors
-from .threads import StandIns, mine, reached, standing_in
+from .threads import StandIns, held_by, mine, reached, standing_in
 
 _OWN = ("_parameters", "_buffers", "_modules")
 _DICTS = (*_OWN, "_forward_hooks", "_forward_pre_hooks")
@@ -35,22 +35,24 @@ class Shared:
 
     Args:
         model: the learner's.
-        parts: its other parts, as far as they are modules.
+        parts: its other parts: modules, functions and other objects.
         moving: a module whose buffers calls move, if there is one.
 
     Attributes:
-        keeps: whether a call has left tensors in a list or a dictionary of a module, which twins would share.
+        entangled: whether running a task showed that twins would not do: a call leaves tensors in a list or a
+            dictionary, which twins would share, or a copy of the model leads back to the original.
     """
 
     def __init__(self, model: nn.Module, *parts: Any, moving: nn.Module | None = None) -> None:
-        self.model, self.moving, self.keeps = model, moving, False
-        self._parts = (model, *(part for part in parts if isinstance(part, nn.Module)))
+        self.model, self.moving, self.entangled = model, moving, False
+        self._parts = (model, *parts)
         self._leads_back: bool | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
         """All modules, without duplicates."""
-        return list(dict.fromkeys(module for part in self._parts for module in part.modules()))
+        parts = (part for part in self._parts if isinstance(part, nn.Module))
+        return list(dict.fromkeys(module for part in parts for module in part.modules()))
 
     @property
     def lock(self) -> Any:
@@ -60,17 +62,21 @@ class Shared:
 
     @property
     def separable(self) -> bool:
-        """Whether twins are possible: modules refer to each other only as submodules."""
+        """Whether twins are possible: code refers to modules only as submodules."""
         if self._leads_back is None:
-            self._leads_back = _lead_back(self.modules)
-        return not self._leads_back and not self.keeps
+            self._leads_back = _lead_back(self._parts, self.modules)
+        return not self._leads_back and not self.entangled
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """While entered, `threads.mine` returns twins in this thread. Plain attributes that a call sets, such as
         counters, are copied back to the originals."""
-        if mine(self.model) is not self.model or not self.separable:
+        if mine(self.model) is not self.model:
             yield
+            return
+        if not self.separable:
+            with self.lock:
+                yield
             return
         modules = self.modules
         with self.lock:
@@ -122,16 +128,13 @@ def _identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
 
 
-def _lead_back(modules: list[nn.Module]) -> bool:
-    """Whether an attribute other than a submodule leads from one of the modules to another."""
-    own = {id(module) for module in modules}
-    for module in modules:
-        if isinstance(module, torch.jit.ScriptModule):
-            return True
-        for name, value in vars(module).items():
-            if name not in _OWN and any(id(leaf) in own for leaf in reached(value, set())):
-                return True
-    return False
+def _lead_back(parts: Iterable[Any], modules: list[nn.Module]) -> bool:
+    """Whether an attribute other than a submodule, or a variable of the code, leads to one of the modules."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+        return True
+    own, seen = {id(module) for module in modules}, set[int]()
+    held = (value for part in parts for _, attributes in held_by(part) for value in attributes.values())
+    return any(id(leaf) in own for value in held for leaf in reached(value, seen))
 
 
 def _twin(module: nn.Module) -> nn.Module:
