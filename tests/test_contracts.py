@@ -1522,7 +1522,11 @@ def test_an_inner_loss_that_comes_to_use_own_parameters_is_refused(vectorize: An
 
     learner = il.maml(model, 0.1, loss=F.mse_loss, inner_loss=inner, vectorize=vectorize)
     learner.meta_gradient(tasks)
+    implicit = il.imaml(model, 0.1, loss=F.mse_loss, inner_loss=inner, steps=2, vectorize=vectorize)
+    implicit.meta_gradient(tasks)
     decay[0] = 0.5
+    with pytest.raises(ValueError, match="the inner loss uses the model's own 'weight'"):
+        implicit.meta_gradient(tasks)
     for call in (lambda: learner.meta_gradient(tasks), lambda: learner(tasks), lambda: learner.predict(tasks)):
         with pytest.raises(ValueError, match="the inner loss uses the model's own 'weight'"):
             call()

@@ -128,7 +128,11 @@ class Episode:
     def support_loss(self, params: Params, step: int | None = None) -> Tensor:
         """The inner loss, a scalar."""
         batch = self.support(step)
-        return scalar(self.inner_loss(self.output(params, batch.x), batch.y))
+        return self._inner_loss(self.output(params, batch.x), batch.y)
+
+    def _inner_loss(self, output: Any, y: Any) -> Tensor:
+        with OwnParameters(self.own):
+            return scalar(self.inner_loss(output, y))
 
     def query_loss(self, params: Params) -> tuple[Tensor, Any]:
         """The outer loss on the query set, a scalar, and the output it was computed from."""
@@ -190,8 +194,7 @@ class Episode:
 
         def inner(at: Params) -> tuple[Tensor, Params]:
             output, after = self.model({**fixed, **at}, buffers, batch.x)
-            with OwnParameters(self.own):
-                return scalar(self.inner_loss(output, batch.y)), after
+            return self._inner_loss(output, batch.y), after
 
         return value_and_gradient(inner, params, order)
 
