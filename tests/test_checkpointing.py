@@ -99,6 +99,31 @@ def test_out_of_place_is_refused(regression: Callable[..., il.Task]) -> None:
         kept.meta_gradient(regression())
 
 
+@pytest.mark.parametrize("memory", ["graph", "constant"])
+@pytest.mark.parametrize("vectorize", ["auto", False])
+@pytest.mark.parametrize("within", ["first", "last"])
+def test_the_reentrant_variant_is_refused(
+    within: str, vectorize: Any, memory: Any, regression: Callable[..., il.Task]
+) -> None:
+    """Without a word, torch gives no gradient to a first layer, and none through the others to a caller."""
+
+    class Reentrant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(2, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for name in ("first", "last"):
+                part = getattr(self, name)
+                x = checkpoint(part, x, use_reentrant=True) if name == within else part(x)
+            return x
+
+    kept = il.maml(Reentrant(), loss=F.mse_loss, memory=memory, vectorize=vectorize)
+    for use in (kept.meta_gradient, kept.predict, lambda tasks: kept.adapt(il.task.select(tasks, 0).support)):
+        with pytest.raises(ValueError, match=r"Reentrant checkpoints with use_reentrant=True"):
+            use(regression())
+
+
 def test_without_a_learner_it_is_torchs_own() -> None:
     x, grads = torch.randn(5, 2), []
     for options in ({"use_reentrant": False}, RIGHT):

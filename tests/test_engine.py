@@ -293,3 +293,21 @@ def test_constant_memory_computes_no_gradients_that_nobody_reads(episodes: Calla
             learner.meta_gradient(episodes())
         flops.append(counter.get_total_flops())
     assert flops[1] / flops[0] < 1.26  # 11 passes for 9; with these gradients 12
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_constant_memory_computes_again_under_the_same_autocast(
+    vectorize: bool, episodes: Callable[..., il.Task]
+) -> None:
+    """As with `torch.utils.checkpoint`: the backward pass usually comes after autocasting has ended."""
+    tasks, grads = episodes(3), []
+    for memory in ("graph", "constant"):
+        torch.manual_seed(1)
+        learner = il.maml(
+            il.models.conv4(1, 3, 4, 16), loss=F.cross_entropy, steps=2, memory=memory, vectorize=vectorize
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            objective = learner(tasks).objective.mean()
+        grads.append(torch.autograd.grad(objective, list(learner.model.parameters())))
+    for one, other in zip(*grads, strict=True):
+        assert (one - other).norm() <= 0.02 * one.norm() + 1e-4

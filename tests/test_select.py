@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 import innerloop as il
 from innerloop.select import Selection
@@ -129,3 +133,23 @@ def test_norms_are_known_by_class_and_by_name(norm: nn.Module) -> None:
     assert set(il.norms.names(model)) == {f"1.{name}" for name, _ in norm.named_parameters()}
     assert not any(name.startswith("1.") for name in (il.everything - il.norms).names(model))
     assert il.maml_plus_plus(model).slots is not None
+
+
+def test_freezing_after_the_learner_is_made_is_warned_of(episodes: Callable[..., il.Task]) -> None:
+    tasks = episodes()
+    learner = il.maml(net(), loss=F.cross_entropy)
+    learner.meta_gradient(tasks)
+    learner.model.body[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"'body\.0.* was frozen .* still adapts it"):
+        learner.meta_gradient(tasks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.meta_gradient(tasks)  # said once
+        learner.model.requires_grad_(False)
+        learner.predict(tasks)
+    frozen = net()
+    frozen.body.requires_grad_(False)
+    late = il.maml(frozen, loss=F.cross_entropy)
+    frozen.body[1].requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"'body\.1.* was unfrozen .* still does not adapt it"):
+        late.meta_gradient(tasks)

@@ -7,6 +7,7 @@ model has its own back, and would be computed with these. But torch asks at the 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -16,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from .attention import by_mathematics
+from .quick import modules_of
 from .stacks import place, under
 
 _running: ContextVar[nn.Module | None] = ContextVar("the model that has a task's parameters in place", default=None)
@@ -60,7 +64,7 @@ def running(model: nn.Module) -> Iterator[None]:
         ValueError: it checkpoints by the reentrant variant, whose backward pass does not give gradients to a caller.
     """
     token = _running.set(model)
-    own = {module: vars(module)[KEPT_AS] for module in model.modules() if KEPT_AS in vars(module)}
+    own = {module: vars(module)[KEPT_AS] for module in modules_of(model) if KEPT_AS in vars(module)}
     try:
         for module, function in own.items():
             setattr(module, KEPT_AS, _in_context(module, function))
@@ -81,6 +85,32 @@ def _in_context(module: nn.Module, function: Any) -> Any:
             'loop gets no gradients: enable it with gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
     return function if "context_fn" in options else partial(function, context_fn=task_contexts)
+
+
+class RefusedReentrant(TorchFunctionMode):
+    """While entered, it is an error if a module checkpoints by the reentrant variant. Torch gives no gradients by it to
+    a caller, and none at all where no input requires one, as the first layer's do not.
+
+    Args:
+        model: that runs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look which code calls."""
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is checkpoint.CheckpointFunction.forward.__code__:
+                raise ValueError(
+                    f"{type(self._model).__name__} checkpoints with use_reentrant=True, by which an inner loop gets no "
+                    "gradients: give checkpoint(..., use_reentrant=False, "
+                    "context_fn=innerloop.checkpointing.task_contexts)"
+                )
+            frame = frame.f_back
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

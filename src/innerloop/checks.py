@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .checkpointing import refused_out_of_place
+from .checkpointing import RefusedReentrant, refused_out_of_place
 from .contracts import RefusedBroadcasts, without_kept_tensors
 from .dependence import (
     check_dependence,
@@ -136,7 +136,8 @@ def _first(episode: Episode, draws: Draws) -> Run:
     """
     model, batch = episode.model.model, episode.support(0)
     with draws:
-        with model_writes(model, {**episode.fixed, **episode.start}, batch.x), FlagReads() as reads:
+        writes = model_writes(model, {**episode.fixed, **episode.start}, batch.x)
+        with writes, RefusedReentrant(model), FlagReads() as reads:
             require_tensors(output := episode.output(episode.start, batch.x))
         episode.model.asks |= reads.found
         with RefusedBroadcasts(output, batch.y):

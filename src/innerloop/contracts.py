@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from .quick import modules_of
 from .task import tensors_of
 from .writes import storage, written
 
@@ -220,9 +221,11 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
         A list, which holds afterwards the containers and classes in which tensors were found: a copy of a module would
         share them.
     """
-    modules = {module for part in parts if isinstance(part, nn.Module) for module in part.modules()}
+    modules = modules_of(*(part for part in parts if isinstance(part, nn.Module)))
     seen: set[int] = set()
-    classes = [(owner, dict(vars(owner))) for owner in {owner for module in modules for owner in _classes(module)}]
+    classes = [
+        (owner, dict(vars(owner))) for owner in {owner for kind in set(map(type, modules)) for owner in _classes(kind)}
+    ]
     shared = [value for _, held in classes for value in held.values() if isinstance(value, _CONTAINERS)]
     places = (place for one in (*map(vars, modules), *shared) for place in _places(one, seen))
     before = [(place, place.copy()) for place in places]
@@ -238,10 +241,10 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
                 buffers[name] = None
 
 
-def _classes(module: nn.Module) -> Iterator[type]:
+def _classes(kind: type) -> Iterator[type]:
     """A module's class and those that it inherits from, but for torch's and this library's."""
     others = ("torch.", "innerloop.", "builtins")
-    yield from (owner for owner in type(module).__mro__ if not owner.__module__.startswith(others))
+    yield from (owner for owner in kind.__mro__ if not owner.__module__.startswith(others))
 
 
 def _restore_class(owner: type, held: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .diagnosis import user_level
 from .inner import Loss
+from .select import Selection
 from .stacks import nodes_of
 from .task import Params
 from .writes import OwnParameterError
@@ -114,6 +115,29 @@ def refuse_hooks(params: Params, adapted: Collection[str], judged: bool) -> None
                 f"the parameter {name!r} has a hook, which would run for some tasks at a time instead of for their "
                 "mean: change the gradients that meta_gradient returns"
             )
+
+
+def warn_of_selection(selection: Selection, model: nn.Module, adapted: Collection[str], judged: bool) -> None:
+    """Say that a selection would choose other parameters now: some have been frozen, or the opposite, since the learner
+    was made.
+
+    Args:
+        selection: what the learner adapts.
+        model: the learner's.
+        adapted: the names that the selection chose when the learner was made.
+        judged: whether the learner is trained, or only used.
+    """
+    try:
+        now = selection.names(model) if judged else adapted
+    except ValueError:  # it would choose none: the whole model has been frozen
+        return
+    if changed := sorted(set(adapted).symmetric_difference(now)):
+        kept, had = ("adapts", "frozen") if changed[0] in adapted else ("does not adapt", "unfrozen")
+        warnings.warn(
+            f"{changed[0]!r} was {had} (requires_grad) after the learner was made, which still {kept} it: what is "
+            "adapted is decided when a learner is made. Make a new one to have that changed, too",
+            stacklevel=user_level(),
+        )
 
 
 def _refuse_once_differentiable(grads: list[Tensor]) -> None:

@@ -23,6 +23,7 @@ from .diagnosis import HooksError, explain, first_line, user_level
 from .inner import stack
 from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
 from .operations import TaskOperations
+from .quick import modules_of
 from .randomness import Draws, refused_draws
 from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
 from .task import Params, Task, count, select
@@ -214,14 +215,18 @@ class Engine:
     def _vectorised(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
         number = count(tasks)
         everywhere = hooks._global_backward_hooks or hooks._global_backward_pre_hooks
-        for module in self.model.modules():
+        for module in modules_of(self.model):
             if module._backward_hooks or module._backward_pre_hooks or everywhere:
                 raise HooksError(module)
         axes = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tuple(tasks))
-        with TaskOperations(vectorised=True, kernels=not self._is_recorded), refused_draws(self._may_draw):
-            return vmap(function, (Task(*axes), 0, 0), randomness="different")(
-                tasks, copies(params, number), copies(buffers, number)
-            )
+
+        def one(task: Task, params: Params, buffers: Params) -> Any:
+            with TaskOperations(vectorised=True, kernels=not self._is_recorded), refused_draws(self._may_draw):
+                return function(task, params, buffers)
+
+        return vmap(one, (Task(*axes), 0, 0), randomness="different")(
+            tasks, copies(params, number), copies(buffers, number)
+        )
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .contracts import without_kept_tensors
 from .kernels import unread_gradients
+from .quick import unseen
 from .rules import UpdateRule
 from .stacks import place, recomputed, value_and_gradient
 from .stateless import Precision, Stateless, Statistics
@@ -53,6 +54,9 @@ def check_known(
 
 def detach(tensors: Any) -> Any:
     """A pytree of tensors, cut from the graph."""
+    if type(tensors) is dict and all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        with unseen(tensors.values()):
+            return {name: tensor.detach() for name, tensor in tensors.items()}
     return pytree.tree_map_only(Tensor, Tensor.detach, tensors)
 
 
@@ -132,7 +136,8 @@ class Episode:
 
     def _inner_loss(self, output: Any, y: Any) -> Tensor:
         with OwnParameters(self.own):
-            return scalar(self.inner_loss(output, y))
+            loss = self.inner_loss(output, y)
+        return scalar(loss)
 
     def query_loss(self, params: Params) -> tuple[Tensor, Any]:
         """The outer loss on the query set, a scalar, and the output it was computed from."""
@@ -171,7 +176,8 @@ class Episode:
                 _slot(self.buffer_slots, step) if self.stored else {}
             )
             updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
-            params = {name: param + updates[name] for name, param in params.items()}
+            with unseen((*params.values(), *updates.values())):
+                params = {name: param + updates[name] for name, param in params.items()}
             yield params
 
     def left(self) -> Params:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -17,12 +17,13 @@ from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_j
 from .checks import Use, examine, judging
 from .compiling import Compile, Compiler
 from .contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
-from .dependence import refuse_hooks
+from .dependence import refuse_hooks, warn_of_selection
 from .engine import Engine, Vectorize
 from .initial import Initialisation
 from .inner import Episode, Loss, Memory, check_known, detach, scalar, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
+from .quick import modules_of
 from .randomness import Draws
 from .recording import signature, tensors
 from .rules import UpdateRule, require_step
@@ -105,7 +106,7 @@ class MetaLearner(nn.Module):
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective, self.initial, self.steps, self.batch_size = objective or Unrolled(), initial, steps, batch_size
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
-        self.selection, self.adapted = adapt.description, adapt.names(model)
+        self.selection, self.adapted = adapt, adapt.names(model)
         self.engine = Engine(model, vectorize, memory == "constant", (rule, loss, inner_loss, self.objective, initial))
         self.compiler = Compiler(compile, lean=memory == "constant")
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
@@ -262,8 +263,7 @@ class MetaLearner(nn.Module):
             with TaskOperations(vectorised=False), without_kept_tensors(*map(mine, self.children())):
                 params = episode.last(order=1)
                 losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
-        # Copies, as in `adapt_all`.
-        own = pytree.tree_map(Tensor.clone, detach((episode.fixed, params, episode.buffers)))
+        own = pytree.tree_map(Tensor.clone, detach((episode.fixed, params, episode.buffers)))  # as in `adapt_all`
         episode.fixed, episode.start, episode.buffers = own
         return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set, self._shared)
 
@@ -301,8 +301,8 @@ class MetaLearner(nn.Module):
     @property
     def citations(self) -> tuple[str, ...]:
         """The papers behind the parts in use."""
-        own = (self, self.slots, self.objective, self.initial, self.outer, self.inner_loss, self.loss)
-        parts: Iterable[Any] = chain(own, self.rule.modules(), self.model.modules())
+        own = self, self.slots, self.objective, self.initial, self.outer, self.inner_loss, self.loss
+        parts: list[Any] = [*own, *modules_of(self.rule, self.model)]
         return tuple(dict.fromkeys(c for part in parts if isinstance(c := getattr(part, "citation", ""), str) and c))
 
     def references(self) -> None:
@@ -374,16 +374,20 @@ class MetaLearner(nn.Module):
             episode.start = {name: start.view_as(start) for name, start in start.items()}
         return episode
 
-    @undisturbed(alone=True)
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
-        """Before tasks of some shapes are put to some use for the first time, refuse what would be wrong without an
-        error; on the very first, name what has no part in adapting."""
+        """Refuse what would be wrong without an error; some of it only for the first tasks of some shapes."""
         own = self._stateless.parameters
         refuse_hooks({**own, **dict(self.rule.named_parameters())}, self.adapted, use >= Use.JUDGE)
-        shapes = [(t.shape[1:], t.dtype) for t in (*tensors_of(tasks), *own.values())]
-        if (key := (*shapes, self.model.training, use)) in self._examined:
-            return
+        shapes = [(t.shape[1:], t.dtype, t.requires_grad) for t in (*tensors_of(tasks), *own.values())]
+        if (key := (*shapes, self.model.training, use)) not in self._examined:
+            self._examine_first(tasks, use, objective)
+            self._examined.add(key)
+
+    @undisturbed(alone=True)
+    def _examine_first(self, tasks: Task, use: Use, objective: Objective | None) -> None:
+        """Run one task, and look at what its parts do; on the very first, name what has no part in adapting."""
         count(tasks)
+        warn_of_selection(self.selection, self.model, self.adapted, use >= Use.JUDGE)
         follow(self.rule, dict(self.model.named_parameters()))
         mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
@@ -394,4 +398,3 @@ class MetaLearner(nn.Module):
             found = examine(episode, use, draws, trained, None if known else objective or self.objective)
         self.engine.note(found.random, found.changing or bool(moved), found.separable, draws)
         self._shared.entangled |= bool(left) or not found.separable
-        self._examined.add(key)

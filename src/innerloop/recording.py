@@ -20,6 +20,7 @@ from torch.nn.modules import module as nn_module
 from torch.utils import _pytree as pytree
 
 from .observing import Observer, RandomState, Reads
+from .quick import members_of, modules_of
 from .state import State, UnwatchableError
 
 
@@ -35,11 +36,12 @@ def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hasha
         inputs: of the step.
         values: `tensors` of both.
     """
+    modules = modules_of(module)
     return (
         _structure(inputs),
         tuple((value.shape, value.dtype, value.device) for value in values),
-        tuple(parameter.requires_grad for parameter in _members(module)[0]),
-        tuple(getattr(part, "training", None) for part in module.modules()),
+        tuple(parameter.requires_grad for parameter in members_of(modules)[0]),
+        tuple(getattr(part, "training", None) for part in modules),
         surroundings(),
     )
 
@@ -59,19 +61,7 @@ def surroundings() -> Hashable:
 def tensors(module: nn.Module, inputs: Any) -> list[Tensor]:
     """Everything that a step of a module depends on by its module and inputs, in the order of `Step`."""
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    return [t.detach() for t in chain(*_members(module))] + leaves
-
-
-def _members(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """``parameters()`` and ``buffers()``, each once, in a small part of the time."""
-    parameters: dict[int, Tensor] = {}
-    buffers: dict[int, Tensor] = {}
-    for part in module.modules():
-        for found, held in ((parameters, part._parameters), (buffers, part._buffers)):
-            for tensor in held.values():
-                if tensor is not None:
-                    found.setdefault(id(tensor), tensor)
-    return list(parameters.values()), list(buffers.values())
+    return [t.detach() for t in chain(*members_of(modules_of(module)))] + leaves
 
 
 def _structure(inputs: Any) -> Hashable:

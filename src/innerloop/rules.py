@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .task import Params
-from .updates import require_updates
+from .updates import require_dense, require_updates
 
 
 class UpdateRule(nn.Module, ABC):
@@ -46,12 +46,7 @@ class UpdateRule(nn.Module, ABC):
 
     def __call__(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         """`forward`, whose arguments and result are checked."""
-        for name, grad in grads.items():
-            if grad.layout != torch.strided:
-                raise ValueError(
-                    f"the gradient of {name} is sparse ({grad.layout}), and update rules take dense ones: make its "
-                    "layer with sparse=False"
-                )
+        require_dense(grads)
         return require_updates(super().__call__(grads, params, state, step), grads, params, type(self).__name__)
 
     def init(self, params: Params) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from .attention import by_mathematics
 from .checkpointing import function_modes, running, with_function_modes
 from .contracts import without_kept_tensors
+from .quick import modules_of
 from .stacks import place
 from .task import Params
 from .threads import mine
@@ -172,22 +173,29 @@ class Stateless:
         return torch.autocast(next(iter(tensors.values())).device.type, getattr(torch, self.precision))
 
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
-        """A context with the modes that the module and torch's operations have now."""
-        modes = [getattr(module, "training", False) for module in mine(self.model).modules()]
-        functions = function_modes()
+        """A context with the modes that the module and torch's operations have now, autocasting among them."""
+        modes = [getattr(module, "training", False) for module in modules_of(mine(self.model))]
+        functions, autocast = function_modes(), _autocast_now()
 
         @contextmanager
         def context() -> Iterator[None]:
-            modules = list(mine(self.model).modules())
+            modules = modules_of(mine(self.model))
             before = [getattr(module, "training", False) for module in modules]
             set_modes(modules, modes)
             try:
-                with with_function_modes(functions), without_kept_tensors(mine(self.model)):
+                with with_function_modes(functions), without_kept_tensors(mine(self.model)), ExitStack() as stack:
+                    for device, dtype, enabled in autocast if autocast != _autocast_now() else ():
+                        stack.enter_context(torch.autocast(device, dtype, enabled))
                     yield
             finally:
                 set_modes(modules, before)
 
         return context
+
+
+def _autocast_now() -> list[tuple[str, torch.dtype, bool]]:
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return [(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)) for device in devices]
 
 
 def set_modes(modules: Iterable[nn.Module], modes: Iterable[bool]) -> None:
@@ -212,9 +220,8 @@ def in_mode(
     Yields:
         Of each module, whether it was in training mode before.
     """
-    own = list(model.modules())
-    apart = dict.fromkeys(m for part in others if isinstance(part, nn.Module) for m in part.modules())
-    modules = [*own, *(module for module in apart if module not in set(own))]
+    own = modules_of(model)
+    modules = modules_of(model, *(part for part in others if isinstance(part, nn.Module)))
     modules = [module for module in modules if hasattr(module, "training")]  # which frozen scripts have not
     before = [module.training for module in modules]
     for module in own:

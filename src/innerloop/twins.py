@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .contracts import has_tensors
+from .quick import modules_of
 from .threads import StandIns, held_by, mine, reached, standing_in
 
 _OWN = ("_parameters", "_buffers", "_modules")
@@ -51,8 +52,7 @@ class Shared:
     @property
     def modules(self) -> list[nn.Module]:
         """All modules, without duplicates."""
-        parts = (part for part in self._parts if isinstance(part, nn.Module))
-        return list(dict.fromkeys(module for part in parts for module in part.modules()))
+        return modules_of(*(part for part in self._parts if isinstance(part, nn.Module)))
 
     @property
     def lock(self) -> Any:

@@ -111,6 +111,7 @@ class Surroundings:
     def __init__(self) -> None:
         self._grad = torch.is_grad_enabled()
         self._functions, self._dispatch = function_modes(), dispatch._get_current_dispatch_mode_stack()
+        self._seen = torch._C._get_torch_function_state()  # type: ignore[attr-defined]
         self._depth, self._transforms = functorch.get_dynamic_layer_stack_depth(), list[Any]()
         if self._depth:
             with under([]) as self._transforms:
@@ -146,6 +147,7 @@ class Surroundings:
                 del every[key]
 
     def _restore_modes(self) -> None:
+        torch._C._set_torch_function_state(self._seen)  # type: ignore[attr-defined]
         while torch._C._len_torch_function_stack():
             torch._C._pop_torch_function_stack()
         for mode in self._functions:

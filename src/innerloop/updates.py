@@ -8,7 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .quick import unseen
 from .task import Params
+
+
+def require_dense(grads: Params) -> None:
+    """Refuse gradients that update rules do not take.
+
+    Raises:
+        ValueError: a gradient is sparse.
+    """
+    with unseen(grads.values()):
+        sparse = [name for name, grad in grads.items() if grad.layout != torch.strided]
+    if sparse:
+        raise ValueError(
+            f"the gradient of {sparse[0]} is sparse ({grads[sparse[0]].layout}), and update rules take dense ones: "
+            "make its layer with sparse=False"
+        )
 
 
 def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tuple[Params, Any]:
@@ -35,13 +51,12 @@ def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tu
             f"{rule} returns no update of {missing[0]!r}: return one for every parameter, torch.zeros_like(param) for "
             "one that is to stay"
         )
-    for name, update in updates.items():
-        if name not in grads:
-            raise ValueError(
-                f"{rule} returns an update of {name!r}, which is not a parameter that the inner loop adapts: return "
-                f"updates of {', '.join(map(repr, grads))} only"
-            )
-        _require_like(update, params[name], f"the update of {name} by {rule}")
+    if strange := [name for name in updates if name not in grads]:
+        raise ValueError(
+            f"{rule} returns an update of {strange[0]!r}, which is not a parameter that the inner loop adapts: return "
+            f"updates of {', '.join(map(repr, grads))} only"
+        )
+    _require_like(updates, params, "update", rule)
     return dict(updates), state
 
 
@@ -64,24 +79,34 @@ def require_start(found: Any, params: Params, initial: str) -> Params:
             f"{initial} returns a start {which} {wrong[0]!r}, but the inner loop adapts "
             f"{', '.join(map(repr, params))}: return these, e.g. {{**episode.start, name: tensor}}"
         )
-    for name, param in params.items():
-        _require_like(found[name], param, f"the start of {name} by {initial}")
+    _require_like(found, params, "start", initial)
     return {name: found[name] for name in params}
 
 
-def _require_like(update: Any, param: Tensor, what: str) -> None:
-    if not isinstance(update, Tensor):
-        raise ValueError(f"{what} is a {type(update).__name__}, not a tensor like the parameter")
-    if update.shape != param.shape:
+def _require_like(found: Mapping[str, Any], params: Params, kind: str, of: str) -> None:
+    """Refuse what is not a tensor of the shape and the type of its parameter."""
+    with unseen(found.values()):
+        wrong = [name for name, value in found.items() if not _like(value, params[name])]
+    if not wrong:
+        return
+    value, param, what = found[wrong[0]], params[wrong[0]], f"the {kind} of {wrong[0]} by {of}"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{what} is a {type(value).__name__}, not a tensor like the parameter")
+    if value.shape != param.shape:
         raise ValueError(
-            f"{what} has the shape {tuple(update.shape)}, but the parameter has {tuple(param.shape)}: return a tensor "
+            f"{what} has the shape {tuple(value.shape)}, but the parameter has {tuple(param.shape)}: return a tensor "
             "of the parameter's shape"
         )
-    if update.dtype != param.dtype and torch.promote_types(update.dtype, param.dtype) != param.dtype:
-        raise ValueError(
-            f"{what} is {update.dtype}, but the parameter is {param.dtype} and would change its type: return "
-            "tensor.to(param.dtype)"
-        )
+    raise ValueError(
+        f"{what} is {value.dtype}, but the parameter is {param.dtype} and would change its type: return "
+        "tensor.to(param.dtype)"
+    )
+
+
+def _like(value: Any, param: Tensor) -> bool:
+    if not isinstance(value, Tensor) or value.shape != param.shape:
+        return False
+    return value.dtype == param.dtype or torch.promote_types(value.dtype, param.dtype) == param.dtype
 
 
 def follow(rule: nn.Module, params: Params) -> None:
