@@ -301,10 +301,10 @@ def test_constant_memory_computes_again_under_the_same_autocast(
 ) -> None:
     """As with `torch.utils.checkpoint`: the backward pass usually comes after autocasting has ended."""
     tasks, grads = episodes(3), []
-    for memory in ("graph", "constant"):
+    for kept in ("graph", "constant"):
         torch.manual_seed(1)
         learner = il.maml(
-            il.models.conv4(1, 3, 4, 16), loss=F.cross_entropy, steps=2, memory=memory, vectorize=vectorize
+            il.models.conv4(1, 3, 4, 16), loss=F.cross_entropy, steps=2, memory=kept, vectorize=vectorize
         )
         with torch.autocast("cpu", torch.bfloat16):
             objective = learner(tasks).objective.mean()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -93,10 +92,10 @@ class Compiler:
         self._eager: dict[Hashable, list[float]] = {}
         self._changes: dict[Hashable, list[str]] = {}
 
-    def attempt(
+    def run(
         self, learner: Any, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: Sequence[Tensor]
     ) -> Any:
-        """Run a step if it is compiled, or compile it if that pays off.
+        """The result of a step that is not compiled. If that pays off, it is compiled; else its time is noted.
 
         Args:
             learner: the learner that the step belongs to.
@@ -104,20 +103,20 @@ class Compiler:
             step: a function of a meta-batch.
             tasks: the meta-batch.
             values: the tensors that the step depends on.
-
-        Returns:
-            The step's result; ``None`` if it did not run, and the caller has to run it eagerly.
         """
-        if (compiled := self.get(key)) is not None:
-            return compiled(values, partial(step, tasks))
         engine = learner.engine
-        if not self.undecided(key, engine.settled(tasks, "meta-gradient")):
-            return None
-        if not engine.vectorised or engine.random:
-            self.refuse("it draws random numbers" if engine.vectorised else "tasks run one by one")
-            return None
-        apart = engine, self, learner.outer, learner._stateless
-        return self.decide(key, Step(learner, step, tasks, engine.recording, apart), values)
+        if self.undecided(key, engine.settled(tasks, "meta-gradient")):
+            if engine.vectorised and not engine.random:
+                apart = engine, self, learner.outer, learner._stateless
+                result = self.decide(key, Step(learner, step, tasks, engine.recording, apart), values)
+                if result is not None:
+                    return result
+            else:
+                self.refuse("it draws random numbers" if engine.vectorised else "tasks run one by one")
+        start = time.perf_counter()
+        result = step(tasks)
+        self.ran(key, time.perf_counter() - start)
+        return result
 
     def ran(self, key: Hashable, seconds: float) -> None:
         """Note what a step of these shapes took eagerly."""

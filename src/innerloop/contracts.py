@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .quick import modules_of
+from .quick import identical, modules_of
 from .task import tensors_of
 from .writes import storage, written
 
@@ -200,6 +200,8 @@ _TARGETS_WRITTEN = (
 
 _OWN = frozenset(vars(nn.Module()))
 """The attributes of every module, which hold its parameters, buffers, submodules and hooks."""
+_NONE = frozenset[str]()
+_SIMPLE = (bool, int, float, str, tuple, type(None))
 _CONTAINERS = (list, dict, set, deque)
 _NOT_FOLLOWED = (Tensor, type, FunctionType, MethodType, ModuleType, nn.Module)
 MOST_ENTRIES = 10_000
@@ -229,7 +231,7 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
     shared = [value for _, held in classes for value in held.values() if isinstance(value, _CONTAINERS)]
     places = (place for one in (*map(vars, modules), *shared) for place in _places(one, seen))
     before = [(place, place.copy()) for place in places]
-    empty = [(module._buffers, {n: b for n, b in module._buffers.items() if b is not None}) for module in modules]
+    empty = [(module._buffers, _filled(module._buffers)) for module in modules]
     attributes, found = {id(vars(module)) for module in modules}, list[Any]()
     try:
         yield found
@@ -237,8 +239,12 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
         found += [place for place, kept in before if _restore(place, kept) and id(place) not in attributes]
         found += [owner for owner, held in classes if _restore_class(owner, held)]
         for buffers, given in empty:  # others are put back by those who substitute them
-            for name in [name for name, value in buffers.items() if value is not None and name not in given]:
+            for name in _filled(buffers) - given if buffers else ():
                 buffers[name] = None
+
+
+def _filled(buffers: dict[str, Any]) -> frozenset[str]:
+    return frozenset(name for name, value in buffers.items() if value is not None) if buffers else _NONE
 
 
 def _classes(kind: type) -> Iterator[type]:
@@ -266,7 +272,7 @@ def _places(place: Any, seen: set[int]) -> Iterator[Any]:
     seen.add(id(place))
     yield place
     for name, value in place.items() if isinstance(place, dict) else enumerate(place):
-        if name not in _OWN and (inner := _container(value)) is not None:
+        if name not in _OWN and type(value) not in _SIMPLE and (inner := _container(value)) is not None:
             yield from _places(inner, seen)
 
 
@@ -287,6 +293,8 @@ def _restore(place: Any, kept: Any) -> bool:
         place.clear()
         (place.update if isinstance(place, set) else place.extend)(kept)
         return True
+    if identical(place, kept):
+        return False
     others = [name for name, value in place.items() if kept.get(name, place) is not value and name not in _OWN]
     changed = [name for name in others if has_tensors(place[name]) or has_tensors(kept.get(name))]
     for name in changed:

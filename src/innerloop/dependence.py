@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .diagnosis import user_level
 from .inner import Loss
+from .quick import members_of, modules_of
 from .select import Selection
 from .stacks import nodes_of
 from .task import Params
@@ -93,18 +94,22 @@ def _require_second_derivative(size: Tensor, by: list[Tensor]) -> None:
         ) from error
 
 
-def refuse_hooks(params: Params, adapted: Collection[str], judged: bool) -> None:
+def refuse_hooks(params: Params, rule: nn.Module, adapted: Collection[str], judged: bool) -> None:
     """Refuse hooks of parameters, which would not run as in a loop written by hand.
 
     Args:
         params: the model's, by name.
+        rule: the update rule.
         adapted: the names of those that the inner loop adapts.
         judged: whether gradients by the others may be taken.
 
     Raises:
         ValueError: a parameter has one.
     """
-    for name, parameter in params.items():
+    rates = members_of(modules_of(rule))[0]
+    if not any(parameter._backward_hooks for parameter in (*params.values(), *rates)):
+        return
+    for name, parameter in {**params, **dict(rule.named_parameters())}.items():
         if parameter._backward_hooks and name in adapted:
             raise ValueError(
                 f"the parameter {name!r} has a hook, which the inner loop would not run, since it moves other tensors "

@@ -5,7 +5,7 @@ Images may have any number of axes ``...`` behind the channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -50,19 +50,20 @@ def unfold_weight(weight: Tensor, tasks: int) -> Tensor:
     return weight.view(tasks, -1, *weight.shape[1:])
 
 
-def _channels_last(values: Tensor, shape: Sequence[int]) -> Tensor:
+def _channels_last(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Values in the order of memory, as images. The strides say channels last even where there is one channel: by
     them torch chooses the layout it works in."""
     return values.contiguous().as_strided(shape, _channels_last_strides(shape))
 
 
-def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
+@lru_cache(maxsize=1000)
+def _channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     _, channels, *space = shape
     within = [channels * prod(space[axis + 1 :]) for axis in range(len(space))]
     return channels * prod(space), 1, *within
 
 
-def _unfolded_strides(shape: Sequence[int], each: int) -> tuple[int, ...]:
+def _unfolded_strides(shape: tuple[int, ...], each: int) -> tuple[int, ...]:
     """Of ``[T, N, C, ...]`` with C = ``each``, in the memory of folded images of a shape."""
     return each, *_channels_last_strides(shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import chain
@@ -35,7 +34,7 @@ from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, tensors_of
 from .threads import mine
 from .twins import Shared
-from .undisturbed import undisturbed
+from .undisturbed import guarded, in_turn, undisturbed
 from .updates import follow, require_start
 from .writes import unchanged
 
@@ -136,24 +135,25 @@ class MetaLearner(nn.Module):
             self._renew(average(left))
         return Outcome(*outcome)
 
-    @undisturbed(alone=True)
+    @guarded
+    @torch.enable_grad()
     def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
         """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
 
         Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
-        with torch.enable_grad():
-            self._examine(tasks := normal_tensors(tasks), judging(self.objective))
-            values, step = tensors(self, tasks), partial(self._gradients, iteration=iteration)
-            key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
-            if (result := self.compiler.attempt(self, key, step, tasks, values)) is None:
-                start = time.perf_counter()
-                result = step(tasks)
-                self.compiler.ran(key, time.perf_counter() - start)
-            grads, outcome, left = result
-            self._renew(left)
-            return grads, outcome
+        values, step = tensors(self, tasks := normal_tensors(tasks)), partial(self._gradients, iteration=iteration)
+        key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
+        if (compiled := self.compiler.get(key)) is not None:  # which does not touch the modules
+            refuse_hooks(self._stateless.parameters, self.rule, self.adapted, judged=True)
+            grads, outcome, left = compiled(values, partial(in_turn, partial(step, tasks), self._shared))
+        else:
+            self._examine(tasks, judging(self.objective))
+            run = partial(self.compiler.run, self, key, step, tasks, values)
+            grads, outcome, left = in_turn(run, self._shared)
+        self._renew(left)
+        return grads, outcome
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Params]:
         """The meta-gradient, the outcome, and what became of each step's own buffers."""
@@ -205,7 +205,7 @@ class MetaLearner(nn.Module):
 
     def _renew(self, left: Params) -> None:
         if self.slots is not None and self.training:
-            self.slots.renew(left)
+            in_turn(partial(self.slots.renew, left), self._shared)
 
     # -- using what was learned ---------------------------------------------------------------------------------------
 
@@ -377,7 +377,7 @@ class MetaLearner(nn.Module):
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
         """Refuse what would be wrong without an error; some of it only for the first tasks of some shapes."""
         own = self._stateless.parameters
-        refuse_hooks({**own, **dict(self.rule.named_parameters())}, self.adapted, use >= Use.JUDGE)
+        refuse_hooks(own, self.rule, self.adapted, use >= Use.JUDGE)
         shapes = [(t.shape[1:], t.dtype, t.requires_grad) for t in (*tensors_of(tasks), *own.values())]
         if (key := (*shapes, self.model.training, use)) not in self._examined:
             self._examine_first(tasks, use, objective)

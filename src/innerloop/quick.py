@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from operator import is_
 from typing import Any
 
 import torch
@@ -24,14 +25,15 @@ def unseen(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
 
 def modules_of(*roots: nn.Module) -> list[nn.Module]:
     """The modules and all their submodules, each once, in the order of ``nn.Module.modules()``."""
-    found: dict[int, nn.Module] = {}
-    waiting = list(reversed(roots))
+    found: dict[nn.Module, None] = {}
+    waiting: list[nn.Module | None] = list(reversed(roots))
     while waiting:
         module = waiting.pop()
-        if id(module) not in found:
-            found[id(module)] = module
-            waiting += [child for _, child in reversed(module._modules.items()) if child is not None]
-    return list(found.values())
+        if module is not None and module not in found:
+            found[module] = None
+            if children := module._modules:
+                waiting.extend(reversed(children.values()))
+    return list(found)
 
 
 def members_of(modules: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
@@ -44,3 +46,8 @@ def members_of(modules: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]
                 if tensor is not None:
                     found.setdefault(id(tensor), tensor)
     return list(parameters.values()), list(buffers.values())
+
+
+def identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two dictionaries hold the same objects under the same names, in the same order."""
+    return len(one) == len(other) and all(map(is_, one.values(), other.values())) and one.keys() == other.keys()

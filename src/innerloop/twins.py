@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .contracts import has_tensors
-from .quick import modules_of
+from .quick import identical, modules_of
 from .threads import StandIns, held_by, mine, reached, standing_in
 
 _OWN = ("_parameters", "_buffers", "_modules")
@@ -109,7 +109,7 @@ class Originals:
                 del vars(module)[name]
             vars(module).update(held)
             for name, content in contents.items():
-                if not _identical(held[name], content):
+                if not identical(held[name], content):
                     held[name].clear()
                     held[name].update(content)
         with torch.no_grad():
@@ -122,10 +122,6 @@ def _contents(module: nn.Module) -> dict[str, dict[str, Any]]:
         return {}
     held = vars(module)
     return {name: held[name].copy() if held[name] else _EMPTY for name in _DICTS}
-
-
-def _identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
 
 
 def _lead_back(parts: Iterable[Any], modules: list[nn.Module]) -> bool:

@@ -49,7 +49,7 @@ def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
             if mine(shared.model) is not shared.model:  # from within such a call
                 return function()
             # Context variables are what they were by themselves.
-            return copy_context().run(_apart if not alone and shared.separable else _alone, function, shared)
+            return copy_context().run(_apart if not alone and shared.separable else in_turn, function, shared)
 
         return call  # type: ignore[return-value]
 
@@ -79,7 +79,14 @@ def _apart(function: Callable[[], Any], *_: Any) -> Any:
         raise interrupt from None  # whose way out other errors came upon
 
 
-def _alone(function: Callable[[], Any], shared: Shared) -> Any:
+def in_turn(function: Callable[[], Any], shared: Shared) -> Any:
+    """Call a function that works on a learner's modules themselves, one such call at a time. If it fails, they are what
+    they were before.
+
+    Args:
+        function: without arguments.
+        shared: the modules.
+    """
     with shared.lock:
         before = Originals(shared)
         try:
