@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     (
-        *("task", "quick", "schedules", "supported", "search", "ranges", "metrics", "attention"),
+        *("task", "quick", "interrupts", "schedules", "supported", "search", "ranges", "metrics", "attention"),
         *("streams", "resources", "disk"),
     ),
     ("select", "updates", "writes"),

@@ -303,9 +303,7 @@ def test_constant_memory_computes_again_under_the_same_autocast(
     tasks, grads = episodes(3), []
     for kept in ("graph", "constant"):
         torch.manual_seed(1)
-        learner = il.maml(
-            il.models.conv4(1, 3, 4, 16), loss=F.cross_entropy, steps=2, memory=kept, vectorize=vectorize
-        )
+        learner = il.maml(il.models.conv4(1, 3, 4, 16), loss=F.cross_entropy, steps=2, memory=kept, vectorize=vectorize)
         with torch.autocast("cpu", torch.bfloat16):
             objective = learner(tasks).objective.mean()
         grads.append(torch.autograd.grad(objective, list(learner.model.parameters())))

@@ -22,6 +22,7 @@ from .dependence import (
 )
 from .diagnosis import user_level
 from .inner import Episode, detach, scalar
+from .interrupts import go_on_with_interrupt
 from .objectives import Implicit, Unrolled
 from .randomness import Draws
 from .stacks import RandomState, leaves_of, random_numbers_from, random_state, refuse_hidden, same_random_state
@@ -277,7 +278,8 @@ def _warn_of_eval(episode: Episode, before: RandomState, draws: Draws, first: Ru
             other = detach(episode.output(episode.start, episode.support(0).x))
             drawn = not same_random_state(before, random_state(list(episode.start.values())))
         same = drawn or _close((first[0],), (other,))
-    except Exception:  # whatever it does in training, which nobody has asked for yet
+    except Exception as error:  # whatever it does in training, which nobody has asked for yet
+        go_on_with_interrupt(error)
         return
     finally:
         set_modes(off, [False] * len(off))

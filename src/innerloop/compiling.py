@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .interrupts import go_on_with_interrupt
 from .recording import Step, Trial, UnsuitableError
 from .task import Task
 
@@ -55,10 +56,12 @@ class Compiled:
         self.runs += 1
         try:
             return self._run(tensors)
-        except RuntimeError:
+        except RuntimeError as error:
+            go_on_with_interrupt(error)
             try:
                 eager()
             except Exception as plain:
+                go_on_with_interrupt(plain)
                 raise plain from None
             raise
 

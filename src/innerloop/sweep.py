@@ -27,6 +27,7 @@ from typing import Any
 
 from . import config, experiment
 from .disk import read_text, refuse_link, refuse_linked_database
+from .interrupts import go_on_with_interrupt
 from .train import Interrupted
 from .train.claim import is_claimed
 from .train.evaluate import judged_by
@@ -343,6 +344,7 @@ class Sweep:
             tell(f"trial {trial.number}: {said(values)}: pruned")
             raise
         except Exception as error:  # whatever the values of one trial lead to, the others may be good
+            go_on_with_interrupt(error)
             busy = isinstance(error, BlockingIOError)  # another process trains in the run directory
             if busy or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
                 _again(study, study.trials[trial.number], died=False)

@@ -11,6 +11,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from .diagnosis import explain
+from .interrupts import go_on_with_interrupt
 from .operations import TaskOperations
 from .rules import GradientTransform, UpdateRule
 from .task import Params, TaskSource, count
@@ -122,6 +123,7 @@ def _check_vmap(rule: UpdateRule, params: Params) -> None:
         with TaskOperations(vectorised=True, kernels=False):
             together = vmap(step)(batched)
     except Exception as error:  # whatever torch cannot do for many tasks, and can for one
+        go_on_with_interrupt(error)
         warnings.warn(
             explain(error, nn.Module(), {"update rule": rule}, "so tasks run one by one with it"), stacklevel=3
         )

@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .contracts import MOST_ENTRIES
+from .interrupts import go_on_with_interrupt
 from .stacks import place
 
 Item = TypeVar("Item")
@@ -131,7 +132,8 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
             outputs = [t for t in pytree.tree_leaves(call()) if isinstance(t, torch.Tensor) and t.requires_grad]
         learned = [p for p in model.parameters() if p.requires_grad]
         reached = torch.autograd.grad([t.sum() for t in outputs], learned, allow_unused=True) if outputs else ()
-    except Exception:  # whatever it is that cannot be copied, or run twice
+    except Exception as error:  # whatever it is that cannot be copied, or run twice
+        go_on_with_interrupt(error)
         return False
     finally:  # what holds on to the original may have moved its statistics
         with torch.no_grad():

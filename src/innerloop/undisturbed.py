@@ -22,6 +22,7 @@ from torch.utils import _python_dispatch as dispatch
 from .attention import by_mathematics
 from .checkpointing import function_modes
 from .contracts import normal_mode
+from .interrupts import begin, chain, interrupt_behind
 from .stacks import functorch, under
 from .threads import mine
 from .twins import Originals, Shared
@@ -67,6 +68,7 @@ def guarded(function: Method) -> Method:
 
 
 def _apart(function: Callable[[], Any], *_: Any) -> Any:
+    begin()
     before = Surroundings()
     try:
         with normal_mode():
@@ -103,11 +105,8 @@ def _finish(error: BaseException) -> BaseException | None:
     Returns:
         The interrupt, if there was one: the error itself, or what it came upon.
     """
-    chain = [error]
-    while chain[-1].__context__ is not None and chain[-1].__context__ not in chain:
-        chain.append(chain[-1].__context__)
-    interrupt = next((one for one in chain if not isinstance(one, Exception)), None)
-    for one in chain if interrupt is not None else ():
+    interrupt = interrupt_behind(error)
+    for one in chain(error) if interrupt is not None else ():
         traceback.clear_frames(one.__traceback__)
     return interrupt
 

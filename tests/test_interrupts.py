@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import innerloop as il
+
+
+class Left:
+    """A context manager that fails when it is left by an interrupt, as one does that was not wholly entered."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is KeyboardInterrupt:
+            raise AssertionError("not entered")
+
+
+class Interrupted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.after = nn.Linear(2, 1), 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.after -= 1
+        with Left():
+            if not self.after:
+                raise KeyboardInterrupt
+            output: Tensor = self.layer(x)
+            return output
+
+
+CALLS: tuple[Callable[[il.MetaLearner, il.Task], Any], ...] = (
+    lambda learner, tasks: learner.meta_gradient(tasks),
+    lambda learner, tasks: learner.predict(tasks),
+    lambda learner, tasks: learner.adapt_all(tasks.support)(tasks.query.x),
+    lambda learner, tasks: learner.adapt(il.task.select(tasks, 0).support),
+)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_error_that_an_interrupt_led_to_is_no_error_of_the_model(
+    call: Callable[..., Any], compiled: bool, regression: Callable[..., il.Task]
+) -> None:
+    """It was taken for one, and the tasks ran once more one by one, from then on."""
+    tasks = regression()
+    for after in range(1, 30):
+        learner = il.maml(model := Interrupted(), loss=F.mse_loss, steps=2, compile=compiled)
+        model.after = after
+        try:
+            call(learner, tasks)
+        except KeyboardInterrupt:
+            assert learner.engine.vectorised
+        except ValueError:
+            assert compiled  # which a model that counts its calls cannot be
+        if model.after > 0:
+            break
+    assert after > 2
+    assert model.after > 0
+
+
+def test_a_call_from_where_an_interrupt_is_handled_has_errors_of_its_own(regression: Callable[..., il.Task]) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.layer(x)
+            return output if float(x.mean()) > 0 else -output
+
+    learner = il.maml(Reads(), loss=F.mse_loss)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.warns(UserWarning, match="one by one"):
+            learner.meta_gradient(regression(8))
+        with pytest.raises(RuntimeError, match="shape"):
+            learner.predict(il.task.Task(*(il.Batch(torch.ones(2, 3, 9), b.y[:2, :3]) for b in regression())))
