@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,6 +21,7 @@ from innerloop import compiling
 from innerloop.train import Interrupted, NonFiniteError, Trainer
 from innerloop.train.record import MACHINE_FIELDS
 from innerloop.train.trainer import derive_seed
+from tests.interrupting import MODELS, Interrupt, prepared
 
 
 class WithDropout(nn.Module):
@@ -89,6 +93,59 @@ def crash(tasks):
 def interrupt(tasks):
     os.kill(os.getpid(), signal.SIGINT)
     return tasks
+
+
+class Points:
+    """Tasks of `tests.interrupting`'s learners."""
+
+    def sample(self, n, generator):
+        x, y = torch.randn(n, 12, 3, generator=generator), torch.randint(0, 2, (n, 12), generator=generator)
+        return il.Task(il.Batch(x[:, :6], y[:, :6]), il.Batch(x[:, 6:], y[:, 6:]))
+
+
+def interrupt_training(model, points, folder):
+    """Interrupt a training before any instruction of Python, then go on with it."""
+
+    def begin(run):
+        options = {"iterations": 4, "tasks": 3, "validate_every": 2, "val_tasks": 3, "checkpoint_every": 2}
+        return Trainer(prepared(model), Points(), Points(), run, log_every=1, trace_every=0, progress=False, **options)
+
+    def around():
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        modes = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack(), torch.is_grad_enabled()
+        return torch.get_rng_state(), *modes, *handlers
+
+    def files(run):
+        return {str(path.relative_to(run)) for path in run.rglob("*")}
+
+    generator = random.Random(model)
+    begin(folder / "whole").fit()
+    with Interrupt(None) as counted:
+        begin(folder / "counted").fit()
+    for point in range(points):
+        first, before = begin(run := folder / str(point)), around()
+        with contextlib.suppress(KeyboardInterrupt), Interrupt(generator.randrange(1, counted.count)):
+            first.fit()
+        del first
+        gc.collect()
+        assert_equal(around(), before)
+        begin(run).fit(resume=True)
+        assert_equal(final(run), final(folder / "whole"))
+        assert records(run) == records(folder / "whole")
+        assert files(run) == files(folder / "whole")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", ["norms", "recurrent"])
+def test_interrupted_anywhere_a_training_goes_on(model, tmp_path):
+    interrupt_training(model, 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", MODELS)
+def test_interrupted_at_sixty_points_each_a_training_goes_on(model, tmp_path):
+    interrupt_training(model, 60, tmp_path)
 
 
 @pytest.mark.parametrize("name", LEARNERS)
