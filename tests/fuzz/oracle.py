@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ class Substituted:
 
     Args:
         module: any; it is not changed.
+        elementary: whether norms of batch statistics run by elementary operations. Torch's own have wrong second
+            derivatives.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, elementary: bool = False) -> None:
         first: dict[int, str] = {}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             first.setdefault(id(tensor), name)
@@ -49,6 +52,8 @@ class Substituted:
                 part.again = False
             if isinstance(part, nn.Hardsigmoid):  # torch's derivative is 1/6 in single precision, of doubles, too
                 part.forward = lambda x: (x / 6 + 0.5).clamp(0, 1)
+            if elementary and isinstance(part, (*BATCH_NORMS, *INSTANCE_NORMS)):
+                part.forward = partial(_normalise, part)
 
     def __call__(self, tensors: Tensors, *args: Any) -> tuple[Any, Tensors]:
         """The output, and the buffers afterwards."""
@@ -63,6 +68,17 @@ class Substituted:
             name: getattr(self.parts[path], kind)[leaf] for path, kind, leaf, name in self.slots if kind == "_buffers"
         }
         return output, {name: buffer.detach() for name, buffer in buffers.items()}
+
+
+def _normalise(norm: nn.modules.batchnorm._NormBase, x: Tensor) -> Tensor:
+    """What a norm gives by the statistics of its input, which stay in it; otherwise its own."""
+    if not norm.training and norm.running_mean is not None:
+        return type(norm).forward(norm, x)  # type: ignore[no-any-return]
+    axes, shape = tuple(range(2, x.ndim)), [1, -1] + [1] * (x.ndim - 2)
+    axes = (0, *axes) if isinstance(norm, BATCH_NORMS) else axes
+    centered = x - x.mean(axes, keepdim=True)
+    out = centered / (centered.square().mean(axes, keepdim=True) + norm.eps).sqrt()
+    return out if norm.weight is None else out * norm.weight.view(shape) + norm.bias.view(shape)
 
 
 @dataclass
@@ -92,11 +108,12 @@ class Oracle:
     Args:
         learner: read for its configuration, and the values of its parameters and buffers.
         dtype: computed in.
+        elementary: see `Substituted`.
     """
 
-    def __init__(self, learner: il.MetaLearner, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, learner: il.MetaLearner, dtype: torch.dtype = torch.float64, elementary: bool = False) -> None:
         self.learner, self.dtype = learner, dtype
-        self.model = Substituted(learner.model)
+        self.model = Substituted(learner.model, elementary)
         self.model.copy.to(dtype)
         names = {id(p): name for name, p in learner.named_parameters()}
         self.name_of = {n: names[id(p)] for n, p in learner.model.named_parameters()}
