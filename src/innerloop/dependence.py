@@ -122,27 +122,38 @@ def refuse_hooks(params: Params, rule: nn.Module, adapted: Collection[str], judg
             )
 
 
-def warn_of_selection(selection: Selection, model: nn.Module, adapted: Collection[str], judged: bool) -> None:
-    """Say that a selection would choose other parameters now: some have been frozen, or the opposite, since the learner
-    was made.
+class Chosen:
+    """What a selection chose when a learner was made, to say when it would choose something else.
 
     Args:
         selection: what the learner adapts.
         model: the learner's.
-        adapted: the names that the selection chose when the learner was made.
-        judged: whether the learner is trained, or only used.
+
+    Attributes:
+        names: of the adapted parameters.
     """
-    try:
-        now = selection.names(model) if judged else adapted
-    except ValueError:  # it would choose none: the whole model has been frozen
-        return
-    if changed := sorted(set(adapted).symmetric_difference(now)):
-        kept, had = ("adapts", "frozen") if changed[0] in adapted else ("does not adapt", "unfrozen")
-        warnings.warn(
-            f"{changed[0]!r} was {had} (requires_grad) after the learner was made, which still {kept} it: what is "
-            "adapted is decided when a learner is made. Make a new one to have that changed, too",
-            stacklevel=user_level(),
-        )
+
+    def __init__(self, selection: Selection, model: nn.Module) -> None:
+        self.names, self._again = selection.names(model), selection.names
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the selection, which may be a function that cannot be pickled."""
+        return {"names": self.names, "_again": None}
+
+    def warn_of_change(self, model: nn.Module, judged: bool) -> None:
+        """Say that some parameters have been frozen, or the opposite, since, if the learner is still judged, and not
+        only used."""
+        try:
+            now = self._again(model) if judged and self._again is not None else self.names
+        except ValueError:  # it would choose nothing: the model has been frozen as a whole
+            return
+        if changed := sorted(set(self.names).symmetric_difference(now)):
+            kept, had = ("adapts", "frozen") if changed[0] in self.names else ("does not adapt", "unfrozen")
+            warnings.warn(
+                f"{changed[0]!r} was {had} (requires_grad) after the learner was made, which still {kept} it: what is "
+                "adapted is decided when a learner is made. Make a new one to have that changed, too",
+                stacklevel=user_level(),
+            )
 
 
 def _refuse_once_differentiable(grads: list[Tensor]) -> None:

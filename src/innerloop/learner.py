@@ -16,7 +16,7 @@ from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_j
 from .checks import Use, examine, judging
 from .compiling import Compile, Compiler
 from .contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
-from .dependence import refuse_hooks, warn_of_selection
+from .dependence import Chosen, refuse_hooks
 from .engine import Engine, Vectorize
 from .initial import Initialisation
 from .inner import Episode, Loss, Memory, check_known, detach, scalar, stack
@@ -105,7 +105,8 @@ class MetaLearner(nn.Module):
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective, self.initial, self.steps, self.batch_size = objective or Unrolled(), initial, steps, batch_size
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
-        self.selection, self.adapted = adapt, adapt.names(model)
+        self._chosen = chosen = Chosen(adapt, model)
+        self.selection, self.adapted = adapt.description, chosen.names
         self.engine = Engine(model, vectorize, memory == "constant", (rule, loss, inner_loss, self.objective, initial))
         self.compiler = Compiler(compile, lean=memory == "constant")
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
@@ -150,8 +151,7 @@ class MetaLearner(nn.Module):
             grads, outcome, left = compiled(values, partial(in_turn, partial(step, tasks), self._shared))
         else:
             self._examine(tasks, judging(self.objective))
-            run = partial(self.compiler.run, self, key, step, tasks, values)
-            grads, outcome, left = in_turn(run, self._shared)
+            grads, outcome, left = in_turn(partial(self.compiler.run, self, key, step, tasks, values), self._shared)
         self._renew(left)
         return grads, outcome
 
@@ -387,7 +387,7 @@ class MetaLearner(nn.Module):
     def _examine_first(self, tasks: Task, use: Use, objective: Objective | None) -> None:
         """Run one task, and look at what its parts do; on the very first, name what has no part in adapting."""
         count(tasks)
-        warn_of_selection(self.selection, self.model, self.adapted, use >= Use.JUDGE)
+        self._chosen.warn_of_change(self.model, judged=use >= Use.JUDGE)
         follow(self.rule, dict(self.model.named_parameters()))
         mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)

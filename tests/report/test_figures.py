@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
 from innerloop.report import adaptation_curve, episode, failed_episode, fits, new_figure, solved_episode
+from innerloop.report.figures import in_legend
 from innerloop.train.evaluate import accuracy
 
 
@@ -87,3 +89,19 @@ def test_without_matplotlib_the_extra_is_named() -> None:
     code = "import sys; sys.modules['matplotlib'] = None; from innerloop.report import new_figure; new_figure(1, 1)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "pip install 'innerloop[plot]'" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["costs $5 or $6", r"a$\frac$b", "_hidden", "$$"])
+def test_names_are_shown_as_they_are(name: str, tmp_path: Path) -> None:
+    """Not as formulas, of which matplotlib refuses the wrong ones, and leaves what begins with an underscore out."""
+    figure = new_figure(6, 4)
+    (left, right) = figure.subplots(1, 2)
+    left.set_title(name)
+    left.plot([1, 2], [1, 2], label=in_legend(name))
+    right.barh([name, "b"], [1, 2])
+    left.legend()
+    figure.savefig(tmp_path / "figure.png")
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() == name]
+    assert len(texts) >= 3
+    assert not any(text.get_parse_math() for text in texts)
+    assert [text.get_text().strip() for text in left.get_legend().get_texts()] == [name]

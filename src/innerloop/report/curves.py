@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..metrics import Scale
-from .figures import AFTER, WRONG, new_figure
+from .figures import AFTER, WRONG, in_legend, new_figure
 from .runs import Run
 from .series import (
     COLOURS,
@@ -157,7 +157,9 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
         axes.set(xlabel="learned rate, of every step")
         return axes
     for index, (name, rates) in enumerate(line["rates"].items()):
-        axes.plot(range(1, len(rates) + 1), rates, marker="o", label=name or "all parameters", **_style(index))
+        axes.plot(
+            range(1, len(rates) + 1), rates, marker="o", label=in_legend(name or "all parameters"), **_style(index)
+        )
     axes.axhline(0, color=RAW, linewidth=0.5)
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.set(xlabel="inner step", ylabel="learned rate")
@@ -176,7 +178,7 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
             raise NothingToDrawError(f"{name}: no validations, or at no iteration of all seeds")
         style = _style(index)
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
-        axes.plot(shared, [fmean(some) for some in values], label=f"{name}{seeds}", **style)
+        axes.plot(shared, [fmean(some) for some in values], label=in_legend(f"{name}{seeds}"), **style)
         axes.fill_between(shared, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.2)
     axes.set(xlabel="outer iteration", ylabel=f"meta-validation {scale.label}")
     axes.set_title("means over seeds; bands from the worst to the best", fontsize="medium")

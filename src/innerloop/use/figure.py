@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..report.figures import new_figure
 from ..streams import shown
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures of predictions need matplotlib: pip install 'innerloop[plot]'") from error
     tiles: list[tuple[str, list[tuple[Tensor, str, str]]]] = []
     if adaptation is not None:
         examples = sorted(zip(adaptation.labels, adaptation.support.x, strict=True), key=lambda pair: pair[0])
@@ -33,7 +30,7 @@ def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
     if found is not None:
         tiles.append(("predicted", _told(found)))
     rows = [(_titled(title, every), part) for title, every in tiles for part in _rows(every[:MOST])]
-    whole = Figure(figsize=(1.3 * ACROSS, 1.65 * len(rows)), layout="constrained")
+    whole = new_figure(1.3 * ACROSS, 1.65 * len(rows))
     axes = whole.subplots(len(rows), ACROSS, squeeze=False)
     for line, (title, part) in zip(axes, rows, strict=True):
         for axis in line:
