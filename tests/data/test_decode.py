@@ -51,7 +51,36 @@ def damage_count(path):
     torch.save(tuple(made()._replace(counts=torch.tensor([1, 3]))), path)
 
 
-@pytest.mark.parametrize("damage", [damage_nothing, damage_end, damage_kind, damage_form, damage_count])
+def damage_pixels(path):
+    content = path.read_bytes()
+    assert content.count(bytes([3] * 12)) == 1
+    path.write_bytes(content.replace(bytes([3] * 12), bytes([3] * 7 + [4] + [3] * 4)))
+
+
+def damage_name(path):
+    """Put the decoded images of other files in its place."""
+    cached("y", lambda: made(5))
+    (path.parent / path.name.replace("x", "y")).rename(path)
+
+
+def damage_trust(path):
+    """Keep what an earlier version of this library wrote."""
+    torch.save(tuple(made(5)), path)
+
+
+DAMAGES = [
+    damage_nothing,
+    damage_end,
+    damage_kind,
+    damage_form,
+    damage_count,
+    damage_pixels,
+    damage_name,
+    damage_trust,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_built_anew(own_cache, damage):
     cached("x", made)
     (path,) = own_cache.iterdir()

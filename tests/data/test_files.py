@@ -1,10 +1,11 @@
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
-from innerloop.data.files import LARGEST, Files, candidates, some
+from innerloop.data.files import LARGEST, ChangedError, Files, candidates, some
 
 from .stand_ins import write_tree, write_zip
 
@@ -70,6 +71,58 @@ def test_a_copied_zip_keeps_its_fingerprint(tmp_path):
     two.write_bytes(one.read_bytes())
     os.utime(two, (0, 0))
     assert Files(one).fingerprint() == Files(two).fingerprint()
+
+
+def test_equal_names_sizes_and_times_are_no_equal_contents(tmp_path):
+    one, two = (
+        write_tree(tmp_path / str(i), {**FILES, "a/1.txt": content}) for i, content in enumerate((b"one", b"1ne"))
+    )
+    for root in (one, two):
+        os.utime(root / "a" / "1.txt", (10, 10))
+        os.utime(root / "b" / "2.txt", (10, 10))
+    assert Files(one).fingerprint() != Files(two).fingerprint()
+    (two / "a" / "1.txt").write_bytes(b"one")
+    assert Files(one).fingerprint() == Files(two).fingerprint(), "the same files elsewhere, of another time"
+
+
+def test_names_do_not_run_into_each_other(tmp_path):
+    one = write_tree(tmp_path / "1", {"a": b"x", "b": b""})
+    two = write_tree(tmp_path / "2", {"a": b"", "b": b"x"})
+    assert Files(one).fingerprint() != Files(two).fingerprint()
+    stamp = "1 10000000000"
+    three, four = (
+        write_tree(tmp_path / "3", {"a": b"x", "b": b"y"}),
+        write_tree(tmp_path / "4", {f"a\t{stamp}\nb": b"y"}),
+    )
+    for path in (*three.iterdir(), *four.iterdir()):
+        os.utime(path, (10, 10))
+    assert Files(three).fingerprint() != Files(four).fingerprint()
+
+
+def test_a_zip_whose_checksums_are_those_of_another_has_a_fingerprint_of_its_own(tmp_path):
+    one, two = write_zip(tmp_path / "1.zip", FILES), write_zip(tmp_path / "2.zip", {**FILES, "a/1.txt": b"0ne"})
+    checksums = (zlib.crc32(content).to_bytes(4, "little") for content in (b"0ne", b"one"))
+    two.write_bytes(two.read_bytes().replace(*checksums))
+    assert Files(one).fingerprint() != Files(two).fingerprint()
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_bytes(b"0ne"), lambda path: path.unlink()])
+def test_a_file_that_changes_after_its_fingerprint_was_taken_is_refused(tmp_path, change):
+    files = Files(write_tree(tmp_path, FILES))
+    files.fingerprint()
+    assert files.read("a/1.txt") == b"one"
+    change(tmp_path / "a" / "1.txt")
+    with pytest.raises(ChangedError, match=r"a/1\.txt changed while the files were read: run this again"):
+        files.read("a/1.txt")
+
+
+def test_a_huge_file_is_not_read_for_its_fingerprint(tmp_path):
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(2**40)
+    files = Files(tmp_path)
+    files.fingerprint()
+    with pytest.raises(ValueError, match=r"large\.png has 1,099,511,627,776 bytes"):
+        files.read("large.png")
 
 
 def test_where_data_is_looked_for(monkeypatch, tmp_path):

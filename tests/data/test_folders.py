@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from innerloop.data import FewShot, image_folder
+from innerloop.data import FewShot, decode, image_folder
 
 from .stand_ins import folders, png, write_tree
 
@@ -57,6 +59,56 @@ def test_a_changed_file_is_decoded_again(tmp_path):
     write_tree(tmp_path, {"a/0.png": png(200, size=(7, 7))})
     after = image_folder(root, size=4)
     assert int(before.train.images.max()) < 200 <= int(after.train.images.max())
+
+
+def levels(root):
+    """The gray levels of all images; the splits share them."""
+    return set(image_folder(root, size=4).train.images.unique().tolist())
+
+
+def test_folders_of_equal_names_sizes_and_times_do_not_share_images(tmp_path):
+    roots = [write_tree(tmp_path / name, folders("a", "b", "c")) for name in ("one", "two")]
+    (roots[1] / "b" / "0.png").write_bytes(png(200))
+    assert (roots[1] / "b" / "0.png").stat().st_size == (roots[0] / "b" / "0.png").stat().st_size
+    for root in roots:
+        for path in root.rglob("*.png"):
+            os.utime(path, (10, 10))
+    assert levels(roots[0]) == {0, 10, 20}
+    assert levels(roots[1]) == {0, 10, 20, 200}
+
+
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_decoded_again(tmp_path):
+    root = write_tree(tmp_path, folders("a", "b", "c"))
+    assert levels(root) == {0, 10, 20}
+    before = (root / "b" / "0.png").stat()
+    (root / "b" / "0.png").write_bytes(png(200))
+    os.utime(root / "b" / "0.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (root / "b" / "0.png").stat().st_size == before.st_size
+    assert levels(root) == {0, 10, 20, 200}
+
+
+def test_a_copy_in_another_folder_is_not_decoded_again(tmp_path, monkeypatch):
+    one = write_tree(tmp_path / "one", folders("a", "b", "c"))
+    assert levels(one) == {0, 10, 20}
+    two = write_tree(tmp_path / "two", folders("a", "b", "c") | {"a/notes.txt": b"not an image"})
+    monkeypatch.setattr(decode, "decode_classes", lambda *_: pytest.fail("decoded twice"))
+    assert levels(two) == {0, 10, 20}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_that_changes_between_digest_and_decoding_is_never_kept(tmp_path, monkeypatch, skip):
+    root, decoding = write_tree(tmp_path, folders("a", "b", "c")), decode.decode_classes
+
+    def changed(*arguments):
+        (root / "a" / "0.png").write_bytes(b"no image")
+        return decoding(*arguments)
+
+    monkeypatch.setattr(decode, "decode_classes", changed)
+    with pytest.raises(ValueError, match=r": a/0\.png changed while the files were read"):
+        image_folder(root, size=13, skip_unreadable=skip)
+    monkeypatch.setattr(decode, "decode_classes", decoding)
+    write_tree(root, folders("a"))
+    assert all(part.images_per_class == (2, 2) for part in image_folder(root, size=13, skip_unreadable=skip))
 
 
 @pytest.mark.parametrize(

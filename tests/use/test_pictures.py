@@ -201,3 +201,22 @@ def test_what_a_model_reads_is_in_its_recipe() -> None:
         assert Form.of(Pretrained(learner, config.load_recipe(recipe))) == form
     with pytest.raises(ValueError, match="does not read pictures: it was trained on tasks sinusoid"):
         Form.of(Pretrained(learner, config.load_recipe("sinusoid-maml")))
+
+
+def test_class_folders_that_link_to_each_other_count_each_picture_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        ramp().save(tmp_path / name / "0.png")
+    (tmp_path / "a" / "more").symlink_to("../b")
+    (tmp_path / "b" / "more").symlink_to("../a")
+    (tmp_path / "b" / "again.png").symlink_to("0.png")
+    assert read(tmp_path, COLOUR).names == ["a/0.png", "b/0.png"]
+    (tmp_path / "b" / "x.png").symlink_to("../a/0.png")
+    with pytest.raises(ValueError, match=r"a/0\.png \(class a\) and b/x\.png \(class b\) are one file"):
+        read(tmp_path, COLOUR)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    ramp().save(tmp_path / "0.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    assert list(read(tmp_path, COLOUR).unreadable) == ["gone.png"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..diagnosis import user_level
 from ..disk import replacing
 from .files import cache_folder
 
@@ -19,8 +23,8 @@ Parts = tuple[Any, ...]
 def kept(name: str, build: Callable[[], Parts], whole: Callable[[Parts], bool], what: str) -> Parts:
     """``build()``, or what it returned before under this name; a damaged file is built anew.
 
-    The file is memory-mapped, so it is read as it is used. Where the cache cannot be written, a warning says so and the
-    result is returned all the same.
+    The file is memory-mapped. It holds a digest of its name and of every byte of the tensors, which is compared when it
+    is opened. Where the cache cannot be written, a warning says so and the result is returned all the same.
 
     Args:
         name: of the file, with the version of its form and of how it is made.
@@ -29,28 +33,41 @@ def kept(name: str, build: Callable[[], Parts], whole: Callable[[Parts], bool], 
         what: it is, for the warning.
     """
     path = cache_folder() / f"{name}.pt"
-    if (parts := _load(path, whole)) is None:
+    if (parts := _load(path, name, whole)) is None:
         parts = tuple(build())
         try:
-            _save(path, parts)
+            _save(path, name, parts)
         except (OSError, RuntimeError) as error:
             warnings.warn(
                 f"cannot keep the {what} in {path} ({error}): they are made again next time; "
                 "set XDG_CACHE_HOME to a writable folder",
-                stacklevel=4,
+                stacklevel=user_level(),
             )
     return parts
 
 
-def _load(path: Path, whole: Callable[[Parts], bool]) -> Parts | None:
+def _load(path: Path, name: str, whole: Callable[[Parts], bool]) -> Parts | None:
     try:
-        parts = tuple(torch.load(path, weights_only=True, mmap=True))
-        return parts if whole(parts) else None
+        *parts, digest = torch.load(path, weights_only=True, mmap=True)
+        return tuple(parts) if digest == _digest(name, tuple(parts)) and whole(tuple(parts)) else None
     except Exception:  # torch.load raises nearly anything on a damaged file
         return None
 
 
-def _save(path: Path, parts: Parts) -> None:
+def _save(path: Path, name: str, parts: Parts) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        torch.save(parts, temporary)
+        torch.save((*parts, _digest(name, parts)), temporary)
+
+
+def _digest(name: str, parts: Parts) -> str:
+    digest = hashlib.sha256(repr(name).encode())
+    for part in parts:
+        if not isinstance(part, Tensor):
+            digest.update(repr(part).encode())
+            continue
+        digest.update(repr((part.dtype, part.shape)).encode())
+        whole = part.detach().contiguous()
+        if size := whole.numel() * whole.element_size():
+            digest.update((ctypes.c_char * size).from_address(whole.data_ptr()))
+    return digest.hexdigest()

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..diagnosis import user_level
 from .cache import kept
-from .files import Files, some
+from .files import ChangedError, Files, some
 from .progress import progress
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what the cache holds changes its form or its pixels, so that older files are not read."""
 
 
@@ -24,6 +25,28 @@ class Decoded(NamedTuple):
     images: Tensor
     counts: Tensor
     names: tuple[str, ...]
+
+
+def decoded_once(
+    files: Files, classes: dict[str, list[str]], stem: str, size: int, channels: int, skip_unreadable: bool = False
+) -> Decoded:
+    """As `decode_classes`, or what it returned before for files of equal names and contents.
+
+    Args:
+        files: where they are.
+        classes: class -> its files; files that have several names count by the first one.
+        stem: the beginning of the name in the cache.
+        size: see `decode_classes`.
+        channels: see `decode_classes`.
+        skip_unreadable: see `decode_classes`.
+
+    Raises:
+        ValueError: a file is in two classes; and see `decode_classes`.
+    """
+    classes = files.once(classes)
+    names = [name for names in classes.values() for name in names]
+    key = files.fingerprint(classes, size, channels, skip_unreadable, names=names)
+    return cached(f"{stem}-{size}-{key}", lambda: decode_classes(files, classes, size, channels, skip_unreadable))
 
 
 def decode_classes(
@@ -46,13 +69,15 @@ def decode_classes(
                     images[row] = _decode(pillow, files.read(name), size, channels)
                     row += 1
                     counts[label] += 1
+                except ChangedError:  # what is decoded would be kept by the fingerprint of something else
+                    raise
                 except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
                     bad.append(f"{name} ({error})")
                 advance(1)
     if bad and not skip_unreadable:
         raise ValueError(f"{files.path}: {len(bad)} of {total} files are not readable images: {some(bad)}")
     if bad:
-        warnings.warn(f"{files.path}: skipped {len(bad)} unreadable files: {some(bad)}", stacklevel=3)
+        warnings.warn(f"{files.path}: skipped {len(bad)} unreadable files: {some(bad)}", stacklevel=user_level())
     return Decoded(images[:row], counts, tuple(classes))
 
 

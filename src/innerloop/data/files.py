@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from ..streams import shown
+from .progress import progress
+from .walk import Identity, Walked, walk
 
 LARGEST = 2**28
 """Bytes. No picture or list of pictures is larger; what unpacks to more is there to fill the memory."""
+BLOCK = 2**20
+"""Bytes that are read at once for a digest."""
+CHUNK, READERS = 256, 8
+"""Files that a thread takes at once, and threads that read: disks answer several at once."""
 
 
 def cache_folder() -> Path:
@@ -31,46 +38,147 @@ def candidates(root: str | Path | None, name: str) -> list[Path]:
     return [folder for place in places for folder in (place, place / name)]
 
 
+class ChangedError(ValueError):
+    """A file is no longer what its fingerprint was taken of."""
+
+
 class Files:
     """The files below a folder or in a zip, by their names relative to it. Nothing is ever unpacked to disk.
 
-    Names that lead out of the archive and macOS's resource forks are left out.
+    Names that lead out of the archive and macOS's resource forks are left out. Links are followed as `walk` says.
+
+    Args:
+        path: the folder or the zip.
+        classes: the class folders, relative to a folder: only these are read, and the files beside them. Without them,
+            all of it is read.
 
     Attributes:
         path: the folder or the zip.
-        stamps: name -> what changes when the file does (in a zip its checksum, in a folder its size and time).
+        stamps: name -> what is equal for two names of one real file.
+        broken: the names of what cannot be looked at, such as links that lead nowhere -> why.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
-        ValueError: it is neither a folder nor a readable zip.
+        ValueError: it is neither a folder nor a readable zip, or a class folder is or lies in another one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         self.path = path
         self._zip = None if path.is_dir() else _open(path)
-        self.stamps = _walk(path) if self._zip is None else _list(self._zip)
+        walked = walk(path, classes) if self._zip is None else _list(self._zip)
+        self.stamps, self.broken = walked.files, walked.broken
+        self._digests: dict[str, bytes] = {}
 
     def read(self, name: str) -> bytes:
         """The content of one file.
 
         Raises:
             ValueError: its place in the zip is damaged or encrypted, or it is larger than any picture.
+            OSError: it cannot be read.
+            ChangedError: it changed after its fingerprint was taken.
         """
-        size = (self.path / name).stat().st_size if self._zip is None else self._zip.getinfo(name).file_size
-        if size > LARGEST:  # zipfile never unpacks more than it says there is
-            raise ValueError(f"{self.path}: {name} has {size:,} bytes, more than the {LARGEST:,} that are read")
         if self._zip is None:
-            return (self.path / name).read_bytes()
+            return self._read(name)
+        if (size := self._zip.getinfo(name).file_size) > LARGEST:  # zipfile never unpacks more than it says there is
+            raise self._too_large(name, size)
         try:
             return self._zip.read(name)
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
             raise ValueError(f"{self.path}: {name} cannot be read ({error}); get the file again") from error
 
-    def fingerprint(self, *settings: object) -> str:
-        """A short hash of all files and of the settings they are decoded with: the key of the decoded copy."""
-        content = "\n".join(f"{name}\t{stamp}" for name, stamp in sorted(self.stamps.items()))
-        text = f"{content}\n{settings}".encode("utf-8", "surrogateescape")  # names need not be UTF-8
-        return hashlib.sha256(text).hexdigest()[:16]
+    def once(self, classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """The files of each class, those with several names by their first one only.
+
+        Raises:
+            ValueError: a file is in two classes, by symbolic or hard links.
+        """
+        kept: dict[str, list[str]] = {label: [] for label in classes}
+        first: dict[Identity, tuple[str, str]] = {}
+        shared = []
+        for label, names in classes.items():
+            for name in names:
+                owner, other = first.setdefault(self.stamps[name], (label, name))
+                if owner != label:
+                    shared.append(f"{shown(other)} (class {shown(owner)}) and {shown(name)} (class {shown(label)})")
+                elif other == name:
+                    kept[label].append(name)
+        if shared:
+            more = f", and so are {len(shared) - 1} more" if len(shared) > 1 else ""
+            raise ValueError(
+                f"{self.path}: {shared[0]} are one file{more}, and an image counts in one class only: remove one of "
+                "the two names, or put a copy in place of the link"
+            )
+        return kept
+
+    def fingerprint(self, *settings: object, names: Iterable[str] | None = None) -> str:
+        """A hash of what files contain and of the settings they are decoded with: the key of the decoded copy.
+
+        Every byte is read each time. Sizes and times, which other files may share, have no part in it.
+
+        Args:
+            settings: anything with an exact ``repr``.
+            names: the files, in order; all of them without it.
+        """
+        chosen = sorted(self.stamps) if names is None else list(names)
+        key = hashlib.sha256(repr((settings, chosen)).encode())  # which escapes what is not UTF-8 in names
+        if self._zip is not None and self._zip.fp is not None:
+            self._zip.fp.seek(0)
+            key.update(_digest(self._zip.fp))
+        else:
+            self._digests = dict(zip(chosen, self._digest_all(chosen), strict=True))
+            for digest in self._digests.values():
+                key.update(digest)
+        return key.hexdigest()[:32]
+
+    def _digest_all(self, names: list[str]) -> list[bytes]:
+        chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+        digests: list[bytes] = []
+        with progress(f"reading {self.path.name}", len(names)) as advance, ThreadPoolExecutor(READERS) as pool:
+            for chunk in pool.map(lambda chunk: [self._digest(name) for name in chunk], chunks):
+                digests += chunk
+                advance(len(chunk))
+        return digests
+
+    def _digest(self, name: str) -> bytes:
+        """The digest of a file in a folder; for one that cannot be read, the reason."""
+        try:
+            with (self.path / name).open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                return _digest(file) if size <= LARGEST else b"%d bytes" % size
+        except OSError as error:
+            return _unreadable(error)
+
+    def _read(self, name: str) -> bytes:
+        """The content of a file in a folder, as `_digest` saw it."""
+        content = b""
+        failure: OSError | ValueError | None = None
+        try:
+            if (size := (self.path / name).stat().st_size) > LARGEST:
+                seen, failure = b"%d bytes" % size, self._too_large(name, size)
+            else:
+                content = (self.path / name).read_bytes()
+                seen = hashlib.sha256(content).digest()
+        except OSError as error:
+            seen, failure = _unreadable(error), error
+        if self._digests.get(name, seen) != seen:
+            raise ChangedError(f"{self.path}: {shown(name)} changed while the files were read: run this again")
+        if failure is not None:
+            raise failure
+        return content
+
+    def _too_large(self, name: str, size: int) -> ValueError:
+        return ValueError(f"{self.path}: {name} has {size:,} bytes, more than the {LARGEST:,} that are read")
+
+
+def _unreadable(error: OSError) -> bytes:
+    return b"error %d" % (error.errno or 0)
+
+
+def _digest(file: IO[bytes]) -> bytes:
+    digest = hashlib.sha256()
+    while block := file.read(BLOCK):
+        digest.update(block)
+    return digest.digest()
 
 
 def some(names: Iterable[str], limit: int = 10) -> str:
@@ -89,31 +197,9 @@ def _open(path: Path) -> zipfile.ZipFile:
         ) from error
 
 
-def _walk(path: Path) -> dict[str, str]:
-    stamps = {}
-    for folder, below, names in os.walk(path, followlinks=True):  # class folders are often links
-        real = Path(folder).resolve()
-        below[:] = [name for name in below if not real.is_relative_to((real / name).resolve())]  # but not to above
-        for name in names:
-            file = Path(folder) / name
-            try:
-                status = file.stat()
-            except FileNotFoundError:  # a link that leads nowhere
-                continue
-            except OSError as error:  # who reads it will say that it cannot be read
-                stamps[file.relative_to(path).as_posix()] = f"unreadable {error.errno}"
-                continue
-            if stat.S_ISREG(status.st_mode):
-                stamps[file.relative_to(path).as_posix()] = f"{status.st_size} {status.st_mtime_ns}"
-    return stamps
-
-
-def _list(archive: zipfile.ZipFile) -> dict[str, str]:
-    return {
-        info.filename: f"{info.file_size} {info.CRC}"
-        for info in archive.infolist()
-        if not info.is_dir() and _is_safe(PurePosixPath(info.filename))
-    }
+def _list(archive: zipfile.ZipFile) -> Walked:
+    names = (info.filename for info in archive.infolist() if not info.is_dir())
+    return Walked({name: (name,) for name in names if _is_safe(PurePosixPath(name))})
 
 
 def _is_safe(name: PurePosixPath) -> bool:

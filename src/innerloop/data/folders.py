@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from pathlib import Path, PurePosixPath
 
 import torch
 
-from .decode import cached, check_size, decode_classes
+from ..diagnosis import user_level
+from .decode import check_size, decoded_once
 from .files import Files, some
 from .images import ClassImages, Splits, check_disjoint
+from .walk import subfolders
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -26,21 +29,27 @@ def image_folder(
 ) -> Splits:
     """A folder of class folders; its classes are split at random, or as its folders train, val and test say.
 
+    The cache keeps decoded images by what files contain: a changed file is noticed whatever its size and time.
+
     Args:
         root: ``root/<class>/**/<image>``, or ``root/{train,val,test}/<class>/**/<image>``. Any case of the usual
-            extensions is read; hidden files are not.
+            extensions is read; hidden files are not. Links are followed, but each real file counts once: a link
+            in a class folder to a whole class folder, or to a folder that holds one, is not followed, and a file
+            or a folder of two classes, by symbolic or hard links, is refused.
         size: height and width; an image of another aspect ratio is squeezed into the square.
         channels: 3 for colour, 1 for grey.
         split: the shares of the classes in train, val and test, none of them left without a class. Not used where
             ``root`` has the folders train, val and test.
         seed: of the random split.
-        skip_unreadable: leave files that are no images out with a warning, instead of refusing them.
+        skip_unreadable: leave files that are no images, and links that lead nowhere, out with a warning, instead
+            of refusing them.
         device: where the pixels are kept; on the CPU they are memory-mapped.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no or too few classes, a class without images, a class in two splits, unreadable files (named,
-            up to ten), or an option out of range.
+        ValueError: no or too few classes, a class without images, a class in two splits, a file or folder in two
+            classes, unreadable files (named, up to ten), files that change while they are read, or an option out
+            of range.
         ImportError: Pillow is not installed.
     """
     check_size(size)
@@ -51,23 +60,21 @@ def image_folder(
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no folder at {root}: image_folder reads a folder with one folder for each class")
-    classes, chosen = _classes(root, split, seed)
-    files = Files(root)
-    found = _find_images(files, classes)
-    stem = f"folder-{size}-{files.fingerprint(list(found), channels, skip_unreadable)}"
-    decoded = cached(stem, lambda: decode_classes(files, found, size, channels, skip_unreadable))
-    images, counts, _ = decoded
+    classes, chosen = _classes(root, split, seed, skip_unreadable)
+    files = Files(root, classes)
+    found = _find_images(files, classes, skip_unreadable)
+    images, counts, _ = decoded_once(files, found, "folder", size, channels, skip_unreadable)
     names = tuple(name.rsplit("/", 1)[-1] for name in classes)
     whole = ClassImages(images, counts.cumsum(0) - counts, counts, names, name=root.resolve().name)
     return Splits(*(whole.subset(part).to(device) for part in chosen))
 
 
-def _classes(root: Path, split: tuple[float, ...], seed: int) -> tuple[list[str], list[list[int]]]:
+def _classes(root: Path, split: tuple[float, ...], seed: int, skip: bool) -> tuple[list[str], list[list[int]]]:
     """The class folders relative to root, and the numbers of those in each split."""
-    folders = _subfolders(root)
+    folders = _subfolders(root, skip)
     given = [name for name in Splits._fields if name in folders]
     if set(folders) == set(Splits._fields):
-        members = [_subfolders(root / name) for name in Splits._fields]
+        members = [_subfolders(root / name, skip) for name in Splits._fields]
         check_disjoint(str(root), members)
         if empty := [name for name, part in zip(Splits._fields, members, strict=True) if not part]:
             raise ValueError(f"{root}: no class folders in {' or '.join(empty)}")
@@ -91,18 +98,38 @@ def _ranges(sizes: list[int]) -> list[list[int]]:
     return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _subfolders(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _subfolders(folder: Path, skip: bool) -> list[str]:
+    names, broken = subfolders(folder)
+    _check_links(folder, broken, skip)
+    return names
 
 
-def _find_images(files: Files, classes: list[str]) -> dict[str, list[str]]:
+def _check_links(folder: Path, broken: list[str], skip: bool) -> None:
+    """Refuse links that may stand for folders of images and cannot be followed, or warn of them."""
+    broken = [name for name in broken if not _is_image(name) and "/." not in f"/{name}"]
+    if broken and not skip:
+        raise ValueError(
+            f"{folder}: links that lead nowhere, or folders that cannot be read: {some(broken)}; repair or remove "
+            "them, or leave them out with skip_unreadable=True"
+        )
+    if broken:
+        what = f"skipped links that lead nowhere, or folders that cannot be read: {some(broken)}"
+        warnings.warn(f"{folder}: {what}", stacklevel=user_level())
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def _find_images(files: Files, classes: list[str], skip: bool) -> dict[str, list[str]]:
     """class -> its image files, all of them in order."""
+    _check_links(files.path, [name for name in files.broken if "/" in name or name in classes], skip)
     found: dict[str, list[str]] = {name: [] for name in classes}
     depth = classes[0].count("/") + 1
     for name in sorted(files.stamps):
-        path = PurePosixPath(name)
-        label = "/".join(path.parts[:depth])
-        if label in found and path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+        label = "/".join(PurePosixPath(name).parts[:depth])
+        if label in found and _is_image(name):
             found[label].append(name)
     if empty := [name for name, images in found.items() if not images]:
         raise ValueError(f"{files.path}: folders without images: {some(empty)}; expected {', '.join(EXTENSIONS)}")

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 
-from .decode import Decoded, cached, check_size, decode_classes
+from .decode import Decoded, check_size, decoded_once
 from .download import download as fetch
 from .files import Files, candidates, some
 from .images import ClassImages, Splits, check_disjoint
@@ -111,9 +111,7 @@ def mini_imagenet(root: str | Path | None = None, size: int = 84, device: torch.
     splits = [_read_list(files, f"{prefix}{split}.csv", f"{prefix}images/") for split in Splits._fields]
     check_disjoint(str(files.path), [list(classes) for classes in splits])
     classes = {label: names for classes in splits for label, names in classes.items()}
-    stem = f"mini-imagenet-{size}-{files.fingerprint()}"
-    decoded = cached(stem, lambda: decode_classes(files, classes, size, channels=3))
-    images, counts, names = decoded
+    images, counts, names = decoded_once(files, classes, "mini-imagenet", size, channels=3)
     whole = ClassImages(images, counts.cumsum(0) - counts, counts, names)
     fewest, most = whole.images_per_class
     amount = f"{fewest}" if fewest == most else f"{fewest} to {most}"
@@ -158,6 +156,7 @@ def _omniglot_part(folder: Path, part: str, size: int) -> Decoded:
     for name in sorted(files.stamps):
         if match := re.fullmatch(rf"(?:{part}/)?([^/]+/character\d+)/\d+_\d+\.png", name):
             classes.setdefault(match[1], []).append(name)
+    classes = files.once(classes)
     alphabets, characters = OMNIGLOT_SIZES[part]
     found = (len({name.split("/")[0] for name in classes}), len(classes))
     wrong = [f"{name} has {len(drawings)}" for name, drawings in classes.items() if len(drawings) != DRAWINGS]
@@ -167,12 +166,8 @@ def _omniglot_part(folder: Path, part: str, size: int) -> Decoded:
             f"{DRAWINGS} drawings (Alphabet/characterNN/NNNN_NN.png), found {found[0]} alphabets and {found[1]} "
             f"characters{': ' + some(wrong, 3) if wrong else ''}; get the file again"
         )
-
-    def build() -> Decoded:
-        decoded = decode_classes(files, classes, size, channels=1)
-        return decoded._replace(images=255 - decoded.images)
-
-    return cached(f"omniglot-{part}-{size}-{files.fingerprint()}", build)
+    decoded = decoded_once(files, classes, f"omniglot-{part}", size, channels=1)
+    return decoded._replace(images=255 - decoded.images)
 
 
 def _omniglot_split(split: str, names: tuple[str, ...], rng: random.Random) -> list[list[int]]:

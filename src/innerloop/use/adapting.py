@@ -68,7 +68,7 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
     Raises:
         FileNotFoundError: no such folder.
         ValueError: it has fewer than two classes, a class without a readable picture, or more classes than the head
-            takes; the model reads no pictures.
+            takes; a picture is in two classes, by links; the model reads no pictures.
         ImportError: Pillow, scipy or scikit-learn is not installed.
     """
     from .estimators import FewShotClassifier

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.decode import require_pillow
 from ..data.files import Files, some
 from ..data.tasks import DRAWINGS, Drawing
+from ..data.walk import subfolders
 from .pretrained import Pretrained
 
 WORKING = 256
@@ -88,18 +89,18 @@ class Pictures:
 
 def read(folder: Path, form: Form) -> Pictures:
     """Read the pictures of a folder, at any depth, of a zip, or a single one. What is no picture is left out, and named
-    in the result; hidden files are not looked at.
+    in the result; hidden files are not looked at. Links are followed, and each real file counts once, as
+    `innerloop.data.image_folder` says.
 
     Raises:
         FileNotFoundError: there is nothing there.
         ImportError: Pillow is not installed.
-        ValueError: nothing of it can be read.
+        ValueError: nothing of it can be read, or a file or folder is in two classes.
     """
     pillow, single = require_pillow(), folder.is_file() and folder.suffix.lower() != ".zip"
     if not folder.exists():
         raise FileNotFoundError(f"no folder or picture at {folder}")
-    files = Files(folder.parent if single else folder)
-    names = [folder.name] if single else [name for name in sorted(files.stamps) if "/." not in f"/{name}"]
+    files, names = _files(folder, single)
     found, rows = Pictures([], torch.empty(0)), []
     for name in names:
         try:
@@ -114,6 +115,18 @@ def read(folder: Path, form: Form) -> Pictures:
         raise ValueError(f"{folder}: no picture can be read: {found.left_out() or 'there is no file'}")
     found.x = torch.stack(rows)
     return found
+
+
+def _files(folder: Path, single: bool) -> tuple[Files, list[str]]:
+    """The files of a folder or a zip, or one file, and the names of those that are not hidden."""
+    if single:
+        return Files(folder.parent, []), [folder.name]
+    files = Files(folder, subfolders(folder)[0] if folder.is_dir() else None)
+    classes: dict[str, list[str]] = {}
+    for name in sorted(files.stamps):
+        if "/." not in f"/{name}":
+            classes.setdefault(name.rpartition("/")[0].partition("/")[0], []).append(name)
+    return files, sorted(name for names in files.once(classes).values() for name in names)
 
 
 def _why(name: str, error: Exception) -> str:
