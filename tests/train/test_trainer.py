@@ -141,6 +141,14 @@ def test_interrupted_anywhere_a_training_goes_on(model, tmp_path):
     interrupt_training(model, 2, tmp_path)
 
 
+def test_a_run_that_ended_before_it_dropped_old_states_drops_them_later(tmp_path):
+    trainer(tmp_path).fit()
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    shutil.copy(kept[-1], kept[-1].with_name("state-00000000.pt"))
+    trainer(tmp_path).fit(resume=True)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == kept
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model", MODELS)

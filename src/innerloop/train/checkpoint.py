@@ -125,14 +125,18 @@ class Checkpoints:
         for iteration in self.iterations():
             if iteration > state["iteration"]:  # of a life of this run that is being repeated
                 (self.directory / STATE.format(iteration)).unlink()
-        for iteration in self.iterations()[:-2]:
-            (self.directory / STATE.format(iteration)).unlink()
+        self.drop_states()
         # The state before this one may yet be the one to fall back to, so what its table names stays as well.
         wanted = {BEST.format(entry["iteration"]) for entry in (*self.best, *self._before)}
         for path in self.directory.glob("best-*.pt"):
             if path.name not in wanted:
                 path.unlink()
         self._before = list(self.best)
+
+    def drop_states(self) -> None:
+        """Keep the last two. A run that ended while it saved may have left another."""
+        for iteration in self.iterations()[:-2]:
+            (self.directory / STATE.format(iteration)).unlink()
 
     def newest(self) -> dict[str, Any]:
         """The newest complete state that can be read, with a warning for each that cannot.

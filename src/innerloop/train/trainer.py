@@ -300,6 +300,7 @@ class Trainer:
         found = None
         if self.checkpoints and self.checkpoints.iterations():
             found = self.checkpoints.newest()
+            self.checkpoints.drop_states()
             if not accept_changes and (changed := differences(found["config"], self.config)):
                 raise ValueError(
                     f"{self.run} was begun with another {', '.join(changed)}: resume it as it was, or with "
