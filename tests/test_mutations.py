@@ -96,8 +96,8 @@ def test_mutations(original, tmp_path, seed, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(10))
-def test_a_thousand_mutations(original, tmp_path, block, capsys):
+@pytest.mark.parametrize("block", range(30))
+def test_three_thousand_mutations(original, tmp_path, block, capsys):
     for seed in range(1_000 + 100 * block, 1_100 + 100 * block):
         check(original, tmp_path / f"{seed}", seed, capsys, slice(0, 5))
         shutil.rmtree(tmp_path / f"{seed}")

@@ -83,6 +83,17 @@ def test_a_judgement_that_lacks_something_is_none() -> None:
     assert difference([damaged], [run([1.0, 2.0])]) is None
 
 
+def test_tasks_without_a_finite_score_are_not_paired() -> None:
+    whole, lacking = run([1.0, 2.0, 4.0]), run([1.5, 2.0, 3.0])
+    for missing in (None, float("nan")):
+        lacking.results["test"]["scores"][1] = missing
+        for pair in ([whole], [lacking]), ([lacking], [whole]):
+            found = difference(*pair)
+            assert found is not None
+            assert found.over == "tasks of each"
+        assert change(whole.results["test"], lacking.results["test"]).over == "tasks of each"
+
+
 def test_what_does_not_vary_has_no_width() -> None:
     found = difference([run([1.0, 1.0])], [run([3.0, 3.0])])
     assert found is not None

@@ -103,11 +103,17 @@ def comparable(first: Run, second: Run, what: What = "test") -> bool:
 def change(earlier: Line, later: Line) -> Interval:
     """From one validation of a run to a later one."""
     away = later["mean"] - earlier["mean"]
-    if earlier.get("scores") and len(earlier["scores"]) == len(later.get("scores", ())):
-        over = f"{len(later['scores']):,} tasks, the same for both"
-        return _interval(away, "pairs", later["scores"], earlier["scores"], over=over)
+    before, after = _scores(earlier), _scores(later)
+    if len(before) == len(after) > 1:
+        return _interval(away, "pairs", after, before, over=f"{len(after):,} tasks, the same for both")
     half = math.hypot(earlier["ci95"], later["ci95"])
     return Interval(away, away - half, away + half, "tasks of each")
+
+
+def _scores(line: Line) -> list[float]:
+    """Of each task; none, where one was not a finite number, which has no difference from another."""
+    found = line.get("scores") or []
+    return found if all(score is not None and math.isfinite(score) for score in found) else []
 
 
 def _same_tasks(first: tuple[Run, Line], second: tuple[Run, Line], what: What) -> list[list[float]] | None:
@@ -115,7 +121,7 @@ def _same_tasks(first: tuple[Run, Line], second: tuple[Run, Line], what: What) -
     (run, line), (other, another) = first, second
     if not comparable(run, other, what) or _seed(run, what) != _seed(other, what):
         return None
-    scores = [one.get("scores") or [] for one in (line, another)]
+    scores = [_scores(one) for one in (line, another)]
     number = min(map(len, scores))  # the first tasks of a longer evaluation are those of a shorter one
     return [values[:number] for values in scores] if number > 1 else None
 
