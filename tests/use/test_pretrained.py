@@ -280,3 +280,12 @@ def test_probabilities_of_the_model_that_comes_with_the_package_mean_what_they_s
     assert confidence == pytest.approx(accuracy, abs=2.5)
     doubted = torch.cat(sure) < 0.8
     assert torch.cat(right)[doubted].mean() < torch.cat(right)[~doubted].mean() - 0.1
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_models_of_the_package_have_checksums(name: str, tmp_path: Path) -> None:
+    folder = Pretrained.load(name).save_pretrained(tmp_path / "saved")
+    (kept,) = Path(il.__file__).parent.glob(f"pretrained/{name}")
+    for path in folder.iterdir():
+        assert path.read_bytes() == (kept / path.name).read_bytes()
+    assert json.loads((kept / "config.json").read_text())["sha256"].keys() == {path.name for path in folder.iterdir()}
