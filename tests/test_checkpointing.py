@@ -124,6 +124,32 @@ def test_the_reentrant_variant_is_refused(
             use(regression())
 
 
+def test_the_reentrant_variant_does_no_harm_where_nothing_is_learned(regression: Callable[..., il.Task]) -> None:
+    class Frozen(nn.Module):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.body, self.head, self.how = nn.Linear(2, 3), nn.Linear(3, 1), how
+            self.body.requires_grad_(how == "under no_grad")
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.how != "under no_grad"):
+                x = self.body(x) if self.how == "plain" else checkpoint(self.body, x, use_reentrant=True)
+            output: Tensor = self.head(x)
+            return output
+
+    tasks, found = regression(), {}
+    for how in ("plain", "under no_grad", "frozen"):
+        torch.manual_seed(0)
+        found[how] = il.anil(Frozen(how), loss=F.mse_loss, compile=False).meta_gradient(tasks)[0]
+    for how in ("under no_grad", "frozen"):
+        for name in ("model.head.weight", "model.head.bias"):
+            torch.testing.assert_close(found[how][name], found["plain"][name])
+    outer = nn.Linear(2, 2)
+    learner = il.maml(nn.Linear(2, 1), loss=F.mse_loss)
+    x = torch.ones(1, 2, requires_grad=True)
+    checkpoint(lambda x: outer(x) + learner.predict(tasks).mean(), x, use_reentrant=True).sum().backward()
+
+
 def test_without_a_learner_it_is_torchs_own() -> None:
     x, grads = torch.randn(5, 2), []
     for options in ({"use_reentrant": False}, RIGHT):

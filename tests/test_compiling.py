@@ -148,7 +148,7 @@ def test_what_cannot_be_compiled_is_refused_if_it_has_to_be(regression: Callable
         il.maml(model, 0.1, loss=F.mse_loss, compile=True).meta_gradient(regression())
 
 
-@pytest.mark.filterwarnings("ignore:'bias' was frozen")
+@pytest.mark.filterwarnings("ignore:adapt= would not choose 'bias'")
 @pytest.mark.slow
 @needs_compiler
 def test_a_change_of_mode_steps_or_learned_parameters_compiles_anew(regression: Callable[..., il.Task]) -> None:

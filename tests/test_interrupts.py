@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -79,3 +79,40 @@ def test_a_call_from_where_an_interrupt_is_handled_has_errors_of_its_own(regress
             learner.meta_gradient(regression(8))
         with pytest.raises(RuntimeError, match="shape"):
             learner.predict(il.task.Task(*(il.Batch(torch.ones(2, 3, 9), b.y[:2, :3]) for b in regression())))
+
+
+def test_an_error_while_a_generator_closes_is_no_interrupt(regression: Callable[..., il.Task]) -> None:
+    class Closes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            def steps() -> Iterator[None]:
+                try:
+                    yield
+                finally:
+                    self.positive = float(x.mean()) > 0
+
+            running = steps()
+            next(running)
+            running.close()
+            output: Tensor = self.layer(x)
+            return output
+
+    with pytest.warns(UserWarning, match="one by one"):
+        il.maml(Closes(), loss=F.mse_loss).meta_gradient(regression(8))
+
+
+def test_a_rule_is_checked_where_an_interrupt_is_handled() -> None:
+    class Reads(il.SGD):
+        def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+            size = sum(float(grad.norm()) for grad in grads.values())
+            updates, state = super().forward(grads, params, state, step)
+            return {name: update / (1 + size) for name, update in updates.items()}, state
+
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.warns(UserWarning, match="one by one"):
+            il.check_rule(Reads(0.1))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import innerloop as il
-from innerloop.quick import identical, members_of, modules_of, unseen
+from innerloop.quick import hidden_from_modes, identical, members_of, modules_of
 
 
 class Nested(nn.Module):
@@ -45,15 +47,38 @@ class Named(Tensor):
     pass
 
 
-def test_modes_do_not_see_plain_tensors() -> None:
+class Own(Watched):
+    pass
+
+
+Own.__module__ = "innerloop.of.its.own"
+
+
+def test_the_librarys_modes_do_not_see_plain_tensors() -> None:
     plain, named = torch.ones(2), torch.ones(2).as_subclass(Named)
-    with Watched() as watched:
-        with unseen([plain, nn.Parameter(plain)]):
+    with Own() as watched, torch.device("cpu"):
+        watched.seen = 0
+        with hidden_from_modes([plain, nn.Parameter(plain)]):
             assert (plain + plain).shape == (2,)
         assert not watched.seen
-        with unseen([plain, named]):
+        with hidden_from_modes([plain, named]):
             assert type(named + plain) is Named
         assert watched.seen
+
+
+def test_modes_of_the_users_see_updates(regression: Callable[..., il.Task]) -> None:
+    class Rounds(TorchFunctionMode):
+        """Sums in bfloat16."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            return result.bfloat16().float() if func is Tensor.add else result
+
+    learner = il.maml(nn.Linear(2, 1), loss=nn.functional.mse_loss, steps=2)
+    with Rounds():
+        adapted = learner.adapt(il.task.select(regression(), 0).support)
+    for tensor in adapted.parameters.values():
+        assert torch.equal(tensor, tensor.bfloat16().float())
 
 
 def test_dictionaries_are_compared_by_identity() -> None:

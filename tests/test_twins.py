@@ -19,7 +19,8 @@ import innerloop as il
 from innerloop.attention import by_mathematics
 from innerloop.task import select
 
-from .test_undisturbed import Attending, Looping, Recurring, assert_equal, surroundings
+from .interrupting import Attending, Looping, Recurring
+from .test_undisturbed import assert_equal, surroundings
 
 
 def convolutions() -> nn.Module:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from .contracts import normal_tensors, without_kept_tensors
 from .diagnosis import user_level
 from .inner import Episode, stack
-from .interrupts import go_on_with_interrupt
+from .interrupts import raise_interrupt_behind
 from .operations import TaskOperations
 from .stateless import BATCH_NORMS, INSTANCE_NORMS, Stateless, Statistics, arguments, in_mode
 from .supported import joint
@@ -224,7 +224,7 @@ class AdaptedTasks:
                 with TaskOperations(vectorised=True, kernels=False), without_kept_tensors(mine(model)):
                     return vmap(one)(*every)
             except Exception as error:  # what cannot be vectorized; a mistake of the caller's shows once more
-                go_on_with_interrupt(error)
+                raise_interrupt_behind(error)
                 with TaskOperations(vectorised=False):
                     return stack([one(*select(every, index)) for index in range(size(every))])
 

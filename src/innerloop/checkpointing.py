@@ -8,10 +8,11 @@ model has its own back, and would be computed with these. But torch asks at the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from .quick import modules_of
 from .stacks import place, under
 
 _running: ContextVar[nn.Module | None] = ContextVar("the model that has a task's parameters in place", default=None)
+
+_FORWARD = checkpoint.CheckpointFunction.forward.__code__
 
 KEPT_AS = "_gradient_checkpointing_func"
 """The attribute in which modules of transformers keep a `functools.partial` of torch's function."""
@@ -88,29 +91,40 @@ def _in_context(module: nn.Module, function: Any) -> Any:
 
 
 class RefusedReentrant(TorchFunctionMode):
-    """While entered, it is an error if a module checkpoints by the reentrant variant. Torch gives no gradients by it to
-    a caller, and none at all where no input requires one, as the first layer's do not.
+    """Refuse reentrant checkpointing of learned parameters while a model runs. It does not work with
+    `torch.autograd.grad`, and it cuts the graph where no input requires a gradient, as in a first layer.
 
     Args:
-        model: that runs.
+        model: the model, for the message.
+        learned: the tensors that gradients are taken by.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, learned: Iterable[Tensor]) -> None:
         super().__init__()
-        self._model = model
+        self._model, self._learned = model, {id(tensor) for tensor in learned}
+
+    def __enter__(self) -> Any:
+        self._outside, self._recorded = sys._getframe(1), torch.is_grad_enabled()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look which code calls."""
-        frame: Any = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code is checkpoint.CheckpointFunction.forward.__code__:
-                raise ValueError(
-                    f"{type(self._model).__name__} checkpoints with use_reentrant=True, by which an inner loop gets no "
-                    "gradients: give checkpoint(..., use_reentrant=False, "
-                    "context_fn=innerloop.checkpointing.task_contexts)"
-                )
-            frame = frame.f_back
+        """Refuse operations on learned parameters that run inside CheckpointFunction.forward."""
+        callers = list(self._callers())
+        if func is torch._C._set_grad_enabled and _FORWARD not in callers[:4]:  # which turns them off by itself
+            self._recorded = args[0]
+        if self._recorded and any(id(one) in self._learned for one in args) and _FORWARD in callers:
+            raise ValueError(
+                f"{type(self._model).__name__} checkpoints with use_reentrant=True, by which an inner loop gets no "
+                "gradients: give checkpoint(..., use_reentrant=False, "
+                "context_fn=innerloop.checkpointing.task_contexts)"
+            )
         return func(*args, **(kwargs or {}))
+
+    def _callers(self) -> Iterator[CodeType]:
+        frame: Any = sys._getframe(2)  # the caller of `__torch_function__`
+        while frame is not None and frame is not self._outside:
+            yield frame.f_code
+            frame = frame.f_back
 
 
 @contextmanager

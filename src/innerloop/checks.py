@@ -22,7 +22,7 @@ from .dependence import (
 )
 from .diagnosis import user_level
 from .inner import Episode, detach, scalar
-from .interrupts import go_on_with_interrupt
+from .interrupts import raise_interrupt_behind
 from .objectives import Implicit, Unrolled
 from .randomness import Draws
 from .stacks import RandomState, leaves_of, random_numbers_from, random_state, refuse_hidden, same_random_state
@@ -138,7 +138,7 @@ def _first(episode: Episode, draws: Draws) -> Run:
     model, batch = episode.model.model, episode.support(0)
     with draws:
         writes = model_writes(model, {**episode.fixed, **episode.start}, batch.x)
-        with writes, RefusedReentrant(model), FlagReads() as reads:
+        with writes, RefusedReentrant(model, _learned(episode)), FlagReads() as reads:
             require_tensors(output := episode.output(episode.start, batch.x))
         episode.model.asks |= reads.found
         with RefusedBroadcasts(output, batch.y):
@@ -150,6 +150,12 @@ def _first(episode: Episode, draws: Draws) -> Run:
             '(torch.rand), or give memory="graph"'
         ) from draws.error
     return output, loss
+
+
+def _learned(episode: Episode) -> list[Tensor]:
+    """The tensors on which the model runs that gradients may be taken by."""
+    own = episode.model.parameters
+    return [*episode.start.values(), *(p for n, p in episode.fixed.items() if n in own and own[n].requires_grad)]
 
 
 def _moved_on(tensors: list[Tensor]) -> RandomState:
@@ -279,7 +285,7 @@ def _warn_of_eval(episode: Episode, before: RandomState, draws: Draws, first: Ru
             drawn = not same_random_state(before, random_state(list(episode.start.values())))
         same = drawn or _close((first[0],), (other,))
     except Exception as error:  # whatever it does in training, which nobody has asked for yet
-        go_on_with_interrupt(error)
+        raise_interrupt_behind(error)
         return
     finally:
         set_modes(off, [False] * len(off))

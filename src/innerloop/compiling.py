@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .interrupts import go_on_with_interrupt
+from .interrupts import raise_interrupt_behind
 from .recording import Step, Trial, UnsuitableError
 from .task import Task
 
@@ -57,11 +57,11 @@ class Compiled:
         try:
             return self._run(tensors)
         except RuntimeError as error:
-            go_on_with_interrupt(error)
+            raise_interrupt_behind(error)
             try:
                 eager()
             except Exception as plain:
-                go_on_with_interrupt(plain)
+                raise_interrupt_behind(plain)
                 raise plain from None
             raise
 
@@ -164,7 +164,7 @@ class Compiler:
         if self.setting == "auto" and len(in_vain) == WASTED:
             self._compiled[key] = None
             self._say(key, f"eager, since {_again(change)}")
-            warnings.warn(f"steps are no longer compiled: {_again(change)}", stacklevel=4)
+            warnings.warn(f"steps are no longer compiled: {_again(change)}", stacklevel=6)
         return None
 
     def _say(self, key: Hashable, reason: str) -> None:

@@ -202,6 +202,7 @@ _OWN = frozenset(vars(nn.Module()))
 """The attributes of every module, which hold its parameters, buffers, submodules and hooks."""
 _NONE = frozenset[str]()
 _SIMPLE = (bool, int, float, str, tuple, type(None))
+"""Types that `_container` never follows; asking by type first is faster."""
 _CONTAINERS = (list, dict, set, deque)
 _NOT_FOLLOWED = (Tensor, type, FunctionType, MethodType, ModuleType, nn.Module)
 MOST_ENTRIES = 10_000
@@ -223,7 +224,7 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
         A list, which holds afterwards the containers and classes in which tensors were found: a copy of a module would
         share them.
     """
-    modules = modules_of(*(part for part in parts if isinstance(part, nn.Module)))
+    modules = modules_of(*parts)
     seen: set[int] = set()
     classes = [
         (owner, dict(vars(owner))) for owner in {owner for kind in set(map(type, modules)) for owner in _classes(kind)}

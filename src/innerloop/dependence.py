@@ -94,36 +94,36 @@ def _require_second_derivative(size: Tensor, by: list[Tensor]) -> None:
         ) from error
 
 
-def refuse_hooks(params: Params, rule: nn.Module, adapted: Collection[str], judged: bool) -> None:
+def refuse_hooks(model: nn.Module, rule: nn.Module, adapted: Collection[str], judged: bool) -> None:
     """Refuse hooks of parameters, which would not run as in a loop written by hand.
 
     Args:
-        params: the model's, by name.
-        rule: the update rule.
+        model: the learner's.
+        rule: its update rule.
         adapted: the names of those that the inner loop adapts.
         judged: whether gradients by the others may be taken.
 
     Raises:
         ValueError: a parameter has one.
     """
-    rates = members_of(modules_of(rule))[0]
-    if not any(parameter._backward_hooks for parameter in (*params.values(), *rates)):
+    if not any(parameter._backward_hooks for parameter in members_of(modules_of(model, rule))[0]):
         return
-    for name, parameter in {**params, **dict(rule.named_parameters())}.items():
-        if parameter._backward_hooks and name in adapted:
-            raise ValueError(
-                f"the parameter {name!r} has a hook, which the inner loop would not run, since it moves other tensors "
-                "in its place: change inner gradients in an update rule (il.GradientTransform)"
-            )
-        if parameter._backward_hooks and judged:
-            raise ValueError(
-                f"the parameter {name!r} has a hook, which would run for some tasks at a time instead of for their "
-                "mean: change the gradients that meta_gradient returns"
-            )
+    for owner in (model, rule):
+        for name, parameter in owner.named_parameters():
+            if parameter._backward_hooks and owner is model and name in adapted:
+                raise ValueError(
+                    f"the parameter {name!r} has a hook, which the inner loop would not run, since it moves other "
+                    "tensors in its place: change inner gradients in an update rule (il.GradientTransform)"
+                )
+            if parameter._backward_hooks and judged:
+                raise ValueError(
+                    f"the parameter {name!r} has a hook, which would run for some tasks at a time instead of for their "
+                    "mean: change the gradients that meta_gradient returns"
+                )
 
 
 class Chosen:
-    """What a selection chose when a learner was made, to say when it would choose something else.
+    """The parameters that a learner adapts, fixed when it is made. Warns if the selection would choose others now.
 
     Args:
         selection: what the learner adapts.
@@ -134,24 +134,31 @@ class Chosen:
     """
 
     def __init__(self, selection: Selection, model: nn.Module) -> None:
-        self.names, self._again = selection.names(model), selection.names
+        self.names, self._select = selection.names(model), selection.names
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the selection, which may be a function that cannot be pickled."""
-        return {"names": self.names, "_again": None}
+        return {"names": self.names, "_select": None}
+
+    def __deepcopy__(self, memo: Any) -> Chosen:
+        return self
 
     def warn_of_change(self, model: nn.Module, judged: bool) -> None:
-        """Say that some parameters have been frozen, or the opposite, since, if the learner is still judged, and not
-        only used."""
+        """Warn if the selection would choose other parameters, as it does when some have been frozen or unfrozen.
+
+        Args:
+            model: the learner's.
+            judged: false gives no warning, as in predictions.
+        """
         try:
-            now = self._again(model) if judged and self._again is not None else self.names
+            now = self._select(model) if judged and self._select is not None else self.names
         except ValueError:  # it would choose nothing: the model has been frozen as a whole
             return
         if changed := sorted(set(self.names).symmetric_difference(now)):
-            kept, had = ("adapts", "frozen") if changed[0] in self.names else ("does not adapt", "unfrozen")
+            would, does = ("not choose", "still adapts") if changed[0] in self.names else ("choose", "does not adapt")
             warnings.warn(
-                f"{changed[0]!r} was {had} (requires_grad) after the learner was made, which still {kept} it: what is "
-                "adapted is decided when a learner is made. Make a new one to have that changed, too",
+                f"adapt= would {would} {changed[0]!r} now, as after it was frozen or unfrozen (requires_grad), but the "
+                f"learner {does} it: what is adapted is decided when a learner is made. Make a new one to change that",
                 stacklevel=user_level(),
             )
 

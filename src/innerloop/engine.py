@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from .contracts import without_kept_tensors
 from .diagnosis import HooksError, explain, first_line, user_level
 from .inner import stack
-from .interrupts import go_on_with_interrupt
+from .interrupts import raise_interrupt_behind
 from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
 from .operations import TaskOperations
 from .quick import modules_of
@@ -188,7 +188,7 @@ class Engine:
                     random_state = torch.get_rng_state()
                 plan = self._in_one_thread(name, plan) if plan.threads > 1 and not self.separable else plan
             except Exception as error:
-                go_on_with_interrupt(error)
+                raise_interrupt_behind(error)
                 if self._is_recorded:  # which says nothing of how tasks run
                     raise
                 torch.set_rng_state(random_state)
@@ -279,7 +279,7 @@ class Engine:
             try:
                 alone()
             except Exception as plain:  # a mistake of the caller's, in its own words
-                go_on_with_interrupt(plain)
+                raise_interrupt_behind(plain)
                 raise plain from None
         if plan.threads > 1:
             self.separable = False

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .contracts import without_kept_tensors
 from .kernels import unread_gradients
-from .quick import unseen
+from .quick import hidden_from_modes
 from .rules import UpdateRule
 from .stacks import place, recomputed, value_and_gradient
 from .stateless import Precision, Stateless, Statistics
@@ -55,7 +55,7 @@ def check_known(
 def detach(tensors: Any) -> Any:
     """A pytree of tensors, cut from the graph."""
     if type(tensors) is dict and all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        with unseen(tensors.values()):
+        with hidden_from_modes(tensors.values()):
             return {name: tensor.detach() for name, tensor in tensors.items()}
     return pytree.tree_map_only(Tensor, Tensor.detach, tensors)
 
@@ -176,7 +176,7 @@ class Episode:
                 _slot(self.buffer_slots, step) if self.stored else {}
             )
             updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
-            with unseen((*params.values(), *updates.values())):
+            with hidden_from_modes((*params.values(), *updates.values())):
                 params = {name: param + updates[name] for name, param in params.items()}
             yield params
 

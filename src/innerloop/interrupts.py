@@ -1,7 +1,7 @@
 """Interrupts that have turned into errors.
 
-A ``KeyboardInterrupt`` may come while a context manager is entered or left. What that leaves open can raise an error of
-its own on the way out, and code that deals with errors would take that for one of the model's.
+A ``KeyboardInterrupt`` may come while a context manager is entered or left. The exit can then raise an error of its
+own, which must not be taken for an error of the model.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from contextvars import ContextVar
 _outside: ContextVar[BaseException | None] = ContextVar("what was being handled when a call began", default=None)
 
 
-def begin() -> None:
-    """Note that a call begins. What its caller is handling, such as an interrupt after which it saves something, is not
-    behind errors of the call."""
+def mark_call() -> None:
+    """Record the exception that the caller is handling, so that it is not taken for the cause of this call's errors."""
     _outside.set(sys.exc_info()[1])
 
 
@@ -28,11 +27,12 @@ def chain(error: BaseException) -> list[BaseException]:
 
 def interrupt_behind(error: BaseException) -> BaseException | None:
     """The interrupt that an error is, or that was being handled when it was raised."""
-    return next((one for one in chain(error) if not isinstance(one, Exception)), None)
+    return next((one for one in chain(error) if not isinstance(one, Exception | GeneratorExit)), None)
 
 
-def go_on_with_interrupt(error: BaseException) -> None:
-    """For the start of code that deals with an error.
+def raise_interrupt_behind(error: BaseException) -> None:
+    """Raise the interrupt that led to an error, if there is one. Called first wherever errors of a user's code are
+    handled.
 
     Raises:
         BaseException: the interrupt behind the error, if there is one.

@@ -22,7 +22,7 @@ from .initial import Initialisation
 from .inner import Episode, Loss, Memory, check_known, detach, scalar, stack
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
-from .quick import modules_of
+from .quick import members_of, modules_of
 from .randomness import Draws
 from .recording import signature, tensors
 from .rules import UpdateRule, require_step
@@ -118,8 +118,6 @@ class MetaLearner(nn.Module):
         self._shared = Shared(model, *self.engine.parts.values(), moving=self.slots)
         rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
-    # -- meta-training ------------------------------------------------------------------------------------------------
-
     @undisturbed(alone=True)
     def forward(self, tasks: Task, iteration: int = 0, objective: Objective | None = None) -> Outcome:
         """Adapt to every task and judge the result.
@@ -144,16 +142,17 @@ class MetaLearner(nn.Module):
         Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
         """
-        values, step = tensors(self, tasks := normal_tensors(tasks)), partial(self._gradients, iteration=iteration)
-        key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
-        if (compiled := self.compiler.get(key)) is not None:  # which does not touch the modules
-            refuse_hooks(self._stateless.parameters, self.rule, self.adapted, judged=True)
-            grads, outcome, left = compiled(values, partial(in_turn, partial(step, tasks), self._shared))
-        else:
-            self._examine(tasks, judging(self.objective))
-            grads, outcome, left = in_turn(partial(self.compiler.run, self, key, step, tasks, values), self._shared)
-        self._renew(left)
-        return grads, outcome
+        with self._shared.lock:
+            values, step = tensors(self, tasks := normal_tensors(tasks)), partial(self._gradients, iteration=iteration)
+            key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
+            if (compiled := self.compiler.get(key)) is not None:  # runs on values, and needs no snapshot of the modules
+                refuse_hooks(self.model, self.rule, self.adapted, judged=True)
+                grads, outcome, left = compiled(values, partial(in_turn, partial(step, tasks), self._shared))
+            else:
+                self._examine(tasks, judging(self.objective))
+                grads, outcome, left = in_turn(partial(self.compiler.run, self, key, step, tasks, values), self._shared)
+            self._renew(left)
+            return grads, outcome
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Params]:
         """The meta-gradient, the outcome, and what became of each step's own buffers."""
@@ -317,8 +316,7 @@ class MetaLearner(nn.Module):
     @property
     def settled(self) -> dict[str, Any]:
         """The choices that `settle` makes a learner keep, so that a run that goes on repeats to the bit."""
-        plans = {name: list(plan) for name, plan in self.engine.chosen.items()}
-        return {"plans": plans, "compiled": sorted(self.compiler.wanted)}
+        return {"plans": {n: list(p) for n, p in self.engine.chosen.items()}, "compiled": sorted(self.compiler.wanted)}
 
     def settle(self, settled: dict[str, Any]) -> None:
         """Make choices that were made before."""
@@ -375,17 +373,18 @@ class MetaLearner(nn.Module):
         return episode
 
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
-        """Refuse what would be wrong without an error; some of it only for the first tasks of some shapes."""
-        own = self._stateless.parameters
-        refuse_hooks(own, self.rule, self.adapted, use >= Use.JUDGE)
-        shapes = [(t.shape[1:], t.dtype, t.requires_grad) for t in (*tensors_of(tasks), *own.values())]
-        if (key := (*shapes, self.model.training, use)) not in self._examined:
-            self._examine_first(tasks, use, objective)
-            self._examined.add(key)
+        """Refuse what would be wrong without an error: hooks in each call, the rest once for each set of shapes."""
+        with self._shared.lock:
+            refuse_hooks(self.model, self.rule, self.adapted, use >= Use.JUDGE)
+            every = *tensors_of(tasks), *members_of(modules_of(self.model))[0]
+            shapes = [(tensor.shape[1:], tensor.dtype, tensor.requires_grad) for tensor in every]
+            if (key := (*shapes, self.model.training, use)) not in self._examined:
+                self._examine_first(tasks, use, objective)
+                self._examined.add(key)
 
     @undisturbed(alone=True)
     def _examine_first(self, tasks: Task, use: Use, objective: Objective | None) -> None:
-        """Run one task, and look at what its parts do; on the very first, name what has no part in adapting."""
+        """Run one task and check what its parts do; the first time, also find unused parameters."""
         count(tasks)
         self._chosen.warn_of_change(self.model, judged=use >= Use.JUDGE)
         follow(self.rule, dict(self.model.named_parameters()))

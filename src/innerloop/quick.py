@@ -1,4 +1,4 @@
-"""What a learner asks for in every call or step, in a small part of the time that torch's own ways take."""
+"""Fast versions of what a learner does in every call or inner step."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (Tensor, nn.Parameter)
+_OURS = (f"{__package__}.", "torch.utils._device")
+"""Where the modes are from that need not see the library's operations; that of `torch.device` changes new tensors."""
 
 
-def unseen(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
-    """A context for the library's own operations on tensors, which function modes do not see there. A mode takes more
-    than a microsecond for each operation, and for each attribute that is read.
+def hidden_from_modes(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
+    """Hide the library's own operations on plain tensors from its function modes, which cost over a microsecond per
+    operation and per attribute.
 
     Args:
-        tensors: what is worked on. If one is of a subclass, which may define operations of its own, modes stay.
+        tensors: what is worked on. A subclass may define operations of its own, so nothing is hidden then, nor from
+            modes that are not the library's.
     """
-    return torch._C.DisableTorchFunction() if all(type(t) in _PLAIN for t in tensors) else nullcontext()
+    stack = range(torch._C._len_torch_function_stack())
+    own = all(type(torch._C._get_function_stack_at(level)).__module__.startswith(_OURS) for level in stack)
+    plain = own and all(type(tensor) in _PLAIN for tensor in tensors)
+    return torch._C.DisableTorchFunction() if plain else nullcontext()
 
 
-def modules_of(*roots: nn.Module) -> list[nn.Module]:
-    """The modules and all their submodules, each once, in the order of ``nn.Module.modules()``."""
+def modules_of(*parts: Any) -> list[nn.Module]:
+    """The modules among some parts and all their submodules, each once, in the order of ``nn.Module.modules()``."""
     found: dict[nn.Module, None] = {}
-    waiting: list[nn.Module | None] = list(reversed(roots))
+    waiting: list[nn.Module | None] = [part for part in reversed(parts) if isinstance(part, nn.Module)]
     while waiting:
         module = waiting.pop()
         if module is not None and module not in found:
@@ -49,5 +55,5 @@ def members_of(modules: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]
 
 
 def identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two dictionaries hold the same objects under the same names, in the same order."""
+    """Whether two dictionaries hold the same objects under the same names."""
     return len(one) == len(other) and all(map(is_, one.values(), other.values())) and one.keys() == other.keys()

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules import module as nn_module
 from torch.utils import _pytree as pytree
 
-from .interrupts import go_on_with_interrupt
+from .interrupts import raise_interrupt_behind
 from .observing import Observer, RandomState, Reads
 from .quick import members_of, modules_of
 from .state import State, UnwatchableError
@@ -197,7 +197,7 @@ class Trial:
                 self.result = self.step.run(self.step.inputs)
         except Exception as error:
             self.restore()
-            go_on_with_interrupt(error)
+            raise_interrupt_behind(error)
             raise UnsuitableError(f"it cannot be recorded: {first_line(error)}") from error
 
     def record(self, tensors: Sequence[Tensor]) -> tuple[Recorded, Callable[[], str | None]]:
@@ -278,7 +278,7 @@ class Recorded:
         except UnsuitableError:
             raise
         except Exception as error:
-            go_on_with_interrupt(error)
+            raise_interrupt_behind(error)
             if not reads.seen:
                 raise UnsuitableError(f"it cannot be recorded: {first_line(error)}") from error
         if reads.seen:
@@ -338,7 +338,7 @@ class Recorded:
                 compiled = torch._inductor.compile(self.graph, self.example, options)
                 compiled(*self.example)
         except Exception as error:
-            go_on_with_interrupt(error)
+            raise_interrupt_behind(error)
             raise UnsuitableError(f"TorchInductor failed: {first_line(error)}") from error
         spec, held = self._spec, self._held
 

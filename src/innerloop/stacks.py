@@ -20,7 +20,7 @@ from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from .quick import unseen
+from .quick import hidden_from_modes
 from .task import Params
 
 functorch: Any = torch._C._functorch
@@ -110,7 +110,7 @@ def _differentiable(params: Params, order: int) -> Params:
     connected = order == 2 and torch.is_grad_enabled()
 
     def leaves(*values: Tensor) -> list[Tensor]:
-        with unseen(values):
+        with hidden_from_modes(values):
             return [v if connected and v.requires_grad else v.detach().requires_grad_() for v in values]
 
     if place() == "plain":

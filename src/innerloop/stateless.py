@@ -221,7 +221,7 @@ def in_mode(
         Of each module, whether it was in training mode before.
     """
     own = modules_of(model)
-    modules = modules_of(model, *(part for part in others if isinstance(part, nn.Module)))
+    modules = modules_of(model, *others)
     modules = [module for module in modules if hasattr(module, "training")]  # which frozen scripts have not
     before = [module.training for module in modules]
     for module in own:

@@ -27,12 +27,13 @@ from typing import Any
 
 from . import config, experiment
 from .disk import read_text, refuse_link, refuse_linked_database
-from .interrupts import go_on_with_interrupt
+from .interrupts import raise_interrupt_behind
 from .train import Interrupted
 from .train.claim import is_claimed
 from .train.evaluate import judged_by
 from .trials import override, reason, said
 from .trials import summary as summary
+from .undisturbed import guarded
 
 STALE = int(os.environ.get("INNERLOOP_SWEEP_STALE", "60"))
 """Seconds without a sign of life after which the worker of a trial is taken for dead."""
@@ -282,6 +283,7 @@ class Sweep:
         if changed:
             raise ValueError(f"the study {study.study_name} is of another {', '.join(changed)}: give another --name")
 
+    @guarded
     def run(self, study: Any, trials: int, tell: Callable[[str], None]) -> None:
         """Work until so many trials are finished, by whomever.
 
@@ -344,7 +346,7 @@ class Sweep:
             tell(f"trial {trial.number}: {said(values)}: pruned")
             raise
         except Exception as error:  # whatever the values of one trial lead to, the others may be good
-            go_on_with_interrupt(error)
+            raise_interrupt_behind(error)
             busy = isinstance(error, BlockingIOError)  # another process trains in the run directory
             if busy or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
                 _again(study, study.trials[trial.number], died=False)

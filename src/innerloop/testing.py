@@ -11,12 +11,14 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from .diagnosis import explain
-from .interrupts import go_on_with_interrupt
+from .interrupts import raise_interrupt_behind
 from .operations import TaskOperations
 from .rules import GradientTransform, UpdateRule
 from .task import Params, TaskSource, count
+from .undisturbed import guarded
 
 
+@guarded
 def check_rule(rule: UpdateRule, steps: int = 2) -> None:
     """Check that an update rule keeps the contract of `innerloop.UpdateRule`.
 
@@ -123,7 +125,7 @@ def _check_vmap(rule: UpdateRule, params: Params) -> None:
         with TaskOperations(vectorised=True, kernels=False):
             together = vmap(step)(batched)
     except Exception as error:  # whatever torch cannot do for many tasks, and can for one
-        go_on_with_interrupt(error)
+        raise_interrupt_behind(error)
         warnings.warn(
             explain(error, nn.Module(), {"update rule": rule}, "so tasks run one by one with it"), stacklevel=3
         )

@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .contracts import MOST_ENTRIES
-from .interrupts import go_on_with_interrupt
+from .interrupts import raise_interrupt_behind
 from .stacks import place
 
 Item = TypeVar("Item")
@@ -133,7 +133,7 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
         learned = [p for p in model.parameters() if p.requires_grad]
         reached = torch.autograd.grad([t.sum() for t in outputs], learned, allow_unused=True) if outputs else ()
     except Exception as error:  # whatever it is that cannot be copied, or run twice
-        go_on_with_interrupt(error)
+        raise_interrupt_behind(error)
         return False
     finally:  # what holds on to the original may have moved its statistics
         with torch.no_grad():

@@ -52,7 +52,7 @@ class Shared:
     @property
     def modules(self) -> list[nn.Module]:
         """All modules, without duplicates."""
-        return modules_of(*(part for part in self._parts if isinstance(part, nn.Module)))
+        return modules_of(*self._parts)
 
     @property
     def lock(self) -> Any:

@@ -22,7 +22,7 @@ from torch.utils import _python_dispatch as dispatch
 from .attention import by_mathematics
 from .checkpointing import function_modes
 from .contracts import normal_mode
-from .interrupts import begin, chain, interrupt_behind
+from .interrupts import chain, interrupt_behind, mark_call
 from .stacks import functorch, under
 from .threads import mine
 from .twins import Originals, Shared
@@ -68,7 +68,7 @@ def guarded(function: Method) -> Method:
 
 
 def _apart(function: Callable[[], Any], *_: Any) -> Any:
-    begin()
+    mark_call()
     before = Surroundings()
     try:
         with normal_mode():
@@ -82,8 +82,7 @@ def _apart(function: Callable[[], Any], *_: Any) -> Any:
 
 
 def in_turn(function: Callable[[], Any], shared: Shared) -> Any:
-    """Call a function that works on a learner's modules themselves, one such call at a time. If it fails, they are what
-    they were before.
+    """Call a function that works on a learner's own modules, while no other such call runs. If it fails, restore them.
 
     Args:
         function: without arguments.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .quick import unseen
+from .quick import hidden_from_modes
 from .task import Params
 
 
@@ -18,7 +18,7 @@ def require_dense(grads: Params) -> None:
     Raises:
         ValueError: a gradient is sparse.
     """
-    with unseen(grads.values()):
+    with hidden_from_modes(grads.values()):
         sparse = [name for name, grad in grads.items() if grad.layout != torch.strided]
     if sparse:
         raise ValueError(
@@ -85,7 +85,7 @@ def require_start(found: Any, params: Params, initial: str) -> Params:
 
 def _require_like(found: Mapping[str, Any], params: Params, kind: str, of: str) -> None:
     """Refuse what is not a tensor of the shape and the type of its parameter."""
-    with unseen(found.values()):
+    with hidden_from_modes((*found.values(), *params.values())):
         wrong = [name for name, value in found.items() if not _like(value, params[name])]
     if not wrong:
         return

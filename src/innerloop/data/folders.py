@@ -105,8 +105,9 @@ def _subfolders(folder: Path, skip: bool) -> list[str]:
 
 
 def _check_links(folder: Path, broken: list[str], skip: bool) -> None:
-    """Refuse links that may stand for folders of images and cannot be followed, or warn of them."""
-    broken = [name for name in broken if not _is_image(name) and "/." not in f"/{name}"]
+    """Refuse, or warn of, broken links and folders that cannot be read. A name with a suffix is no folder's: images are
+    named when they are read, and other files do not matter."""
+    broken = [name for name in broken if not PurePosixPath(name).suffix and "/." not in f"/{name}"]
     if broken and not skip:
         raise ValueError(
             f"{folder}: links that lead nowhere, or folders that cannot be read: {some(broken)}; repair or remove "

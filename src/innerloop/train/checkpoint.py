@@ -125,7 +125,7 @@ class Checkpoints:
         for iteration in self.iterations():
             if iteration > state["iteration"]:  # of a life of this run that is being repeated
                 (self.directory / STATE.format(iteration)).unlink()
-        self.drop_states()
+        self.drop_states(state["iteration"])
         # The state before this one may yet be the one to fall back to, so what its table names stays as well.
         wanted = {BEST.format(entry["iteration"]) for entry in (*self.best, *self._before)}
         for path in self.directory.glob("best-*.pt"):
@@ -133,9 +133,11 @@ class Checkpoints:
                 path.unlink()
         self._before = list(self.best)
 
-    def drop_states(self) -> None:
-        """Keep the last two. A run that ended while it saved may have left another."""
-        for iteration in self.iterations()[:-2]:
+    def drop_states(self, present: int) -> None:
+        """Delete the states before that of the present iteration, but for the last of them. A run that was killed while
+        it saved may have left more."""
+        earlier = [iteration for iteration in self.iterations() if iteration < present]
+        for iteration in earlier[:-1]:
             (self.directory / STATE.format(iteration)).unlink()
 
     def newest(self) -> dict[str, Any]:

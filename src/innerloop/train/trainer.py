@@ -300,12 +300,12 @@ class Trainer:
         found = None
         if self.checkpoints and self.checkpoints.iterations():
             found = self.checkpoints.newest()
-            self.checkpoints.drop_states()
             if not accept_changes and (changed := differences(found["config"], self.config)):
                 raise ValueError(
                     f"{self.run} was begun with another {', '.join(changed)}: resume it as it was, or with "
                     "fit(resume=True, accept_changes=True), or use another directory"
                 )
+            self.checkpoints.drop_states(found["iteration"])
         elif self.checkpoints and (self.checkpoints.directory.parent / "metrics.jsonl").exists():
             raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to go on from: use another directory")
         elif self.checkpoints:
