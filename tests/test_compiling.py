@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
@@ -247,3 +248,43 @@ def test_compiled_code_refuses_tokens_out_of_range(bad: int) -> None:
     tasks.query.x[2, 3, 1] = bad
     with pytest.raises(IndexError, match="index out of range"):
         compiled.meta_gradient(tasks)
+
+
+@needs_compiler
+def test_compiled_steps_wait_for_who_works_on_the_modules(regression: Callable[..., il.Task]) -> None:
+    """Else they would read a task's parameters, which stand in the model for a while."""
+    tasks, inside, go, found = regression(), threading.Event(), threading.Event(), []
+
+    def waits(output: Tensor, y: Tensor) -> Tensor:
+        inside.set()
+        go.wait(20)
+        return F.mse_loss(output, y)
+
+    model = nn.Linear(2, 1)
+    compiled = il.maml(model, loss=F.mse_loss, compile=True)
+    expected = [compiled.meta_gradient(tasks) for _ in range(2)][1][0]
+    reasons = dict(compiled.compiler.reasons)
+    first = threading.Thread(target=lambda: il.maml(model, loss=waits, vectorize=False)(tasks))
+    second = threading.Thread(target=lambda: found.append(compiled.meta_gradient(tasks)[0]))
+    first.start()
+    assert inside.wait(60)
+    second.start()
+    second.join(0.3)
+    assert not found
+    go.set()
+    first.join()
+    second.join()
+    torch.testing.assert_close(found[0], expected)
+    assert compiled.compiler.reasons == reasons
+
+
+@needs_compiler
+def test_hooks_are_refused_by_compiled_steps(regression: Callable[..., il.Task]) -> None:
+    tasks, learner = regression(), il.maml(nn.Linear(2, 1), loss=F.mse_loss, compile=True)
+    for _ in range(2):
+        learner.meta_gradient(tasks)
+    hook = learner.model.weight.register_hook(lambda grad: 2 * grad)
+    with pytest.raises(ValueError, match="the parameter 'weight' has a hook"):
+        learner.meta_gradient(tasks)
+    hook.remove()
+    learner.meta_gradient(tasks)

@@ -98,7 +98,7 @@ class Compiler:
     def run(
         self, learner: Any, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: Sequence[Tensor]
     ) -> Any:
-        """The result of a step that is not compiled. If that pays off, it is compiled; else its time is noted.
+        """Run a step that has no compiled version yet, and compile it if that pays off.
 
         Args:
             learner: the learner that the step belongs to.

@@ -15,19 +15,19 @@ FILES = {"a/1.txt": b"one", "b/2.txt": b"two"}
 def test_a_folder_and_a_zip_read_alike(tmp_path):
     for path in (write_zip(tmp_path / "x.zip", FILES), write_tree(tmp_path / "x", FILES)):
         files = Files(path)
-        assert {name: files.read(name) for name in files.stamps} == FILES
+        assert {name: files.read(name) for name in files.identities} == FILES
 
 
 def test_names_that_lead_out_of_the_archive_are_left_out(tmp_path):
     hostile = {"../a.txt": b"", "/etc/b.txt": b"", "a/../../c.txt": b"", "__MACOSX/a/1.txt": b""}
-    assert set(Files(write_zip(tmp_path / "x.zip", {**FILES, **hostile})).stamps) == set(FILES)
+    assert set(Files(write_zip(tmp_path / "x.zip", {**FILES, **hostile})).identities) == set(FILES)
 
 
 def test_linked_folders_are_read(tmp_path):
     real = write_tree(tmp_path / "real", FILES)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "c").symlink_to(real / "a")
-    assert set(Files(tmp_path / "links").stamps) == {"c/1.txt"}
+    assert set(Files(tmp_path / "links").identities) == {"c/1.txt"}
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"<html>404</html>"])
@@ -146,7 +146,7 @@ def test_a_link_to_above_is_not_followed_for_ever(tmp_path):
     (tmp_path / "a" / "b" / "picture.png").touch()
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
-    assert set(Files(tmp_path).stamps) == {"a/b/picture.png"}
+    assert set(Files(tmp_path).identities) == {"a/b/picture.png"}
 
 
 def test_what_unpacks_to_more_than_any_picture_is_refused(tmp_path):

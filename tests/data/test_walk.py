@@ -184,4 +184,4 @@ def test_a_folder_without_classes_is_read_once(tmp_path):
     write_tree(tmp_path, {"a/0.png": b"", "b/1.png": b""})
     link(tmp_path / "a" / "more", "../b")
     link(tmp_path / "b" / "more", "../a")
-    assert set(Files(tmp_path).stamps) == {"a/0.png", "b/1.png"}
+    assert set(Files(tmp_path).identities) == {"a/0.png", "b/1.png"}

@@ -28,9 +28,16 @@ class Decoded(NamedTuple):
 
 
 def decoded_once(
-    files: Files, classes: dict[str, list[str]], stem: str, size: int, channels: int, skip_unreadable: bool = False
+    files: Files,
+    classes: dict[str, list[str]],
+    stem: str,
+    size: int,
+    channels: int,
+    skip_unreadable: bool = False,
+    inverted: bool = False,
 ) -> Decoded:
-    """As `decode_classes`, or what it returned before for files of equal names and contents.
+    """Decode the files of each class, or load the result from the cache if files with the same names and contents were
+    decoded before.
 
     Args:
         files: where they are.
@@ -39,14 +46,20 @@ def decoded_once(
         size: see `decode_classes`.
         channels: see `decode_classes`.
         skip_unreadable: see `decode_classes`.
+        inverted: whether black becomes white.
 
     Raises:
         ValueError: a file is in two classes; and see `decode_classes`.
     """
-    classes = files.once(classes)
+    classes = files.without_duplicates(classes)
     names = [name for names in classes.values() for name in names]
-    key = files.fingerprint(classes, size, channels, skip_unreadable, names=names)
-    return cached(f"{stem}-{size}-{key}", lambda: decode_classes(files, classes, size, channels, skip_unreadable))
+    key = files.fingerprint(classes, size, channels, skip_unreadable, inverted, names=names)
+
+    def decode() -> Decoded:
+        found = decode_classes(files, classes, size, channels, skip_unreadable)
+        return found._replace(images=255 - found.images) if inverted else found
+
+    return cached(f"{stem}-{size}-{key}", decode)
 
 
 def decode_classes(
@@ -69,7 +82,7 @@ def decode_classes(
                     images[row] = _decode(pillow, files.read(name), size, channels)
                     row += 1
                     counts[label] += 1
-                except ChangedError:  # what is decoded would be kept by the fingerprint of something else
+                except ChangedError:  # the cache would keep it under the fingerprint of the old content
                     raise
                 except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
                     bad.append(f"{name} ({error})")

@@ -39,7 +39,7 @@ def candidates(root: str | Path | None, name: str) -> list[Path]:
 
 
 class ChangedError(ValueError):
-    """A file is no longer what its fingerprint was taken of."""
+    """A file changed after its fingerprint was computed."""
 
 
 class Files:
@@ -54,7 +54,7 @@ class Files:
 
     Attributes:
         path: the folder or the zip.
-        stamps: name -> what is equal for two names of one real file.
+        identities: name -> what is equal for two names of one real file.
         broken: the names of what cannot be looked at, such as links that lead nowhere -> why.
 
     Raises:
@@ -66,7 +66,7 @@ class Files:
         self.path = path
         self._zip = None if path.is_dir() else _open(path)
         walked = walk(path, classes) if self._zip is None else _list(self._zip)
-        self.stamps, self.broken = walked.files, walked.broken
+        self.identities, self.broken = walked.files, walked.broken
         self._digests: dict[str, bytes] = {}
 
     def read(self, name: str) -> bytes:
@@ -86,8 +86,8 @@ class Files:
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
             raise ValueError(f"{self.path}: {name} cannot be read ({error}); get the file again") from error
 
-    def once(self, classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """The files of each class, those with several names by their first one only.
+    def without_duplicates(self, classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """The files of each class. A file with several names is listed under the first one.
 
         Raises:
             ValueError: a file is in two classes, by symbolic or hard links.
@@ -97,7 +97,7 @@ class Files:
         shared = []
         for label, names in classes.items():
             for name in names:
-                owner, other = first.setdefault(self.stamps[name], (label, name))
+                owner, other = first.setdefault(self.identities[name], (label, name))
                 if owner != label:
                     shared.append(f"{shown(other)} (class {shown(owner)}) and {shown(name)} (class {shown(label)})")
                 elif other == name:
@@ -119,7 +119,7 @@ class Files:
             settings: anything with an exact ``repr``.
             names: the files, in order; all of them without it.
         """
-        chosen = sorted(self.stamps) if names is None else list(names)
+        chosen = sorted(self.identities) if names is None else list(names)
         key = hashlib.sha256(repr((settings, chosen)).encode())  # which escapes what is not UTF-8 in names
         if self._zip is not None and self._zip.fp is not None:
             self._zip.fp.seek(0)

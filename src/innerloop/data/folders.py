@@ -128,7 +128,7 @@ def _find_images(files: Files, classes: list[str], skip: bool) -> dict[str, list
     _check_links(files.path, [name for name in files.broken if "/" in name or name in classes], skip)
     found: dict[str, list[str]] = {name: [] for name in classes}
     depth = classes[0].count("/") + 1
-    for name in sorted(files.stamps):
+    for name in sorted(files.identities):
         label = "/".join(PurePosixPath(name).parts[:depth])
         if label in found and _is_image(name):
             found[label].append(name)

@@ -153,10 +153,10 @@ def _omniglot_part(folder: Path, part: str, size: int) -> Decoded:
     path = folder / part if (folder / part).is_dir() else folder / f"{part}.zip"
     files = Files(path)
     classes: dict[str, list[str]] = {}
-    for name in sorted(files.stamps):
+    for name in sorted(files.identities):
         if match := re.fullmatch(rf"(?:{part}/)?([^/]+/character\d+)/\d+_\d+\.png", name):
             classes.setdefault(match[1], []).append(name)
-    classes = files.once(classes)
+    classes = files.without_duplicates(classes)
     alphabets, characters = OMNIGLOT_SIZES[part]
     found = (len({name.split("/")[0] for name in classes}), len(classes))
     wrong = [f"{name} has {len(drawings)}" for name, drawings in classes.items() if len(drawings) != DRAWINGS]
@@ -166,8 +166,7 @@ def _omniglot_part(folder: Path, part: str, size: int) -> Decoded:
             f"{DRAWINGS} drawings (Alphabet/characterNN/NNNN_NN.png), found {found[0]} alphabets and {found[1]} "
             f"characters{': ' + some(wrong, 3) if wrong else ''}; get the file again"
         )
-    decoded = decoded_once(files, classes, f"omniglot-{part}", size, channels=1)
-    return decoded._replace(images=255 - decoded.images)
+    return decoded_once(files, classes, f"omniglot-{part}", size, channels=1, inverted=True)
 
 
 def _omniglot_split(split: str, names: tuple[str, ...], rng: random.Random) -> list[list[int]]:
@@ -227,7 +226,7 @@ def _mini_imagenet_files(root: str | Path | None) -> tuple[Files, str]:
                 return Files(path), ""
             if path.is_file() and path.suffix.lower() == ".zip":
                 files = Files(path)
-                for name in files.stamps:
+                for name in files.identities:
                     if name.rsplit("/", 1)[-1] == "train.csv":
                         return files, name[: -len("train.csv")]
                 raise ValueError(f"{path} holds no train.csv: it is not mini-ImageNet as this library reads it")
@@ -239,7 +238,7 @@ def _mini_imagenet_files(root: str | Path | None) -> tuple[Files, str]:
 
 def _read_list(files: Files, name: str, folder: str) -> dict[str, list[str]]:
     """label -> image files, from one ``filename,label`` list."""
-    if name not in files.stamps:
+    if name not in files.identities:
         raise FileNotFoundError(f"{files.path} has no {name}")
     rows = csv.DictReader(io.StringIO(files.read(name).decode("utf-8-sig")))
     if not {"filename", "label"} <= set(rows.fieldnames or ()):
@@ -250,7 +249,7 @@ def _read_list(files: Files, name: str, folder: str) -> dict[str, list[str]]:
     listed = [image for images in classes.values() for image in images]
     if not listed:
         raise ValueError(f"{files.path}: {name} lists no images")
-    if missing := [image for image in listed if image not in files.stamps]:
+    if missing := [image for image in listed if image not in files.identities]:
         raise ValueError(f"{files.path}: {name} lists {len(missing)} files that are not there: {some(missing)}")
     if len(set(listed)) < len(listed):
         twice = (image for image, times in Counter(listed).items() if times > 1)

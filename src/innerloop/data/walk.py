@@ -28,7 +28,7 @@ class Walked:
     files: dict[str, Identity] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
-    def leave(self, name: str, error: OSError) -> None:
+    def note_broken(self, name: str, error: OSError) -> None:
         """Note what cannot be looked at."""
         self.files[name] = (name,)
         self.broken[name] = error.strerror or str(error)
@@ -97,7 +97,7 @@ def _walk_class(root: Path, top: str, above: set[str], walked: Walked) -> None:
         try:
             about = (root / name).stat()
         except OSError as error:
-            walked.leave(name, error)
+            walked.note_broken(name, error)
             continue
         if (identity := _identity(root / name, about, is_folder=True)) in seen:
             continue
@@ -114,14 +114,14 @@ def _read(root: Path, name: str, walked: Walked) -> list[tuple[str, bool]]:
         with os.scandir(root / name) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        walked.leave(name, error)
+        walked.note_broken(name, error)
         return []
     for entry in entries:
         child = f"{name}/{entry.name}" if name else entry.name
         try:
             about = Path(entry.path).stat()
-        except OSError as error:  # who reads it will say that it cannot be read
-            walked.leave(child, error)
+        except OSError as error:  # reading it will raise the error
+            walked.note_broken(child, error)
             continue
         if stat.S_ISDIR(about.st_mode):
             below.append((child, is_link(Path(entry.path))))

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..metrics import Scale
-from .figures import AFTER, WRONG, in_legend, new_figure
+from .figures import AFTER, WRONG, in_figure, new_figure
 from .runs import Run
 from .series import (
     COLOURS,
@@ -60,7 +60,7 @@ def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0
             axes.axvline(sum(epochs[:index]) - 0.5, color=RAW, linewidth=0.5, zorder=0)
     axes.set(xlabel="inner step", ylabel=what)
     axes.xaxis.set_major_locator(_whole_numbers())
-    axes.set_title(f"{run.name}: task {task} of iteration {line['iteration']:,}", fontsize="medium")
+    axes.set_title(f"{in_figure(run.name)}: task {task} of iteration {line['iteration']:,}", fontsize="medium")
     return axes
 
 
@@ -93,7 +93,7 @@ def task_grid(
         axes.set_title(f"task {task}", fontsize="small")
     handles, labels = panels[0][0].get_legend_handles_labels()
     smoothing = f" (grey: raw; blue: {labels[1]})" if len(handles) > 1 else ""
-    figure.suptitle(f"{run.name}: {about}{smoothing}", fontsize="medium")
+    figure.suptitle(f"{in_figure(run.name)}: {about}{smoothing}", fontsize="medium")
     figure.supylabel("outer iteration", fontsize="small")
     figure.supxlabel("inner step", fontsize="small")
     return figure
@@ -108,7 +108,7 @@ def final_support_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
     losses = [fmean(or_nan(task[-1]) for task in line["support_loss"]) for line in lines]
     _raw_and_smooth(axes, [line["iteration"] for line in lines], losses, window, "points")
     axes.set(xlabel="outer iteration", ylabel=f"support loss after {lines[-1]['after'][-1]} steps")
-    axes.set_title(f"{run.name}: mean of {len(lines[-1]['steps'])} tasks", fontsize="medium")
+    axes.set_title(f"{in_figure(run.name)}: mean of {len(lines[-1]['steps'])} tasks", fontsize="medium")
     return axes
 
 
@@ -119,7 +119,7 @@ def meta_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
         raise NothingToDrawError(f"{run.path} has no losses of training yet")
     _raw_and_smooth(axes, iterations, losses, window, "points")
     axes.set(xlabel="outer iteration", ylabel="meta-train loss")
-    axes.set_title(run.name, fontsize="medium")
+    axes.set_title(in_figure(run.name), fontsize="medium")
     return axes
 
 
@@ -138,7 +138,7 @@ def validation(axes: Axes, run: Run) -> Axes:
     axes.legend(fontsize="small")
     mode = "transductive" if best["transductive"] else "inductive"
     axes.set(xlabel="outer iteration", ylabel=f"meta-validation {Scale.read(best).label}")
-    axes.set_title(f"{run.name}: {best['num_tasks']} tasks, 95 % interval, {mode}", fontsize="medium")
+    axes.set_title(f"{in_figure(run.name)}: {best['num_tasks']} tasks, 95 % interval, {mode}", fontsize="medium")
     return axes
 
 
@@ -149,16 +149,16 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
     if not lines:
         raise NothingToDrawError(f"{run.path} has no learned rates: its inner rates are fixed, or trace_every is 0")
     line = nearest(lines, iteration if iteration is not None or run.best is None else run.best["iteration"])
-    axes.set_title(f"{run.name}: iteration {line['iteration']:,}", fontsize="medium")
+    axes.set_title(f"{in_figure(run.name)}: iteration {line['iteration']:,}", fontsize="medium")
     if all(len(rates) == 1 for rates in line["rates"].values()):
-        names = [name or "all parameters" for name in line["rates"]]
+        names = [in_figure(name or "all parameters") for name in line["rates"]]
         axes.barh(names, [rates[0] for rates in line["rates"].values()], color=COLOURS[0])
         axes.invert_yaxis()
         axes.set(xlabel="learned rate, of every step")
         return axes
     for index, (name, rates) in enumerate(line["rates"].items()):
         axes.plot(
-            range(1, len(rates) + 1), rates, marker="o", label=in_legend(name or "all parameters"), **_style(index)
+            range(1, len(rates) + 1), rates, marker="o", label=in_figure(name or "all parameters"), **_style(index)
         )
     axes.axhline(0, color=RAW, linewidth=0.5)
     axes.xaxis.set_major_locator(_whole_numbers())
@@ -178,7 +178,7 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
             raise NothingToDrawError(f"{name}: no validations, or at no iteration of all seeds")
         style = _style(index)
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
-        axes.plot(shared, [fmean(some) for some in values], label=in_legend(f"{name}{seeds}"), **style)
+        axes.plot(shared, [fmean(some) for some in values], label=in_figure(f"{name}{seeds}"), **style)
         axes.fill_between(shared, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.2)
     axes.set(xlabel="outer iteration", ylabel=f"meta-validation {scale.label}")
     axes.set_title("means over seeds; bands from the worst to the best", fontsize="medium")

@@ -111,7 +111,7 @@ def change(earlier: Line, later: Line) -> Interval:
 
 
 def _scores(line: Line) -> list[float]:
-    """Of each task; none, where one was not a finite number, which has no difference from another."""
+    """The score of each task; empty if one is not finite, since such tasks cannot be paired."""
     found = line.get("scores") or []
     return found if all(score is not None and math.isfinite(score) for score in found) else []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -43,36 +42,22 @@ class FunctionSource(TaskSource, Protocol):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, ``width`` by ``height`` inches, that needs no display. It shows text as it is, where matplotlib
-    would take what stands between dollar signs for a formula.
+    """An empty figure, ``width`` by ``height`` inches, that needs no display.
 
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
     """
     try:
-        figure: Figure = _kind()(figsize=(width, height), dpi=130, layout="constrained")
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'innerloop[plot]'") from error
-    return figure
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-@cache
-def _kind() -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    class PlainFigure(Figure):
-        def savefig(self, *args: Any, **kwargs: Any) -> None:
-            for text in self.findobj(Text):
-                text.set_parse_math(False)
-            super().savefig(*args, **kwargs)
-
-    return PlainFigure
-
-
-def in_legend(name: str) -> str:
-    """A name as matplotlib puts it into a legend, from which it leaves out those that begin with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+def in_figure(name: str) -> str:
+    """A name as matplotlib shows it. Between dollar signs it would read a formula, and it leaves names that begin with
+    an underscore out of legends."""
+    return (" " * name.startswith("_") + name).replace("$", r"\$")
 
 
 def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = None, trained: int | None = None) -> Axes:

@@ -123,10 +123,10 @@ def _files(folder: Path, single: bool) -> tuple[Files, list[str]]:
         return Files(folder.parent, []), [folder.name]
     files = Files(folder, subfolders(folder)[0] if folder.is_dir() else None)
     classes: dict[str, list[str]] = {}
-    for name in sorted(files.stamps):
+    for name in sorted(files.identities):
         if "/." not in f"/{name}":
             classes.setdefault(name.rpartition("/")[0].partition("/")[0], []).append(name)
-    return files, sorted(name for names in files.once(classes).values() for name in names)
+    return files, sorted(name for names in files.without_duplicates(classes).values() for name in names)
 
 
 def _why(name: str, error: Exception) -> str:
