@@ -38,8 +38,15 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, monkeypatch):
     assert re.search(r"an iteration takes [\d.e-]+ s: training 0:00:0\d\n", out)
     assert re.search(r"validations 0:00:0\d, test 0:00:0\d\n", out)
     assert re.search(r"together 0:00:0\d, with [\d,]+ MiB of memory at the most\n", out)
-    assert re.search(r"at 3.6 an hour: 0.000\d\n", out)
+    assert re.search(r"at 3.6 an hour: (less than )?\d\.\d\d\n", out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_price_is_a_number_of_people():
+    found = experiment.Estimate(iteration=0.002, training=1.0, validations=0.0, test=0.0, memory=300.0)
+    assert found.lines() == found.lines(0.0)
+    for hourly, told in ((3.6, "less than 0.01"), (36.0, "0.01"), (3600.0, "1.00")):
+        assert found.lines(hourly)[-1] == f"at {hourly:g} an hour: {told}"
 
 
 def test_the_estimate_is_of_the_whole_recipe():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
+from innerloop.testing import check_rule
 
 
 class Left:
@@ -115,4 +116,4 @@ def test_a_rule_is_checked_where_an_interrupt_is_handled() -> None:
         raise KeyboardInterrupt
     except KeyboardInterrupt:
         with pytest.warns(UserWarning, match="one by one"):
-            il.check_rule(Reads(0.1))
+            check_rule(Reads(0.1))

@@ -272,7 +272,7 @@ class Estimate:
             f"together {clock(self.seconds)}, with {self.memory:,.0f} MiB of memory at the most",
         ]
         cost = hourly * self.seconds / 3600
-        plain = f"{cost:.2f}" if cost >= 0.1 else f"{cost:.1g}"
+        plain = f"{cost:.2f}" if cost >= 0.01 else "less than 0.01"
         return told + ([f"at {hourly:g} an hour: {plain}"] if hourly else [])
 
 
