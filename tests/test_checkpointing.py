@@ -105,7 +105,7 @@ def test_out_of_place_is_refused(regression: Callable[..., il.Task]) -> None:
 def test_the_reentrant_variant_is_refused(
     within: str, vectorize: Any, memory: Any, regression: Callable[..., il.Task]
 ) -> None:
-    """Without a word, torch gives no gradient to a first layer, and none through the others to a caller."""
+    """Torch gives a first layer no gradient by it, without an error, and no layer one by `torch.autograd.grad`."""
 
     class Reentrant(nn.Module):
         def __init__(self) -> None:

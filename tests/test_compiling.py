@@ -288,3 +288,16 @@ def test_hooks_are_refused_by_compiled_steps(regression: Callable[..., il.Task])
         learner.meta_gradient(tasks)
     hook.remove()
     learner.meta_gradient(tasks)
+
+
+def test_that_compiling_is_given_up_is_said_of_the_users_line(regression: Callable[..., il.Task]) -> None:
+    tasks, learner = regression(), il.maml(nn.Linear(2, 1), loss=F.mse_loss, vectorize=True)
+    learner.compiler.steps_to_come = 5
+    expected = learner.meta_gradient(tasks)
+    (key,) = learner.compiler._eager
+    learner.compiler._changes[key] = ["a counter"] * (compiling.WASTED - 1)
+    learner.compiler._compiled[key] = compiling.Compiled(lambda values: None, lambda: "a counter", enough=10)
+    with pytest.warns(UserWarning, match="steps are no longer compiled") as caught:
+        found = learner.meta_gradient(tasks)
+    assert [warning.filename for warning in caught] == [__file__]
+    torch.testing.assert_close(found, expected)

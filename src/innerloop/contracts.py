@@ -226,9 +226,8 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
     """
     modules = modules_of(*parts)
     seen: set[int] = set()
-    classes = [
-        (owner, dict(vars(owner))) for owner in {owner for kind in set(map(type, modules)) for owner in _classes(kind)}
-    ]
+    owners = {owner for kind in set(map(type, modules)) for owner in _classes(kind)}
+    classes = [(owner, dict(vars(owner))) for owner in owners]
     shared = [value for _, held in classes for value in held.values() if isinstance(value, _CONTAINERS)]
     places = (place for one in (*map(vars, modules), *shared) for place in _places(one, seen))
     before = [(place, place.copy()) for place in places]

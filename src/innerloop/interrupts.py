@@ -31,11 +31,11 @@ def interrupt_behind(error: BaseException) -> BaseException | None:
 
 
 def raise_interrupt_behind(error: BaseException) -> None:
-    """Raise the interrupt that led to an error, if there is one. Called first wherever errors of a user's code are
+    """Go on with the interrupt that led to an error, if there is one. Called first wherever errors of a user's code are
     handled.
 
     Raises:
-        BaseException: the interrupt behind the error, if there is one.
+        BaseException: that interrupt.
     """
     if (interrupt := interrupt_behind(error)) is not None:
         raise interrupt
