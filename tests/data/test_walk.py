@@ -153,6 +153,13 @@ def test_a_link_that_leads_nowhere_is_named_or_skipped(root, name, target):
     assert {warning.filename for warning in caught} == {__file__}
 
 
+def test_a_link_that_leads_nowhere_and_is_no_folders_does_not_matter(root):
+    expected = counted(root)
+    link(root / "notes.txt", root / "nowhere.txt")
+    link(next(path for path in root.iterdir() if path.is_dir()) / "notes.txt", root / "nowhere.txt")
+    assert counted(root) == expected
+
+
 def test_a_folder_that_cannot_be_read_is_named_or_skipped(root, monkeypatch):
     write_tree(root, {"a/deep/x.png": png()})
     scandir = os.scandir

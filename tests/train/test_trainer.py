@@ -149,6 +149,19 @@ def test_a_run_that_ended_before_it_dropped_old_states_drops_them_later(tmp_path
     assert sorted((tmp_path / "checkpoints").iterdir()) == kept
 
 
+@pytest.mark.filterwarnings("ignore:.*falling back")
+def test_a_state_to_fall_back_to_is_kept(tmp_path):
+    trainer(tmp_path, iterations=10).fit()
+    readable, newest = sorted((tmp_path / "checkpoints").glob("state-*"))
+    damaged = [newest, newest.with_name("state-00000011.pt")]
+    for path in damaged:
+        path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="was begun with another"):
+        trainer(tmp_path, iterations=12, config={"other": 1}).fit(resume=True)
+    assert readable.exists()
+    assert trainer(tmp_path, iterations=12).fit(resume=True).iterations == 12
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model", MODELS)
