@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     (
         *("task", "quick", "interrupts", "schedules", "supported", "search", "ranges", "metrics", "attention"),
-        *("streams", "resources", "disk"),
+        *("streams", "resources", "disk", "turns"),
     ),
     ("select", "updates", "writes"),
     (
@@ -23,7 +23,7 @@ FLOORS = [
     ("derivatives",),
     ("normalisation", "convolutions"),
     ("kernels", "threads", "checkpointing", "values"),
-    ("randomness", "twins"),
+    ("randomness", "twins", "native"),
     ("undisturbed",),
     ("operations", "stateless"),
     ("inner",),

@@ -33,5 +33,8 @@ def second_derivative(
         by = [t for t in (g, *nodes) if t is not None and t.requires_grad]
         options: dict[str, bool] = {"create_graph": True, "materialize_grads": True, "allow_unused": True}
         first = torch.autograd.grad(function(*nodes), [x for x, _ in used], g, **options)
-        second = iter(torch.autograd.grad(first, by, [c for _, c in used], **options))
+        along = [(f, c) for f, (_, c) in zip(first, used, strict=True) if f.requires_grad]
+        if not along:
+            return [None] * (1 + len(nodes))
+        second = iter(torch.autograd.grad([f for f, _ in along], by, [c for _, c in along], **options))
     return [next(second) if t is not None and t.requires_grad else None for t in (g, *nodes)]

@@ -61,6 +61,24 @@ def batch_norm(
     return out.to(dtype), mean, variance
 
 
+def batch_norm_gradients(
+    g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, inverse: Tensor, eps: float
+) -> list[Tensor]:
+    """The gradients of one task's batch norm of ``[N, C, H, W]`` by ``x``, scale and offset, to differentiate further.
+
+    Args:
+        g: the gradient by the result.
+        x: what was normalized.
+        scale: ``[C]``.
+        mean: of ``x``, ``[C]``.
+        inverse: of its standard deviation, ``[C]``.
+        eps: added to the variance.
+    """
+    y = fold(x.detach()[None])
+    kept = y, y - column(mean), None, mean, inverse
+    return [grad[0] for grad in _NormPoolBackward.apply(g[None], x[None], scale[None], kept, eps, None)]
+
+
 # -- pooling ----------------------------------------------------------------------------------------------------------
 
 

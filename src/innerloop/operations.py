@@ -3,7 +3,7 @@ derivatives are right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from . import elementary, embeddings, kernels, normalisation, values
+from . import elementary, embeddings, kernels, native, normalisation, values
 from .convolutions import Options, convolution
 from .stacks import place
 
@@ -168,6 +168,35 @@ def _batch_norm(
     return out
 
 
+def _one_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Of one task."""
+    if training and native.supported(input, weight, bias):
+        return native.batch_norm(input, running_mean, running_var, weight, bias, momentum, eps)
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _one_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    if native.supported(input, weight, bias):
+        return native.layer_norm(input, normalized_shape, weight, bias, eps)
+    return normalisation.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
 def _move_statistics(
     input: Tensor,
     running_mean: Tensor | None,
@@ -285,13 +314,13 @@ if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
 _LOOPED: _Table = {
     **_ALWAYS,
     torch.autograd.grad: values.recorded_gradient,
-    F.batch_norm: _batch_norm,
+    F.batch_norm: _one_batch_norm,
     F.instance_norm: normalisation.instance_norm,
-    F.layer_norm: normalisation.layer_norm,
-    torch.layer_norm: normalisation.layer_norm,
-    torch.native_layer_norm: _native_layer_norm(normalisation.layer_norm),
-    torch.native_batch_norm: _native_batch_norm(_batch_norm),
-    torch.batch_norm: _torch_order(_batch_norm),
+    F.layer_norm: _one_layer_norm,
+    torch.layer_norm: _one_layer_norm,
+    torch.native_layer_norm: _native_layer_norm(_one_layer_norm),
+    torch.native_batch_norm: _native_batch_norm(_one_batch_norm),
+    torch.batch_norm: _torch_order(_one_batch_norm),
     torch.instance_norm: _torch_order(normalisation.instance_norm),
     **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
 }

@@ -25,6 +25,7 @@ from .contracts import normal_mode
 from .interrupts import chain, interrupt_behind, mark_call
 from .stacks import functorch, under
 from .threads import mine
+from .turns import turn
 from .twins import Originals, Shared
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -50,7 +51,7 @@ def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
             if mine(shared.model) is not shared.model:  # from within such a call
                 return function()
             # Context variables are what they were by themselves.
-            return copy_context().run(_apart if not alone and shared.separable else in_turn, function, shared)
+            return copy_context().run(_side_by_side if not alone and shared.separable else in_turn, function, shared)
 
         return call  # type: ignore[return-value]
 
@@ -67,7 +68,12 @@ def guarded(function: Method) -> Method:
     return call  # type: ignore[return-value]
 
 
-def _apart(function: Callable[[], Any], *_: Any) -> Any:
+def _side_by_side(function: Callable[[], Any], _: Shared) -> Any:
+    with turn():
+        return _apart(function)
+
+
+def _apart(function: Callable[[], Any]) -> Any:
     mark_call()
     before = Surroundings()
     try:
