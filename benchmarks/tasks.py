@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import innerloop as il
-from innerloop.data.files import cache_folder, candidates
+from innerloop.data.files import candidates
+from innerloop.disk import cache_folder
 
 from . import networks
 from .rows import Row

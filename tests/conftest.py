@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import innerloop as il
+from innerloop import plans
 
 if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # which MuJoCo reads once, when it is imported
@@ -26,6 +28,15 @@ torch.set_num_threads(int(os.environ.get("INNERLOOP_TEST_THREADS", "1")))
 def _as_new() -> None:
     torch.manual_seed(0)
     torch.set_flush_denormal(False)  # what older versions of TorchInductor compile turns it on for the whole process
+
+
+@pytest.fixture(autouse=True)
+def _plans(request: pytest.FixtureRequest, cache: Path) -> Iterator[None]:
+    """Each test measures its own plans."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "folder", lambda: cache / "plans" / name)
+        yield
 
 
 @pytest.fixture

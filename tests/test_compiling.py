@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop import compiling, recording, search
+from innerloop import compiling, recording
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="TorchInductor needs a C++ compiler"
@@ -88,20 +89,6 @@ def test_constant_memory_is_not_compiled(regression: Callable[..., il.Task]) -> 
     assert not maml.compiler.reasons
 
 
-@needs_compiler
-def test_what_is_compiled_waits_until_the_plan_is_settled(
-    regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search, "QUICK", 0.0)
-    maml = learner()
-    maml.compiler.steps_to_come = 10**9
-    tasks = regression(12)
-    for _ in range(60):
-        maml.meta_gradient(tasks)
-        assert maml.engine.chosen or not maml.compiler.reasons
-    assert maml.compiler.reasons
-
-
 def test_what_draws_random_numbers_stays_eager(regression: Callable[..., il.Task]) -> None:
     model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     maml = il.maml(model, 0.1, loss=F.mse_loss)
@@ -126,13 +113,69 @@ def test_a_step_that_cannot_be_recorded(regression: Callable[..., il.Task]) -> N
 
 @needs_compiler
 @pytest.mark.slow
-def test_a_run_that_goes_on_compiles_at_once(regression: Callable[..., il.Task]) -> None:
-    maml = learner(True)
-    maml.meta_gradient(regression())
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_was_decided_once_is_not_measured_again(
+    alike: bool, regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a learner that is alike, or by one that takes over the plans of its run, with other steps to come."""
+    monkeypatch.setattr(compiling, "SECONDS_PER_OPERATION", 0.0)
+    monkeypatch.setattr(compiling, "OTHERS", 0.0)
+    monkeypatch.setattr(compiling, "_seconds", lambda call: 0.0)
+    tasks, maml = [regression(), regression()], learner()
+    maml.compiler.steps_to_come = 10**9
+    first = [maml.meta_gradient(task)[0] for task in tasks]
+    assert "compiled in" in maml.choices[-1]
+    monkeypatch.setattr(compiling, "_eagerly", None)
     other = learner()
-    other.settle(maml.settled)
+    other.compiler.steps_to_come = 10**9 if alike else 7
+    if not alike:
+        other.engine.plans.take(maml.engine.plans.made)
+    for task, expected in zip(tasks, first, strict=True):
+        found = other.meta_gradient(task)[0]
+        assert all(torch.equal(found[name], grad) for name, grad in expected.items())
+    assert "compiled in" in other.choices[-1]
+
+
+def test_what_was_decided_to_stay_eager_stays_so(
+    regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maml = learner()
+    maml.compiler.steps_to_come = 10
+    maml.meta_gradient(regression())
+    monkeypatch.setattr(compiling, "_eagerly", None)
+    other = learner()
+    other.compiler.steps_to_come = 10
     other.meta_gradient(regression())
-    assert "compiled in" in other.choices[0]
+    assert other.choices == maml.choices
+
+
+def test_what_another_process_decided_meanwhile_counts(
+    regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling.Compiler, "_require_worth", lambda *_: None)
+    monkeypatch.setattr(compiling, "_seconds", lambda call: 0.0)
+    monkeypatch.setattr(recording.Recorded, "compile", lambda self: lambda tensors: self.graph)
+    monkeypatch.setattr(recording.Trial, "require_agreement", lambda *_: None)
+    monkeypatch.setattr(
+        "innerloop.plans.Plans.put", lambda *_, **__: {"compiled": False, "enough": 0, "why": "eager, as others"}
+    )
+    maml, tasks = learner(vectorize=True), regression()
+    maml.compiler.steps_to_come = 10**9
+    torch.testing.assert_close(maml.meta_gradient(tasks), learner(False, vectorize=True).meta_gradient(tasks))
+    assert list(maml.compiler.reasons.values()) == ["eager, as others"]
+
+
+def test_what_is_another_one_every_iteration_is_not_measured(regression: Callable[..., il.Task]) -> None:
+    class Annealed(il.Unrolled):
+        def constants(self, iteration: int) -> Any:
+            return iteration
+
+    maml = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss)
+    maml.objective = Annealed()
+    maml.compiler.steps_to_come = 10**9
+    for iteration in range(3):
+        maml.meta_gradient(regression(), iteration)
+    assert not maml.compiler.reasons
 
 
 def test_compile_has_three_settings() -> None:
@@ -183,7 +226,7 @@ def test_a_compiled_run_that_goes_on_repeats_to_the_bit(regression: Callable[...
     undisturbed, first, second = (learner(True) for _ in range(3))
     expected = [undisturbed.meta_gradient(task)[0] for task in tasks]
     first.meta_gradient(tasks[0])
-    second.settle(first.settled)
+    second.engine.plans.take(first.engine.plans.made)
     for task, grads in zip(tasks[1:], expected[1:], strict=True):
         found = second.meta_gradient(task)[0]
         assert all(torch.equal(found[name], grad) for name, grad in grads.items())
@@ -294,7 +337,7 @@ def test_that_compiling_is_given_up_is_said_of_the_users_line(regression: Callab
     tasks, learner = regression(), il.maml(nn.Linear(2, 1), loss=F.mse_loss, vectorize=True)
     learner.compiler.steps_to_come = 5
     expected = learner.meta_gradient(tasks)
-    (key,) = learner.compiler._eager
+    (key,) = learner.compiler._compiled
     learner.compiler._changes[key] = ["a counter"] * (compiling.WASTED - 1)
     learner.compiler._compiled[key] = compiling.Compiled(lambda values: None, lambda: "a counter", enough=10)
     with pytest.warns(UserWarning, match="steps are no longer compiled") as caught:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import innerloop as il
-from innerloop import engine, memory, search
+from innerloop import engine, memory
 
 
 @pytest.mark.parametrize("vectorize", [0, -3, "yes", 2.5, None, (2, 0), (2, 2, 2), (True, 2)])
@@ -31,33 +31,13 @@ def test_some_tasks_at_a_time(size: int, regression: Callable[..., il.Task]) -> 
     torch.testing.assert_close(parts.predict(tasks), all_at_once.predict(tasks))
 
 
-def test_a_learner_searches_while_it_trains(
-    regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search, "QUICK", 0.0)
-    tasks, learner = regression(12), il.maml(il.models.mlp(2, 8, 1), 0.1, loss=F.mse_loss)
-    expected = il.maml(learner.model, 0.1, loss=F.mse_loss, vectorize=False).meta_gradient(tasks)
-    for _ in range(30):
-        torch.testing.assert_close(learner.meta_gradient(tasks), expected)
-    assert len(learner.engine.chosen) == 1
-    (reason,) = learner.choices
-    assert reason.startswith("meta-gradient 12x6x2")
-    assert "one by one" in reason
-    assert " ms" in reason
-    other = il.maml(learner.model, 0.1, loss=F.mse_loss)
-    other.settle(learner.settled)
-    other.meta_gradient(tasks)
-    assert other.engine.chosen == learner.engine.chosen
-    assert not other.choices
-
-
 def test_random_modules_always_run_all_at_once(regression: Callable[..., il.Task]) -> None:
     model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     learner = il.maml(model, 0.1, loss=F.mse_loss)
     for _ in range(4):
         learner.meta_gradient(regression(12))
     assert learner.engine.random
-    assert not learner.engine.chosen
+    assert not learner.engine.plans.made
 
 
 @pytest.mark.parametrize("vectorize", ["auto", True, False, 2, (1, 2)])

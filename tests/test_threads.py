@@ -169,7 +169,7 @@ def test_what_changes_when_it_is_called_is_no_matter_of_speed(part: str, regress
     for _ in range(20):
         learner.meta_gradient(tasks)
     assert learner.engine.changing
-    assert not learner.engine.chosen
+    assert not learner.engine.plans.made
 
 
 def test_a_search_goes_on_without_threads(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_a_search_goes_on_without_threads(regression: Callable[..., il.Task], mo
     for _ in range(40):
         learner.meta_gradient(tasks)
         learner.predict(tasks)
-    assert len(learner.engine.chosen) == 2
+    assert len(learner.engine.plans.made) == 2
     used: list[Any] = []
     monkeypatch.setattr(engine, "side_by_side", lambda *arguments: used.append(arguments))
     learner.meta_gradient(tasks)

@@ -10,9 +10,11 @@ that is kept from being wrong.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -33,6 +35,8 @@ MOST_OPERATIONS = 10_000
 """More are not compiled: it would take longer than anyone expects."""
 START = 1e-5
 """Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
+BRIEF = 0.5
+"""Seconds for which uncompiled steps are timed."""
 WASTED = 3
 """How often a step is compiled in vain, because what its code reads changes too soon, before that is given up."""
 SOON = 10
@@ -72,14 +76,15 @@ class Compiler:
     Args:
         setting: ``True`` compiles at once and raises where that fails; ``"auto"`` only where starting operations is a
             good part of a step, and the steps to come are expected to take longer than compiling by far; and it keeps
-            the result only if it is faster; under ``torch.use_deterministic_algorithms(True)``, which measurements
-            would spoil, it does not. ``False`` never compiles.
+            the result only if it is faster. That is measured before the first step of some shapes, and remembered
+            (`innerloop.plans`). Under ``torch.use_deterministic_algorithms(True)``, nothing is measured, and it does
+            not. ``False`` never compiles.
         lean: whether memory counts more than time: then nothing is compiled.
 
     Attributes:
-        steps_to_come: how many more steps will be asked for, as far as is known; ``None`` if nobody said.
+        steps_to_come: how many more steps will be asked for, with the next one, as far as is known; ``None`` if nobody
+            said.
         reasons: for each set of shapes, what was decided and why, in words.
-        wanted: sets of shapes that are compiled without measuring, as a run that goes on did before.
     """
 
     def __init__(self, setting: Compile = "auto", lean: bool = False) -> None:
@@ -90,13 +95,17 @@ class Compiler:
         self.setting: Compile = not lean and setting
         self.steps_to_come: int | None = None
         self.reasons: dict[Hashable, str] = {}
-        self.wanted: set[str] = set()
         self._compiled: dict[Hashable, Compiled | None] = {}
-        self._eager: dict[Hashable, list[float]] = {}
         self._changes: dict[Hashable, list[str]] = {}
 
     def run(
-        self, learner: Any, key: Hashable, step: Callable[[Task], Any], tasks: Task, values: Sequence[Tensor]
+        self,
+        learner: Any,
+        key: Hashable,
+        step: Callable[[Task], Any],
+        tasks: Task,
+        values: Sequence[Tensor],
+        lasting: Callable[[], bool],
     ) -> Any:
         """Run a step that has no compiled version yet, and compile it if that pays off.
 
@@ -106,40 +115,49 @@ class Compiler:
             step: a function of a meta-batch.
             tasks: the meta-batch.
             values: the tensors that the step depends on.
+            lasting: whether some steps to come have the same key, as far as the learner can tell.
         """
         engine = learner.engine
-        if self.undecided(key, engine.settled(tasks, "meta-gradient")):
-            if engine.vectorised and not engine.random:
-                apart = engine, self, learner.outer, learner._stateless
-                result = self.decide(key, Step(learner, step, tasks, engine.recording, apart), values)
-                if result is not None:
-                    return result
-            else:
+        if self.setting and key not in self._compiled:
+            if not engine.vectorised or engine.random:
                 self.refuse("it draws random numbers" if engine.vectorised else "tasks run one by one")
-        start = time.perf_counter()
-        result = step(tasks)
-        self.ran(key, time.perf_counter() - start)
-        return result
+            else:
+                apart = engine, self, learner.outer, learner._stateless
+                recordable = Step(learner, step, tasks, engine.recording, apart)
+                if (result := self._decided(key, recordable, values, engine, lasting)) is not None:
+                    return result
+        return step(tasks)
 
-    def ran(self, key: Hashable, seconds: float) -> None:
-        """Note what a step of these shapes took eagerly."""
-        if self.undecided(key, steps=0):
-            self._eager.setdefault(key, []).append(seconds)
-            self.steps_to_come = max(0, (self.steps_to_come or 0) - 1)
+    def _decided(
+        self, key: Hashable, step: Step, values: Sequence[Tensor], engine: Any, lasting: Callable[[], bool]
+    ) -> Any:
+        """The result, if it was decided to compile the step or that takes a run; else ``None``."""
+        name = f"step {hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+        but = f"{self.steps_to_come} to come"
+        if self.setting is True:
+            return self.decide(key, step, values)[0]
+        if (decision := engine.plans.get(name, but)) is None:
+            if torch.are_deterministic_algorithms_enabled() or not self.steps_to_come or not lasting():
+                return None
+            if engine.changing:  # runs to measure would change it more often
+                self._compiled[key] = None
+                self._say(key, "eager, since a part changes in Python when it is called")
+                return None
+            result, decision = self.decide(key, step, values, engine.functions)
+            kept = engine.plans.put(name, but, **decision)
+            if kept["compiled"] == decision["compiled"]:
+                return result
+            self._compiled.pop(key)  # another process decided otherwise meanwhile
+            decision = kept
+        if decision["compiled"]:
+            return self.decide(key, step, values, enough=decision["enough"])[0]
+        self._compiled[key] = None
+        self._say(key, str(decision.get("why", "")))
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies of a learner: a compiled step is of the original's parameters."""
         return {**self.__dict__, "_compiled": {}}
-
-    def undecided(self, key: Hashable, settled: bool = True, steps: int = 10) -> bool:
-        """Whether there is something to decide for these shapes: by measurement, once some steps have run and it is
-        settled how they do."""
-        if key in self._compiled or not self.setting:
-            return False
-        if self.setting is True or repr(key) in self.wanted:
-            return True
-        measured = settled and self.steps_to_come and len(self._eager.get(key, ())) >= steps
-        return bool(measured and not torch.are_deterministic_algorithms_enabled())
 
     def refuse(self, why: str) -> None:
         """Say that a step cannot be compiled, if it has to be.
@@ -157,7 +175,6 @@ class Compiler:
         if (change := compiled.change()) is None:
             return compiled
         del self._compiled[key]
-        self.wanted.discard(repr(key))
         in_vain = self._changes.setdefault(key, [])
         if compiled.runs < compiled.enough:
             in_vain.append(change)
@@ -171,53 +188,66 @@ class Compiler:
         changes = len(self._changes.get(key, ()))
         self.reasons[(key, changes) if changes else key] = reason
 
-    def decide(self, key: Hashable, step: Step, tensors: Sequence[Tensor]) -> Any:
+    def decide(
+        self,
+        key: Hashable,
+        step: Step,
+        tensors: Sequence[Tensor],
+        functions: Sequence[FunctionType] | None = None,
+        enough: float = SOON,
+    ) -> tuple[Any, dict[str, Any]]:
         """Compile a step and run it, or note why not.
 
         Args:
             key: what tells its shapes from others; last, what is fixed of an iteration.
             step: the step.
             tensors: those that it is to be run with.
+            functions: that are known to run, if the step is compiled only where measuring shows that it pays.
+            enough: how many runs make up for compiling, where that was measured before.
 
         Returns:
-            What the step gives; ``None`` where it has not run.
+            What the step gives, ``None`` where it has not run; and what was decided.
 
         Raises:
             ValueError: the setting is ``True``, and the step cannot be compiled.
         """
-        eager, trial = min(self._eager.pop(key, [0.0])), None
-        choose = self.setting == "auto" and repr(key) not in self.wanted
+        trial, eager, measure = None, 0.0, functions is not None
         try:
             self._require_lasting(key)
-            if choose and (to_come := eager * (self.steps_to_come or 0)) < 1:
-                raise UnsuitableError(f"the steps to come take {to_come:.1f} s")
+            if functions is not None:
+                step.rehearsed(functions)  # which finds out how tasks run
             trial = Trial(step)
-            if choose:
-                trial.run(count := _Count())
-                self._require_worth(count, eager)
+            if measure:
+                eager = self._worth(trial)
             else:
                 trial.run(step.context())
-            trial.require_repeatable()
             recorded, change = trial.record(tensors)
             start = time.perf_counter()
             compiled = recorded.compile()
             paid = time.perf_counter() - start
             fast = _seconds(lambda: compiled(tensors))
-            if choose and fast > eager:
+            if measure and fast > eager:
                 raise UnsuitableError(f"compiled it takes {1e3 * fast:.2f} ms, eagerly {1e3 * eager:.2f} ms")
             trial.require_agreement(result := compiled(tensors))
-        except UnsuitableError as why:
+        except UnsuitableError as error:
             if self.setting is True and trial is not None:
                 trial.restore()
-            self.refuse(str(why))
+            self.refuse(str(error))
             self._compiled[key] = None
-            self._say(key, f"eager, since {why}")
-            return None if trial is None else trial.result
-        self._compiled[key] = Compiled(compiled, change, paid / max(eager - fast, 1e-9) if choose else SOON)
-        self.wanted.add(repr(key))
+            self._say(key, why := f"eager, since {error}")
+            return None if trial is None else trial.result, {"compiled": False, "enough": 0, "why": why}
+        enough = min(paid / max(eager - fast, 1e-9), 1e9) if measure else enough
+        self._compiled[key] = Compiled(compiled, change, enough)
         before = f"{1e3 * eager:.2f} ms a step became" if eager else "a step takes"
-        self._say(key, f"compiled in {paid:.0f} s: {before} {1e3 * fast:.2f} ms")
-        return result
+        self._say(key, why := f"compiled in {paid:.0f} s: {before} {1e3 * fast:.2f} ms")
+        return result, {"compiled": True, "enough": enough, "why": why}
+
+    def _worth(self, trial: Trial) -> float:
+        """Try a step; the seconds that it takes uncompiled. Raise if compiling is not expected to pay."""
+        trial.run(count := _Count())
+        trial.require_repetition()
+        self._require_worth(count, eager := _eagerly(trial.step))
+        return eager
 
     def _require_lasting(self, key: Hashable) -> None:
         """Raise if what was compiled before did not last."""
@@ -237,6 +267,8 @@ class Compiler:
         """Raise if compiling is not expected to pay."""
         to_come = eager * (self.steps_to_come or 0)
         cost, starting = SECONDS_PER_OPERATION * count.operations, START * count.operations
+        if to_come < 1:
+            raise UnsuitableError(f"the steps to come take {to_come:.1f} s")
         if count.operations > MOST_OPERATIONS:
             raise UnsuitableError(f"it has {count.operations} operations, more than {MOST_OPERATIONS}")
         if starting < (CONVOLUTIONS if count.convolutions else OTHERS) * eager:
@@ -267,6 +299,16 @@ def _again(change: str) -> str:
         f"{change} changes again and again, while compiled code keeps what it was when compiled: make it a buffer "
         "(register_buffer), whose value may change, or leave it as it is"
     )
+
+
+def _eagerly(step: Step) -> float:
+    """The seconds that a step takes uncompiled; its results are thrown away."""
+    start, times = time.perf_counter(), list[float]()
+    while len(times) < 10 and (not times or time.perf_counter() - start < BRIEF):
+        before = time.perf_counter()
+        step.run(step.inputs)
+        times.append(time.perf_counter() - before)
+    return min(times)
 
 
 def _seconds(call: Callable[[], Any], repeats: int = 5) -> float:

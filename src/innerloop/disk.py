@@ -26,6 +26,11 @@ _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to 
 _TEMPORARY = re.compile(r"\.innerloop-[0-9a-f]{32}\.tmp(\..*)?")
 
 
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/innerloop``, or ``~/.cache/innerloop``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "innerloop"
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 

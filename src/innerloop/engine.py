@@ -1,15 +1,15 @@
 """How a per-task function runs over a meta-batch: vectorized, some tasks at a time, in threads side by side, or one by
-one. All give the same numbers to rounding; which is quickest is measured."""
+one. All give the same numbers to rounding; which is quickest is measured once, and remembered."""
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from types import FunctionType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -18,15 +18,19 @@ from torch.func import vmap
 from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 
+from .batches import concatenated, copies, parts_of, shapes_of
 from .contracts import without_kept_tensors
 from .diagnosis import HooksError, explain, first_line, user_level
 from .inner import stack
 from .interrupts import raise_interrupt_behind
 from .memory import give_back_freed_memory, is_out_of_memory, keep_freed_memory
 from .operations import TaskOperations
+from .plans import Plans, measure
 from .quick import modules_of
 from .randomness import Draws, refused_draws
 from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
+from .snapshots import Snapshot
+from .state import State, UnwatchableError
 from .task import Params, Task, count, select
 from .threads import available, mine, side_by_side, state
 from .values import TasksDifferError
@@ -39,52 +43,57 @@ PerTask = Callable[[Task, Params, Params], Any]
 Result = TypeVar("Result")
 
 _recording: ContextVar[Any] = ContextVar("the engine whose operations are recorded", default=None)
-_choosing = threading.Lock()
-"""Held while an engine looks up or notes how tasks run."""
 
 PARTS = ("update rule", "loss", "inner loss", "objective", "initialization")
 """What a learner consists of, beside its model."""
 
 
+class _ChangingError(Exception):
+    """A part is no longer what it was after it was called, so that it must not be called more often than is asked."""
+
+
 class Engine:
-    """Maps a per-task function over tasks, and learns how that is quickest.
+    """Maps a per-task function over tasks, in the way that is quickest.
 
     Args:
         model: the module.
         vectorize: ``True`` runs all tasks at once under ``torch.vmap``, ``False`` one by one, a number that many at a
             time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
-            successive meta-batches and stays with the quickest; what cannot be vectorized runs one by one, with one
-            warning that names the part, the cause and the fix. Under ``torch.use_deterministic_algorithms(True)``
-            nothing is measured, and 8 run at once, since another plan's numbers are the same to rounding only.
+            a part of the first meta-batch, throws the results away, and stays with the quickest, as do later learners
+            like this one (`innerloop.plans`); what cannot be vectorized runs one by one, with one warning that names
+            the part, the cause and the fix. Under ``torch.use_deterministic_algorithms(True)`` nothing is measured, and
+            8 run at once.
         lean: whether memory counts more than time: then neither one by one is tried, where torch's own operations keep
             several times what the kernels do, nor threads, each of which keeps memory of its own.
         parts: the others that the function calls, in the order of `PARTS`.
+        options: what else the speed of the function depends on.
 
     Attributes:
         random: whether random numbers are drawn.
         changing: whether a part changes in Python when it is called, as a counter does.
         separable: whether copies of the model can run in threads of their own.
         parts: by what they are, for messages.
-        chosen: the plan for each purpose and shape of tasks, where that is settled.
+        plans: what was decided.
     """
 
     def __init__(
-        self, model: nn.Module, vectorize: Vectorize = "auto", lean: bool = False, parts: Sequence[Any] = ()
+        self,
+        model: nn.Module,
+        vectorize: Vectorize = "auto",
+        lean: bool = False,
+        parts: Sequence[Any] = (),
+        options: Sequence[Any] = (),
     ) -> None:
         self.model, self.vectorize, self.lean = model, vectorize, lean
         self.parts = {kind: part for kind, part in zip(PARTS, parts, strict=False) if part is not None}
         self.random, self.changing, self.separable = False, False, True
-        self.chosen: dict[str, Plan] = {}
+        self.plans = Plans(model, list(self.parts.values()), (lean, *options))
         self.given = _given(vectorize)
-        self._searches: dict[str, Search] = {}
+        self._here: dict[str, Plan] = {}
         self._grown: set[str] = set()
         self._watched: set[str] = set()
         self._notes: list[str] = []
         self._fallback = self._may_draw = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies of a learner, which measure anew what is not settled."""
-        return {**self.__dict__, "_searches": {}}
 
     def note(self, random: bool, changing: bool, separable: bool, draws: Draws) -> None:
         """Record what `checks.examine` reports for tasks of new shapes.
@@ -103,6 +112,16 @@ class Engine:
             self._run_one_by_one(draws.error)
 
     @property
+    def _everything(self) -> dict[str, Any]:
+        """The parts and the model, as this thread has them."""
+        return {kind: mine(part) for kind, part in (*self.parts.items(), ("model", self.model))}
+
+    @property
+    def functions(self) -> list[FunctionType]:
+        """The parts that are plain functions."""
+        return [part for part in self.parts.values() if isinstance(part, FunctionType)]
+
+    @property
     def _depends_on_plan(self) -> bool:
         """Whether results depend on how many tasks run at once, so that timings must not choose that number."""
         return self.random or self.changing
@@ -114,14 +133,9 @@ class Engine:
 
     @property
     def reasons(self) -> list[str]:
-        """What was measured and chosen, in words."""
-        found = {name: search for name, search in self._searches.items() if search.found}
-        return [*(f"{' '.join(dict.fromkeys(name.split()))}: {search}" for name, search in found.items()), *self._notes]
-
-    def settled(self, tasks: Task, purpose: str) -> bool:
-        """Whether the plan for such meta-batches stays as it is."""
-        fixed = self.given is not None or not self.vectorised or self._depends_on_plan or _deterministic()
-        return fixed or f"{purpose} {_describe(tasks)}" in self.chosen
+        """What was measured and decided, in words."""
+        found = ((name, decision.get("why")) for name, decision in self.plans.made.items() if "size" in decision)
+        return [*(f"{' '.join(dict.fromkeys(name.split()))}: {why}" for name, why in found if why), *self._notes]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -147,7 +161,7 @@ class Engine:
 
     def map(self, function: PerTask, tasks: Task, params: Params, buffers: Params, purpose: str) -> Any:
         """The function's results for every task, stacked along a leading task axis."""
-        return _concatenate(list(self.chunks(function, tasks, params, buffers, purpose, lambda result: result)))
+        return concatenated(list(self.chunks(function, tasks, params, buffers, purpose, lambda result: result)))
 
     def chunks(
         self,
@@ -169,17 +183,33 @@ class Engine:
             finish: what is done with the stacked results of a chunk before the next one is begun; so what is needed
                 to differentiate them is held for one chunk (a thread) at a time.
         """
-        number, done, start = count(tasks), 0, time.perf_counter()
-        name = f"{purpose} {_describe(tasks)}"
+        number, done = count(tasks), 0
+        name = f"{purpose} {shapes_of(tasks)}"
         keep_freed_memory(grow=name not in self._grown)
-        with _choosing:
-            plan = self._plan(name, number, params)
 
         def work(part: Task) -> Result:
             return finish(self._vectorised(function, part, params, buffers))
 
+        alone = partial(self._alone, function, tasks, params, buffers, finish)
+        if (plan := self._plan(name, number, params)) is None:
+
+            def seconds(plan: Plan) -> float:
+                """What all tasks would take, by as many as show it."""
+                parts = parts_of(tasks, plan.size, 0, most=plan.threads) if plan.size else []
+                if plan.threads > 1 and purpose not in self._watched:
+                    next(self._run(work, parts, plan, purpose))
+                start = time.perf_counter()
+                if not plan.size:
+                    finish(_one(function, tasks, 0, params, buffers))
+                for _ in self._run(work, parts, plan, purpose):
+                    pass
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                return (time.perf_counter() - start) * number / (sum(map(count, parts)) or 1)
+
+            plan = self._found(name, number, params, seconds, alone)
         while plan.size and done < number:
-            parts = [select(tasks, slice(i, i + plan.size)) for i in range(done, number, plan.size)]
+            parts = parts_of(tasks, plan.size, done)
             random_state = torch.get_rng_state()
             try:
                 for part, result in zip(parts, self._run(work, parts, plan, purpose), strict=False):
@@ -192,11 +222,11 @@ class Engine:
                 if self._is_recorded:  # which says nothing of how tasks run
                     raise
                 torch.set_rng_state(random_state)
-                plan = self._retreat(name, plan, error, partial(self._alone, function, tasks, params, buffers, finish))
+                plan = self._retreat(name, plan, error, alone)
         for index in range(done, number):
             yield finish(_one(function, tasks, index, params, buffers))
-        with _choosing:
-            self._note(name, plan, time.perf_counter() - start)
+        if self.lean:  # what is kept from step to step takes bits of what was freed, so that memory would grow for ever
+            self._grown.add(name)
 
     def _run(self, work: Callable[[Task], Result], parts: Sequence[Task], plan: Plan, purpose: str) -> Iterator[Result]:
         """The results of all parts, or of the first one, where threads are used for the first time: what that changes
@@ -206,8 +236,7 @@ class Engine:
         elif purpose in self._watched:
             yield from side_by_side(work, parts, plan.threads, self.model)
         else:
-            everything = {kind: mine(part) for kind, part in (*self.parts.items(), ("model", self.model))}
-            before, result, after = state(everything), work(parts[0]), state(everything)
+            before, result, after = state(self._everything), work(parts[0]), state(self._everything)
             self._watched.add(purpose)
             if changed := [key for key in after if after[key] != before.get(key)]:
                 self.separable = False
@@ -232,44 +261,74 @@ class Engine:
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
-    def _plan(self, name: str, number: int, params: Params) -> Plan:
+    def _plan(self, name: str, number: int, params: Params) -> Plan | None:
+        """The plan, if it is known."""
         if self._is_recorded or (self.vectorize == "auto" and self._depends_on_plan and not self._fallback):
             return Plan(number)
         if not self.vectorised:
             return Plan(ONE_BY_ONE)
         if self.given is not None:
             return Plan(min(self.given.size or number, number), self._threads(params, self.given.threads))
-        if _deterministic():
+        if torch.are_deterministic_algorithms_enabled():
             return Plan(min(AT_ONCE, number))
-        if (plan := self.chosen.get(name)) is None:
-            if name not in self._searches:
-                self._searches[name] = Search(number, 1 if self.lean else self._threads(params), not self.lean)
-            plan = self._searches[name].plan
-            if plan.threads > 1 and not self.separable:  # as was found out meanwhile, for another purpose
-                plan = self._in_one_thread(name, plan)
-        return plan._replace(threads=self._threads(params, plan.threads))
+        plan = self._here.get(name)
+        if plan is None and (decision := self.plans.get(name)) is not None:
+            plan = Plan(min(decision["size"], number), decision["threads"])
+        return plan and plan._replace(threads=self._threads(params, plan.threads))
+
+    def _found(
+        self, name: str, number: int, params: Params, seconds: Callable[[Plan], float], alone: Callable[[], None]
+    ) -> Plan:
+        """Measure what is quickest, without a trace; the plan for this meta-batch.
+
+        Args:
+            name: what for.
+            number: of tasks.
+            params: each task's.
+            seconds: runs by a plan.
+            alone: runs each task by itself.
+        """
+        search = Search(number, 1 if self.lean else self._threads(params), not self.lean)
+        try:
+            before = Snapshot(State(self._everything, self.functions), {})
+        except UnwatchableError as error:
+            return self._keep(name, Plan(min(AT_ONCE, number)), f"not measured, since {error}")
+
+        def checked(plan: Plan) -> float:
+            took = seconds(plan)
+            if not search.times and (change := before.change()) is not None:
+                raise _ChangingError(f"not measured, for {change} changes when it is called")
+            return took
+
+        try:
+            measure(search, checked, lambda plan: plan.threads == 1 or self.separable)
+        except _ChangingError as error:
+            before.restore()
+            self.changing = True
+            self._notes.append(f"{name}: {error}")
+            return Plan(number)
+        except TasksDifferError as error:  # other tasks may agree
+            self._keep(name, Plan(min(AT_ONCE, number)), "not measured, since tasks differ")
+            return self._retreat(name, search.plan, error, alone)
+        except Exception as error:
+            raise_interrupt_behind(error)
+            return self._retreat(name, search.plan, error, alone)
+        finally:
+            before.random.restore()
+        give_back_freed_memory()
+        self._grown.discard(name)
+        return self._keep(name, search.plan, str(search))
+
+    def _keep(self, name: str, plan: Plan, why: str) -> Plan:
+        """Decide on a plan, unless another process has meanwhile decided on another one."""
+        decision = self.plans.put(name, size=plan.size, threads=plan.threads, why=why)
+        return Plan(decision["size"], decision["threads"])
 
     def _threads(self, params: Params, most: int | None = None) -> int:
         """How many threads may work side by side, up to a number."""
         if self.random or not self.separable or most == 1 or any(p.device.type != "cpu" for p in params.values()):
             return 1
         return available() if most is None else min(most, available())
-
-    def _note(self, name: str, plan: Plan, seconds: float) -> None:
-        """Tell the search what a meta-batch took, if there is one for such batches."""
-        if self.lean:  # what is kept from step to step takes bits of what was freed, so that memory would grow for ever
-            self._grown.add(name)
-        search = self._searches.get(name)
-        if search is None or name in self.chosen or not self.vectorised or plan != search.plan:
-            return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        search.took(seconds)
-        if search.plan != plan:
-            give_back_freed_memory()
-            self._grown.discard(name)
-        if search.found:
-            self.chosen[name] = search.plan
 
     def _retreat(self, name: str, plan: Plan, error: Exception, alone: Callable[[], None]) -> Plan:
         """The plan to go on by after an error; one that no other plan would help against is raised."""
@@ -288,9 +347,9 @@ class Engine:
         if is_out_of_memory(error):
             if plan.size == 1 or self.vectorize != "auto":
                 raise error
-            self.chosen[name] = Plan(plan.size // 2)
-            self._notes.append(f"{name}: {self.chosen[name]}, for there was no memory for {plan}")
-            return self.chosen[name]
+            self._here[name] = Plan(plan.size // 2)
+            self._notes.append(f"{name}: {self._here[name]}, for there was no memory for {plan}")
+            return self._here[name]
         self._run_one_by_one(error)
         return Plan(ONE_BY_ONE)
 
@@ -304,10 +363,8 @@ class Engine:
 
     def _in_one_thread(self, name: str, plan: Plan) -> Plan:
         """The plan without threads, by which such meta-batches run from now on."""
-        if name in self._searches:
-            self._searches[name].stop()
-        self.chosen[name] = plan._replace(threads=1)
-        return self.chosen[name]
+        self._here[name] = plan._replace(threads=1)
+        return self._here[name]
 
     def _one_by_one_this_time(self, note: str, error: Exception) -> Plan:
         if note not in self._notes:
@@ -330,10 +387,6 @@ def _one(function: PerTask, tasks: Task, index: int, params: Params, buffers: Pa
         return stack([function(select(tasks, index), params, buffers)])
 
 
-def _deterministic() -> bool:
-    return torch.are_deterministic_algorithms_enabled()
-
-
 def _given(vectorize: Vectorize) -> Plan | None:
     """The plan that an option demands; size 0 stands for all tasks. ``None`` leaves it to be found, or loops."""
     if vectorize == "auto" or vectorize is False:
@@ -345,20 +398,3 @@ def _given(vectorize: Vectorize) -> Plan | None:
             f"got {vectorize!r}"
         )
     return Plan(0 if vectorize is True else int(pair[0]), pair[1])
-
-
-def copies(tensors: Params, number: int) -> Params:
-    """Each tensor with a new first axis, one for every item: buffers are updated in place, and inner gradients are
-    taken for each. Images and their filters are laid out with channels last, as the kernels want them."""
-    last = {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in tensors.items()}
-    return {name: tensor.expand(number, *tensor.shape) for name, tensor in last.items()}
-
-
-def _describe(tasks: Task) -> str:
-    """The shapes of the tasks, in words."""
-    leaves = [leaf for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
-    return " ".join("x".join(map(str, leaf.shape)) for leaf in leaves)
-
-
-def _concatenate(chunks: list[Any]) -> Any:
-    return pytree.tree_map(lambda *parts: parts[0] if len(parts) == 1 else torch.cat(parts), *chunks)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_statistics
 from .checks import Use, examine, judging
-from .compiling import Compile, Compiler
+from .compiling import SOON, Compile, Compiler
 from .contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
 from .dependence import Chosen, refuse_hooks
 from .engine import Engine, Vectorize
@@ -26,7 +26,6 @@ from .quick import members_of, modules_of
 from .randomness import Draws
 from .recording import signature, tensors
 from .rules import UpdateRule, require_step
-from .search import Plan
 from .select import Selection, everything
 from .slots import Slots, average
 from .stateless import Precision, Stateless, Statistics, in_mode
@@ -107,7 +106,9 @@ class MetaLearner(nn.Module):
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
         self._chosen = chosen = Chosen(adapt, model)
         self.selection, self.adapted = adapt.description, chosen.names
-        self.engine = Engine(model, vectorize, memory == "constant", (rule, loss, inner_loss, self.objective, initial))
+        parts = rule, loss, inner_loss, self.objective, initial
+        options = self.selection, steps, batch_size, statistics, precision, output, per_step and per_step.description
+        self.engine = Engine(model, vectorize, memory == "constant", parts, options)
         self.compiler = Compiler(compile, lean=memory == "constant")
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
         if self.slots is None and statistics == "shared":
@@ -150,9 +151,15 @@ class MetaLearner(nn.Module):
                 grads, outcome, left = compiled(values, partial(in_turn, partial(step, tasks), self._shared))
             else:
                 self._examine(tasks, judging(self.objective))
-                grads, outcome, left = in_turn(partial(self.compiler.run, self, key, step, tasks, values), self._shared)
+                lasting = partial(self._lasting, iteration)
+                run = partial(self.compiler.run, self, key, step, tasks, values, lasting)
+                grads, outcome, left = in_turn(run, self._shared)
             self._renew(left)
             return grads, outcome
+
+    def _lasting(self, iteration: int) -> bool:
+        """Whether the objective is some iterations later what it is now."""
+        return self.objective.constants(iteration) == self.objective.constants(iteration + SOON)
 
     def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Params]:
         """The meta-gradient, the outcome, and what became of each step's own buffers."""
@@ -312,16 +319,6 @@ class MetaLearner(nn.Module):
     def choices(self) -> list[str]:
         """How tasks run and why, in words, as far as it was measured and settled."""
         return [*self.engine.reasons, *self.compiler.reasons.values()]
-
-    @property
-    def settled(self) -> dict[str, Any]:
-        """The choices that `settle` makes a learner keep, so that a run that goes on repeats to the bit."""
-        return {"plans": {n: list(p) for n, p in self.engine.chosen.items()}, "compiled": sorted(self.compiler.wanted)}
-
-    def settle(self, settled: dict[str, Any]) -> None:
-        """Make choices that were made before."""
-        self.engine.chosen.update({name: Plan(*plan) for name, plan in settled.get("plans", {}).items()})
-        self.compiler.wanted.update(settled.get("compiled", ()))
 
     def extra_repr(self) -> str:
         return f"adapt={self.selection}, objective={type(self.objective).__name__}, steps={self.steps}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import chain
 from types import FunctionType
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 from .interrupts import raise_interrupt_behind
 from .observing import Observer, RandomState, Reads
 from .quick import members_of, modules_of
+from .snapshots import Snapshot
 from .state import State, UnwatchableError
 
 
@@ -113,6 +115,14 @@ class Step:
         except UnwatchableError as error:
             raise UnsuitableError(str(error)) from error
 
+    def rehearsed(self, functions: Iterable[FunctionType]) -> str | None:
+        """Run the step once and undo what that changed; the name of it, if there is anything.
+
+        Raises:
+            UnsuitableError: its code can reach something that cannot be watched.
+        """
+        return Snapshot(self.state(functions), self.own).undone(partial(self.run, self.inputs))
+
     def of_tensors(self, state: State) -> Callable[..., Any]:
         """The step as a function of `tensors`, which leaves all state as it was.
 
@@ -179,9 +189,7 @@ class Trial:
 
     def __init__(self, step: Step) -> None:
         self.step, self.result, self._observer = step, None, Observer()
-        self._state, self._random = step.state(), RandomState()
-        self._tensors = {**self._state.tensors, **step.own}
-        self._values = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
+        self._before = Snapshot(step.state(), step.own)
 
     def run(self, context: AbstractContextManager[Any]) -> None:
         """Run the step.
@@ -190,7 +198,7 @@ class Trial:
             context: to run it in.
 
         Raises:
-            UnsuitableError: it does not run there; nothing has changed then.
+            UnsuitableError: it does not run there, and nothing has changed then; or it would not do the same again.
         """
         try:
             with context, self._observer:
@@ -199,6 +207,7 @@ class Trial:
             self.restore()
             raise_interrupt_behind(error)
             raise UnsuitableError(f"it cannot be recorded: {first_line(error)}") from error
+        self._require_repeatable()
 
     def record(self, tensors: Sequence[Tensor]) -> tuple[Recorded, Callable[[], str | None]]:
         """The step recorded, and what names a change of what its code reads, if there is one.
@@ -210,19 +219,23 @@ class Trial:
         recorded = Recorded(self.step.of_tensors(state), tensors, tuple(self.step.own), state.tensors)
         return recorded, lambda: state.change() or recorded.change()
 
-    def require_repeatable(self) -> None:
-        """Refuse a step that would not do the same again.
-
-        Raises:
-            UnsuitableError: it changed something, or reads what may change unseen.
-        """
-        changed = (name for name, tensor in self._tensors.items() if not _identical(tensor, self._values[name]))
-        if (change := self._state.change() or next(changed, None)) is not None:
+    def _require_repeatable(self) -> None:
+        """Refuse a step that changed something, or reads what may change unseen."""
+        if (change := self._before.change()) is not None:
             raise UnsuitableError(_changes(change))
-        if (source := self._random.drawn()) is not None:
+        if (source := self._before.random.drawn()) is not None:
             raise UnsuitableError(f"it draws numbers from {source}, which compiled code would not draw again")
         if self._observer.sources:
             raise UnsuitableError(f"{self._observer.sources[0]}, which compiled code would not do again")
+
+    def require_repetition(self) -> None:
+        """The same, by one more run, since what the functions hold that ran is only known after the first.
+
+        Raises:
+            UnsuitableError: it changed something.
+        """
+        if (change := self.step.rehearsed(self._observer.functions())) is not None:
+            raise UnsuitableError(_changes(change))
 
     def require_agreement(self, compiled: Any) -> None:
         """Refuse compiled code that gives something else than the run did, beyond rounding.
@@ -239,12 +252,7 @@ class Trial:
 
     def restore(self) -> None:
         """Undo what the run did to the step's own state."""
-        self._state.restore()
-        self._random.restore()
-        with torch.no_grad():
-            for name, tensor in self._tensors.items():
-                if not _identical(tensor, self._values[name]):
-                    tensor.copy_(self._values[name])
+        self._before.restore()
 
 
 class Recorded:
@@ -361,13 +369,6 @@ def first_line(error: BaseException) -> str:
 
 def _changes(name: str) -> str:
     return f"{name} changes with every step, which compiled code would not do"
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    """Whether values are the same, and those that are not numbers in the same places."""
-    same = a.shape == b.shape and a.dtype == b.dtype
-    with torch.no_grad():
-        return same and (a.layout != torch.strided or bool(((a == b) | ((a != a) & (b != b))).all()))
 
 
 def _close(a: Tensor, b: Tensor, double: bool) -> bool:

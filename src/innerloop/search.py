@@ -1,4 +1,4 @@
-"""Finding the quickest way to run a meta-batch, by trial on successive ones; none is run for the trial alone."""
+"""Finding the quickest way to run a meta-batch, by trial."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 QUICK = 0.05
-"""Seconds. A meta-batch that takes less runs all at once, unmeasured: so small runs repeat to the bit."""
+"""Seconds. A meta-batch that takes less runs all at once, unmeasured."""
 AT_ONCE = 8
 """Tasks to begin with."""
 ONE_BY_ONE = 0
@@ -30,11 +30,16 @@ class Plan(NamedTuple):
         return at_once if self.threads == 1 else f"{at_once} in each of {self.threads} threads"
 
 
+def quick(seconds: float) -> bool:
+    """Whether a meta-batch takes too little time for plans to matter."""
+    return seconds < QUICK
+
+
 class Search:
     """The quickest plan.
 
-    Every plan is tried on three meta-batches, of which the first warms up. From 8 at once the number is doubled, or
-    else halved, as long as that helps; then one by one is tried, and then the best number in more and more threads.
+    From 8 at once the number is doubled, or else halved, as long as that helps; then one by one is tried, and then the
+    best number in more and more threads.
 
     Args:
         number: of tasks in a meta-batch.
@@ -49,29 +54,25 @@ class Search:
     def __init__(self, number: int, threads: int = 1, loop: bool = True) -> None:
         self.times: dict[Plan, float] = {}
         self.found = False
-        self._trials: list[float] = []
         self._steps = self._search(number, threads, loop)
         self.plan = next(self._steps)
 
     def took(self, seconds: float) -> None:
-        """Note what a meta-batch took by the present plan."""
-        self._trials.append(seconds)
-        if len(self._trials) < 3:
-            return
-        self.times[self.plan], self._trials = min(self._trials[1:]), []
+        """Note what a meta-batch takes by the present plan; infinity if it does not fit into memory."""
+        self.times[self.plan] = seconds
         try:
             self.plan = next(self._steps)
         except StopIteration as stop:
             self.plan, self.found = stop.value, True
 
     def stop(self) -> None:
-        """Settle on the best plan so far, since the present one does not work."""
-        self.plan, self.found = self._best(), True
+        """Settle on the best plan so far."""
+        self.plan, self.found = (self._best() if self.times else self.plan), True
 
     def _search(self, number: int, threads: int, loop: bool) -> Generator[Plan, None, Plan]:
         start = Plan(min(AT_ONCE, number))
         yield start
-        if self.times[start] < QUICK:
+        if quick(self.times[start]):
             return Plan(number)
         best = yield from self._climb(start, 2, number)
         if best == start:
@@ -92,7 +93,7 @@ class Search:
         while (size := int(min(best.size * factor, most))) >= 1 and size != best.size:
             plan = best._replace(size=size)
             yield plan
-            if self.times[plan] > HELPS * self.times[best]:
+            if self.times[plan] >= HELPS * self.times[best]:
                 break
             best = plan
         return best

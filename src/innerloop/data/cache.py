@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..diagnosis import user_level
-from ..disk import replacing
-from .files import cache_folder
+from ..disk import cache_folder, replacing
 
 Parts = tuple[Any, ...]
 """Tensors, and what else torch loads without executing code."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from ..disk import cache_folder
 from ..streams import shown
 from .progress import progress
 from .walk import Identity, Walked, walk
@@ -20,11 +21,6 @@ BLOCK = 2**20
 """Bytes that are read at once for a digest."""
 CHUNK, READERS = 256, 8
 """Files that a thread takes at once, and threads that read: disks answer several at once."""
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/innerloop``, or ``~/.cache/innerloop``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "innerloop"
 
 
 def candidates(root: str | Path | None, name: str) -> list[Path]:

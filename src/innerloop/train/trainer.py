@@ -19,7 +19,7 @@ from ..learner import MetaLearner
 from ..objectives import Outcome
 from ..ranges import require_at_least
 from ..schedules import Schedule
-from ..task import InteractiveSource, Source, Task, draw, to
+from ..task import InteractiveSource, Source, draw, to
 from .checkpoint import Checkpoints, differences, holds_run
 from .claim import claimed
 from .evaluate import Evaluation, evaluate, rehearse
@@ -27,6 +27,7 @@ from .faults import Faults, NonFinite, NonFiniteError, enough_memory
 from .loggers import Logger
 from .metrics import Judged, chosen
 from .outer import LR, Optimizer, outer_step
+from .planned import planned
 from .progress import Progress
 from .record import Metrics, environment, write_results
 from .recorder import Phases, Recorder, due
@@ -181,8 +182,7 @@ class Trainer:
 
         On Ctrl-C, SIGTERM or SIGHUP the current iteration is finished and a checkpoint saved. A run that was
         interrupted, in whatever way, and then resumed computes what an undisturbed one would have, on the CPU bit
-        for bit (to rounding, if the learner was still measuring how tasks run quickest: give ``vectorize`` and
-        ``compile`` to prevent that). Torch's global random state is left as it was.
+        for bit. Torch's global random state is left as it was.
 
         Args:
             resume: go on from the newest checkpoint in the run directory, if it has any.
@@ -214,19 +214,19 @@ class Trainer:
             stop = stack.enter_context(stopping(self.world.size == 1))
             progress = stack.enter_context(Progress(self.iterations, self.show))
             stack.callback(self.recorder.metrics.close)
-            self._begin(accept_changes)
+            plans = self._begin(accept_changes)
+            stack.enter_context(planned(self.learner, self.run, plans))
             self._loop(stop, progress)
         stop.raise_if_set(self.iteration, self.run)
         return self._finish()
 
     def _loop(self, stop: Stop, progress: Progress) -> None:
         """The outer loop."""
-        rate, told = 0.0, 0
-        self.learner.compiler.steps_to_come = self.iterations - self.iteration
+        rate, told, begun = 0.0, 0, self.iteration
         while self.iteration < self.iterations and not stop:
             before = self.phases.training
             with enough_memory(self.learner, self.tasks, self.iteration + 1):
-                own, outcome, norm, lr = self._iterate(stop)
+                outcome, norm, lr = self._iterate(stop)
             seconds = self.phases.training - before
             rate = 0.9 * (rate or self.tasks / seconds) + 0.1 * self.tasks / seconds
             self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases, self._told())
@@ -234,7 +234,7 @@ class Trainer:
             for choice in self.learner.choices[told:]:
                 progress.note(choice)
                 told += 1
-            if self.learner.engine.settled(own, "meta-gradient"):
+            if self.iteration > begun + 1:  # the first one may have measured plans
                 progress.timed(self.iteration, seconds)
             if self.val is not None and self._due(self.validate_every):
                 with self.phases("validation"):
@@ -244,14 +244,15 @@ class Trainer:
         if self.checkpoints and stop:
             self._save()
 
-    def _iterate(self, stop: Stop) -> tuple[Task, Outcome, Tensor, float]:
-        """One update: this process's tasks, what those of all came to, the norm of the meta-gradient, and the rate."""
+    def _iterate(self, stop: Stop) -> tuple[Outcome, Tensor, float]:
+        """One update: what the tasks of all processes came to, the norm of the meta-gradient, and the rate."""
         with self.phases("tasks"):
             tasks = draw(self.train, self.learner, self.tasks, self.generator)
             own = to(self.world.share(tasks), self.device)
         if self.world.size > 1:  # else processes would draw alike, and a resumed run of other processes otherwise
             torch.manual_seed(derive_seed(f"iteration {self.iteration} process {self.world.rank}", self.seed))
         with self.phases("gradient"):
+            self.learner.compiler.steps_to_come = self.iterations - self.iteration
             grads, outcome = self.learner.meta_gradient(own, self.iteration)
             moved = dict(self.learner.slots.named_buffers()) if self.learner.slots else {}
             grads, outcome, asked = self.world.join(self.tasks, grads, outcome, moved, stop.asked)
@@ -264,7 +265,7 @@ class Trainer:
             self._outer_told = dict(self.outer.told) if usable else {}
         self.iteration += 1
         stop.agree(asked)
-        return own, outcome, norm, lr
+        return outcome, norm, lr
 
     def _told(self) -> dict[str, Any]:
         """What else there is to say of the last iteration."""
@@ -293,8 +294,8 @@ class Trainer:
             self._best = found
         progress.validated(self.iteration, found)
 
-    def _begin(self, accept_changes: bool) -> None:
-        """The state of the newest checkpoint if there is one, else the first."""
+    def _begin(self, accept_changes: bool) -> Mapping[str, Any]:
+        """Take up the state of the newest checkpoint if there is one, else the first; its plans."""
         self.learner.train()
         torch.manual_seed(derive_seed("learner", self.seed))
         found = None
@@ -318,6 +319,7 @@ class Trainer:
         if found:
             self._restore(found)
         self.recorder.begin(self.iteration, self.tasks, self.device)
+        return dict((found or {}).get("plans", {}))
 
     def _compare(self, before: Mapping[str, Any]) -> None:
         """Say where the run went on elsewhere than it began."""
@@ -338,7 +340,7 @@ class Trainer:
             "tasks": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "config": self.config,
-            "settled": self.learner.settled,
+            "plans": dict(self.learner.engine.plans.made),
             "skipped": self.faults.skipped,
             "environment": environment(self.device),
             "phases": self.phases.seconds,
@@ -361,7 +363,6 @@ class Trainer:
             self.outer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
-        self.learner.settle(state.get("settled", {}))
         self.generator.set_state(state["tasks"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
