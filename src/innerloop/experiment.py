@@ -57,6 +57,7 @@ def conduct(
     resume: bool = False,
     accept_changes: bool = False,
     profile: bool = False,
+    replan: bool = False,
     test: bool = True,
     loggers: Sequence[Logger] = (),
     progress: bool = True,
@@ -70,6 +71,7 @@ def conduct(
         command: what starts it, for the results.
         resume, accept_changes: go on with what the directory holds, even if another recipe began it.
         profile: write a trace of some iterations to ``profile.json``, for chrome://tracing and Perfetto.
+        replan: measure anew how tasks run quickest, whatever was found before.
         test: whether there is an evaluation at the end.
         loggers, progress: of the `Trainer`.
 
@@ -84,6 +86,7 @@ def conduct(
             require_free(run, settings, resume, accept_changes)
             stack.enter_context(claimed(run))
         learner, sources = config.build(settings, place.data, place.device, place.download)
+        learner.engine.plans.fresh = replan
         train: Source = sources.train
         if profile and world.first:
             train = stack.enter_context(profiled(train, run / "profile.json"))

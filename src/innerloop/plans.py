@@ -142,11 +142,12 @@ def measure(search: Search, seconds: Callable[[Plan], float], possible: Callable
             return
         times: list[float] = []
         try:
-            for _ in range(3):  # the first warms up
+            for _ in range(3):  # the first warms up, and of the first plan loads code, too
                 before = time.perf_counter()
                 times.append(seconds(search.plan))
-                short = quick(times[0]) and not search.times
-                if short or time.perf_counter() - before > LONG or time.perf_counter() - start > PATIENCE:
+                short = quick(times[-1]) and not search.times
+                long = time.perf_counter() - before > LONG and (search.times or len(times) > 1)
+                if short or long or time.perf_counter() - start > PATIENCE:
                     break
         except Exception as error:
             raise_interrupt_behind(error)

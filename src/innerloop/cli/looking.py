@@ -1,4 +1,4 @@
-"""`innerloop list`, `plot`, `report` and `watch`: looking at what there is."""
+"""`innerloop list`, `plans`, `plot`, `report` and `watch`: looking at what there is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import config, streams
+from .. import config, plans, streams
 from ..disk import refuse_linked_folder, replacing, subfolder, writing
 from ..report import Run, UnreadableRunError, read_run
 from ..report.record import MOST
@@ -48,6 +48,35 @@ def _first_lines(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
         name: (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ").replace("`", "")
         for name, function in functions.items()
     }
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+@app.command("plans")
+def plans_(
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove them all, so that everything is measured anew.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was found out about how tasks run quickest, or remove it. Runs keep their own plans (`plans.json`)."""
+    if clear:
+        number = plans.clear()
+        streams.out(
+            dumps({"removed": number}) if as_json else f"removed {number} plans from {streams.shown(plans.folder())}"
+        )
+        return
+    found = [entry for _, entry in plans.entries()]
+    if as_json:
+        streams.out(dumps({"folder": str(plans.folder()), "plans": found}))
+        return
+    streams.out(f"{len(found)} plans in {streams.shown(plans.folder())}")
+    for entry in found:
+        about = [str(entry.get(key)) for key in ("made", "model", "processor", "device")]
+        about += [f"{entry.get('threads')} threads", f"torch {entry.get('torch')}"]
+        streams.out(streams.shown(", ".join(about)))
+        streams.out(f"  {streams.shown(entry.get('for'))}: {streams.shown(entry['decision'].get('why', ''))}")
 
 
 # -- plot -------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,14 @@ LogOption = Annotated[
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run directory, or begin it.")]
 ChangesOption = Annotated[bool, typer.Option("--accept-changes", help="Resume even under a recipe that has changed.")]
 DeterministicOption = Annotated[
-    bool, typer.Option("--deterministic", help="The same numbers to the bit, every time, on the same machine.")
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Refuse torch's operations that give other numbers every time, as some do on GPUs; measure nothing.",
+    ),
+]
+ReplanOption = Annotated[
+    bool, typer.Option("--replan", help="Measure anew how tasks run quickest, which may change the last bits.")
 ]
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace some iterations to RUN/profile.json.")]
 DryRunOption = Annotated[
@@ -73,6 +80,7 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show progress.")] = True,
     accept_changes: ChangesOption = False,
     deterministic: DeterministicOption = False,
+    replan: ReplanOption = False,
     profile: ProfileOption = False,
     dry_run: DryRunOption = False,
     hourly: HourlyOption = 0.0,
@@ -100,7 +108,7 @@ def train(
         try:
             result, tested = experiment.conduct(
                 settings, run, replace(place, world=world), command=command, resume=resume or restarted(),
-                accept_changes=accept_changes, profile=profile, loggers=loggers, progress=verbose,
+                accept_changes=accept_changes, profile=profile, replan=replan, loggers=loggers, progress=verbose,
             )  # fmt: skip
         except Interrupted as stop:
             if world.first:

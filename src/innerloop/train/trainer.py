@@ -222,7 +222,7 @@ class Trainer:
 
     def _loop(self, stop: Stop, progress: Progress) -> None:
         """The outer loop."""
-        rate, told, begun = 0.0, 0, self.iteration
+        rate, told, begun = 0.0, set[str](), self.iteration
         while self.iteration < self.iterations and not stop:
             before = self.phases.training
             with enough_memory(self.learner, self.tasks, self.iteration + 1):
@@ -231,9 +231,10 @@ class Trainer:
             rate = 0.9 * (rate or self.tasks / seconds) + 0.1 * self.tasks / seconds
             self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases, self._told())
             progress.advance(self.iteration, rate, outcome.loss, self._told())
-            for choice in self.learner.choices[told:]:
-                progress.note(choice)
-                told += 1
+            for choice in self.learner.choices:
+                if choice not in told:
+                    progress.note(choice)
+                    told.add(choice)
             if self.iteration > begun + 1:  # the first one may have measured plans
                 progress.timed(self.iteration, seconds)
             if self.val is not None and self._due(self.validate_every):
