@@ -21,6 +21,7 @@ from innerloop.attention import by_mathematics
 from innerloop.task import select
 
 from .interrupting import Attending, Looping, Recurring
+from .locks import Noting
 from .test_undisturbed import assert_equal, surroundings
 
 
@@ -135,33 +136,6 @@ def test_a_minute_of_eight_threads(vectorize: Any) -> None:
             after = surroundings(maml)
             after["random"] = before["random"]
             assert_equal(after, before)
-
-
-class Noting:
-    """A lock that notes which threads came to it, whether they have it or wait for it.
-
-    Args:
-        number: of threads that are expected.
-
-    Attributes:
-        complete: set when all of them have come.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.complete = threading.Event()
-        self._lock, self._number, self._came = threading.RLock(), number, set[int]()
-
-    def note(self) -> None:
-        self._came.add(threading.get_ident())
-        if len(self._came) == self._number:
-            self.complete.set()
-
-    def __enter__(self) -> None:
-        self.note()
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
 
 @pytest.mark.filterwarnings("ignore")
