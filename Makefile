@@ -2,7 +2,7 @@
 #
 #   make demo       meta-train on images and on sinusoids (under 4 minutes on 2 cores), with pictures
 #   make test       lint, type check, tests
-#   make test-slow  the tests that take long, or need the machine to themselves
+#   make test-slow  the tests that take long
 #   make bench      compare with other libraries (20 minutes or more); options in BENCH, see benchmarks/README.md
 #   make docs       the documentation site, in docs/_build/html; a warning is an error
 #   make help       this text

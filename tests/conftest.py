@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import innerloop as il
 from innerloop import plans
@@ -22,6 +23,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 # Tests run in several processes on few cores; threads inside them only get in each other's way.
 torch.set_num_threads(int(os.environ.get("INNERLOOP_TEST_THREADS", "1")))
+
+# An example may take as long as it takes on a machine that does other things, too.
+settings.register_profile("innerloop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("innerloop")
 
 
 @pytest.fixture(autouse=True)

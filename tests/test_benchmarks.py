@@ -196,3 +196,13 @@ def test_mistakes_are_named_before_anything_runs(
     with pytest.raises(SystemExit):
         run.main(words)
     assert message in capsys.readouterr().err
+
+
+def test_waiting_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("uvicorn", "plotly"):
+        pytest.importorskip(package)
+    from benchmarks import waiting
+
+    monkeypatch.setattr(waiting, "ITERATIONS", 300)
+    assert {kind: len(times) for kind, times in waiting.answers(2).items()} == {"characters": 2, "function": 2}
+    assert waiting.report(tmp_path).read_text().startswith("<!doctype html>")

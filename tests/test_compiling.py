@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop import compiling, recording
+from innerloop import compiling, recording, twins
+
+from .locks import Noting
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="TorchInductor needs a C++ compiler"
@@ -294,25 +296,28 @@ def test_compiled_code_refuses_tokens_out_of_range(bad: int) -> None:
 
 
 @needs_compiler
-def test_compiled_steps_wait_for_who_works_on_the_modules(regression: Callable[..., il.Task]) -> None:
+def test_compiled_steps_wait_for_who_works_on_the_modules(
+    regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else they would read a task's parameters, which stand in the model for a while."""
-    tasks, inside, go, found = regression(), threading.Event(), threading.Event(), []
+    tasks, inside, go, found, lock = regression(), threading.Event(), threading.Event(), [], Noting(2)
 
     def waits(output: Tensor, y: Tensor) -> Tensor:
         inside.set()
-        go.wait(20)
+        go.wait(60)
         return F.mse_loss(output, y)
 
     model = nn.Linear(2, 1)
     compiled = il.maml(model, loss=F.mse_loss, compile=True)
     expected = [compiled.meta_gradient(tasks) for _ in range(2)][1][0]
     reasons = dict(compiled.compiler.reasons)
+    monkeypatch.setitem(twins._locks, model, lock)
     first = threading.Thread(target=lambda: il.maml(model, loss=waits, vectorize=False)(tasks))
     second = threading.Thread(target=lambda: found.append(compiled.meta_gradient(tasks)[0]))
     first.start()
     assert inside.wait(60)
     second.start()
-    second.join(0.3)
+    assert lock.complete.wait(60)
     assert not found
     go.set()
     first.join()

@@ -77,7 +77,7 @@ def misspelt(draw):
     return section, key, wrong
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(misspelt())
 def test_a_misspelt_key_names_the_right_one(case):
     section, key, wrong = case
@@ -159,7 +159,7 @@ def test_unknown_recipes_and_files(tmp_path):
         config.load_recipe(recipe(tmp_path / "bad.toml", "a = = 3"))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.text(max_size=40))
 def test_any_override_is_applied_or_explained(text):
     try:
@@ -171,7 +171,7 @@ def test_any_override_is_applied_or_explained(text):
     assert said.startswith(str(BASE))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @example(("train", "metric"), "")
 @example(("learner", "loss"), "none")
 @given(
@@ -343,7 +343,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.dictionaries(WORDS, PLAIN, max_size=4))
 def test_plain_values_survive_toml(values):
     assert config.parse(config.dumps(values)) == values

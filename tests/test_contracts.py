@@ -1421,6 +1421,44 @@ def test_hooks_that_come_after_the_first_call_are_refused(adapted: bool, vectori
         learner.meta_gradient(tasks)
 
 
+class Rated(nn.Module):
+    """Has a parameter of the name that SGD's rate has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.lr = nn.Linear(3, 1), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.lr * self.layer(x)
+        return output
+
+
+@VECTORIZE
+@pytest.mark.parametrize("adapted", [True, False])
+def test_hooks_are_refused_where_the_model_and_the_rule_have_parameters_of_one_name(
+    adapted: bool, vectorize: Any
+) -> None:
+    model, rule, tasks = Rated(), il.SGD(0.1, learned=True), column(regression())
+    assert "lr" in dict(rule.named_parameters())
+    selection = il.everything if adapted else il.named("layer.*")
+    learner = il.MetaLearner(model, rule, selection, loss=F.mse_loss, vectorize=vectorize)
+    learner.meta_gradient(tasks)
+    handle = model.lr.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+    advice = "il.GradientTransform" if adapted else "change the gradients that meta_gradient returns"
+    with pytest.raises(ValueError, match=f"'lr' has a hook.*{advice}"):
+        learner.meta_gradient(tasks)
+    if adapted:
+        with pytest.raises(ValueError, match=f"'lr' has a hook.*{advice}"):
+            learner.predict(tasks)
+    else:
+        learner.predict(tasks)  # which takes no gradient by it
+    handle.remove()
+    rule.lr.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+    with pytest.raises(ValueError, match=r"'lr' has a hook.*change the gradients that meta_gradient returns"):
+        learner.meta_gradient(tasks)
+    learner.predict(tasks)
+
+
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("pre", [True, False])
 def test_global_backward_hooks_run(pre: bool) -> None:

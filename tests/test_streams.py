@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -100,8 +101,9 @@ def test_a_terminal_that_goes_does_not_end_a_training(tmp_path: Path) -> None:
 def test_a_closed_terminal_saves_a_checkpoint(tmp_path: Path) -> None:
     words = [*TRAIN, "--set", "train.iterations=100000", "--run", "run"]
     process, terminal = on_a_terminal(*words, cwd=tmp_path, controlling=True)
-    read_until(terminal, b"/100000")
-    time.sleep(0.5)
+    while process.poll() is None and not started(tmp_path / "run"):
+        if select.select([terminal], [], [], 0.01)[0]:  # lest the process waits for a reader
+            os.read(terminal, 4096)
     os.close(terminal)
     assert process.wait(timeout=120) == 129
     assert Checkpoints(tmp_path / "run").newest()["iteration"] > 0

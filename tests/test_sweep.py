@@ -75,13 +75,15 @@ def test_wrong_spaces_are_refused_before_any_work(tmp_path, text, message):
 # -- sweeping ---------------------------------------------------------------------------------------------------------
 
 
-def worker(folder: Path, url: str, trials: int, *more: str) -> subprocess.Popen[str]:
+def worker(
+    folder: Path, url: str, trials: int, *more: str, program: tuple[str, ...] = ("-m", "innerloop")
+) -> subprocess.Popen[str]:
     words = ["sweep", "sinusoid-maml", "--space", str(folder / "space.toml"), "--trials", str(trials), "--json",
              "--storage", url, "--folder", str(folder / "runs"), *more]  # fmt: skip
     words += [word for override in SHORT for word in ("--set", override)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "INNERLOOP_SWEEP_STALE": "6"}
     pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "innerloop", *words]
+    command = [sys.executable, *program, *words]
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
@@ -118,12 +120,19 @@ def survive(tmp_path: Path, url: str, trials: int = 20) -> float:
     runs = tmp_path / "runs"
     until(lambda: len(finished(runs)) >= 3)
 
-    def at_work() -> list[Path]:
-        assert doomed.poll() is None, doomed.communicate()[1]
-        return [lock for lock in runs.glob("*/.lock") if f"process {doomed.pid} " in text(lock)]
+    interrupted: list[str] = []
 
-    until(at_work)
-    interrupted = [lock.parent.name for lock in at_work()]
+    def stopped_at_work() -> bool:
+        """Stop the worker, so that it stays where it is; let it go on if that is not in a trial."""
+        doomed.send_signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(doomed.pid, os.WUNTRACED)[1]), doomed.communicate()[1]
+        locks = [lock for lock in runs.glob("*/.lock") if f"process {doomed.pid} " in text(lock)]
+        interrupted[:] = [lock.parent.name for lock in locks]
+        if not interrupted:
+            doomed.send_signal(signal.SIGCONT)
+        return bool(interrupted)
+
+    until(stopped_at_work)
     doomed.send_signal(signal.SIGKILL)
     doomed.wait()
     before = finished(runs)
@@ -200,9 +209,8 @@ def postgresql(tmp_path_factory):
 def test_an_interrupted_worker_goes_on_with_its_trial(tmp_path):
     space(tmp_path, SPACE)
     url, runs = f"sqlite:///{tmp_path / 'sweep.db'}", tmp_path / "runs"
-    first = worker(tmp_path, url, 3)
-    until(lambda: list(runs.glob("*/checkpoints/state-00000000.pt")))
-    first.send_signal(signal.SIGTERM)
+    signalled = str(Path(__file__).parent / "signalled.py"), str(int(signal.SIGTERM)), "20"
+    first = worker(tmp_path, url, 3, program=signalled)
     _, err = first.communicate(timeout=60)
     assert first.returncode == 143, err
     assert "the same command goes on with the study" in err

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
+from innerloop import turns, twins
 from innerloop.attention import by_mathematics
 from innerloop.task import select
 
 from .interrupting import Attending, Looping, Recurring
+from .locks import Noting
 from .test_undisturbed import assert_equal, surroundings
 
 
@@ -134,6 +136,38 @@ def test_a_minute_of_eight_threads(vectorize: Any) -> None:
             after = surroundings(maml)
             after["random"] = before["random"]
             assert_equal(after, before)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", ["convolutions", "keeps tensors"])
+def test_threads_that_meet_at_a_fresh_learner_examine_a_task_once(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    threads, maml, one = 4, learner(model), select(tasks(), 0)
+    expected = learner(model).adapt(one.support)(one.query.x)
+    monkeypatch.setattr(turns, "CORES", threads)
+    lock, examined, found = Noting(threads), list[int](), list[Tensor]()
+    monkeypatch.setitem(twins._locks, maml.model, lock)
+    examine_first = il.MetaLearner._examine_first
+
+    def examine(self: il.MetaLearner, *args: Any) -> None:
+        lock.note()
+        examined.append(threading.get_ident())
+        assert lock.complete.wait(60)  # all threads wait for this one, or have come here, too
+        examine_first(self, *args)
+
+    monkeypatch.setattr(il.MetaLearner, "_examine_first", examine)
+    workers = [
+        threading.Thread(target=lambda: found.append(maml.adapt(one.support)(one.query.x))) for _ in range(threads)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(examined) == 1
+    assert len(found) == threads
+    for answer in found:
+        torch.testing.assert_close(answer, expected)
+    maml.adapt(il.Batch(one.support.x[:-1], one.support.y[:-1]))
+    assert len(examined) == 2  # a task of another shape
 
 
 def test_training_and_predicting_at_the_same_time() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -152,3 +153,34 @@ def test_errors_of_the_model_leave_everything_as_it_was(call: str) -> None:
         except ArithmeticError:
             after = surroundings(learner)
             assert_equal(after, before)
+
+
+FIRST_ERROR = """
+import torch, innerloop as il
+from torch.nn import functional as F
+model = torch.nn.Linear(3, 1)
+model.weight.register_hook(lambda grad: grad)
+batch = il.Batch(torch.randn(2, 4, 3), torch.randn(2, 4, 1))
+il.maml(model, loss=F.mse_loss).{call}
+"""
+
+
+@pytest.mark.parametrize("call", ["meta_gradient(il.Task(batch, batch))", "adapt_all(batch)"])
+def test_an_error_of_the_first_call_in_a_process_is_shown(call: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST_ERROR.format(call=call)], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ValueError: the parameter 'weight' has a hook")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_error_leaves_the_switch_of_attention_as_it_was_set_after_earlier_calls(call: str) -> None:
+    learner = prepared(next(iter(MODELS)))
+    CALLS[call](learner)
+    before = torch.backends.cuda.flash_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_flash_sdp(not before)
+        next(learner.model.parameters()).register_hook(lambda grad: grad)
+        with pytest.raises(ValueError, match="has a hook"):  # before the call touches the switch
+            CALLS[call](learner)
+        assert torch.backends.cuda.flash_sdp_enabled() is not before
+    finally:
+        torch.backends.cuda.enable_flash_sdp(before)

@@ -51,17 +51,20 @@ class _ByMathematics(threading.local):
 
     def leave(self, depth: int) -> None:
         """Leave until this thread is inside ``depth`` times."""
+        global _before
         with _lock:
             self.depth = depth
             _depths[threading.get_ident()] = depth  # not a running sum, which an interrupt could leave wrong
             if not any(_depths.values()):
                 _depths.clear()
-                for (enabled, enable, _), was in zip(_SWITCHES, _before, strict=True):
+                for (enabled, enable, _), was in zip(_SWITCHES, _before, strict=False):  # empty if nobody entered
                     if enabled() != was:
                         enable(was)
+                _before = []
 
 
 _lock = threading.Lock()
 _depths: dict[int, int] = {}
 _before: list[bool] = []
+"""The switches as the first thread to enter found them, while any thread is inside."""
 by_mathematics = _ByMathematics()

@@ -21,7 +21,7 @@ def episodes(draw):
     return source, draw(st.integers(1, 4)), draw(st.integers(0, 2**32 - 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(episodes())
 def test_episodes_are_what_they_say(case):
     source, n, seed = case
@@ -41,7 +41,7 @@ def test_episodes_are_what_they_say(case):
             assert (own % 50 < source.dataset.counts[own // 50]).all(), "no image of the next class"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(episodes())
 def test_the_same_state_gives_the_same_tasks_on_any_device(case):
     source, n, seed = case
@@ -79,7 +79,7 @@ def test_every_class_and_image_is_equally_likely(generator):
     assert (numbers[::2] < numbers[1::2]).float().mean().item() == pytest.approx(0.5, abs=0.02), "labels are random"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), rotations=st.booleans())
 def test_within_groups_keeps_a_task_in_one_group(seed, rotations):
     groups = torch.tensor([0, 1, 0, 1, 2])

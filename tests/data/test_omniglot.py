@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from innerloop.data import FewShot, omniglot
+from innerloop.data import FewShot, decode, omniglot
+from innerloop.data.decode import decoded_once
+from innerloop.data.files import Files
 
-from .stand_ins import small_omniglot, write_tree, write_zip
+from .stand_ins import folders, small_omniglot, write_tree, write_zip
 
 SIZES = {"random": (1100, 100, 423), "vinyals": (1028, 172, 423), "background": (864, 100, 659)}
 
@@ -91,6 +93,27 @@ def test_zips_and_folders_read_alike_and_ink_is_one(small, tmp_path):
             alphabet, letter = int(name[3]), int(name[-2:])
             character = 4 * alphabet + letter - 1 if "bac" in name else 12 + 3 * alphabet + letter - 1
             assert part.images[offset : offset + 20].unique().tolist() == [255 - 10 * character], archive
+
+
+def test_the_cache_holds_what_decoding_gives_with_ink_as_one(small, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    anew = omniglot(small, "background", size=5)
+    held = torch.cat([torch.load(path)[0] for path in (tmp_path / "cache" / "innerloop").iterdir()])
+    ink = [255 - 10 * character for character in range(18)]  # the first is black in its files
+    assert torch.cat([part.images for part in anew]).unique().tolist() == ink[::-1]
+    assert held.unique().tolist() == ink[::-1]
+    monkeypatch.setattr(decode, "decode_classes", lambda *_: pytest.fail("decoded twice"))
+    for one, other in zip(anew, omniglot(small, "background", size=5), strict=True):
+        assert one.names == other.names
+        assert torch.equal(one.images, other.images)
+
+
+def test_inverted_images_are_not_kept_under_the_name_of_others(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = Files(write_tree(tmp_path / "files", folders("a", "b", images=1)))
+    for inverted in (True, False, True, False):
+        images = decoded_once(files, {"a": ["a/0.png"], "b": ["b/0.png"]}, "x", 2, 1, inverted=inverted).images
+        assert images.flatten(1).unique(dim=1).flatten().tolist() == ([255, 245] if inverted else [0, 10])
 
 
 def test_rotations_can_be_taken_back_for_one_split(small):

@@ -85,7 +85,7 @@ def test_a_dot_beside_a_line_keeps_its_place():
     assert image[6:8].sum() < 0.1 * image[12:14].sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30), min_size=1, max_size=8),
     st.sampled_from([8, 28, 84]),

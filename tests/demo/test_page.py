@@ -248,12 +248,22 @@ def test_only_the_newest_drawing_counts(browser: Any, address: str) -> None:
         expect(tab.locator("#bars li")).to_have_count(2)
         assert len(asked.value.post_data_json["drawing"]) == 3, "the next is about the drawing as it is now"
         tab.get_by_role("button", name="Clear the new drawing").click()
+        tab.evaluate(NOTE_VERDICTS)
+        held.pop().fulfill(json={**ANSWER, "after": [1, 0]})
+        with tab.expect_request("**/api/characters"):
+            by_mouse(tab, QUERY, HOOK)
         held.pop().fulfill(json=ANSWER)
-        tab.wait_for_timeout(100)
-        assert tab.locator("#bars li").count() == 0, "nobody wants that answer any more"
+        expect(tab.locator("#verdict")).to_have_text("Character 2, 100 % after 1 step.")
+        verdicts = tab.evaluate("() => window.verdicts")
+        assert not [text for text in verdicts if "Character 1" in text], "nobody wants that answer any more"
 
 
 ANSWER = {"before": [0.5, 0.5], "after": [0, 1], "losses": [1, 1], "image": [[0] * 28] * 28}
+NOTE_VERDICTS = """() => {
+    const verdict = document.getElementById("verdict");
+    window.verdicts = [];
+    new MutationObserver(() => window.verdicts.push(verdict.textContent)).observe(verdict, { childList: true });
+}"""
 
 
 def test_a_server_that_has_ended_or_refuses_is_told(browser: Any, address: str) -> None:

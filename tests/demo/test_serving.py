@@ -1,16 +1,14 @@
-"""The command: it listens on this machine alone, says what is wrong before it does, ends on Ctrl-C, and is quick."""
+"""The command: it listens on this machine alone, says what is wrong before it does, and ends on Ctrl-C."""
 
 from __future__ import annotations
 
 import json
 import os
 import queue
-import random
 import signal
-import statistics
 import subprocess
 import sys
-import time
+import threading
 import urllib.request
 import webbrowser
 
@@ -18,11 +16,9 @@ import pytest
 import uvicorn
 
 from innerloop import cli
-from innerloop.demo import answering
 from innerloop.demo.serving import PORT, listen, serve
 
 from .conftest import untrained
-from .figures import drawn
 
 
 @pytest.fixture(scope="module")
@@ -98,58 +94,16 @@ def test_a_package_that_is_missing_is_named(capsys, monkeypatch, module):
 def test_the_browser_is_opened_where_it_is_wanted(small, monkeypatch, capsys, browser):
     opened = queue.SimpleQueue()
     monkeypatch.setattr(webbrowser, "open", opened.put)
-    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: time.sleep(0.2))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: None)
+    before = threading.enumerate()
     with listen() as listening:
         serve(listening, *small, browser=browser)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    for thread in set(threading.enumerate()) - set(before):
+        thread.join(60)
     assert capsys.readouterr().out == f"{address} (Ctrl-C ends it)\n"
-    assert (opened.get(timeout=10) == address) if browser else opened.empty()
+    assert (opened.get_nowait() == address) if browser else opened.empty()
 
 
 def test_what_comes_with_the_package_is_shown_without_a_run(trained):
     assert None not in trained
-
-
-def seconds(address, number=50):
-    """How long so many requests take, each with characters and points that were not asked about before."""
-    rng, taken = random.Random(0), {"characters": [], "function": []}
-    with urllib.request.urlopen(address + "api/about") as response:
-        about = json.load(response)
-    for _ in range(number):
-        for kind, question in (
-            ("characters", {"characters": [[drawn(name, rng)] for name in "AEHST"], "drawing": drawn("S", rng)}),
-            ("function", {"points": [[rng.uniform(-5, 5), rng.uniform(-5, 5)] for _ in range(10)]}),
-        ):
-            steps = about["functions" if kind == "function" else kind]["steps"]
-            body = json.dumps({**question, "steps": steps}).encode()
-            request = urllib.request.Request(address + f"api/{kind}", body, {"Content-Type": "application/json"})
-            start = time.perf_counter()
-            with urllib.request.urlopen(request) as response:
-                response.read()
-            taken[kind].append(time.perf_counter() - start)
-    for kind, times in taken.items():
-        median, late = statistics.median(times), statistics.quantiles(times, n=20)[-1]
-        print(
-            f"{kind}: first {1e3 * times[0]:.0f} ms, median {1e3 * median:.0f} ms, 95th percentile "
-            f"{1e3 * late:.0f} ms of {number} requests"
-        )
-    return taken
-
-
-@pytest.fixture(scope="module")
-def full_size():
-    """Models as large as those that come with the package, or those themselves: training does not change the time."""
-    models = [untrained("strokes"), untrained("sinusoid-maml")]
-    return answering(models)
-
-
-def test_answers_do_not_keep_anybody_waiting(served, full_size):
-    for times in seconds(served(full_size), 10).values():
-        assert statistics.median(times) < 1.5, "on a machine that is busy with other things"
-
-
-@pytest.mark.slow  # not for its length, but it has to have the machine to itself
-def test_answers_take_less_than_150_ms(served, full_size):
-    for times in seconds(served(full_size)).values():
-        assert times[0] < 0.15
-        assert statistics.quantiles(times, n=20)[-1] < 0.15

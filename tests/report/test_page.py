@@ -324,15 +324,6 @@ def test_a_run_of_100_000_iterations_is_drawn_by_few_points(browser: Any, long: 
         assert len(traces(tab, "Meta-train loss")[0]["x"]) <= 1_000
 
 
-@pytest.mark.slow  # not for its length, but it has to have the machine to itself
-def test_a_run_of_100_000_iterations_opens_in_two_seconds(browser: Any, long: Path) -> None:
-    seconds = []
-    for _ in range(3):
-        with opened(browser, long) as tab:
-            seconds.append(tab.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") / 1000)
-    assert min(seconds) < 2.0
-
-
 def test_what_is_not_a_report_is_not_overwritten(trained: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.html"
     mine.write_text("<p>by hand</p>")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +102,13 @@ def test_watching_ends_with_the_run(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     watching = threading.Thread(target=watch, args=(run, console, 0.05), daemon=True)
     watching.start()
-    time.sleep(0.3)
-    assert watching.is_alive()
+    while "1 of 40" not in console.file.getvalue():  # type: ignore[attr-defined]
+        watching.join(0.01)
+        assert watching.is_alive()
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(training(40)) + "\n")
     (run / "results.json").write_text('{"iterations": 40, "test": null}')
-    watching.join(20)
+    watching.join(60)
     assert not watching.is_alive()
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.index("1 of 40") < text.index("40, finished")

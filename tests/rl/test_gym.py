@@ -221,10 +221,9 @@ def test_worker_processes_give_what_one_process_does():
     ],
 )
 def test_a_worker_in_trouble_ends_all_with_a_message(trouble, message):
-    environment, start = family(2, trouble, timeout=4.0), time.monotonic()
+    environment = family(2, trouble, timeout=4.0 if "4 s" in message else 60.0)
     with pytest.raises(rl.WorkerError, match=message):
         rl.Interaction(environment).collect(learner(), 2, G().manual_seed(0))
-    assert time.monotonic() - start < 30
     assert not environment._vector._processes
 
 

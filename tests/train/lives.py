@@ -1,6 +1,7 @@
 """A training whose process is killed again and again: python lives.py RUN NAME SIGNAL KILLS SEED
 
-Every life is a process of its own, forked from this one so that it need not import torch anew.
+Every life is a process of its own, forked from this one so that it need not import torch anew. A life that is to be
+killed waits a few iterations later, lest it ends before it is killed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +23,8 @@ import innerloop as il
 from innerloop.train import Interrupted
 
 ITERATIONS = 200
+FURTHER = 3
+"""Iterations that a life goes on for, at most, beyond the one at which it is to be killed."""
 
 
 def _functions():
@@ -47,16 +51,36 @@ def trainer(run: Path, name: str) -> il.Trainer:
                       keep_best=2, progress=False, **options)  # fmt: skip
 
 
-def live(run: Path, name: str) -> None:
-    """One life; ends the process."""
+def live(run: Path, name: str, last: int | None, killed: int) -> None:
+    """One life; ends the process.
+
+    Args:
+        last: where to wait, if at all.
+        killed: a pipe that is closed when the signal has been sent.
+    """
     try:
-        trainer(run, name).fit(resume=True)
+        training = trainer(run, name)
+        if last is not None:
+            wait_at(type(training.train), run, last, killed)
+        training.fit(resume=True)
     except Interrupted as stop:
         os._exit(128 + stop.signal)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     os._exit(0)
+
+
+def wait_at(source: Any, run: Path, last: int, killed: int) -> None:
+    """Let a kind of source wait for the signal as soon as the record has this iteration."""
+    sample = source.sample
+
+    def wait(*args: Any) -> il.Task:
+        if reached(run) >= last:
+            os.read(killed, 1)
+        return sample(*args)
+
+    source.sample = wait
 
 
 def reached(run: Path) -> int:
@@ -74,8 +98,11 @@ def main(run: Path, name: str, number: int, kills: int, seed: int) -> None:
     moments, done = random.Random(seed), 0
     while True:
         target = reached(run) + moments.randint(0, 9)  # 0 is while it begins
+        killed, alive = os.pipe()
         if (child := os.fork()) == 0:
-            live(run, name)
+            os.close(alive)
+            live(run, name, target + FURTHER if done < kills else None, killed)
+        os.close(killed)
         ended = 0
         if done < kills:
             while not ended and reached(run) < target:
@@ -83,6 +110,7 @@ def main(run: Path, name: str, number: int, kills: int, seed: int) -> None:
             time.sleep(moments.uniform(0, 0.01))
             if not ended:
                 os.kill(child, number)
+        os.close(alive)
         if not ended:
             _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)

@@ -9,18 +9,21 @@ import pytest
 from innerloop.train.claim import claimed, is_claimed
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from innerloop.train.claim import claimed
 with claimed(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()

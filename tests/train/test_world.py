@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -82,9 +81,7 @@ def test_two_processes_come_to_what_one_does_and_so_do_resumed_ones(tmp_path, na
 
 
 def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
-    start = time.monotonic()
     (code, said), (killed, _) = train(2, tmp_path, "maml", 50, "die")
-    assert time.monotonic() - start < 60
     assert killed == -9
     assert code == 1
     assert "LostProcessError: another process of this training ended" in said

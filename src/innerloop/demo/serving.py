@@ -61,6 +61,12 @@ def serve(
 
 
 def server(characters: Characters | None, functions: Functions | None) -> uvicorn.Server:
-    """What serves the demo, on the sockets that it is run with."""
+    """What serves the demo, on the sockets that it is run with.
+
+    Uses h11, since httptools, which uvicorn prefers where it is installed, takes headers of any length.
+    """
     demo = application(characters, functions)
-    return uvicorn.Server(uvicorn.Config(demo, log_level="warning", server_header=False, timeout_graceful_shutdown=1))
+    config = uvicorn.Config(
+        demo, http="h11", ws="none", log_level="warning", server_header=False, timeout_graceful_shutdown=1
+    )
+    return uvicorn.Server(config)
