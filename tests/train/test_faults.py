@@ -295,7 +295,7 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk, tmp_path):
     disk, grow_disk = small_disk
-    words = ["train", "sinusoid-maml", "--quiet", "--deterministic"]
+    words = ["train", "sinusoid-maml", "--quiet"]
     for setting in ("iterations=30", "validate_every=10", "checkpoint_every=5", "val_tasks=4", "log_every=1"):
         words += ["--set", f"train.{setting}"]
     words += ["--set", "evaluate.num_tasks=4", "--run"]
