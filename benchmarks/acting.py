@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from innerloop import Batch, rl
+from innerloop.disk import write_text
 from innerloop.train.record import environment
 
 RESULT = Path(__file__).parent / "acting.json"
@@ -123,7 +124,7 @@ def main(repeats: int) -> None:
     found: dict[str, Any] = {"tasks": TASKS, "episodes": EPISODES}
     found["navigation"] = compare("navigation", rl.Navigation(100), Point(), repeats)
     found["half-cheetah"] = compare("half-cheetah", rl.Locomotion("half-cheetah", "direction", 100), Cheetah(), repeats)
-    RESULT.write_text(json.dumps({**found, "environment": environment(torch.device("cpu"))}, indent=2) + "\n")
+    write_text(RESULT, json.dumps({**found, "environment": environment(torch.device("cpu"))}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

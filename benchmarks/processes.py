@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from innerloop.disk import write_text
 from innerloop.train.record import environment
 
 RESULT = Path(__file__).parent / "processes.json"
@@ -73,7 +74,7 @@ def main(repeats: int) -> None:
         "environment": environment(torch.device("cpu")),
     }
     print(f"median of two over median of one: {found['ratio']}; {min(ratios):.2f} to {max(ratios):.2f} by turns")
-    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    write_text(RESULT, json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from innerloop.disk import write_text
 from innerloop.train.record import dumps, environment
 
 from .driver import Pool, Settings, measure, start_machine
@@ -76,7 +77,7 @@ def write(path: Path, results: dict[str, Any]) -> None:
             rows = {row["name"]: row for row in (*before["rows"], *results["rows"])}
             results = {**results, "rows": [rows[name] for name in ROWS if name in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dumps(results, indent=1) + "\n")
+    write_text(path, dumps(results, indent=1) + "\n")
 
 
 def _say(line: str) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from innerloop.disk import write_text
+
 from .rows import CONSTANT, INNERLOOP, PLAIN
 
 HERE = Path(__file__).parent
@@ -174,7 +176,7 @@ def main(words: Sequence[str]) -> int:
         (readme, summary(results, readme.read_text())),
     ):
         if "--check" not in words:
-            path.write_text(text)
+            write_text(path, text)
         elif not path.is_file() or path.read_text() != text:
             print(f"stale: {path.name}; run `python -m benchmarks.table`", file=sys.stderr)
             return 1

@@ -20,9 +20,9 @@ import torch
 from torch.nn import functional as F
 
 import innerloop as il
+from innerloop.disk import replacing, write_text
 from innerloop.report import smooth
 from innerloop.task import Batch, Task
-from innerloop.train.checkpoint import writing
 
 HERE = Path(__file__).parent / "alphabet-pairs"
 STUDY = HERE / "study.json"
@@ -345,7 +345,8 @@ def figures(study: dict[str, Any]) -> None:
         losses.set(xlabel="problems seen", ylabel=f"meta-train loss; means of {WINDOW * 8} problems", ylim=(0, 0.7))
         validation.set(xlabel="problems seen", ylabel="meta-validation accuracy (%), 95 % intervals")
         figure.legend(*validation.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-        figure.savefig(HERE / f"training-{part}.png")
+        with replacing(HERE / f"training-{part}.png") as temporary:
+            figure.savefig(temporary)
     figure = Figure(figsize=(6.2, 4.2), dpi=130, layout="constrained")
     axes, sizes = figure.subplots(), (8, 32, 128)
     for order, marker in (("batch", "o"), ("second-order", "s")):
@@ -369,7 +370,8 @@ def figures(study: dict[str, Any]) -> None:
     axes.minorticks_off()
     axes.set_yticks([0.02, 0.05, 0.1], ["0.02", "0.05", "0.1"])
     axes.legend(fontsize="small")
-    figure.savefig(HERE / "noise.png")
+    with replacing(HERE / "noise.png") as temporary:
+        figure.savefig(temporary)
 
 
 def filled(text: str) -> str:
@@ -390,7 +392,6 @@ if __name__ == "__main__":
         if (gone := given.runs / f"{LOST}-seed0").exists():
             study["lost"] = lost(il.report.read_run(gone))
         study |= measure(given.runs, given.data) if given.what == "measure" else {}
-        with writing(STUDY) as file:
-            file.write((json.dumps(study) + "\n").encode())
+        write_text(STUDY, json.dumps(study) + "\n")
     figures(study)
-    PAGE.write_text(filled(PAGE.read_text()))
+    write_text(PAGE, filled(PAGE.read_text()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import innerloop as il
-from innerloop.train.checkpoint import writing
+from innerloop.disk import replacing, write_text
 
 RESULTS = Path(__file__).parent / "results"
 ENSEMBLE = 5
@@ -80,8 +80,7 @@ def keep(run: Path, path: Path, data: str | None = None, device: str = "cpu") ->
     """Write the result file of a run."""
     found = collect(run, data, device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as file:
-        file.write((json.dumps(found, indent=1) + "\n").encode())
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
@@ -99,4 +98,5 @@ if __name__ == "__main__":
     if arguments.picture:
         learner, sources, config = il.load_run(arguments.run, arguments.data)
         figure = il.report.showcase(learner, sources.test, config["evaluate"].get("steps"))
-        figure.savefig(path.parents[1] / f"{name}.png")
+        with replacing(path.parents[1] / f"{name}.png") as temporary:
+            figure.savefig(temporary)

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import table
 
+from innerloop.disk import replacing
 from innerloop.metrics import Scale
 
 mpl.use("Agg")
@@ -39,7 +40,8 @@ def draw(family: str) -> Path:
     validation.set(xlabel="iteration", ylabel=f"validation {', '.join(labels)}")
     validation.legend(fontsize="small")
     path = HERE / f"{family}.png"
-    figure.savefig(path, dpi=100)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
     plt.close(figure)
     return path
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import innerloop as il
+from innerloop.disk import write_text
 from innerloop.train.calibration import plain
 from innerloop.use import Pretrained, with_classes
 
@@ -70,12 +71,12 @@ def table(result: dict[str, object]) -> str:
 def write() -> None:
     """Put the table into the page."""
     block = f"<!-- heads -->\n\n{table(json.loads(RESULT.read_text()))}\n\n<!-- /heads -->"
-    PAGE.write_text(re.sub(r"<!-- heads -->.*<!-- /heads -->", lambda _: block, PAGE.read_text(), flags=re.DOTALL))
+    write_text(PAGE, re.sub(r"<!-- heads -->.*<!-- /heads -->", lambda _: block, PAGE.read_text(), flags=re.DOTALL))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tasks", type=int, default=200)
     given = parser.parse_args()
-    RESULT.write_text(json.dumps(measure(given.tasks), indent=1) + "\n")
+    write_text(RESULT, json.dumps(measure(given.tasks), indent=1) + "\n")
     write()

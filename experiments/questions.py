@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import innerloop as il
+from innerloop.disk import write_text
 from innerloop.imitation import Imitation, Reach
 from innerloop.imitation.worlds import Scenes
 
@@ -122,9 +123,8 @@ def table(result: dict[str, object]) -> str:
 def write() -> None:
     """Put the table into the page."""
     block = f"<!-- questions -->\n\n{table(json.loads(RESULT.read_text()))}\n\n<!-- /questions -->"
-    PAGE.write_text(
-        re.sub(r"<!-- questions -->.*<!-- /questions -->", lambda _: block, PAGE.read_text(), flags=re.DOTALL)
-    )
+    text = re.sub(r"<!-- questions -->.*<!-- /questions -->", lambda _: block, PAGE.read_text(), flags=re.DOTALL)
+    write_text(PAGE, text)
 
 
 if __name__ == "__main__":
@@ -133,5 +133,5 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", type=int, default=600)
     given = parser.parse_args()
     result = {"run": given.run.name, "tasks": given.tasks, "answers": ask(given.run, given.tasks)}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(RESULT, json.dumps(result, indent=1) + "\n")
     write()

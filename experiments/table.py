@@ -14,6 +14,7 @@ from typing import Any
 import acting
 
 from innerloop import config, imitation, rl
+from innerloop.disk import write_text
 from innerloop.metrics import Scale
 
 HERE = Path(__file__).parent
@@ -234,7 +235,7 @@ def documents() -> dict[Path, str]:
 
 def write() -> None:
     for path, text in documents().items():
-        path.write_text(text)
+        write_text(path, text)
 
 
 def main() -> int:

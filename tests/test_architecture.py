@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
     (
         *("task", "quick", "interrupts", "schedules", "supported", "search", "ranges", "metrics", "attention"),
-        *("streams", "resources", "disk", "turns"),
+        *("streams", "resources", "disk", "turns", "toml"),
     ),
     ("select", "updates", "writes", "batches"),
     ("state", "places", "observing"),
@@ -37,7 +37,7 @@ FLOORS = [
     ("rl",),
     ("imitation",),
     ("train",),
-    ("schema", "config", "experiment", "sweep", "trials"),
+    ("refusals", "schema", "config", "experiment", "sweep", "trials"),
     ("report", "use"),
     ("demo",),
     ("cli", "__main__"),

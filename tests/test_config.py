@@ -159,6 +159,83 @@ def test_unknown_recipes_and_files(tmp_path):
         config.load_recipe(recipe(tmp_path / "bad.toml", "a = = 3"))
 
 
+@pytest.mark.parametrize("key", ["seed", "train.lr", "train.iterations", "learner.steps", "model.sizes"])
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, str(2**63), "0x" + "f" * 5000])
+def test_integers_of_more_than_64_bits_are_refused(key, number):
+    """Torch and floats have none, and Python does not even write some of them."""
+    given = f"[1, {number}]" if key == "model.sizes" else number
+    with pytest.raises(ValueError, match=rf"{key}.* is an integer of more than 64 bits") as caught:
+        config.load_recipe(BASE, [f"{key}={given}"])
+    assert len(str(caught.value)) < 120
+
+
+def test_long_values_and_odd_keys_are_one_short_line(tmp_path):
+    long = recipe(tmp_path / "long.toml", f'extends = "{BASE}"\n[train]\nlr = "{"a" * 100_000}"')
+    with pytest.raises(ValueError, match=r"train\.lr = 'aaa") as caught:
+        config.load_recipe(long)
+    assert len(str(caught.value)) < 400
+    odd = recipe(tmp_path / "odd.toml", f'extends = "{BASE}"\n[train]\n"a\\nb" = 1')
+    with pytest.raises(ValueError, match=r"unknown key train\.a\\nb"):
+        config.load_recipe(odd)
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [(b"a = = 3", "line 1"), (b"\xff\xfea", "not UTF-8"), (b"x = " + b"[" * 5000, "nested too deeply"),
+     (b"extends = 3", "extends = 3 is an integer")],
+)  # fmt: skip
+def test_what_is_wrong_with_a_recipe_that_is_extended_names_both(tmp_path, content, wrong):
+    (tmp_path / "base.toml").write_bytes(content)
+    top = recipe(tmp_path / "top.toml", 'extends = "base.toml"')
+    with pytest.raises(ValueError, match=wrong) as caught:
+        config.load_recipe(top)
+    assert "top.toml" in str(caught.value)
+    assert "base.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["none.toml", "folder.toml", "/dev/zero", "~nobody-of-this-name/x.toml", "a\\nb.toml"])
+def test_what_is_extended_and_is_no_file_is_named_with_what_extends_it(tmp_path, base):
+    (tmp_path / "folder.toml").mkdir()
+    top = recipe(tmp_path / "top.toml", f'extends = "{base}"')
+    with pytest.raises(FileNotFoundError, match=r"no recipe at .*, which .*top\.toml extends"):
+        config.load_recipe(top)
+
+
+def test_recipes_that_extend_each_other_in_a_circle_or_without_end(tmp_path):
+    """By other paths each time, too."""
+    recipe(tmp_path / "a.toml", f'extends = "../{tmp_path.name}/b.toml"')
+    recipe(tmp_path / "b.toml", f'extends = "../{tmp_path.name}/a.toml"')
+    with pytest.raises(ValueError, match="extends itself"):
+        config.load_recipe(tmp_path / "a.toml")
+    for number in range(50):
+        recipe(tmp_path / f"chain-{number}.toml", f'extends = "chain-{number + 1}.toml"')
+    with pytest.raises(ValueError, match="more than 20 recipes extend each other"):
+        config.load_recipe(tmp_path / "chain-0.toml")
+
+
+def test_what_a_recipe_asks_for_and_cannot_be_built_names_the_file(tmp_path):
+    for section, key, value in (
+        ("model", "sizes", "[1, -1, 1]"), ("model", "sizes", "[1, 1_000_000_000_000, 1]"), ("learner", "steps", "-1"),
+        ("tasks", "shots", "-1"),
+    ):  # fmt: skip
+        path = recipe(tmp_path / "odd.toml", f'extends = "{BASE}"\n[{section}]\n{key} = {value}')
+        with pytest.raises(ValueError, match=r"odd\.toml: ") as caught:
+            config.build(config.load_recipe(path))
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).count("odd.toml") == 1
+
+
+def test_a_model_takes_no_more_memory_than_there_are_weights_for_it():
+    settings = config.load_recipe(BASE)
+    config.build_learner(settings, most=1_761)
+    with pytest.raises(ValueError, match="its model takes 1,761 numbers, and there are 1,760"):
+        config.build_learner(settings, most=1_760)
+    settings["model"]["sizes"] = [1, 10**9, 10**9, 1]  # of which none is made to count them
+    with pytest.raises(ValueError, match="takes 1,000,000,004,000,000,001 numbers"):
+        config.build_learner(settings, most=1_760)
+
+
 @settings(max_examples=60)
 @given(st.text(max_size=40))
 def test_any_override_is_applied_or_explained(text):

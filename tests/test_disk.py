@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from innerloop.disk import (
+    expanded,
     leftovers,
     opened,
+    read_bytes,
     read_text,
     refuse_linked_database,
     refuse_linked_folder,
     replacing,
     subfolder,
+    write_text,
     writing,
 )
 
@@ -149,6 +155,37 @@ def test_linked_databases_are_refused(tmp_path, url, suffix):
     with pytest.raises(OSError, match=f"sweep.db{suffix} is a symbolic link"):
         refuse_linked_database(url.format(tmp_path / "sweep.db"))
     refuse_linked_database("postgresql+psycopg://user@host/sweeps")
+
+
+@posix
+def test_only_regular_files_are_read_and_only_as_far_as_they_are_wanted(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device", "."):
+        with pytest.raises(ValueError, match="is not a regular file"):
+            read_bytes(tmp_path / name)
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 2**40)
+    with pytest.raises(ValueError, match="huge has 1,099,511,627,776 bytes, and at most 67,108,864 are read"):
+        read_bytes(tmp_path / "huge")
+    (tmp_path / "memory").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="memory") if sys.platform == "linux" else nullcontext():
+        read_bytes(tmp_path / "memory")
+
+
+def test_a_home_that_is_not_there_is_left_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert expanded("~/x") == tmp_path / "x"
+    assert expanded("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+
+
+def test_text_is_written_whole(tmp_path):
+    write_text(tmp_path / "page.md", "é")
+    assert (tmp_path / "page.md").read_bytes() == "é".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "page.md", "\ud800")
+    assert (tmp_path / "page.md").read_bytes() == "é".encode()
 
 
 def test_text_that_is_none_is_named(tmp_path):

@@ -21,6 +21,14 @@ def table(root: Path, *options: str) -> int:
     return subprocess.run([sys.executable, root / "experiments" / "table.py", *options], timeout=60).returncode
 
 
+@pytest.mark.parametrize("folder", ["experiments", "benchmarks"])
+def test_results_are_written_whole_or_not_at_all(folder: str) -> None:
+    """By `innerloop.disk`, so that what is interrupted leaves no half of a file."""
+    for path in (ROOT / folder).glob("*.py"):
+        text = path.read_text().replace('CLEAR.write_text("5")', "")  # which is the kernel's
+        assert not re.search(r"\.write_(text|bytes)\(|savefig\((?!temporary)", text), path.name
+
+
 def test_no_number_is_stale() -> None:
     assert table(ROOT) == 0
 

@@ -244,6 +244,32 @@ def test_a_study_of_another_recipe_is_refused(tmp_path):
     assert "the study sinusoid-maml is of another train.tasks: give another --name" in err
 
 
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (".".join("a" * 3000) + " = 1", "nested too deeply"), ("learner.lr = {choices = [[[[1]]]]}", "does not take"),
+        ("learner.steps = {low = 1, high = 9223372036854775808}", "more than 64 bits"),
+        ("learner.lr = {low = 1, high = 2, choices = [" + "1," * 9000 + "]}", "stands alone"),
+        ("learner = 3", "no domain"),
+    ],
+)  # fmt: skip
+def test_odd_spaces_are_one_short_line_that_names_the_file(tmp_path, text, wrong):
+    space(tmp_path, text)
+    with pytest.raises(ValueError, match=wrong) as caught:
+        sweep.load_space(tmp_path / "space.toml", "sinusoid-maml")
+    assert str(tmp_path / "space.toml") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_the_name_of_a_study_is_text(tmp_path):
+    work = sweep.Sweep("sinusoid-maml", (), {"train.lr": Domain(choices=(0.1,))}, tmp_path, experiment.Place())
+    with pytest.raises(
+        ValueError, match=r"sinusoid-maml: the name of a study is UTF-8, got a\\xff: give another --name"
+    ):
+        work.study(f"sqlite:///{tmp_path / 'sweep.db'}", "a\udcff")
+
+
 @pytest.mark.parametrize("choices", [[1e38], [1e38, 0.001]])
 def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path, choices):
     """An outer rate of 1e38 overflows in the optimizer, which is an error of torch's."""
@@ -258,7 +284,7 @@ def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path, choices):
     assert len(failed) == sum(trial["values"]["train.lr"] == 1e38 for trial in told["trials"])
     assert ("best" in told) is (len(failed) < 3)
     assert process.returncode == (len(failed) == 3), err
-    assert ("error: all 3 trials failed" in err) is (len(failed) == 3)
+    assert ("error: all 3 trials of sinusoid-maml failed" in err) is (len(failed) == 3)
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,29 @@ only says what differs.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import data, imitation, models, presets, resources, rl
 from .data import Sources
-from .disk import read_text
+from .disk import expanded, read_text
 from .learner import MetaLearner
+from .refusals import UnfitError, blaming, speaking_of
 from .schedules import SCHEDULES
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
-from .streams import is_utf8, shown
+from .streams import brief, shown
 from .task import InteractiveSource, TaskSource
+from .toml import Config as Config
+from .toml import dumps as dumps
+from .toml import override
+from .toml import parse as parse
+from .toml import toml as toml
 from .train import Ensemble, Stateful, Trainer, evaluate
 from .train.checkpoint import Checkpoints
 from .train.checkpoint import differences as differences
@@ -36,8 +39,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {**models.MODELS, **rl.MODELS, **i
 PRESETS: dict[str, Callable[..., MetaLearner]] = {**presets.PRESETS, **rl.PRESETS, **imitation.PRESETS}
 TASKS: dict[str, Callable[..., Sources]] = {**data.TASKS, **rl.TASKS, **imitation.TASKS}
 
-Config = dict[str, Any]
-"""A recipe as plain values: what its TOML says."""
+DEPTH = 20
+"""Recipes that extend each other in a row, at most."""
+
+
+class Recipe(Config):
+    """A resolved recipe, with the name or the path that it was read from, for messages."""
+
+    source = ""
+
+
+def source_of(config: Mapping[str, Any]) -> str:
+    """The name or the path that a recipe was read from; empty if it was not."""
+    return str(getattr(config, "source", ""))
 
 
 class Section(NamedTuple):
@@ -98,44 +112,37 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | Non
     """
     try:
         config = _read(name)
-        for override in overrides:
-            _override(config, override)
-        return resolve(config if seed is None else {**config, "seed": seed})
+        for text in overrides:
+            override(config, text)
+        recipe = Recipe(resolve(config if seed is None else {**config, "seed": seed}))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{shown(name)}: {error}") from error
+    recipe.source = str(name)
+    return recipe
 
 
-def _read(name: str | Path, beside: Path | None = None, chain: tuple[str, ...] = ()) -> Config:
-    """The content of a recipe on top of the one that it extends."""
-    path = Path(name).expanduser()
+def _read(name: str | Path, chain: tuple[Path, ...] = ()) -> Config:
+    """The content of a recipe on top of the one that it extends; the chain is of those that extend it."""
+    path = expanded(name)
     if path.suffix == ".toml" or len(path.parts) > 1:
-        path = path if beside is None else beside / path
+        path = chain[-1].parent / path if chain else path
     else:
         path = lookup("recipe", str(name), recipes())
     if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}")
-    if str(path) in chain:
-        raise ValueError(f"extends itself: {' -> '.join((*chain, str(path)))}")
-    config = parse(read_text(path))
-    base = convert(config.pop("extends", ""), str, "extends")
-    if not base:
-        return config
-    return _merge(_read(base, path.parent, (*chain, str(path))), config)
-
-
-def parse(text: str) -> Config:
-    """TOML as plain values.
-
-    Raises:
-        ValueError: it is not TOML.
-    """
-    for library in ("tomllib", "tomli"):  # the first is part of Python 3.11
-        try:
-            module = importlib.import_module(library)
-        except ModuleNotFoundError:
-            continue
-        return dict(module.loads(text))
-    raise ImportError("reading recipes needs tomli on Python 3.10: pip install 'innerloop[cli]'")
+        extending = f", which {shown(chain[-1])} extends" if chain else ""
+        raise FileNotFoundError(f"no recipe at {shown(path)}{extending}")
+    if os.path.realpath(path) in map(os.path.realpath, chain):
+        raise ValueError(f"extends itself: {' -> '.join(map(shown, (*chain, path)))}")
+    if len(chain) > DEPTH:
+        raise ValueError(f"more than {DEPTH} recipes extend each other: {shown(chain[0])}, {shown(chain[1])}, ...")
+    try:
+        config = parse(read_text(path))
+        base = convert(config.pop("extends", ""), str, "extends")
+    except ValueError as error:
+        if chain and shown(path) not in str(error):
+            raise ValueError(f"extends {shown(path)}: {error}") from error
+        raise
+    return _merge(_read(base, (*chain, path)), config) if base else config
 
 
 def _merge(base: Config, over: Mapping[str, Any]) -> Config:
@@ -145,24 +152,6 @@ def _merge(base: Config, over: Mapping[str, Any]) -> Config:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = {**base[key], **value} if both else value
     return merged
-
-
-def _override(config: Config, text: str) -> None:
-    """Apply one ``section.key=value``."""
-    if not is_utf8(text):
-        raise ValueError(f"{shown(text)} is not UTF-8, as recipes are")
-    place, equals, word = text.partition("=")
-    *path, last = place.strip().split(".")
-    if not equals or not last or len(path) > 2:
-        raise ValueError(f"{text!r} is not of the form section.key=value")
-    for part in path:
-        config = config.setdefault(part, {})
-        if not isinstance(config, dict):
-            raise ValueError(f"{text!r}: {part} is a value, not a table")
-    try:
-        config[last] = parse(f"value = {word.strip()}")["value"]
-    except ValueError:
-        config[last] = word.strip()
 
 
 # -- checking ---------------------------------------------------------------------------------------------------------
@@ -177,9 +166,9 @@ def resolve(config: Mapping[str, Any]) -> Config:
     known = {**TOP, **dict.fromkeys(SECTIONS)}
     for key, value in config.items():
         if key not in known:
-            raise ValueError(f"unknown key {key}{nearest(key, known)} A recipe has {', '.join(known)}")
+            raise ValueError(f"unknown key {shown(key)}{nearest(key, known)} A recipe has {', '.join(known)}")
         if key in SECTIONS and not isinstance(value, dict):
-            raise ValueError(f"{key} = {value!r} is a value; expected a table [{key}]")
+            raise ValueError(f"{key} = {brief(value)} is a value; expected a table [{key}]")
     top = {key: convert(config.get(key, option.default), option.hint, key) for key, option in TOP.items()}
     del top["extends"]
     resolved: Config = {name: dict(config.get(name, {})) for name in SECTIONS}
@@ -210,7 +199,7 @@ def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
     for key, theirs in SHARED.items():
         if key in known and theirs in tasks and model.setdefault(key, tasks[theirs]) != tasks[theirs]:
             raise ValueError(
-                f"model.{key} = {model[key]!r} contradicts tasks.{theirs} = {tasks[theirs]!r}; "
+                f"model.{key} = {brief(model[key])} contradicts tasks.{theirs} = {brief(tasks[theirs])}; "
                 f"leave model.{key} out to have it follow"
             )
 
@@ -225,29 +214,43 @@ def arguments(config: Config, name: str) -> dict[str, Any]:
     return convert_all(name, given, section.options(name, config[name]))
 
 
-def build_learner(config: Config, device: str = "cpu") -> MetaLearner:
+def build_learner(config: Config, device: str = "cpu", most: int | None = None) -> MetaLearner:
     """The learner of a resolved recipe, initialised under its seed. Torch's random state is left as it was.
 
+    Args:
+        config: from `load_recipe`.
+        device: as in `build`.
+        most: how many numbers the model may take: where a recipe and weights come from elsewhere, those that there are.
+
     Raises:
+        UnfitError: the model takes more.
         ValueError: a value that its model or its preset refuses; the message begins with the section.
     """
-    build_model, preset = (SECTIONS[name].function(name, config[name]) for name in ("model", "learner"))
+    preset = SECTIONS["learner"].function("learner", config["learner"])
     with torch.random.fork_rng([]):
         torch.manual_seed(config["seed"])
-        with _speaking_of("model"):
-            model = call(build_model, arguments(config, "model"))
-        with _speaking_of("learner"):
+        model = build_model(config["model"], most)
+        with speaking_of("learner"):
             learner: MetaLearner = preset(model, **arguments(config, "learner"))
     return learner.to(find_device(device))
 
 
-@contextmanager
-def _speaking_of(section: str) -> Iterator[None]:
-    """Within, a value that is refused is one of this section of the recipe."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"[{section}] {error}") from error
+def build_model(section: Config, most: int | None = None) -> nn.Module:
+    """The model of a recipe's section; see `build_learner`."""
+    builder, given = SECTIONS["model"].function("model", section), arguments({"model": section}, "model")
+    if most is not None:
+        with speaking_of("model"), torch.device("meta"):  # where tensors have shapes and take no memory
+            wanted = numbers(call(builder, given).state_dict())
+        if wanted > most:
+            raise UnfitError(f"its model takes {wanted:,} numbers, and there are {most:,}")
+    with speaking_of("model"):
+        model: nn.Module = call(builder, given)
+    return model
+
+
+def numbers(tensors: Mapping[str, Any]) -> int:
+    """How many there are in tensors together."""
+    return sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, Tensor))
 
 
 def build(
@@ -264,8 +267,9 @@ def build(
     Raises:
         ValueError: the device is not available, or the model does not fit the images; and what the data set raises.
     """
-    learner = build_learner(config, device)
-    return learner, _build_sources(config, learner, root, device, download)
+    with blaming(source_of(config)):
+        learner = build_learner(config, device)
+        return learner, _build_sources(config, learner, root, device, download)
 
 
 def _build_sources(
@@ -276,11 +280,12 @@ def _build_sources(
     given = {"root": root, "device": str(find_device(device)), "download": download}
     accepted = inspect.signature(builder).parameters
     outside = {key: value for key, value in given.items() if key in accepted}
-    sources: Sources = builder(**arguments(config, "tasks"), **outside)
-    if isinstance(sources.train, InteractiveSource):
-        sources.train.require(learner)
-    else:
-        _check_fit(config, sources.train)
+    with speaking_of("tasks", refused=False):
+        sources: Sources = builder(**arguments(config, "tasks"), **outside)
+        if isinstance(sources.train, InteractiveSource):
+            sources.train.require(learner)
+        else:
+            _check_fit(config, sources.train)
     return sources
 
 
@@ -333,13 +338,14 @@ def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] 
             hint = "; the tasks' is evaluate.seed" if changed == "seed" else ""
             raise ValueError(f"{changed} is of the training, which is over: it changes nothing now{hint}")
     weights = Checkpoints(Path(run)).weights()["learner"]
-    learner = build_learner(config, device)
-    if overrides and not any(p.requires_grad for p in learner.rule.parameters()):  # whose rates a recipe may say anew
-        given = {f"rule.{name}": value for name, value in learner.rule.state_dict().items()}
-        weights = {name: value for name, value in weights.items() if not name.startswith("rule.")} | given
     try:
+        with blaming(path):
+            learner = build_learner(config, device, numbers(weights))
+        if overrides and not any(p.requires_grad for p in learner.rule.parameters()):  # a recipe may say rates anew
+            given = {f"rule.{name}": value for name, value in learner.rule.state_dict().items()}
+            weights = {name: value for name, value in weights.items() if not name.startswith("rule.")} | given
         learner.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, UnfitError) as error:
         what = f"do not fit {', '.join(overrides)}" if overrides else "are not those of its config.toml"
         reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
@@ -352,7 +358,9 @@ def load_run(
 ) -> tuple[MetaLearner, Sources, Config]:
     """As `load_learner`, with the task sources, whose data are at ``root``; see `build`."""
     learner, config = load_learner(run, device, overrides)
-    sources, newest = _build_sources(config, learner, root, device), Checkpoints(Path(run)).newest()
+    with blaming(source_of(config)):
+        sources = _build_sources(config, learner, root, device)
+    newest = Checkpoints(Path(run)).newest()
     if isinstance(sources.train, Stateful) and "source" in newest:  # what it learned, the others may share
         sources.train.load_state_dict(newest["source"])
     return learner, sources, config
@@ -372,29 +380,3 @@ def load_ensemble(
         learners.append(build_learner(config, device))
         learners[-1].load_state_dict(kept["learner"])
     return Ensemble(learners), sources, config
-
-
-# -- writing ----------------------------------------------------------------------------------------------------------
-
-
-def dumps(config: Mapping[str, Any]) -> str:
-    """Plain values as TOML, exactly: reading it gives them back."""
-    lines = [f"{_key(key)} = {toml(value)}" for key, value in config.items() if not isinstance(value, dict)]
-    for name, section in config.items():
-        if isinstance(section, dict):
-            lines += ["", f"[{_key(name)}]", *(f"{_key(key)} = {toml(value)}" for key, value in section.items())]
-    return "\n".join(lines) + "\n"
-
-
-def toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(key)} = {toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml, value))}]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else toml(key)

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from .streams import shown
+
 FOLDERS = ("checkpoints", "figures", "tensorboard", "wandb")
 """The folders in a run directory that something is written to."""
 LIMIT = 64 * 2**20
@@ -44,6 +46,12 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     with _renamed(path) as (descriptor, _), os.fdopen(descriptor, "wb", closefd=False) as file:
         yield file
         file.flush()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, which takes its name only once it is complete; see `writing`."""
+    with writing(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager
@@ -179,6 +187,14 @@ def _linked(path: Path) -> OSError:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` replaced by the home folder; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def read_text(path: Path, limit: int = LIMIT) -> str:
     """The text of a regular file.
 
@@ -187,12 +203,42 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
         ValueError: it is no regular file, is larger than the limit, or is not UTF-8; the message names it.
         OSError: it cannot be read.
     """
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError(f"{path} is not a regular file")
-    if about.st_size > limit:
-        raise ValueError(f"{path} has {about.st_size:,} bytes, and at most {limit:,} are read")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, limit).decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}") from error
+        raise ValueError(f"{shown(path)} is not UTF-8 text: {error.reason} at byte {error.start:,}") from error
+
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no regular file, or is larger than the limit; the message names it.
+        OSError: it cannot be read.
+    """
+    with reading(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise ValueError(f"{shown(path)} has {size:,} bytes, and at most {limit:,} are read")
+        return file.read(limit)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file, open to be read. A pipe would be waited for, and a device has no end.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no regular file; the message names it.
+        OSError: it cannot be read.
+    """
+    _require_regular(path, path.stat())
+    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | getattr(os, "O_BINARY", 0))
+    with naming(path), os.fdopen(descriptor, "rb") as file:
+        _require_regular(path, os.fstat(descriptor))  # it may have become another one meanwhile
+        yield file
+
+
+def _require_regular(path: Path, about: os.stat_result) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{shown(path)} is not a regular file")

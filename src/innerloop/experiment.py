@@ -18,6 +18,7 @@ import torch
 from . import config
 from .disk import replacing, writing
 from .learner import MetaLearner
+from .refusals import blaming
 from .task import InteractiveSource, Source, Task, draw
 from .train import Evaluation, Logger, Result, Stateful, Trainer, World, evaluate
 from .train.calibration import temperature_on
@@ -81,7 +82,7 @@ def conduct(
         Exception: what `Trainer.fit` and `evaluate` raise.
     """
     world = place.world
-    with ExitStack() as stack:
+    with blaming(config.source_of(settings), run), ExitStack() as stack:
         if world.first:
             require_free(run, settings, resume, accept_changes)
             stack.enter_context(claimed(run))
@@ -289,7 +290,15 @@ def estimate(settings: config.Config, place: Place, patience: float = 10.0) -> E
         settings: a resolved recipe.
         place: where and how.
         patience: in seconds.
+
+    Raises:
+        Exception: as `conduct`; the message names the recipe.
     """
+    with blaming(config.source_of(settings)):
+        return _estimate(settings, place, patience)
+
+
+def _estimate(settings: config.Config, place: Place, patience: float) -> Estimate:
     learner, sources = config.build(settings, place.data, place.device, place.download)
     options, tests = config.arguments(settings, "train"), config.arguments(settings, "evaluate")
     iterations, device = options.pop("iterations"), next(learner.parameters()).device

@@ -14,10 +14,13 @@ from .inner import Loss
 from .losses import LOSSES
 from .metrics import Metric
 from .schedules import SCHEDULES
+from .streams import brief, shown
 from .train.metrics import METRICS
 
 REQUIRED = inspect.Parameter.empty
 MISMATCH = object()
+LOWEST = -(2**63)
+"""The lowest integer of 64 bits, as TOML and torch have them."""
 
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
@@ -67,13 +70,13 @@ def lookup(what: str, name: Any, table: Mapping[str, Value], where: str = "") ->
     if isinstance(name, str) and name in table:
         return table[name]
     place, known = f"{where}: " if where else "", ", ".join(sorted(table)) or "none"
-    raise ValueError(f"{place}unknown {what} {name!r}{nearest(name, table)} Known: {known}")
+    raise ValueError(f"{place}unknown {what} {brief(name)}{nearest(name, table)} Known: {known}")
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or ``"."`` when nothing is near."""
     plain = {word.lower().replace("-", "_"): word for word in known}
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), plain, 1, 0.6)
+    near = difflib.get_close_matches(brief(name).strip("'\"").lower().replace("-", "_"), plain, 1, 0.6)
     return f"; did you mean {plain[near[0]]!r}?" if near else "."
 
 
@@ -86,7 +89,7 @@ def convert_all(where: str, given: Mapping[str, Any], known: Mapping[str, Option
     for key in given:
         if key not in known:
             valid = ", ".join(sorted(known)) or "none"
-            raise ValueError(f"unknown key {where}.{key}{nearest(key, known)} Keys of [{where}]: {valid}")
+            raise ValueError(f"unknown key {where}.{shown(key)}{nearest(key, known)} Keys of [{where}]: {valid}")
     if missing := [key for key, option in known.items() if option.default is REQUIRED and key not in given]:
         raise ValueError(f"[{where}] needs the key{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
     return {key: convert(value, known[key].hint, f"{where}.{key}") for key, value in given.items()}
@@ -99,13 +102,15 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     Raises:
         ValueError: it is of none of the types; the message names place, value and what was expected.
     """
+    if type(value) is int and not LOWEST <= value < -LOWEST:
+        raise ValueError(f"{where} = {brief(value, 20)} is an integer of more than 64 bits")
     if Metric in (members := _members(hint)) and isinstance(value, str):
         return None if value == "none" and type(None) in members else lookup("metric", value, METRICS, where)
     for kind in members:
         converted = _convert(value, kind, where)
         if converted is not MISMATCH:
             return converted
-    raise ValueError(f"{where} = {value!r} is {_describe_value(value)}; expected {_describe(hint)}")
+    raise ValueError(f"{where} = {brief(value)} is {_describe_value(value)}; expected {_describe(hint)}")
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:

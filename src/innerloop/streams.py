@@ -87,6 +87,19 @@ def shown(name: object) -> str:
     return _IN_NAME.sub(_escaped, str(name))
 
 
+def brief(value: object, most: int = 80) -> str:
+    """A value as Python writes it, on one line, and cut if it is long.
+
+    >>> brief("x" * 100, 10)
+    "'xxxxxxxxx..."
+    """
+    try:
+        text = shown(repr(value))
+    except ValueError:  # Python writes no number of more than some thousand digits
+        text = f"a {type(value).__name__} of very many digits"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def is_utf8(text: str) -> bool:
     """Whether text can be encoded; what came from the system, such as a name, need not be."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -28,6 +28,7 @@ from typing import Any
 from . import config, experiment
 from .disk import read_text, refuse_link, refuse_linked_database
 from .interrupts import raise_interrupt_behind
+from .streams import brief, is_utf8, shown
 from .train import Interrupted
 from .train.claim import is_claimed
 from .train.evaluate import judged_by
@@ -68,11 +69,13 @@ class Domain:
             raise ValueError(f"{key}: unknown {', '.join(unknown)}; a domain has low, high and log, or choices")
         if "choices" in given:
             if len(given) > 1 or not isinstance(given["choices"], list) or not given["choices"]:
-                raise ValueError(f"{key}: choices is a list of one value or more, and stands alone, got {given}")
+                raise ValueError(f"{key}: choices is a list of one value or more, and stands alone, got {brief(given)}")
             return cls(choices=tuple(given["choices"]))
         low, high, log = (given.get(name, default) for name, default in (("low", None), ("high", None), ("log", False)))
         if not {type(low), type(high)} <= {int, float} or low >= high or (log and low <= 0):
-            raise ValueError(f"{key}: low and high are numbers, low < high, and of log = true above 0, got {given}")
+            raise ValueError(
+                f"{key}: low and high are numbers, low < high, and of log = true above 0, got {brief(given)}"
+            )
         return cls(low, high, bool(log))
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,17 +112,19 @@ def load_space(path: Path, recipe: str, overrides: Sequence[str] = ()) -> Space:
         raise FileNotFoundError(f"no space at {path}")
     try:
         space = {key: Domain.of(key, given) for key, given in _domains(config.parse(read_text(path)))}
+    except RecursionError as error:
+        raise ValueError(f"{path}: its tables are nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    config.load_recipe(recipe, overrides)  # what is wrong with the recipe is not the fault of the space
     if not space:
         raise ValueError(f"{path}: nothing to look for; e.g. learner.lr = {{low = 0.001, high = 1.0, log = true}}")
     for key, domain in space.items():
         for example in domain.examples:
-            settings = config.load_recipe(recipe, [*overrides, override(key, example)])
             try:
-                config.build_learner(settings)
+                config.build_learner(config.load_recipe(recipe, [*overrides, override(key, example)]))
             except ValueError as error:
-                raise ValueError(f"{path}: {recipe} does not take {key} = {example!r}: {error}") from error
+                raise ValueError(f"{path}: {recipe} does not take {key} = {brief(example)}: {error}") from error
     return space
 
 
@@ -128,7 +133,7 @@ def _domains(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple
     for name, value in table.items():
         key = (*path, *name.split("."))
         if not isinstance(value, dict):
-            raise ValueError(f"{'.'.join(key)} = {value!r} is no domain, such as {{low = 1, high = 5}}")
+            raise ValueError(f"{'.'.join(key)} = {brief(value)} is no domain, such as {{low = 1, high = 5}}")
         is_domain = bool({"low", "high", "log", "choices"} & value.keys())
         found += [(".".join(key), value)] if is_domain else _domains(value, key)
     return found
@@ -248,6 +253,8 @@ class Sweep:
     def study(self, url: str, name: str) -> Any:
         """Begin the study, or take it up."""
         module = optuna()
+        if not is_utf8(name):
+            raise ValueError(f"{self.recipe}: the name of a study is UTF-8, got {shown(name)}: give another --name")
         settings = config.load_recipe(self.recipe, self.overrides)
         learner, sources = config.build(settings, self.place.data, self.place.device, self.place.download)
         if sources.val is None:
@@ -331,7 +338,7 @@ class Sweep:
         try:
             for run in map(refuse_link, runs):
                 seed = int(run.name.rpartition("seed")[2])
-                settings = config.load_recipe(self.recipe, overrides, seed)
+                settings = dict(config.load_recipe(self.recipe, overrides, seed))  # whose name is that of the sweep
                 offset = len(scores) * settings["train"]["iterations"]
                 command = experiment.command(self.recipe, overrides, run, seed, self.place.data, self.place.device)
                 result, _ = experiment.conduct(

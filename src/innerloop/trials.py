@@ -58,6 +58,6 @@ def why_none(told: Mapping[str, Any]) -> str:
     """Why a sweep has no best trial, from its `summary`."""
     failed = [trial for trial in told["trials"] if "why" in trial]
     if not failed:
-        return "no trial was completed"
+        return f"no trial of {told['recipe']} was completed"
     every = "the only trial" if len(failed) == 1 else f"all {len(failed)} trials"
-    return f"{every} failed, so there is no best one; the last one: {failed[-1]['why']}"
+    return f"{every} of {told['recipe']} failed, so there is no best one; the last one: {failed[-1]['why']}"

@@ -78,7 +78,8 @@ def test_a_port_that_is_taken(capsys, saved):
 
 def test_a_run_of_another_kind(capsys, saved):
     err = failing(capsys, saved / "linear-maml")
-    assert err.startswith("error: linear-maml was trained on tasks of linear; the demo takes models of pictures")
+    whose = f"error: {saved / 'linear-maml'}: linear-maml"
+    assert err.startswith(f"{whose} was trained on tasks of linear; the demo takes models of pictures")
     assert "no trained model at" in failing(capsys, saved / "none")
 
 

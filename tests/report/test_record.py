@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import innerloop as il
 from innerloop import cli
 from innerloop.report import UnreadableRunError, read_run
 from innerloop.report.record import MOST, read_record
@@ -155,5 +158,38 @@ def test_a_line_without_an_end_is_named(tmp_path, monkeypatch):
 def test_plots_name_the_runs_that_cannot_be_read(tmp_path, capsys):
     runs = [whole(tmp_path / "sound"), tmp_path / "nowhere"]
     assert cli.run(["plot", *map(str, runs), "--kind", "meta-train", "-o", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err == f"left out: {tmp_path / 'nowhere'} is not there\n"
+    assert capsys.readouterr().err == f"error: left out: {tmp_path / 'nowhere'} is not there\n"
     assert (tmp_path / "out" / "meta-train.png").exists()
+    assert cli.run(["plot", *map(str, runs[1:] * 2)]) == 1
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert cli.run(["plot", str(runs[0]), "--kind", "rates", "--kind", "functions", "-o", str(tmp_path / "out")]) == 0
+    bare = write(tmp_path / "bare", BEGUN)
+    assert cli.run(["plot", str(bare), "--kind", "rates", "--kind", "inner", "-o", str(tmp_path / "out")]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: nothing is drawn of {bare}: see above"]
+
+
+def test_a_model_that_cannot_be_run_does_not_lose_the_others(tmp_path, capsys, monkeypatch):
+    """What is saved may be anybody's: weights and recipes that fit each other can fail in any way."""
+    from innerloop.report import unseen
+
+    def odd(name, *_):
+        if name == "odd":
+            raise RuntimeError("unforeseen")
+        yield unseen.Picture("data:image/png;base64,", f"picture of {name}", "about")
+
+    monkeypatch.setattr(unseen, "load_run", lambda path, _: (SimpleNamespace(steps=1), None, {"evaluate": {}}))
+    monkeypatch.setattr(unseen, "further", lambda *_: 1 / 0)
+    runs = [whole(tmp_path / name) for name in ("odd", "sound")]
+    page = tmp_path / "report.html"
+    assert cli.run(["report", *map(str, runs), "-o", str(page)]) == 0
+    assert "Not run on unseen tasks: odd: division by zero; sound: division by zero." in page.read_text()
+    found = il.evaluate(il.maml(il.models.mlp(1, 2, 1), loss=torch.nn.functional.mse_loss), il.Sinusoid(), num_tasks=2)
+    monkeypatch.setattr(unseen, "further", lambda *_: found)
+    monkeypatch.setattr(unseen, "at_work", odd)
+    monkeypatch.setattr(unseen, "by_recipe", lambda runs: {run.name: [run] for run in runs})
+    assert cli.run(["report", *map(str, runs), "-o", str(page)]) == 0
+    text = page.read_text()
+    assert "Not run on unseen tasks: odd: unforeseen." in text
+    assert "picture of sound" in text
+    assert "Past the trained steps" in text

@@ -204,6 +204,51 @@ def test_odd_values_in_a_saved_classifier_are_one_line(photos: Path, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "pictures",
+    [{"size": 10**9}, {"size": "x"}, {"channels": 3}, {"drawing": {"fill": 1e6, "pen": 0.1}},
+     {"drawing": {"fill": 0.5}}, {"drawing": {"fill": 0.5, "pen": 0.1, "ink": 1}}],
+)  # fmt: skip
+def test_odd_pictures_of_a_saved_classifier_are_one_line(
+    photos: Path, tmp_path: Path, pictures: dict[str, object]
+) -> None:
+    """A picture is brought to the size that the file asks for, which memory has to hold."""
+    path = tmp_path / "mine.safetensors"
+    adapt_to(Pretrained.load("strokes"), photos / "mine").classifier.save(path)
+    with safetensors.safe_open(str(path), "pt") as file:
+        about = json.loads(file.metadata()["innerloop"])
+    told = json.dumps({**about, "pictures": {**about["pictures"], **pictures}})
+    path.write_bytes(safetensors.save(safetensors.load(path.read_bytes()), {"format": "pt", "innerloop": told}))
+    with pytest.raises(ValueError, match=r"mine\.safetensors is not a classifier .* its pictures") as caught:
+        Classifier.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices of POSIX")
+def test_a_saved_classifier_that_is_no_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 2**40)
+    for name in ("pipe", "device", "huge", "."):
+        with pytest.raises(ValueError, match="is not a classifier that `innerloop adapt --save` wrote: ") as caught:
+            Classifier.load(tmp_path / name)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_name_the_model(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Pretrained.load("strokes")
+    with torch.no_grad():
+        next(model.learner.parameters()).fill_(float("nan"))
+    folder = model.save_pretrained(tmp_path / "lost")
+    assert run(["adapt", str(folder), "--support", str(photos / "mine")]) == 1
+    (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert error.startswith(f"error: {folder}: ")
+    assert "no numbers (NaN)" in error
+
+
 HOSTILE = [
     os.fsdecode(b"\xff\xfe"),
     "=cmd|' calc'!A0",

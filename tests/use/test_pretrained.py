@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -204,6 +205,73 @@ def test_settings_that_are_none(run: Path, tmp_path: Path, content: bytes) -> No
         Pretrained.load(folder)
 
 
+@pytest.mark.parametrize("value", [5e-324, 1e308, 10**400, -(10**400)])
+def test_temperatures_that_no_logits_can_be_divided_by(run: Path, tmp_path: Path, value: float) -> None:
+    folder = folder_of_the_former_version(run, tmp_path / "kept")
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "temperature": value}))
+    with pytest.raises(ValueError, match=r"config\.json: temperature is a number from 0\.0001 to 10,000"):
+        Pretrained.load(folder)
+
+
+@pytest.mark.parametrize("size", [2**40, 2**33, 5])
+def test_weights_of_another_size_than_their_header_says_are_not_read(run: Path, tmp_path: Path, size: int) -> None:
+    folder = Pretrained.load(run).save_pretrained(tmp_path / "kept")
+    os.truncate(folder / "model.safetensors", size)
+    with pytest.raises(ValueError, match=rf"model\.safetensors do not fit .*({size:,} bytes|no safetensors)"):
+        Pretrained.load(folder)
+
+
+def test_weights_that_are_far_more_than_the_learner_has_are_not_read(run: Path, tmp_path: Path) -> None:
+    """The file has no blocks on the disk, and would fill any memory."""
+    folder = folder_of_the_former_version(run, tmp_path / "kept")
+    header = json.dumps({"huge": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}}).encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + 2**40)
+    with pytest.raises(ValueError, match=r"do not fit the learner: they are 274,877,906,944, and it has"):
+        Pretrained.load(folder)
+
+
+def test_a_recipe_that_asks_for_more_than_its_weights_is_refused_before_it_is_built(run: Path, tmp_path: Path) -> None:
+    folder = folder_of_the_former_version(run, tmp_path / "kept")
+    told = json.loads((folder / "config.json").read_text())
+    told["recipe"]["model"]["width"] = 10**8
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"model\.safetensors do not fit the learner: its model takes 270,"):
+        Pretrained.load(folder)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "config.toml").write_text((copy / "config.toml").read_text().replace("width = 4", "width = 100_000_000"))
+    with pytest.raises(ValueError, match=r"not those of its config\.toml: its model takes 270,"):
+        Pretrained.load(copy)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices of POSIX")
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "huge"])
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_what_is_no_file_is_neither_waited_for_nor_read(run: Path, tmp_path: Path, name: str, kind: str) -> None:
+    folder = Pretrained.load(run).save_pretrained(tmp_path / "kept")
+    path = folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 2**40)
+    if name == "README.md":  # nothing is read from it
+        with pytest.warns(UserWarning, match=r"README\.md"):
+            Pretrained.load(folder)
+    else:
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            Pretrained.load(folder)
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("results", [[], {"test": 3}, {"temperature": "x"}, {"test": {"metric": "accuracy"}}])
 def test_odd_results_of_a_run_are_one_line(run: Path, tmp_path: Path, results: Any) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
@@ -223,6 +291,8 @@ def test_a_test_that_was_not_finite_is_said(run: Path, tmp_path: Path) -> None:
 def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no trained model at"):
         Pretrained.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no trained model at ~nobody-of-this-name/x"):
+        Pretrained.load("~nobody-of-this-name/x")
     with pytest.raises(FileNotFoundError, match="no name of a repository"):
         Pretrained.from_pretrained("./missing/folder")
 

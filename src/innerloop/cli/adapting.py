@@ -10,6 +10,7 @@ import typer
 
 from .. import streams
 from ..disk import writing
+from ..refusals import blaming
 from ..streams import shown
 from ..train.record import dumps
 from ..use.adapting import Adaptation, Predictions, adapt_to, counted, predict
@@ -69,6 +70,18 @@ def adapt(
     streams.keep_going(any(path is not None for path in (output, picture, save)))
     _require_fitting(model, support, query, output, of_support=(steps, head, save))
     _require_paths([support, query], [output, picture, save], overwrite)
+    with blaming(model, *(place for place in (support, query) if place is not None)):
+        adaptation, classifier, found = _adapted(say, model, support, query, steps, head, device)
+    for path in _written(adaptation, classifier, found, output, picture, save):
+        say(f"written: {shown(path)}")
+    if as_json:
+        streams.out(dumps(_told(adaptation, classifier, found)))
+
+
+def _adapted(
+    say: Any, model: str, support: Path | None, query: Path | None, steps: int | None, head: Start | None, device: str
+) -> tuple[Adaptation | None, Classifier, Predictions | None]:
+    """Adapt, or load what was adapted, and predict."""
     adaptation = None
     if support is None:
         classifier = Classifier.load(model)
@@ -83,10 +96,7 @@ def adapt(
     found = predict(classifier, query) if query else None
     if found is not None:
         _tell_predictions(say, found)
-    for path in _written(adaptation, classifier, found, output, picture, save):
-        say(f"written: {shown(path)}")
-    if as_json:
-        streams.out(dumps(_told(adaptation, classifier, found)))
+    return adaptation, classifier, found
 
 
 def _require_fitting(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import streams
+from ..refusals import blaming
 from ..use import Pretrained
 from .app import app
 
@@ -40,8 +41,9 @@ def demo(
     from ..demo import answering
 
     with listen(port) as listening:
-        models = [Pretrained.load(name) for name in ([run] if run else ["strokes", "sinusoid"])]
+        with blaming(run or ""):
+            models = answering([Pretrained.load(name) for name in ([run] if run else ["strokes", "sinusoid"])])
         try:
-            serve(listening, *answering(models), browser=browser)
+            serve(listening, *models, browser=browser)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None

@@ -10,6 +10,7 @@ import typer
 
 from .. import config, streams
 from ..learner import MetaLearner
+from ..refusals import blaming
 from ..task import TaskSource
 from ..train import Ensemble, evaluate
 from ..train.record import dumps
@@ -60,7 +61,8 @@ def evaluate_(
     source: TaskSource = getattr(sources, split.value)
 
     def judged(title: str, learner: MetaLearner | Ensemble) -> dict[str, Any]:
-        found = evaluate(learner, source, **options)
+        with blaming(run):
+            found = evaluate(learner, source, **options)
         (streams.err if as_json else streams.out)(f"{title}: {found}")
         return found.as_dict()
 

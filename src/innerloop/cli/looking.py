@@ -125,26 +125,30 @@ def plot(
             figure.savefig(file, format="png")
         streams.out(streams.shown(path))
         drawn += 1
-    if broken or not drawn:
-        raise typer.Exit(1)
+    if broken:
+        raise UnreadableRunError(f"left out: {'; '.join(broken)}")
+    if not drawn:
+        raise ValueError(f"nothing is drawn of {', '.join(str(run.path) for run in found)}: see above")
 
 
-def _readable(paths: list[Path]) -> tuple[list[Run], bool]:
-    """The runs that can be read, and whether some cannot be, each of which is named."""
-    found = []
+def _readable(paths: list[Path]) -> tuple[list[Run], list[str]]:
+    """The runs that can be read, and what is wrong with the others.
+
+    Raises:
+        UnreadableRunError: none can be read.
+    """
+    found, broken = [], []
     for path in paths:
         try:
             found.append(read_run(path, most=MOST))
         except UnreadableRunError as error:
-            if len(paths) == 1:
-                raise
-            streams.err(f"left out: {streams.shown(error)}")
+            broken.append(str(error))
             continue
         if found[-1].left_out:
             streams.err(f"{streams.shown(path)}: {found[-1].left_out}")
     if not found:
-        raise typer.Exit(1)
-    return found, len(found) < len(paths)
+        raise UnreadableRunError("; ".join(broken))
+    return found, broken
 
 
 def _made(folder: Path) -> Path:

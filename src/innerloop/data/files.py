@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ..disk import cache_folder
+from ..disk import cache_folder, expanded
 from ..streams import shown
 from .progress import progress
 from .walk import Identity, Walked, walk
@@ -26,11 +26,11 @@ CHUNK, READERS = 256, 8
 def candidates(root: str | Path | None, name: str) -> list[Path]:
     """Where the data set ``name`` is looked for: in root if given, else ``$INNERLOOP_DATA``, then the cache."""
     if root is not None:
-        places = [Path(root).expanduser()]
+        places = [expanded(root)]
     else:
         places = [cache_folder()]
         if place := os.environ.get("INNERLOOP_DATA"):
-            places.insert(0, Path(place).expanduser())
+            places.insert(0, expanded(place))
     return [folder for place in places for folder in (place, place / name)]
 
 

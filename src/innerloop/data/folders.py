@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..diagnosis import user_level
+from ..disk import expanded
 from .decode import check_size, decoded_once
 from .files import Files, some
 from .images import ClassImages, Splits, check_disjoint
@@ -57,7 +58,7 @@ def image_folder(
         raise ValueError(f"channels={channels} must be 3 (colour) or 1 (grey)")
     if len(split) != 3 or min(split) <= 0 or not math.isclose(sum(split), 1, abs_tol=1e-6):
         raise ValueError(f"split={tuple(split)} must be three positive shares that sum to 1: train, val, test")
-    root = Path(root).expanduser()
+    root = expanded(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder at {root}: image_folder reads a folder with one folder for each class")
     classes, chosen = _classes(root, split, seed, skip_unreadable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from ..config import arguments, load_run
 from ..data import Sources
 from ..imitation import Imitation
+from ..interrupts import raise_interrupt_behind
 from ..learner import MetaLearner
 from ..rl import Interaction
 from ..task import TaskSource, select
@@ -27,6 +29,8 @@ from .series import NothingToDrawError, by_recipe, one_scale
 from .traces import SHADES, Interactive, Trace, curve, interval, new_figure, with_frames
 
 FUNCTIONS = 4
+Loaded = tuple[MetaLearner, Sources, dict[str, Any]]
+"""What `load_run` gives."""
 
 
 class Picture(NamedTuple):
@@ -48,55 +52,74 @@ def figures(
         data: where the data are, as in `load_run`.
         say: is told what is being done, for it takes its time.
     """
-    loaded, failed = {}, {}
-    for name, run in runs.items():
-        try:
+    loaded: dict[str, Loaded] = {}
+    judged: dict[str, tuple[int, int, Evaluation]] = {}
+    failed: dict[str, str] = {}
+    for index, (name, run) in enumerate(runs.items()):
+        with _noting(name, failed):
             loaded[name] = load_run(run.path, data)
-        except Exception as error:  # what is saved may be anybody's
-            failed[name] = _first_line(error)
-    if loaded:
-        say(f"running {', '.join(loaded)} on unseen tasks")
+            say(f"running {name} on unseen tasks")
+            judged[name] = index, loaded[name][0].steps, further(*loaded[name])
+    if judged:
         try:
-            yield further({name: (list(runs).index(name), *found) for name, found in loaded.items()})
+            yield past(judged)
         except NothingToDrawError as nothing:
             yield f"Not drawn: Past the trained steps ({nothing})."
     shown = {members[0].path for members in by_recipe(list(runs.values())).values()}
-    for name, (learner, sources, settings) in loaded.items():
-        if runs[name].path not in shown:
-            continue
-        steps, transductive = settings["evaluate"].get("steps"), settings["evaluate"].get("transductive", True)
-        say(f"showing {name} at work")
-        if isinstance(sources.test, FunctionSource):
-            yield functions(name, learner, sources.test, learner.steps if steps is None else steps)
-            continue
-        if isinstance(sources.test, Interaction):
-            yield lives.interactive(name, learner, sources.test, steps)
-            continue
-        if isinstance(sources.test, Imitation):
-            yield from attempts(name, learner, sources.test, steps)
-            continue
-        assert isinstance(sources.test, TaskSource)
-        try:
-            yield from pictures(name, learner, sources.test, steps, transductive)
-        except ImportError as error:
-            failed[name] = str(error)
+    for name in judged:
+        if runs[name].path in shown:
+            say(f"showing {name} at work")
+            drawn: list[Interactive | Picture] = []
+            with _noting(name, failed):
+                drawn.extend(at_work(name, *loaded[name]))
+            yield from drawn
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
         yield f"Not run on unseen tasks: {reasons}."
 
 
-def further(loaded: Mapping[str, tuple[int, MetaLearner, Sources, Mapping[str, Any]]]) -> Interactive:
+@contextmanager
+def _noting(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Within, an error of one run is noted, and others are shown all the same: what is saved may be anybody's."""
+    try:
+        yield
+    except Exception as error:
+        raise_interrupt_behind(error)
+        failed[name] = _first_line(error)
+
+
+def at_work(
+    name: str, learner: MetaLearner, sources: Sources, settings: Mapping[str, Any]
+) -> Iterator[Interactive | Picture]:
+    """Single unseen tasks of a run."""
+    steps, transductive = settings["evaluate"].get("steps"), settings["evaluate"].get("transductive", True)
+    if isinstance(sources.test, FunctionSource):
+        yield functions(name, learner, sources.test, learner.steps if steps is None else steps)
+    elif isinstance(sources.test, Interaction):
+        yield lives.interactive(name, learner, sources.test, steps)
+    elif isinstance(sources.test, Imitation):
+        yield from attempts(name, learner, sources.test, steps)
+    else:
+        assert isinstance(sources.test, TaskSource)
+        yield from pictures(name, learner, sources.test, steps, transductive)
+
+
+def further(learner: MetaLearner, sources: Sources, settings: Mapping[str, Any]) -> Evaluation:
     """The metric before, during and past the trained steps."""
+    steps = max(2 * learner.steps, settings["evaluate"].get("steps") or 0, 1)
+    return evaluate(
+        learner, sources.test, max(20, min(100, STEPS // steps)), steps,
+        settings["evaluate"].get("transductive", True), arguments(dict(settings), "evaluate").get("metric"),
+    )  # fmt: skip
+
+
+def past(judged: Mapping[str, tuple[int, int, Evaluation]]) -> Interactive:
+    """What `further` found for some runs: of each, its place among all, and its inner steps in training."""
     traces, scales, numbers, trained = [], set(), set(), set()
-    for name, (index, learner, sources, settings) in loaded.items():
-        steps = max(2 * learner.steps, settings["evaluate"].get("steps") or 0, 1)
-        found: Evaluation = evaluate(
-            learner, sources.test, max(20, min(100, STEPS // steps)), steps,
-            settings["evaluate"].get("transductive", True), arguments(dict(settings), "evaluate").get("metric"),
-        )  # fmt: skip
+    for name, (index, steps, found) in judged.items():
         scales.add(found.scale)
         numbers.add(found.num_tasks)
-        trained.add(learner.steps)
+        trained.add(steps)
         traces += interval(range(len(found.steps)), found.steps, found.steps_ci95, name, index, "steps:")
     figure = new_figure(traces, "inner steps", one_scale(scales).label)
     for steps in sorted(trained):

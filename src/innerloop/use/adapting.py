@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import some
+from ..disk import expanded
 from ..streams import cell, shown
 from .heads import Head
 from .pictures import Form, Pictures, read
@@ -53,7 +54,7 @@ def read_pictures(folder: str | Path, model: str | Path | Pretrained) -> Picture
         ImportError: Pillow or scipy is not installed.
     """
     model = model if isinstance(model, Pretrained) else Pretrained.load(model)
-    return read(Path(folder).expanduser(), Form.of(model))
+    return read(expanded(folder), Form.of(model))
 
 
 def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, head: Head | None = None) -> Adaptation:
@@ -73,7 +74,7 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
     """
     from .estimators import FewShotClassifier
 
-    form, path = Form.of(model), Path(folder).expanduser()
+    form, path = Form.of(model), expanded(folder)
     support = read(path, form)
     labels = support.labels
     if loose := [name for name, label in zip(support.names, labels, strict=True) if not label]:
@@ -155,7 +156,7 @@ def predict(classifier: Classifier, folder: str | Path) -> Predictions:
         FileNotFoundError: no such folder.
         ValueError: it has no picture that can be read.
     """
-    pictures = read(Path(folder).expanduser(), classifier.form)
+    pictures = read(expanded(folder), classifier.form)
     parts = [classifier.probabilities(part) for part in torch.split(pictures.x, 64)]
     return Predictions(pictures, classifier.classes, torch.cat(parts))
 

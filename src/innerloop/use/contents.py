@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..disk import read_text
+from ..disk import read_bytes, read_text, reading
 from ..streams import shown
 
 FORMAT = 1
 """Of the folder; raised when older versions could not read it."""
+HEADER = 100_000_000
+"""Bytes of the header of a safetensors file, at most, as safetensors itself has it."""
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -24,7 +27,11 @@ Check = tuple[str, Callable[[Any], bool]]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63  # JSON has no limit, floats and torch have
 
 
 def _is_score(value: Any) -> bool:
@@ -34,11 +41,12 @@ def _is_score(value: Any) -> bool:
 NUMBER: Check = ("a number", _is_number)
 SCORE: Check = ("a number or null", _is_score)
 SCORES: Check = ("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_score, value)))
-COUNT: Check = ("a whole number", lambda value: type(value) is int and value >= 0)
+COUNT: Check = ("a whole number", lambda value: _is_whole(value) and value >= 0)
+SHARE: Check = ("a number from 0.001 to 1", lambda value: _is_number(value) and 1e-3 <= value <= 1)
 TEXT: Check = ("a text", lambda value: isinstance(value, str))
 FLAG: Check = ("true or false", lambda value: isinstance(value, bool))
 OBJECT: Check = ("an object", lambda value: isinstance(value, dict))
-TEMPERATURE: Check = ("a number above 0", lambda value: _is_number(value) and value > 0)
+TEMPERATURE: Check = ("a number from 0.0001 to 10,000", lambda value: _is_number(value) and 1e-4 <= value <= 1e4)
 CLASSES: Check = (
     "a list of two texts or more",
     lambda value: isinstance(value, list) and len(value) > 1 and all(isinstance(name, str) for name in value),
@@ -50,7 +58,7 @@ DIGESTS: Check = (
 RESULTS: dict[str, Check] = {
     "metric": TEXT, "higher_is_better": FLAG, "unit": TEXT, "mean": SCORE, "ci95": SCORE, "num_tasks": COUNT,
     "steps": SCORES, "steps_ci95": SCORES, "transductive": FLAG, "command": TEXT, "seed": ("an integer",
-    lambda value: type(value) is int),
+    _is_whole),
 }  # fmt: skip
 TESTED = ("mean", "num_tasks", "steps", "steps_ci95", "transductive")
 """What results have that name a metric."""
@@ -58,6 +66,13 @@ FOLDER: dict[str, Check] = {
     "format": COUNT, "library_name": TEXT, "recipe": OBJECT, "temperature": TEMPERATURE, "results": OBJECT,
     "sha256": DIGESTS,
 }  # fmt: skip
+
+
+_COUNTS: Check = ("a list of whole numbers", lambda value: isinstance(value, list) and all(map(COUNT[1], value)))
+TENSOR: dict[str, Check] = {
+    "dtype": TEXT, "shape": _COUNTS, "data_offsets": ("two whole numbers", lambda v: _COUNTS[1](v) and len(v) == 2),
+}  # fmt: skip
+"""What the header of a safetensors file has of every tensor."""
 
 
 def require(where: str, told: Mapping[str, Any], checks: Mapping[str, Check], optional: tuple[str, ...] = ()) -> None:
@@ -177,7 +192,14 @@ def require_digest(path: Path, content: bytes, digests: Mapping[str, str]) -> No
 
 def compare_card(path: Path, digests: Mapping[str, str]) -> None:
     """Warn of a model card that was changed: people edit it, and nothing is read from it."""
-    if path.name in digests and path.is_file() and sha256(path.read_bytes()) != digests[path.name]:
+    try:
+        changed = path.name in digests and sha256(read_bytes(path)) != digests[path.name]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        warnings.warn(str(error), stacklevel=4)
+        return
+    if changed:
         warnings.warn(f"{path} was changed since it was saved: its checksum (sha256) does not match", stacklevel=4)
 
 
@@ -191,6 +213,46 @@ def require_dtypes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if name in tensors and isinstance(own, Tensor) and tensors[name].dtype != own.dtype:
             found, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensors[name].dtype, own.dtype))
             raise ValueError(f"{name} is saved as {found}, and the model has {wanted}: they have to be the same")
+
+
+class Packed(NamedTuple):
+    """What a safetensors file says at its beginning.
+
+    Attributes:
+        size: of the whole file, in bytes.
+        numbers: how many all tensors have together.
+        about: its metadata.
+    """
+
+    size: int
+    numbers: int
+    about: dict[str, Any]
+
+
+def packed_header(path: Path) -> Packed:
+    """The beginning of a safetensors file, which says how large the whole is; that is read only if it is as large.
+
+    Raises:
+        ValueError: it is no such file, or it is not as large as it says.
+        OSError: it cannot be read.
+    """
+    with reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(size - 8, HEADER):
+            raise ValueError("it is no safetensors file, or it is damaged")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict) or not all(isinstance(value, dict) for value in header.values()):
+        raise ValueError("its header is damaged: it holds no objects")
+    about = header.pop("__metadata__", {})
+    for name, told in header.items():
+        require(f"its header: {shown(name)}", told, TENSOR)
+        if missing := sorted(TENSOR.keys() - told.keys()):
+            raise ValueError(f"its header: {shown(name)} has no {missing[0]}")
+    end = 8 + length + max((told["data_offsets"][1] for told in header.values()), default=0)
+    if size != end:
+        raise ValueError(f"it has {size:,} bytes, and by its header {end:,}")
+    return Packed(size, sum(math.prod(told["shape"]) for told in header.values()), about)
 
 
 def packed_digest(content: bytes) -> tuple[str, str | None]:

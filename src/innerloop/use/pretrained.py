@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from .. import config, resources
-from ..disk import writing
+from ..disk import expanded, read_bytes, writing
 from ..learner import MetaLearner
 from ..metrics import Scale
+from ..refusals import UnfitError
 from ..streams import shown
 from ..train.record import dumps
 from . import contents
@@ -49,7 +50,7 @@ class Pretrained:
             FileNotFoundError: there is nothing of the kind.
             ValueError: files that are damaged or do not fit each other.
         """
-        folder = shipped().get(str(source)) or Path(source).expanduser()
+        folder = shipped().get(str(source)) or expanded(source)
         if (folder / "config.toml").is_file():
             return cls.from_run(folder, device)
         if (folder / SETTINGS).is_file():
@@ -101,7 +102,7 @@ class Pretrained:
             ValueError: its files are damaged, of another format, or do not fit the learner.
             ImportError: safetensors, or for the Hub huggingface_hub, is not installed.
         """
-        folder = Path(source).expanduser()
+        folder = expanded(source)
         if not folder.is_dir():
             folder = _download(str(source), revision)
         told = contents.settings(folder / SETTINGS)
@@ -109,13 +110,16 @@ class Pretrained:
             raise ValueError(
                 f"{source} was not made by a recipe: give learner=, built as it was, to load its weights into"
             )
+        held = _header(folder / WEIGHTS)
         try:
             recipe = config.resolve(told["recipe"]) if told["recipe"] else {}
-            learner = config.build_learner(recipe, device) if learner is None else learner
+            learner = config.build_learner(recipe, device, held.numbers) if learner is None else learner
+        except UnfitError as error:
+            raise ValueError(f"the weights in {folder / WEIGHTS} do not fit the learner: {error}") from error
         except Exception as error:  # what another program wrote can fail in any way
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{folder / SETTINGS}: its recipe cannot be used: {reason}") from error
-        _fill(learner, folder / WEIGHTS, told["sha256"])
+        _fill(learner, folder / WEIGHTS, held, told["sha256"])
         contents.compare_card(folder / CARD, told["sha256"])
         return cls(learner, recipe, told["temperature"], told["results"], shown(folder.name))
 
@@ -139,7 +143,7 @@ class Pretrained:
             ImportError: safetensors is not installed.
         """
         weights = packed(self.learner)
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         known = {WEIGHTS, SETTINGS, CARD}
         if folder.exists() and (foreign := [path.name for path in folder.iterdir() if path.name not in known]):
             raise FileExistsError(f"{folder} holds {foreign[0]}: give a folder that is new, or empty")
@@ -190,12 +194,25 @@ def description(folder: Path) -> str:
     return str(contents.settings(folder / SETTINGS)["recipe"].get("description", ""))
 
 
-def _fill(learner: MetaLearner, path: Path, digests: Mapping[str, str]) -> None:
-    """Load the weights."""
-    library = safetensors()
+def _header(path: Path) -> contents.Packed:
+    """What the weights say of themselves."""
+    safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
-    content = path.read_bytes()
+    try:
+        return contents.packed_header(path)
+    except ValueError as error:
+        raise ValueError(f"the weights in {path} do not fit the learner: {error}") from error
+
+
+def _fill(learner: MetaLearner, path: Path, header: contents.Packed, digests: Mapping[str, str]) -> None:
+    """Load the weights."""
+    library, own = safetensors(), config.numbers(learner.state_dict())
+    if header.numbers > 2 * own + 1_000:  # not read, for no memory may hold as much
+        raise ValueError(
+            f"the weights in {path} do not fit the learner: they are {header.numbers:,}, and it has {own:,}"
+        )
+    content = read_bytes(path, header.size)
     contents.require_digest(path, content, digests)
     try:
         weights: dict[str, torch.Tensor] = library.load(content)

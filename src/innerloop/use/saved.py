@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +14,15 @@ from torch import Tensor, nn
 from .. import config
 from ..adapted import keep_statistics
 from ..data.tasks import Drawing
-from ..disk import writing
-from ..schema import call
-from .contents import CLASSES, OBJECT, TEMPERATURE, packed_digest, require, require_dtypes
+from ..disk import read_bytes, writing
+from ..streams import brief
+from .contents import CLASSES, COUNT, OBJECT, SHARE, TEMPERATURE, packed_digest, packed_header, require, require_dtypes
 from .pictures import Form
 from .pretrained import packed, safetensors
 
 FORMAT = 1
 """Of what the file says of itself."""
+PICTURES = {"size": COUNT, "channels": COUNT, "drawing": OBJECT}
 TOLD = {"model": OBJECT, "classes": CLASSES, "temperature": TEMPERATURE, "pictures": OBJECT}
 
 
@@ -87,9 +87,9 @@ class Classifier:
         """
         library = safetensors()
         try:
-            content = Path(path).read_bytes()
-            with library.safe_open(str(path), "pt") as file:
-                told = json.loads(file.metadata()["innerloop"])
+            header = packed_header(Path(path))
+            content = read_bytes(Path(path), header.size)
+            told = json.loads(header.about["innerloop"])
             digest, claimed = packed_digest(content)
             if claimed is not None and claimed != digest:
                 raise ValueError("its checksum (sha256) does not match: it is damaged or was changed")
@@ -97,11 +97,9 @@ class Classifier:
             if told["format"] != FORMAT:
                 raise ValueError(f"its format is {told['format']}, and this version reads {FORMAT}")
             require("it says of itself", told, TOLD)
-            module = _built(told["model"], len(told["classes"]), tensors)
-            size, channels, drawing = (told["pictures"][key] for key in Form._fields)
-            form = Form(size, channels, Drawing(**drawing) if drawing else None)
+            module, form = _built(told["model"], len(told["classes"]), tensors), _form(told["pictures"], told["model"])
             return cls(module, tuple(told["classes"]), told["temperature"], form, told["model"])
-        except FileNotFoundError:
+        except OSError:
             raise
         except Exception as error:  # a file that is not ours can fail in any way
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -122,14 +120,27 @@ def require_finite(logits: Tensor) -> Tensor:
     return logits
 
 
+def _form(told: dict[str, Any], recipe: dict[str, Any]) -> Form:
+    """The form of the pictures, which is that of the model's inputs.
+
+    Raises:
+        ValueError: it is not.
+    """
+    require("its pictures", told, PICTURES, ("drawing",))
+    size, channels, drawing = (told[key] for key in Form._fields)
+    if (size, channels) != (recipe["image_size"], recipe["channels"]):
+        raise ValueError(f"its pictures are of {channels} x {size} x {size}, and its model reads others")
+    if drawing:
+        if drawing.keys() != set(Drawing._fields):
+            raise ValueError(f"its pictures: drawing has {', '.join(Drawing._fields)}, got {brief(drawing)}")
+        require("its pictures: drawing", drawing, dict.fromkeys(Drawing._fields, SHARE))
+    return Form(size, channels, Drawing(**drawing) if drawing else None)
+
+
 def _built(recipe: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> nn.Module:
     """The model of a recipe with so many classes and these tensors."""
-    given = copy.deepcopy(recipe)
-    section = config.SECTIONS["model"]
-    builder = section.function("model", given)
-    given["ways"] = classes
     with torch.random.fork_rng([]):
-        module: nn.Module = call(builder, config.arguments({"model": given}, "model"))
+        module = config.build_model({**recipe, "ways": classes}, config.numbers(tensors))
     if any(name.endswith("running_mean") for name in tensors):
         keep_statistics(module)
     require_dtypes(module, tensors)
