@@ -49,7 +49,8 @@ def test_a_run_directory_holds_everything(trained):
     assert "iteration 20/20" in done.stderr
     assert "test: mse " in done.stdout
     assert "inductive]" in done.stdout  # an mlp has no norms
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.toml", "metrics.jsonl", "results.json"}
+    written = {"checkpoints", "config.toml", "metrics.jsonl", "plans.json", "results.json"}
+    assert {path.name for path in run.iterdir()} == written
     results = json.loads((run / "results.json").read_text())
     assert results["command"].startswith("innerloop train sinusoid-maml --set train.iterations=20 ")
     assert (results["seed"], results["iterations"], results["test"]["num_tasks"]) == (0, 20, 5)

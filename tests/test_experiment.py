@@ -42,6 +42,36 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plans_are_kept_shown_and_measured_anew(capsys, tmp_path):
+    assert call(capsys, "train", "sinusoid-maml", *TINY, "--quiet", "--run", str(tmp_path / "one"))[0] == 0
+    made = json.loads((tmp_path / "one" / "plans.json").read_text())
+    assert any(name.startswith("meta-gradient") and "size" in decision for name, decision in made.items())
+    code, out, _ = call(capsys, "plans", "--json")
+    assert code == 0
+    shown = json.loads(out)
+    assert {entry["for"] for entry in shown["plans"]} >= set(made)
+    assert call(capsys, "plans")[1].startswith(f"{len(shown['plans'])} plans in ")
+    assert call(capsys, "train", "sinusoid-maml", *TINY, "--quiet", "--run", str(tmp_path / "two"))[0] == 0
+    assert json.loads((tmp_path / "two" / "plans.json").read_text()) == made
+    words = ("train", "sinusoid-maml", *TINY, "--quiet", "--replan", "--run", str(tmp_path / "three"))
+    assert call(capsys, *words)[0] == 0
+    assert json.loads((tmp_path / "three" / "plans.json").read_text()).keys() == made.keys()
+    assert call(capsys, "plans", "--clear")[1].startswith("removed ")
+    assert json.loads(call(capsys, "plans", "--json")[1])["plans"] == []
+
+
+@pytest.mark.parametrize("content", ["", "[", "[]", '{"meta-gradient": {"size": -1}}', '{"x": 3}'])
+def test_damaged_plans_of_a_run_are_measured_again(content, capsys, tmp_path, recwarn):
+    run = ("train", "sinusoid-maml", *TINY, "--quiet", "--run", str(tmp_path / "run"))
+    assert call(capsys, *run)[0] == 0
+    path = tmp_path / "run" / "plans.json"
+    path.write_text(content)
+    assert call(capsys, *run, "--resume", "--accept-changes", "--set", "train.iterations=22")[0] == 0
+    assert any(name.startswith("meta-gradient") for name in json.loads(path.read_text()))
+    said = [str(warning.message) for warning in recwarn if "plans.json cannot be read" in str(warning.message)]
+    assert len(said) == (content in ("", "["))
+
+
 def test_a_price_is_a_number_of_people():
     found = experiment.Estimate(iteration=0.002, training=1.0, validations=0.0, test=0.0, memory=300.0)
     assert found.lines() == found.lines(0.0)

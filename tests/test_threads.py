@@ -172,19 +172,22 @@ def test_what_changes_when_it_is_called_is_no_matter_of_speed(part: str, regress
     assert not learner.engine.plans.made
 
 
-def test_a_search_goes_on_without_threads(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_counts_its_calls_is_not_measured(
+    regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(search, "QUICK", 0.0)
-    tasks, objective = regression(12), CountingObjective()
-    learner = il.MetaLearner(nn.Linear(2, 1), il.SGD(0.1), objective=objective, loss=F.mse_loss, compile=False)
-    for _ in range(40):
-        learner.meta_gradient(tasks)
-        learner.predict(tasks)
-    assert len(learner.engine.plans.made) == 2
-    used: list[Any] = []
+    tasks, used = regression(12), list[Any]()
     monkeypatch.setattr(engine, "side_by_side", lambda *arguments: used.append(arguments))
-    learner.meta_gradient(tasks)
-    learner.predict(tasks)
+    objective, other = CountingObjective(), CountingObjective()
+    for counting, vectorize in ((objective, "auto"), (other, True)):
+        learner = il.MetaLearner(
+            nn.Linear(2, 1), il.SGD(0.1), objective=counting, loss=F.mse_loss, compile=False, vectorize=vectorize
+        )
+        for _ in range(3):
+            learner.meta_gradient(tasks)
     assert not used
+    assert vars(objective) == vars(other)  # as often as if nothing could be measured
+    assert vars(objective)
 
 
 def test_results_come_in_order_from_threads_with_their_share() -> None:

@@ -230,17 +230,21 @@ class Compiler:
                 raise UnsuitableError(f"compiled it takes {1e3 * fast:.2f} ms, eagerly {1e3 * eager:.2f} ms")
             trial.require_agreement(result := compiled(tensors))
         except UnsuitableError as error:
-            if self.setting is True and trial is not None:
-                trial.restore()
-            self.refuse(str(error))
-            self._compiled[key] = None
-            self._say(key, why := f"eager, since {error}")
-            return None if trial is None else trial.result, {"compiled": False, "enough": 0, "why": why}
+            return self._stays(key, error, trial)
         enough = min(paid / max(eager - fast, 1e-9), 1e9) if measure else enough
         self._compiled[key] = Compiled(compiled, change, enough)
         before = f"{1e3 * eager:.2f} ms a step became" if eager else "a step takes"
         self._say(key, why := f"compiled in {paid:.0f} s: {before} {1e3 * fast:.2f} ms")
         return result, {"compiled": True, "enough": enough, "why": why}
+
+    def _stays(self, key: Hashable, why: Exception, trial: Trial | None) -> tuple[Any, dict[str, Any]]:
+        """A step stays eager; its result, if it was tried, and what was decided."""
+        if self.setting is True and trial is not None:
+            trial.restore()
+        self.refuse(str(why))
+        self._compiled[key] = None
+        self._say(key, told := f"eager, since {why}")
+        return None if trial is None else trial.result, {"compiled": False, "enough": 0, "why": told}
 
     def _worth(self, trial: Trial) -> float:
         """Try a step; the seconds that it takes uncompiled. Raise if compiling is not expected to pay."""

@@ -8,9 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from types import FunctionType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -183,36 +182,15 @@ class Engine:
             finish: what is done with the stacked results of a chunk before the next one is begun; so what is needed
                 to differentiate them is held for one chunk (a thread) at a time.
         """
-        number, done = count(tasks), 0
-        name = f"{purpose} {shapes_of(tasks)}"
+        job, done = _Job(self, function, tasks, params, buffers, f"{purpose} {shapes_of(tasks)}", finish), 0
+        number, name = count(tasks), job.name
         keep_freed_memory(grow=name not in self._grown)
-
-        def work(part: Task) -> Result:
-            return finish(self._vectorised(function, part, params, buffers))
-
-        alone = partial(self._alone, function, tasks, params, buffers, finish)
-        if (plan := self._plan(name, number, params)) is None:
-
-            def seconds(plan: Plan) -> float:
-                """What all tasks would take, by as many as show it."""
-                parts = parts_of(tasks, plan.size, 0, most=plan.threads) if plan.size else []
-                if plan.threads > 1 and purpose not in self._watched:
-                    next(self._run(work, parts, plan, purpose))
-                start = time.perf_counter()
-                if not plan.size:
-                    finish(_one(function, tasks, 0, params, buffers))
-                for _ in self._run(work, parts, plan, purpose):
-                    pass
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                return (time.perf_counter() - start) * number / (sum(map(count, parts)) or 1)
-
-            plan = self._found(name, number, params, seconds, alone)
+        plan = self._plan(name, number, params) or self._found(job, number, purpose)
         while plan.size and done < number:
             parts = parts_of(tasks, plan.size, done)
             random_state = torch.get_rng_state()
             try:
-                for part, result in zip(parts, self._run(work, parts, plan, purpose), strict=False):
+                for part, result in zip(parts, self._run(job.part, parts, plan, purpose), strict=False):
                     yield result
                     done += count(part)
                     random_state = torch.get_rng_state()
@@ -222,11 +200,25 @@ class Engine:
                 if self._is_recorded:  # which says nothing of how tasks run
                     raise
                 torch.set_rng_state(random_state)
-                plan = self._retreat(name, plan, error, alone)
+                plan = self._retreat(job, plan, error)
         for index in range(done, number):
-            yield finish(_one(function, tasks, index, params, buffers))
+            yield job.one(index)
         if self.lean:  # what is kept from step to step takes bits of what was freed, so that memory would grow for ever
             self._grown.add(name)
+
+    def _seconds(self, job: _Job, plan: Plan, purpose: str) -> float:
+        """What all tasks take by a plan, measured on as many as show it."""
+        parts = parts_of(job.tasks, plan.size, 0, most=plan.threads) if plan.size else []
+        if plan.threads > 1 and purpose not in self._watched:
+            next(self._run(job.part, parts, plan, purpose))
+        start = time.perf_counter()
+        if not plan.size:
+            job.one(0)
+        for _ in self._run(job.part, parts, plan, purpose):
+            pass
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) * count(job.tasks) / (sum(map(count, parts)) or 1)
 
     def _run(self, work: Callable[[Task], Result], parts: Sequence[Task], plan: Plan, purpose: str) -> Iterator[Result]:
         """The results of all parts, or of the first one, where threads are used for the first time: what that changes
@@ -276,26 +268,17 @@ class Engine:
             plan = Plan(min(decision["size"], number), decision["threads"])
         return plan and plan._replace(threads=self._threads(params, plan.threads))
 
-    def _found(
-        self, name: str, number: int, params: Params, seconds: Callable[[Plan], float], alone: Callable[[], None]
-    ) -> Plan:
-        """Measure what is quickest, without a trace; the plan for this meta-batch.
-
-        Args:
-            name: what for.
-            number: of tasks.
-            params: each task's.
-            seconds: runs by a plan.
-            alone: runs each task by itself.
-        """
-        search = Search(number, 1 if self.lean else self._threads(params), not self.lean)
+    def _found(self, job: _Job, number: int, purpose: str) -> Plan:
+        """Measure what is quickest, without a trace; the plan for this meta-batch."""
+        name = job.name
+        search = Search(number, 1 if self.lean else self._threads(job.params), not self.lean)
         try:
             before = Snapshot(State(self._everything, self.functions), {})
         except UnwatchableError as error:
             return self._keep(name, Plan(min(AT_ONCE, number)), f"not measured, since {error}")
 
         def checked(plan: Plan) -> float:
-            took = seconds(plan)
+            took = self._seconds(job, plan, purpose)
             if not search.times and (change := before.change()) is not None:
                 raise _ChangingError(f"not measured, for {change} changes when it is called")
             return took
@@ -309,10 +292,10 @@ class Engine:
             return Plan(number)
         except TasksDifferError as error:  # other tasks may agree
             self._keep(name, Plan(min(AT_ONCE, number)), "not measured, since tasks differ")
-            return self._retreat(name, search.plan, error, alone)
+            return self._retreat(job, search.plan, error)
         except Exception as error:
             raise_interrupt_behind(error)
-            return self._retreat(name, search.plan, error, alone)
+            return self._retreat(job, search.plan, error)
         finally:
             before.random.restore()
         give_back_freed_memory()
@@ -330,13 +313,14 @@ class Engine:
             return 1
         return available() if most is None else min(most, available())
 
-    def _retreat(self, name: str, plan: Plan, error: Exception, alone: Callable[[], None]) -> Plan:
+    def _retreat(self, job: _Job, plan: Plan, error: Exception) -> Plan:
         """The plan to go on by after an error; one that no other plan would help against is raised."""
+        name = job.name
         if isinstance(error, TasksDifferError) and self.vectorize == "auto":  # other tasks may agree
             return self._one_by_one_this_time(f"{name}: some meta-batches one by one, for {first_line(error)}", error)
         if not is_out_of_memory(error):
             try:
-                alone()
+                job.alone()
             except Exception as plain:  # a mistake of the caller's, in its own words
                 raise_interrupt_behind(plain)
                 raise plain from None
@@ -372,19 +356,33 @@ class Engine:
             warnings.warn(explain(error, self.model, self.parts, "so these run one by one"), stacklevel=user_level())
         return Plan(ONE_BY_ONE)
 
-    def _alone(
-        self, function: PerTask, tasks: Task, params: Params, buffers: Params, finish: Callable[[Any], Any]
-    ) -> None:
+
+class _Job(NamedTuple):
+    """What is asked for; see `Engine.chunks`."""
+
+    engine: Engine
+    function: PerTask
+    tasks: Task
+    params: Params
+    buffers: Params
+    name: str
+    finish: Callable[[Any], Any]
+
+    def part(self, tasks: Task) -> Any:
+        """The result of some tasks, at once."""
+        return self.finish(self.engine._vectorised(self.function, tasks, self.params, self.buffers))
+
+    def one(self, index: int) -> Any:
+        """The result of one task by itself."""
+        with TaskOperations(vectorised=False):
+            found = stack([self.function(select(self.tasks, index), self.params, self.buffers)])
+        return self.finish(found)
+
+    def alone(self) -> None:
         """Every task by itself."""
         with torch.random.fork_rng([]):
-            for index in range(count(tasks)):
-                finish(_one(function, tasks, index, params, buffers))
-
-
-def _one(function: PerTask, tasks: Task, index: int, params: Params, buffers: Params) -> Any:
-    """The result of one task, with a task axis."""
-    with TaskOperations(vectorised=False):
-        return stack([function(select(tasks, index), params, buffers)])
+            for index in range(count(self.tasks)):
+                self.one(index)
 
 
 def _given(vectorize: Vectorize) -> Plan | None:

@@ -77,9 +77,7 @@ def conduct(
         loggers, progress: of the `Trainer`.
 
     Raises:
-        FileExistsError: the directory holds a run, and is not to be resumed.
-        ValueError: it holds one of another recipe.
-        Exception: what `Trainer.fit` and `evaluate` raise.
+        Exception: what `require_free`, `Trainer.fit` and `evaluate` raise.
     """
     world = place.world
     with blaming(config.source_of(settings), run), ExitStack() as stack:
@@ -87,8 +85,7 @@ def conduct(
             require_free(run, settings, resume, accept_changes)
             stack.enter_context(claimed(run))
         learner, sources = config.build(settings, place.data, place.device, place.download)
-        learner.engine.plans.fresh = replan
-        train: Source = sources.train
+        learner.engine.plans.fresh, train = replan, sources.train
         if profile and world.first:
             train = stack.enter_context(profiled(train, run / "profile.json"))
         options, judging = config.arguments(settings, "train"), config.arguments(settings, "evaluate")
