@@ -61,15 +61,15 @@ def test_plans_are_kept_shown_and_measured_anew(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[", "[]", '{"meta-gradient": {"size": -1}}', '{"x": 3}'])
-def test_damaged_plans_of_a_run_are_measured_again(content, capsys, tmp_path, recwarn):
+def test_damaged_plans_of_a_run_are_measured_again(content, capsys, tmp_path):
     run = ("train", "sinusoid-maml", *TINY, "--quiet", "--run", str(tmp_path / "run"))
     assert call(capsys, *run)[0] == 0
     path = tmp_path / "run" / "plans.json"
     path.write_text(content)
-    assert call(capsys, *run, "--resume", "--accept-changes", "--set", "train.iterations=22")[0] == 0
+    code, _, err = call(capsys, *run, "--resume", "--accept-changes", "--set", "train.iterations=22")
+    assert code == 0
     assert any(name.startswith("meta-gradient") for name in json.loads(path.read_text()))
-    said = [str(warning.message) for warning in recwarn if "plans.json cannot be read" in str(warning.message)]
-    assert len(said) == (content in ("", "["))
+    assert ("plans.json cannot be read" in err) == (content in ("", "["))
 
 
 def test_a_price_is_a_number_of_people():
