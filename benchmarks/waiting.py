@@ -28,6 +28,7 @@ import torch
 from innerloop import cli
 from innerloop.demo import answering
 from innerloop.demo.serving import listen, server
+from innerloop.disk import write_text
 from innerloop.report import read_run, write_report
 from innerloop.train.record import environment
 from innerloop.use import Pretrained
@@ -94,9 +95,9 @@ def report(folder: Path) -> Path:
     for iteration in range(1, ITERATIONS + 1):
         kinds = ["train"] + ["tasks", "rates", "validation"] * (iteration % 100 == 0)
         record += [{**lines[kind][iteration % 3], "iteration": iteration} for kind in kinds if lines.get(kind)]
-    (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in record))
+    write_text(folder / "run" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in record))
     results = json.loads((folder / "run" / "results.json").read_text())
-    (folder / "run" / "results.json").write_text(json.dumps({**results, "iterations": ITERATIONS}))
+    write_text(folder / "run" / "results.json", json.dumps({**results, "iterations": ITERATIONS}))
     write_report([folder / "run"], folder / "report.html", models=False)
     return folder / "report.html"
 
@@ -133,7 +134,7 @@ def main(repeats: int) -> None:
     if found_report := openings(max(3, repeats // 10)):
         found["report_ms"] = found_report
         print(f"report of {ITERATIONS:,} iterations: median {statistics.median(found_report):.0f} ms")
-    RESULT.write_text(json.dumps({**found, "environment": environment(torch.device("cpu"))}, indent=2) + "\n")
+    write_text(RESULT, json.dumps({**found, "environment": environment(torch.device("cpu"))}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
