@@ -38,9 +38,9 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-def changed(value: Any, rng: random.Random) -> Any:
-    """A plain value with one part of it changed, dropped or renamed."""
-    address = rng.choice(places(value))
+def changed(value: Any, rng: random.Random, depth: int = 99) -> Any:
+    """A plain value with one part of it, down to some depth, changed, dropped or renamed."""
+    address = rng.choice([address for address in places(value) if len(address) <= depth])
     owner = value
     for key in address[:-1]:
         owner = owner[key]
@@ -159,10 +159,10 @@ def line(run: Path, rng: random.Random) -> str:
 
 
 def results(run: Path, rng: random.Random) -> str:
-    """A part of the results is changed."""
-    path = run / "results.json"
+    """A part of the results or of the plans is changed."""
+    path = run / rng.choice(["results.json", "results.json", "plans.json"])
     path.write_text(json.dumps(changed(json.loads(path.read_text()), rng)))
-    return "results"
+    return path.name
 
 
 def setting(run: Path, rng: random.Random) -> str:
@@ -180,8 +180,8 @@ def checkpoint(run: Path, rng: random.Random) -> str:
     """A value or a tensor in a checkpoint is changed, and the checksum fits."""
     path = rng.choice(sorted((run / "checkpoints").glob("*.pt")))
     state = load(path)
-    if rng.random() < 0.5:
-        changed(state, rng)
+    if rng.random() < 0.7:
+        changed(state, rng, rng.choice([1, 1, 3, 99]))
     else:
         tensors = [address for address in places(state) if isinstance(at(state, address), torch.Tensor)]
         address = rng.choice(tensors)

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import stat
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="links and pipes of P
 
 SECONDS = 60
 """After which a command counts as hanging; each takes a second or two."""
+NOBODY = 65534
 MEMORY = 2**30
 """Bytes that a command may take beyond what the process has."""
 SHORT = [
@@ -341,6 +343,62 @@ def test_saved_models(saved, checker, seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_recipes(recipes, checker, seed):
     checker.check(recipes, RECIPES, of_recipes, seed, slice(seed % 4, seed % 4 + 1))
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Within, this process is not root, who may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that anybody can enter, which those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="innerloop-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("runs", "metrics.jsonl"), ("runs", "config.toml"), ("runs", "results.json"), ("runs", "checkpoints"),
+     ("runs", "."), ("saved", "config.json"), ("saved", "model.safetensors"), ("saved", "README.md"), ("saved", FILE),
+     ("saved", "."), ("recipes", RECIPE), ("recipes", BASE), ("recipes", SPACE), ("recipes", ".")],
+)  # fmt: skip
+def test_files_that_may_not_be_read(request, checker, open_folder, monkeypatch, kind, name):
+    source = shutil.copytree(request.getfixturevalue(kind), open_folder / "source")
+    case = Case(min(source.glob("subject*")), open_folder / "out", source)
+    case.out.mkdir()
+    of_kind = {"runs": of_runs, "saved": of_saved, "recipes": of_recipes}[kind]
+    warm = Case(Path(shutil.copytree(case.subject, open_folder / "warm")), open_folder / "warm-out", source)
+    warm.out.mkdir()
+    monkeypatch.chdir(warm.out)
+    for command in of_kind(warm):  # root alone may be able to read the modules that these import
+        assert checker.run(command, command.name)[0] in (0, 1)
+    every = [open_folder, *open_folder.rglob("*")]
+    if os.geteuid() == 0:
+        for path in every:
+            os.chown(path, NOBODY, -1)
+    monkeypatch.chdir(case.out)
+    monkeypatch.setenv("HOME", str(case.out))
+    commands = of_kind(case)
+    (case.subject / name).chmod(0)
+    try:
+        for command in commands:
+            with unprivileged():
+                code, told = checker.run(command, command.name)
+            checker.require_one_line(command, code, told, f"{command.name}, exit code {code}: {told}", case.subject)
+            assert command.name != "report" or code == 0, told
+    finally:
+        (case.subject / name).chmod(0o700)
 
 
 BREAKING: dict[str, Callable[[Path], object]] = {

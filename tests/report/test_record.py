@@ -73,6 +73,15 @@ def test_ten_runs_of_which_three_are_broken(tmp_path, capsys):
     assert all(f"</span>run{i}" in text for i in (0, 1, 3, 4, 6, 8, 9))
 
 
+def test_a_path_that_cannot_be_looked_at_does_not_lose_the_others(tmp_path, capsys):
+    """Because it is too long; folders that may not be entered fail in the same way, but not for root."""
+    long = tmp_path / ("x" * 300)
+    page = tmp_path / "report.html"
+    assert cli.run(["report", str(whole(tmp_path / "sound")), str(long), "--record-only", "-o", str(page)]) == 0
+    assert f"left out: {long} cannot be read: " in capsys.readouterr().err
+    assert "</span>sound" in page.read_text()
+
+
 def test_a_run_that_cannot_be_shown_is_named_and_left_out(tmp_path, capsys, monkeypatch):
     """Even where what is read is sound and drawing it fails all the same."""
     from innerloop.report import interactive

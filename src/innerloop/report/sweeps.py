@@ -64,7 +64,10 @@ def read_sweep(path: Path) -> SweepRecord | None:
         UnreadableRunError: its ``sweep.json`` is damaged.
     """
     file = path / "sweep.json"
-    if not file.is_file():
+    try:
+        if not file.is_file():
+            return None
+    except OSError:  # such as a folder that may not be entered, which is said where it is read as a run
         return None
     try:
         told = json.loads(read_text(file))
