@@ -20,8 +20,8 @@ from innerloop.train import checkpoint
 from innerloop.train.record import MACHINE_FIELDS
 
 RECIPES = {
-    "sinusoid-maml": {"iterations": 400, "validate_every": 50, "val_tasks": 50, "checkpoint_every": 20},
-    "strokes-5w1s-maml": {"iterations": 24, "validate_every": 8, "val_tasks": 20, "checkpoint_every": 2},
+    "sinusoid-maml": {"iterations": 100, "validate_every": 25, "val_tasks": 25, "checkpoint_every": 5},
+    "strokes-5w1s-maml": {"iterations": 12, "validate_every": 6, "val_tasks": 8, "checkpoint_every": 2},
     "omniglot-20w1s-quick-maml++": {"iterations": 12, "validate_every": 6, "val_tasks": 8, "checkpoint_every": 1},
     "navigation-maml-trpo": {"iterations": 6, "validate_every": 3, "val_tasks": 8, "checkpoint_every": 1},
     "daml-2d": {"iterations": 20, "validate_every": 10, "val_tasks": 8, "checkpoint_every": 2},
