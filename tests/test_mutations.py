@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -272,7 +273,7 @@ class Checker:
     def __init__(self, tmp_path: Path, capsys, monkeypatch) -> None:
         self.tmp_path, self.capsys, self.monkeypatch = tmp_path, capsys, monkeypatch
         self.slowest = (0.0, "")
-        monkeypatch.setattr("innerloop.demo.serving.serve", lambda *_, **__: None)
+        monkeypatch.setattr(import_module("innerloop.demo.serving"), "serve", lambda *_, **__: None)
 
     def check(self, source: Path, mutations: Sequence[Mutation], commands, seed: int, which: slice) -> None:
         folder, out, here = (self.tmp_path / f"{seed}{part}" for part in ("", "-out", "-here"))

@@ -15,6 +15,7 @@ import webbrowser
 import pytest
 import uvicorn
 
+import innerloop
 from innerloop import cli
 from innerloop.demo.serving import PORT, listen, serve
 
@@ -88,6 +89,7 @@ def test_a_package_that_is_missing_is_named(capsys, monkeypatch, module):
     for name in [name for name in sys.modules if name.split(".")[0] == module or name.startswith("innerloop.demo")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(innerloop, "demo", innerloop.demo)  # so that the package has its own again, too
     assert failing(capsys) == f"error: the demo needs {module}: pip install 'innerloop[demo]'\n"
 
 
