@@ -215,3 +215,26 @@ def test_tasks_that_differ_are_no_matter_of_time() -> None:
         maml.meta_gradient(il.Task(batch, batch))
     maml.meta_gradient(il.Task(batch, batch))
     assert [decision["size"] for decision in maml.engine.plans.made.values()] == [8]
+
+
+@pytest.mark.usefixtures("slow")
+def test_no_plan_is_judged_by_its_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of larger ones, memory grows there. Patience ends in the first run of the second plan."""
+    clock, ran = [0.0], list[search.Plan]()
+    monkeypatch.setattr("innerloop.plans.time.perf_counter", lambda: clock[0])
+
+    def seconds(plan: search.Plan) -> float:
+        ran.append(plan)
+        clock[0] += (took := (0.9 if plan not in ran[:-1] else 0.3) / (plan.size + 1))
+        return took
+
+    found = search.Search(64)
+    plans.measure(found, seconds, lambda plan: True)
+    assert all(ran.count(plan) > 1 for plan in found.times)
+    assert found.plan == search.Plan(64)
+    clock[0], found = 0.0, search.Search(64)
+    monkeypatch.setattr(plans, "PATIENCE", 0.2)
+    ran.clear()
+    plans.measure(found, seconds, lambda plan: True)
+    assert found.plan == search.Plan(8)
+    assert list(found.times) == [search.Plan(8)]

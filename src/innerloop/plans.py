@@ -142,18 +142,21 @@ def measure(search: Search, seconds: Callable[[Plan], float], possible: Callable
             return
         times: list[float] = []
         try:
-            for _ in range(3):  # the first warms up, and of the first plan loads code, too
+            for _ in range(3):  # the first warms up: code is loaded, and memory grows
                 before = time.perf_counter()
                 times.append(seconds(search.plan))
                 short = quick(times[-1]) and not search.times
-                long = time.perf_counter() - before > LONG and (search.times or len(times) > 1)
+                long = time.perf_counter() - before > LONG and len(times) > 1
                 if short or long or time.perf_counter() - start > PATIENCE:
                     break
         except Exception as error:
             raise_interrupt_behind(error)
             if not is_out_of_memory(error) or not search.times:
                 raise
-            times = [float("inf")]
+            times = [float("inf")] * 2
+        if len(times) == 1 and search.times:  # patience is at its end, and by a first run it would look slow
+            search.stop()
+            return
         search.took(min(times[1:] or times))
 
 
