@@ -105,6 +105,25 @@ def test_a_failing_write_changes_nothing(checkpoints, monkeypatch, fails):
     assert {name: (checkpoints.directory / name).read_bytes() for name in names(checkpoints)} == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("iteration", None), ("iteration", 3), ("best", None), ("best", [1]), ("best", [{"iteration": 4}]), ("learner", 1),
+     ("best", [{"iteration": "x", "score": 1.0, "ci95": 1.0}]), ("tasks", "x"), ("plans", [])],
+)  # fmt: skip
+def test_a_state_with_other_content_and_a_fitting_checksum_falls_back(tmp_path, key, value):
+    """As another program, or an attacker, would write it."""
+    checkpoints = Checkpoints(tmp_path)
+    for iteration in (1, 2):
+        checkpoints.save(state(iteration))
+    path = checkpoints.directory / "state-00000002.pt"
+    whole = checkpoint.load(path)
+    for changed in ({**whole, key: value}, {name: given for name, given in whole.items() if name != key}):
+        if key in changed or key in whole:
+            checkpoint.save(path, changed)
+            with pytest.warns(UserWarning, match=rf"{path.name} is not a usable checkpoint: it.*; falling back"):
+                assert checkpoints.newest()["iteration"] == 1
+
+
 def test_a_crash_between_writing_and_renaming_leaves_the_state_before(checkpoints):
     checkpoints.save(state(1))
     (checkpoints.directory / f".innerloop-{'0' * 32}.tmp.pt").write_bytes(b"half")

@@ -28,6 +28,12 @@ from ..ranges import require_at_least
 FORMAT = 1
 DIGEST = hashlib.sha256().digest_size
 END = b"PK\x05\x06"
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "iteration": int, "best": list, "learner": dict, "optimizer": dict, "tasks": torch.Tensor, "random": torch.Tensor,
+    "config": dict, "plans": dict, "skipped": int, "environment": dict, "phases": dict, "seconds": (int, float),
+    "cuda_random": torch.Tensor, "source": dict,
+}  # fmt: skip
+"""Of which type what a checkpoint may hold is."""
 STATE, BEST = "state-{:08d}.pt", "best-{:08d}.pt"
 
 
@@ -60,6 +66,34 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # a file that is not ours can fail in any way
         raise ValueError(f"{path} is not a usable checkpoint: {_reason(error)}") from error
     return state
+
+
+def _checked(path: Path, *needed: str) -> dict[str, Any]:
+    """Load a file, and check what is in it: another program can write a fitting checksum, too.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`, or something is missing or of another type.
+    """
+    state = load(path)
+    wrong = [f"its {key} is missing" for key in needed if key not in state]
+    wrong += [
+        f"its {key} is of type {type(state[key]).__name__}"
+        for key, kind in TYPES.items()
+        if key in state and not isinstance(state[key], kind)
+    ]
+    if not wrong and not all(map(_is_entry, state.get("best", []))):
+        wrong = ["its best are no list of iterations and scores"]
+    if wrong:
+        raise ValueError(f"{path} is not a usable checkpoint: {wrong[0]}")
+    return state
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it is of one of the best weights."""
+    if not isinstance(entry, dict) or not {"iteration", "score", "ci95"} <= entry.keys():
+        return False
+    numbers = isinstance(entry["score"], (int, float)) and isinstance(entry["ci95"], (int, float))
+    return numbers and isinstance(entry["iteration"], int) and entry["iteration"] >= 0
 
 
 def _read(path: Path) -> bytes:
@@ -152,7 +186,10 @@ class Checkpoints:
             raise FileNotFoundError(f"no checkpoint in {self.directory}")
         for iteration in reversed(iterations):
             try:
-                state = load(self.directory / STATE.format(iteration))
+                path = self.directory / STATE.format(iteration)
+                state = _checked(path, "iteration", "best")
+                if state["iteration"] != iteration:
+                    raise ValueError(f"{path} is not a usable checkpoint: it is of iteration {state['iteration']}")
             except ValueError as error:
                 then = "falling back to the one before" if iteration > iterations[0] else "there is none before it"
                 warnings.warn(f"{error}; {then}", stacklevel=3)
@@ -206,7 +243,7 @@ class Checkpoints:
     def _readable(self) -> Iterator[dict[str, Any]]:
         for entry in self.best:
             try:
-                yield load(self.directory / BEST.format(entry["iteration"]))
+                yield _checked(self.directory / BEST.format(entry["iteration"]), "learner")
             except (ValueError, FileNotFoundError) as error:
                 warnings.warn(f"{error}; taking the next best", stacklevel=4)
 

@@ -54,4 +54,4 @@ def _read(run: Path) -> Any:
 
 def _write(run: Path, made: Mapping[str, Any]) -> None:
     with writing(run / NAME) as file:
-        file.write((json.dumps(made, indent=1) + "\n").encode())
+        file.write((json.dumps(made, indent=1, sort_keys=True) + "\n").encode())

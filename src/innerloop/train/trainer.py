@@ -302,7 +302,7 @@ class Trainer:
         found = None
         if self.checkpoints and self.checkpoints.iterations():
             found = self.checkpoints.newest()
-            if not accept_changes and (changed := differences(found["config"], self.config)):
+            if not accept_changes and (changed := differences(found.get("config", {}), self.config)):
                 raise ValueError(
                     f"{self.run} was begun with another {', '.join(changed)}: resume it as it was, or with "
                     "fit(resume=True, accept_changes=True), or use another directory"
@@ -341,7 +341,7 @@ class Trainer:
             "tasks": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "config": self.config,
-            "plans": dict(self.learner.engine.plans.made),
+            "plans": dict(sorted(self.learner.engine.plans.made.items())),
             "skipped": self.faults.skipped,
             "environment": environment(self.device),
             "phases": self.phases.seconds,
@@ -364,14 +364,18 @@ class Trainer:
             self.outer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
-        self.generator.set_state(state["tasks"])
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda" and "cuda_random" in state:
-            torch.cuda.set_rng_state(state["cuda_random"], self.device)
-        if isinstance(self.train, Stateful) and "source" in state:
-            self.train.load_state_dict(state["source"])
+        try:
+            self.generator.set_state(state["tasks"])
+            torch.set_rng_state(state["random"])
+            if self.device.type == "cuda" and "cuda_random" in state:
+                torch.cuda.set_rng_state(state["cuda_random"], self.device)
+            if isinstance(self.train, Stateful) and "source" in state:
+                self.train.load_state_dict(state["source"])
+            phases = state["phases"] if "phases" in state else {"gradient": state["seconds"]}
+            self.phases.seconds = {str(name): float(seconds) for name, seconds in phases.items()}
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"the checkpoints in {self.run} cannot be gone on from: {error}") from error
         self.iteration, self.faults.skipped = state["iteration"], state.get("skipped", 0)
-        self.phases.seconds = dict(state["phases"] if "phases" in state else {"gradient": state["seconds"]})
 
     def _finish(self) -> Result:
         best = self.world.told(self.checkpoints.best if self.checkpoints else [])
