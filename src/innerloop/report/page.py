@@ -25,6 +25,8 @@ from .traces import LIGHT, SHADES, Interactive, dash
 
 MARK = '<meta name="generator" content="innerloop'
 """What tells a report from a page of somebody else's."""
+PIECE = 2**20
+"""Letters that are encoded at once, so that a long page is not held twice."""
 PLOTLY = f"/* {secrets.token_hex(16)} */"
 """Stands for plotly in the page; no name of a run can be the same."""
 Section = dict[str, Any]
@@ -77,7 +79,8 @@ def write_report(
         text = page(labelled(found), broken, data, models, say, searched)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be UTF-8
+        for start in range(0, len(text), PIECE):
+            file.write(text[start : start + PIECE].encode("utf-8", "backslashreplace"))  # names need not be UTF-8
     return broken
 
 

@@ -22,7 +22,7 @@ Check = Callable[[Any], bool]
 
 MOST = 2_000
 """Lines of a kind, at least, that are kept of a longer record."""
-SIZE = 8 * 2**20
+SIZE = 2**20
 """Bytes of the lines of a kind, at most, that are kept of a longer record."""
 NEWLINE = 10
 LONGEST = 64 * 2**20
@@ -49,6 +49,15 @@ def listed(check: Check) -> Check:
     return lambda value: type(value) is list and all(map(check, value))
 
 
+def numbers(value: Any) -> bool:
+    """Whether a value is a list of numbers as `number` takes them."""
+    if type(value) is not list:
+        return False
+    if all(type(one) is float for one in value) and math.isfinite(sum(value)):
+        return True  # at once, since a record has thousands of them
+    return all(map(number, value))
+
+
 def table(check: Check) -> Check:
     """Whether a value is an object of such values."""
     return lambda value: type(value) is dict and all(map(check, value.values()))
@@ -67,7 +76,7 @@ def _tasks(line: Line) -> bool:
     return after > 0 and all(len(some) == tasks and all(len(one) == after for one in some) for some in found)
 
 
-NUMBERS, TEXT, TRUTH = listed(number), kind_of(str), kind_of(bool)
+NUMBERS, TEXT, TRUTH = numbers, kind_of(str), kind_of(bool)
 SETTING = kind_of(str, int, float, bool, type(None))
 JUDGED: Mapping[str, Check] = {
     "metric": TEXT, "higher_is_better": TRUTH, "unit": TEXT, "mean": number, "ci95": number, "num_tasks": whole,
@@ -144,6 +153,7 @@ class Series:
 
     Attributes:
         entries: index, length and content of those that are kept.
+        size: their bytes, together.
         count: how many there were, damaged ones among them.
         every: one of so many is kept.
         extremes: the lines with the lowest and the highest mean, by index, so that the best is there.
@@ -152,6 +162,7 @@ class Series:
     """
 
     entries: list[tuple[int, int, Line]] = field(default_factory=list)
+    size: int = 0
     count: int = 0
     every: int = 1
     extremes: dict[str, tuple[float, int, bytes]] = field(default_factory=dict)
@@ -161,14 +172,11 @@ class Series:
     def add(self, size: int, entry: Line, most: int | None) -> None:
         """Keep a line, and fewer of those before if there are too many."""
         self.entries.append((self.count, size, _compact(entry)))
-        while most is not None and len(self.entries) > 2 and self._large(most):
+        self.size += size
+        while most is not None and len(self.entries) > 2 and (len(self.entries) > 2 * most or self.size > SIZE):
             self.every *= 2
             self.entries = [kept for kept in self.entries if kept[0] % self.every == 0]
-
-    def _large(self, most: int) -> bool:
-        return len(self.entries) > 2 * most or (
-            len(self.entries) % 16 == 0 and sum(size for _, size, _ in self.entries) > SIZE
-        )
+            self.size = sum(size for _, size, _ in self.entries)
 
     def note(self, line: bytes) -> None:
         """Remember a line with the lowest or the highest mean so far."""
