@@ -51,7 +51,7 @@ docs: $(VENV)/docs
 	@echo docs/_build/html/index.html
 
 test: lint
-	$(RUN)/python -m pytest -n 2 -m "not slow"
+	$(RUN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/dev $(VENV)/docs
 	$(RUN)/python -m pytest -m slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,13 +34,11 @@ def _as_new() -> None:
     torch.set_flush_denormal(False)  # what older versions of TorchInductor compile turns it on for the whole process
 
 
-@pytest.fixture(autouse=True)
-def _plans(request: pytest.FixtureRequest, cache: Path) -> Iterator[None]:
-    """Each test measures its own plans."""
-    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plans, "folder", lambda: cache / "plans" / name)
-        yield
+@pytest.fixture
+def own_plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test measures its plans itself. Other tests share what one of them has measured."""
+    own = tmp_path_factory.mktemp("plans")
+    monkeypatch.setattr(plans, "folder", lambda: own)
 
 
 @pytest.fixture
@@ -82,9 +79,11 @@ def episodes() -> Callable[..., il.Task]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of this test run's own, filled once."""
+    """A cache folder of this test run's own, filled once, also where several processes run the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
+        own = tmp_path_factory.getbasetemp()
+        folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+        folder.mkdir(exist_ok=True)
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder / "innerloop"
 

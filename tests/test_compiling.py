@@ -17,6 +17,8 @@ from innerloop import compiling, recording, twins
 
 from .locks import Noting
 
+pytestmark = pytest.mark.usefixtures("own_plans")
+
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="TorchInductor needs a C++ compiler"
 )
@@ -53,12 +55,28 @@ def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: 
     monkeypatch.setattr(recording.Recorded, "compile", refuse)
     monkeypatch.setattr(compiling, "SECONDS_PER_OPERATION", 10.0)
     maml = learner()
-    for steps, why in ((20, "the steps to come take 0"), (10_000, "less than three times")):
-        maml = learner()
-        maml.compiler.steps_to_come = steps
-        for _ in range(11):
-            maml.meta_gradient(regression())
-        assert [why in reason for reason in maml.compiler.reasons.values()] == [True]
+    maml.compiler.steps_to_come = 10_000
+    for _ in range(11):
+        maml.meta_gradient(regression())
+    assert ["less than 3 times as long" in reason for reason in maml.compiler.reasons.values()] == [True]
+
+
+def test_a_few_steps_are_not_even_tried(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "Trial", None)
+    maml = learner()
+    maml.compiler.steps_to_come = compiling.FEWEST - 1
+    maml.meta_gradient(regression())
+    reason = f"eager, since {compiling.FEWEST - 1} steps to come do not make up for compiling"
+    assert list(maml.compiler.reasons.values()) == [reason]
+
+
+@pytest.mark.parametrize("operations", [1, 100, 10_000])
+@pytest.mark.parametrize("eager", [10.0**power for power in range(-6, 3)])
+def test_fewer_than_the_fewest_steps_never_pay(operations: int, eager: float) -> None:
+    count, compiler = compiling._Count(), compiling.Compiler()
+    count.operations, compiler.steps_to_come = operations, compiling.FEWEST - 1
+    with pytest.raises(recording.UnsuitableError):
+        compiler._require_worth(count, eager)
 
 
 def test_steps_of_arithmetic_stay_eager(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ import innerloop as il
 from innerloop import normalisation
 from innerloop.initial import Initialisation
 
+pytestmark = pytest.mark.usefixtures("own_plans")
+
 
 class Encoder(nn.Module):
     def __init__(self) -> None:

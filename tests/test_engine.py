@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import innerloop as il
 from innerloop import engine, memory
 
+pytestmark = pytest.mark.usefixtures("own_plans")
+
 
 @pytest.mark.parametrize("vectorize", [0, -3, "yes", 2.5, None, (2, 0), (2, 2, 2), (True, 2)])
 def test_a_number_of_tasks_is_at_least_one(vectorize: object) -> None:

@@ -11,6 +11,8 @@ import torch
 
 from innerloop import cli, config, experiment
 
+pytestmark = pytest.mark.usefixtures("own_plans")
+
 TINY = ["--set", "train.iterations=20", "--set", "train.tasks=3", "--set", "train.val_tasks=3", "--set",
         "evaluate.num_tasks=5", "--set", "train.log_every=5", "--set", "model.sizes=[1, 8, 1]", "--quiet"]  # fmt: skip
 

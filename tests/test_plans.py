@@ -18,6 +18,8 @@ from torch.nn import functional as F
 import innerloop as il
 from innerloop import plans, search
 
+pytestmark = pytest.mark.usefixtures("own_plans")
+
 
 def learner(width: int = 8, **options: Any) -> il.MetaLearner:
     torch.manual_seed(0)

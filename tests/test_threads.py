@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 import innerloop as il
 from innerloop import engine, search, threads
 
+pytestmark = pytest.mark.usefixtures("own_plans")
+
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:

@@ -35,6 +35,10 @@ MOST_OPERATIONS = 10_000
 """More are not compiled: it would take longer than anyone expects."""
 START = 1e-5
 """Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
+PAYS = 3.0
+"""How many times as long as compiling the steps to come have to take."""
+FEWEST = round(PAYS * SECONDS_PER_OPERATION * OTHERS / START)
+"""Fewer steps to come never make up for compiling: if starting takes its part of them, they take less than that."""
 BRIEF = 0.5
 """Seconds for which uncompiled steps are timed."""
 WASTED = 3
@@ -138,6 +142,10 @@ class Compiler:
             return self.decide(key, step, values)[0]
         if (decision := engine.plans.get(name, but)) is None:
             if torch.are_deterministic_algorithms_enabled() or not self.steps_to_come or not lasting():
+                return None
+            if self.steps_to_come < FEWEST:
+                self._compiled[key] = None
+                self._say(key, f"eager, since {self.steps_to_come} steps to come do not make up for compiling")
                 return None
             if engine.changing:  # runs to measure would change it more often
                 self._compiled[key] = None
@@ -279,9 +287,10 @@ class Compiler:
             raise UnsuitableError(
                 f"starting its {count.operations} operations takes about {1e3 * starting:.0f} of {1e3 * eager:.0f} ms"
             )
-        if to_come < 3 * cost:
+        if to_come < PAYS * cost:
             raise UnsuitableError(
-                f"the steps to come take about {to_come:.0f} s, less than three times what compiling would ({cost:.0f})"
+                f"the steps to come take about {to_come:.0f} s, less than {PAYS:.0f} times as long as compiling "
+                f"({cost:.0f} s)"
             )
 
 
