@@ -70,11 +70,13 @@ def conduct(
         run: the run directory.
         place: where and how.
         command: what starts it, for the results.
-        resume, accept_changes: go on with what the directory holds, even if another recipe began it.
+        resume: go on from the newest checkpoint in the directory, if it has any.
+        accept_changes: resume even if the run was begun with another recipe.
         profile: write a trace of some iterations to ``profile.json``, for chrome://tracing and Perfetto.
         replan: measure anew how tasks run quickest, whatever was found before.
         test: whether there is an evaluation at the end.
-        loggers, progress: of the `Trainer`.
+        loggers: receive the numbers of the training; see `Trainer`.
+        progress: whether to show a progress bar; see `Trainer`.
 
     Raises:
         Exception: what `require_free`, `Trainer.fit` and `evaluate` raise.
