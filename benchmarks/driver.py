@@ -119,8 +119,7 @@ class Worker:
 
 class Pool:
     """Where workers come from: new processes, so that nothing of one row is left in the next. Only quick runs, whose
-    times do not count, use them again, since most of their time is importing torch.
-    """
+    times do not count, use them again, since most of their time is importing torch."""
 
     def __init__(self, again: bool) -> None:
         self.again = again

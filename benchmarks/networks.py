@@ -33,8 +33,7 @@ def conv4(ways: int, width: int) -> nn.Sequential:
 
 def pair_network() -> nn.Sequential:
     """5 x 5 convolutions of 6, 10, 12 and 16 filters, each with ReLU and max-pooling, and two linear layers: the
-    probability that a drawing of 105 x 105 is of the second of two characters, ``[N]``.
-    """
+    probability that a drawing of 105 x 105 is of the second of two characters, ``[N]``."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise((1, 6, 10, 12, 16)):
         layers += [nn.Conv2d(inputs, outputs, 5), nn.ReLU(), nn.MaxPool2d(2)]

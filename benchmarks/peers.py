@@ -40,8 +40,7 @@ def higher(checkout: str | None) -> Any:
 
 def torchopt(checkout: str | None) -> Any:
     """metaopt/torchopt. A checkout lacks the compiled Adam, which its SGD does not touch, so an empty module stands in
-    where that was not built.
-    """
+    where that was not built."""
     folder = package_folder("torchopt", checkout)
     sys.path.insert(0, str(folder.parent))
     if not list(folder.glob("_C*.so")) and not list(folder.glob("_C*.pyd")):

@@ -200,8 +200,7 @@ class Learn2Learn(OneByOne):
 
 class Higher(OneByOne):
     """``higher.innerloop_ctx`` around SGD. First order: adapted without a graph, and the first weights are given the
-    gradient at the adapted ones.
-    """
+    gradient at the adapted ones."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)

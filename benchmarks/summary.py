@@ -20,8 +20,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def paired(times: Sequence[float], own: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of the ratios of each round, whose two times were taken one after the other: what slows the
-    machine for a while slows both.
-    """
+    machine for a while slows both."""
     return spread([a / b for a, b in zip(times, own, strict=True)])
 
 

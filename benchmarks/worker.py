@@ -63,8 +63,7 @@ class Library:
 
     def _run_model(self) -> None:
         """Once forward and back, so that what any use of the model takes, such as the code of its operations, counts as
-        the model's own.
-        """
+        the model's own."""
         if "support" in self.job.content:
             copy.deepcopy(self.subject.model)(self.job.tasks()[0][0]).square().sum().backward()
 

@@ -1,6 +1,5 @@
 """What the site is made of besides the pages in this folder: pages that lie elsewhere in the repository, tables from
-result files, and a page for each public module.
-"""
+result files, and a page for each public module."""
 
 import posixpath
 import re

@@ -27,8 +27,7 @@ class MetaLearning(lightning.LightningModule):
 
     def backward(self, loss: torch.Tensor) -> None:
         """The gradients are there already. Processes that have to share theirs need torch's: leave this out, and return
-        ``self.learner(tasks, self.global_step).objective.mean()`` above.
-        """
+        ``self.learner(tasks, self.global_step).objective.mean()`` above."""
         for name, grad in self.grads.items():
             parameter, share = self.learner.get_parameter(name), grad / self.trainer.accumulate_grad_batches
             parameter.grad = share if parameter.grad is None else parameter.grad + share

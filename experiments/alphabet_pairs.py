@@ -115,8 +115,7 @@ def told(run: il.report.Run) -> dict[str, Any]:
 @torch.no_grad()
 def noise(run: Path, data: str | None, problems: int, draws: int = 4) -> dict[str, float]:
     """Standard deviations of the query loss of single meta-train problems under fixed weights: between problems, and
-    between draws of which drawings of a problem are adapted on and which are judged.
-    """
+    between draws of which drawings of a problem are adapted on and which are judged."""
     learner, sources, _ = il.load_run(run, data)
     generator = torch.Generator().manual_seed(0)
     losses = torch.empty(problems, draws)
@@ -152,8 +151,7 @@ def dealt_anew(tasks: Task, generator: torch.Generator) -> Task:
 
 def scratch(recipe: str, data: str | None, times: int, val_tasks: int, test_tasks: int) -> dict[str, Any]:
     """The network untrained, adapted for up to so many times the steps, at the rate and number of steps that are best
-    on meta-validation.
-    """
+    on meta-validation."""
     path = HERE / f"{recipe}.toml"
     name, tried = str(path) if path.exists() else recipe, []
     for lr in (0.01, 0.03, 0.1):

@@ -65,8 +65,7 @@ def _members(run: Path) -> int:
 
 def curves(run: Path) -> dict[str, list[list[float]]]:
     """Of training: ``[iteration, loss]``, means of what was logged over at most 200 stretches; of validation:
-    ``[iteration, mean, ci95]``.
-    """
+    ``[iteration, mean, ci95]``."""
     record = il.report.read_run(run)
     losses = list(zip(*record.column("train", "loss"), strict=True))
     each = -(-len(losses) // POINTS) or 1

@@ -20,8 +20,7 @@ SIDE_BY_SIDE = 3
 
 def draw(family: str) -> Path:
     """Losses, of few recipes side by side, and validations: a line for every seed of a recipe. Of policies validations
-    alone: the value of a surrogate says nothing.
-    """
+    alone: the value of a surrogate says nothing."""
     found = {recipe: results for recipe, results in table.members(family).items() if any(map(validated, results))}
     every = [result for results in found.values() for result in results]
     labels = sorted({Scale.read(result["tests"][0]).label for result in every})

@@ -1,6 +1,5 @@
 """Run directories, saved models and recipes as somebody else may send them: truncated files, other types, huge sizes,
-odd names, links. This file has what fits all of them, and the mutations of run directories.
-"""
+odd names, links. This file has what fits all of them, and the mutations of run directories."""
 
 from __future__ import annotations
 

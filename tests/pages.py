@@ -271,8 +271,7 @@ def _seed(number: str) -> list[str]:
 
 def torchrun(page: Page, words: list[str]) -> None:
     """Its own options are read by its own parser. A recipe is trained by this process alone; a script that a block made
-    runs in the slow test.
-    """
+    runs in the slow test."""
     from torch.distributed.run import get_args_parser
 
     found = get_args_parser().parse_args(words[1:])

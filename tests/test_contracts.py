@@ -1,6 +1,5 @@
 """What would be wrong without an error is right, or refused: targets that broadcast, models that write to themselves or
-keep tensors, inference mode, and few inputs for batch norm.
-"""
+keep tensors, inference mode, and few inputs for batch norm."""
 
 from __future__ import annotations
 
@@ -546,8 +545,7 @@ def test_gradients_flow_through_buffers(memory: Any, vectorize: Any) -> None:
 @VECTORIZE
 def test_inner_losses_that_use_the_models_own_parameters_are_refused(vectorize: Any) -> None:
     """Those are the meta-parameters, and in a loop over tasks also the first step's: whichever way tasks run, it is not
-    what is adapted that they would see.
-    """
+    what is adapted that they would see."""
     model, tasks = nn.Linear(3, 1), column(regression())
 
     def decayed(output: Tensor, y: Tensor) -> Tensor:

@@ -82,8 +82,7 @@ def differ() -> il.Task:
 
 def message(learner: Callable[..., il.MetaLearner], batch: il.Task) -> str:
     """The one warning, which shows a line of this file; the numbers are those of the loop, and with
-    ``vectorize=True`` the same is an error.
-    """
+    ``vectorize=True`` the same is an error."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = learner(vectorize="auto")

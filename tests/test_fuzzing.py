@@ -1,6 +1,5 @@
 """Whatever is in a recipe, a run directory or a checkpoint: an explanation or success, and no file is changed by
-looking at it.
-"""
+looking at it."""
 
 from __future__ import annotations
 

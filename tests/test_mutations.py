@@ -1,6 +1,5 @@
 """No run directory, saved model or recipe makes a command end in a traceback, hang, take all memory, write anywhere
-else, or lose what there is to say of others. An error is one line that names the file.
-"""
+else, or lose what there is to say of others. An error is one line that names the file."""
 
 from __future__ import annotations
 

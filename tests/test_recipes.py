@@ -149,8 +149,7 @@ def test_mini_imagenet_is_learned_from(tmp_path: Path, mini_imagenet_root: Path)
 @pytest.mark.parametrize("preset", ["maml", "anil"])
 def test_mini_imagenet_clips_as_the_authors_code_does(preset: str, shots: int) -> None:
     """Finn et al. clamp at 10 the gradient of a sum over all query images, divided by the shots. What comes out must be
-    ours but for one factor, which Adam does not see.
-    """
+    ours but for one factor, which Adam does not see."""
     resolved = config.load_recipe(f"mini-imagenet-5w{shots}s-{preset}")
     limit = config.arguments(resolved, "train")["clip"]
     images = resolved["tasks"]["ways"] * resolved["tasks"]["queries"]

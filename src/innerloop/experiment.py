@@ -65,6 +65,8 @@ def conduct(
 ) -> tuple[Result, Evaluation | None]:
     """Train by a resolved recipe, evaluate on the test split as it says, and write ``results.json``.
 
+    Raises what `require_free`, `Trainer.fit` and `evaluate` raise.
+
     Args:
         settings: from `innerloop.config.load_recipe`.
         run: the run directory.
@@ -77,9 +79,6 @@ def conduct(
         test: whether there is an evaluation at the end.
         loggers: receive the numbers of the training; see `Trainer`.
         progress: whether to show a progress bar; see `Trainer`.
-
-    Raises:
-        Exception: what `require_free`, `Trainer.fit` and `evaluate` raise.
     """
     world = place.world
     with blaming(config.source_of(settings), run), ExitStack() as stack:
@@ -88,8 +87,7 @@ def conduct(
             stack.enter_context(claimed(run))
         learner, sources = config.build(settings, place.data, place.device, place.download)
         learner.engine.plans.fresh, train = replan, sources.train
-        if profile and world.first:
-            train = stack.enter_context(profiled(train, run / "profile.json"))
+        train = stack.enter_context(profiled(train, run / "profile.json")) if profile and world.first else train
         options, judging = config.arguments(settings, "train"), config.arguments(settings, "evaluate")
         if test:  # a metric that does not fit is an error before training
             rehearse(learner, sources.test, **judging)

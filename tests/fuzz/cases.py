@@ -215,8 +215,7 @@ def _differentiated(objective: Tensor, params: Values, again: bool) -> Found:
 
 def by_differences(case: Case, rate: float, order: int, found: Found) -> float | None:
     """How much a result differs from finite differences of what the plain loop gives one derivative below: of its
-    objective for order 2, of its meta-gradient for order 3.
-    """
+    objective for order 2, of its meta-gradient for order 3."""
     oracle = Oracle(case, order=order - 1)  # which an objective's value does not depend on
     oracle.params = params = {n: p for n, p in case.named_parameters() if p.requires_grad}
     directions = _directions(params)
@@ -255,8 +254,7 @@ def innerloop(case: Case, dtype: torch.dtype, rate: float, order: int, vectorize
 
 def slope_error(exact: Tensor, value: Callable[[float], Tensor]) -> float | None:
     """How much a slope differs from finite differences of a function of a step, relative; ``None`` where these are no
-    measure, since two widths do not agree (a kink, a pole, or roundings).
-    """
+    measure, since two widths do not agree (a kink, a pole, or roundings)."""
     slopes, noises = [], []
     for width in WIDTHS:
         values = [value(step * width) for step in (1, -1, 2, -2)]
@@ -273,8 +271,7 @@ def slope_error(exact: Tensor, value: Callable[[float], Tensor]) -> float | None
 
 def derivative_errors(case: Case) -> list[float | None]:
     """By how much torch's first, second and third derivative of a case differ from finite differences of the one below,
-    relative, along fixed directions; up to the first that torch does not have.
-    """
+    relative, along fixed directions; up to the first that torch does not have."""
     oracle = Oracle(case)
     params, buffers = oracle.params, dict(case.named_buffers())
     sizes = {n: float(p.detach().abs().max()) for n, p in params.items()}

@@ -16,8 +16,7 @@ Shape = tuple[int, ...]
 
 class Draw:
     """Choices. Hypothesis draws where they start from, since its own favor simple and repeated ones; what fails is made
-    smaller by `reduce`, which knows what a layer is.
-    """
+    smaller by `reduce`, which knows what a layer is."""
 
     def __init__(self, random: Random) -> None:
         self.random = random

@@ -161,8 +161,7 @@ def cases(name: str, op: Any, dtype: torch.dtype = torch.float64, samples: int =
 
 def _draws(op: Any, sample: Any) -> bool:
     """Whether an operator draws random numbers: torch's list makes it draw the same ones in every call, but tasks that
-    run at once draw their own.
-    """
+    run at once draw their own."""
     seed, found = torch.manual_seed, []
     for shift in (0, 1):
         with mock.patch("torch.manual_seed", lambda number, shift=shift: seed(number + shift)):

@@ -307,8 +307,7 @@ def test_nine_of_ten_runs_where_one_is_broken(
 @pytest.fixture(scope="module")
 def long(trained: Path, recorded: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the lines of a real run, repeated: 100,000 of training, 1,000 validations and records of tasks and
-    rates.
-    """
+    rates."""
     run, folder = read_run(trained / "strokes-seed0"), tmp_path_factory.mktemp("long")
     lines = list(run.lines["run"])
     for iteration in range(1, 100_001):

@@ -153,8 +153,7 @@ class CrashError(BaseException):
 
 class Disk:
     """Counts what is done to files, and fails at one of these operations: that one alone (``"full"``), or from it on
-    (``"crash"``), the last write being cut short.
-    """
+    (``"crash"``), the last write being cut short."""
 
     def __init__(self, monkeypatch, at: int | None, kind: str):
         self.at, self.kind, self.done, self.off = at, kind, 0, False

@@ -116,8 +116,7 @@ def test_restarting_by_torchrun(tmp_path):
 
 def hosts(names: list[str]) -> list[tuple[list[str], str]]:
     """Of two hosts, what begins a command there, and their addresses: network namespaces with a wire between them where
-    the system allows that, else two addresses of this machine.
-    """
+    the system allows that, else two addresses of this machine."""
     steps = [
         *(f"ip netns add {name}" for name in names),
         f"ip link add {names[0]} netns {names[0]} type veth peer name {names[1]} netns {names[1]}",

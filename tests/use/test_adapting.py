@@ -28,8 +28,7 @@ from .photographs import FIGURES, SEVEN, encoded, photograph, write  # noqa: E40
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten pictures of five characters as people have them: in several formats, one turned, one transparent, one broken;
-    and five new ones.
-    """
+    and five new ones."""
     folder = tmp_path_factory.mktemp("photos")
     for number, (name, figure) in enumerate(FIGURES.items()):
         (folder / "mine" / name).mkdir(parents=True)
