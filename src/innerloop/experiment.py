@@ -78,7 +78,7 @@ def conduct(
         replan: measure anew how tasks run quickest, whatever was found before.
         test: whether there is an evaluation at the end.
         loggers: receive the numbers of the training; see `Trainer`.
-        progress: whether to show a progress bar; see `Trainer`.
+        progress: whether to show progress on standard error.
     """
     world = place.world
     with blaming(config.source_of(settings), run), ExitStack() as stack:
