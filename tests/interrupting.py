@@ -39,6 +39,8 @@ class Attending(nn.Module):
 
 
 class Recurring(nn.Module):
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.cell, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)

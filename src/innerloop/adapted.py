@@ -54,8 +54,10 @@ def _warn_of_unused_statistics(model: nn.Module, statistics: Statistics) -> None
 
 
 def _warn_of_spectral_norms(model: nn.Module) -> None:
-    """Say that what spectral norms estimate does not follow meta-training: their vectors are buffers, dropped after
-    every task."""
+    """Warn that predictions do not use what meta-training did with spectral norms.
+
+    Their vectors are buffers, which are dropped after every task, so that the estimates do not follow meta-training.
+    """
     for name, module in model.named_modules():
         hooks = module._forward_pre_hooks.values()
         if isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
@@ -205,8 +207,10 @@ class AdaptedTasks:
     @undisturbed()
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
-        """The outputs ``[T, N, ...]`` on inputs ``[T, N, ...]``. With batch norm by the inputs' own statistics, single
-        inputs give a warning."""
+        """Return the outputs ``[T, N, ...]`` for inputs ``[T, N, ...]``.
+
+        Warns if batch norm uses the statistics of the inputs and a task has a single input.
+        """
 
         def one(params: Params, buffers: Params, x: Any) -> Any:
             return self._model(params, buffers, x)[0]

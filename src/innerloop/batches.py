@@ -18,8 +18,11 @@ def parts_of(tasks: Task, size: int, start: int, most: int | None = None) -> lis
 
 
 def copies(tensors: Params, number: int) -> Params:
-    """Each tensor with a new first axis, one for every item: buffers are updated in place, and inner gradients are
-    taken for each. Images and their filters are laid out with channels last, as the kernels want them."""
+    """Expand each tensor by a new first axis of length ``number``, one entry for every item.
+
+    Each item needs its own entry because buffers are updated in place and inner gradients are taken for each item.
+    Images and their filters are laid out with channels last, as the kernels require.
+    """
     last = {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in tensors.items()}
     return {name: tensor.expand(number, *tensor.shape) for name, tensor in last.items()}
 
@@ -31,4 +34,5 @@ def shapes_of(tasks: Task) -> str:
 
 
 def concatenated(chunks: list[Any]) -> Any:
+    """Concatenate pytrees of tensors along the first axis, leaf by leaf."""
     return pytree.tree_map(lambda *parts: parts[0] if len(parts) == 1 else torch.cat(parts), *chunks)

@@ -34,10 +34,12 @@ KEPT_AS = "_gradient_checkpointing_func"
 
 
 def task_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """A ``context_fn`` for `torch.utils.checkpoint.checkpoint`: what is computed again in the backward pass sees the
-    parameters, buffers and modes that it saw the first time, and all tasks at once if it did.
+    """A ``context_fn`` for `torch.utils.checkpoint.checkpoint` that recomputes under the conditions of the first pass.
 
-    Models of transformers are given it by the learner. In a module of one's own, which runs without a learner as well:
+    What the backward pass recomputes sees the parameters, buffers and modes that the first pass saw, and all tasks at
+    once if the first pass did.
+
+    The learner passes it to models of transformers. Your own module can pass it, too, and still runs without a learner:
 
     >>> from torch.utils.checkpoint import checkpoint
     >>> class Block(nn.Module):
@@ -91,8 +93,10 @@ def _in_context(module: nn.Module, function: Any) -> Any:
 
 
 class RefusedReentrant(TorchFunctionMode):
-    """Refuse reentrant checkpointing of learned parameters while a model runs. It does not work with
-    `torch.autograd.grad`, and it cuts the graph where no input requires a gradient, as in a first layer.
+    """Refuse reentrant checkpointing of learned parameters while a model runs.
+
+    Reentrant checkpointing does not work with `torch.autograd.grad`, and it cuts the graph where no input requires a
+    gradient, as in a first layer.
 
     Args:
         model: the model, for the message.

@@ -48,8 +48,11 @@ def require_tensors(output: Any) -> None:
 
 
 class Use(IntEnum):
-    """What a learner does with a task: it runs the model on the query set, takes inner steps, computes the outer loss,
-    takes second derivatives for a meta-gradient. From the second on, each includes those before."""
+    """What a learner does with a task; from the second member on, each member includes those before it.
+
+    The members are: run the model on the query set, take inner steps, compute the outer loss, and take second
+    derivatives for a meta-gradient.
+    """
 
     ANSWER, ADAPT, JUDGE, DIFFERENTIATE = range(4)
 
@@ -61,8 +64,11 @@ def judging(objective: Any) -> Use:
 
 
 class Found(NamedTuple):
-    """What an examination found: whether random numbers are drawn, whether some part changes in Python when it is
-    called, and whether copies of the model can run in threads of their own."""
+    """The result of an examination of a learner's parts.
+
+    It says whether random numbers are drawn, whether a part changes Python state when it is called, and whether copies
+    of the model can run in several threads.
+    """
 
     random: bool = False
     changing: bool = False
@@ -272,8 +278,11 @@ def _require_same(first: Run, again: Run, episode: Episode, before: RandomState,
 
 
 def _warn_of_eval(episode: Episode, before: RandomState, draws: Draws, first: Run, trained: Modes) -> None:
-    """Say that a model predicts otherwise than it is meta-trained, as a layer does that goes by ``self.training``. If
-    it draws random numbers in training, that cannot be told."""
+    """Warn if a model in eval mode predicts differently from how it is meta-trained.
+
+    A layer that reads ``self.training`` does so. The difference cannot be detected if the model draws random numbers in
+    training.
+    """
     off = [m for m, was in trained.items() if was and not m.training and not isinstance(m, (*NORMS, *DROPOUTS))]
     own = [m for m in off if not type(m).__module__.startswith(("torch.", "innerloop."))]
     if not own:

@@ -211,18 +211,17 @@ MOST_ENTRIES = 10_000
 
 @contextmanager
 def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
-    """Restore, on exit, the tensors that modules keep in their attributes and in attributes of their classes, so that
-    these live for one task, as buffers do.
+    """Restore, on exit, the tensors that modules keep in their attributes and in attributes of their classes.
 
-    Otherwise one task would see the tensors of another, and a model could be neither copied nor saved, since what it
-    kept is part of a graph. Other attributes, such as counters, stay as they are set.
+    Such tensors then live for one task, as buffers do. Otherwise one task would see the tensors of another, and a model
+    could be neither copied nor saved, since the tensors that it kept are part of a graph. Other attributes, such as
+    counters, stay as they are set.
 
     Args:
-        parts: modules, with their submodules; what is none is left alone.
+        parts: modules, with their submodules; a part that is not a module is ignored.
 
     Yields:
-        A list, which holds afterwards the containers and classes in which tensors were found: a copy of a module would
-        share them.
+        A list, which then holds the containers and classes that held tensors: a copy of a module would share them.
     """
     modules = modules_of(*parts)
     seen: set[int] = set()
@@ -254,8 +253,11 @@ def _classes(kind: type) -> Iterator[type]:
 
 
 def _restore_class(owner: type, held: dict[str, Any]) -> bool:
-    """Restore the tensors that a class held as attributes, and remove those that were added since; whether there are
-    such."""
+    """Restore the tensors that a class held as attributes, and remove those that were added since.
+
+    Returns:
+        Whether there were such tensors.
+    """
     changed = [n for n, value in vars(owner).items() if held.get(n, owner) is not value and has_tensors(value)]
     for name in changed:
         if name in held:
@@ -284,8 +286,11 @@ def _container(value: Any) -> Any:
 
 
 def _restore(place: Any, kept: Any) -> bool:
-    """Put back what was there, where that or what stands in its place is tensors, or has some in it; whether that was
-    so."""
+    """Put the old value back where the old or the new value is, or contains, tensors.
+
+    Returns:
+        Whether it did so.
+    """
     if not isinstance(place, dict):
         same = len(place) == len(kept) and all(a is b for a, b in zip(place, kept, strict=True))
         if same or not (has_tensors(place) or has_tensors(kept)):
@@ -308,8 +313,11 @@ def _restore(place: Any, kept: Any) -> bool:
 
 
 def has_tensors(value: Any, within: tuple[Any, ...] = ()) -> bool:
-    """Whether a value is tensors, or has some in it, such as a distribution, or refers to some: by weak references
-    torch's recurrent layers know for which parameters they have laid out their weights."""
+    """Whether a value is or contains tensors, as a distribution does, or refers to tensors.
+
+    Weak references count: torch's recurrent layers use them to know for which parameters they have laid out their
+    weights.
+    """
     for leaf in pytree.tree_leaves(value):
         leaf = leaf() if isinstance(leaf, weakref.ref) else leaf
         inner = _container(leaf)

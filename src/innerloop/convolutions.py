@@ -64,9 +64,12 @@ _unread = ContextVar("unread gradients", default=False)
 
 @contextmanager
 def unread_gradients() -> Iterator[None]:
-    """Gradients by weights that nothing else is computed of are not computed, only connected: for code that is about to
-    differentiate them and does not read them. Such code under ``vmap`` is the library's own: a module's plain gradients
-    cannot be vectorised, and looped tasks do not run on these kernels."""
+    """While entered, connect gradients by weights that nothing else is computed from, without computing them.
+
+    It is meant for code that is about to differentiate these gradients and does not read their values. Such code under
+    ``vmap`` is always the library's own: a module's plain gradients cannot be vectorized, and looped tasks do not run
+    on these kernels.
+    """
     token = _unread.set(True)
     try:
         yield

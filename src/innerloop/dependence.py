@@ -28,8 +28,10 @@ def reached(loss: Tensor, params: Params) -> list[str]:
 
 
 def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool = False) -> None:
-    """Name the adapted parameters that an inner loss does not depend on, and the parameters of a learned loss that its
-    gradient does not depend on, which the meta-gradient therefore cannot reach.
+    """Name the parameters that the inner loss or its gradient does not depend on.
+
+    These are the adapted parameters that an inner loss does not depend on, and the parameters of a learned loss that
+    its gradient does not depend on, which the meta-gradient therefore cannot reach.
 
     Args:
         loss: of one task at its start, a scalar.
@@ -164,8 +166,9 @@ class Chosen:
 
 
 def _refuse_once_differentiable(grads: list[Tensor]) -> None:
-    """Refuse gradients of functions that take no second derivative: torch leaves their part out where it is asked for
-    gradients by some tensors alone.
+    """Refuse gradients of functions that cannot be differentiated twice.
+
+    Torch leaves the part of such a function out where gradients by only some tensors are requested.
 
     Raises:
         ValueError: there is such a function.
@@ -180,8 +183,10 @@ def _refuse_once_differentiable(grads: list[Tensor]) -> None:
 
 
 def parameters_of(loss: Loss, outer: Loss) -> Params:
-    """Those of a learned inner loss that nothing but its gradient can teach, by name; none if it is the outer loss
-    too."""
+    """The parameters of a learned inner loss that only its gradient can train, by name.
+
+    There are none if the inner loss is the outer loss, too.
+    """
     if not isinstance(loss, nn.Module) or loss is outer:
         return {}
     return {name: p for name, p in loss.named_parameters() if p.requires_grad}

@@ -1,5 +1,7 @@
-"""Functions of torch whose batching rules or derivatives are wrong or missing, from operations that have right ones
-(torch 2.13; ``docs/torch.md`` says what is wrong with each)."""
+"""Replacements for functions of torch whose batching rules or derivatives are wrong or missing.
+
+They are built from operations that are right (torch 2.13; ``docs/torch.md`` describes the error of each function).
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,10 @@ def linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tens
 
 
 def logcumsumexp(input: Tensor, dim: int) -> Tensor:
-    """``torch.logcumsumexp``, whose third derivative is NaN, and whose batching rule takes a number without axes for
-    one of several.
+    """``torch.logcumsumexp`` with a finite third derivative and a batching rule that handles scalars.
+
+    The third derivative of torch's own function is NaN, and its batching rule takes a 0-dimensional tensor for a
+    vector.
 
     Along more than 128 elements, and in low precision, it is torch's own, since all pairs of elements are computed.
     """

@@ -1,5 +1,7 @@
-"""How a per-task function runs over a meta-batch: vectorized, some tasks at a time, in threads side by side, or one by
-one. All give the same numbers to rounding; which is quickest is measured once, and remembered."""
+"""How a per-task function runs over a meta-batch: vectorized, in parts, in several threads, or one task at a time.
+
+All give the same numbers to rounding. The fastest plan is measured once and remembered.
+"""
 
 from __future__ import annotations
 
@@ -221,13 +223,12 @@ class Engine:
         return (time.perf_counter() - start) * count(job.tasks) / (sum(map(count, parts)) or 1)
 
     def _run(self, work: Callable[[Task], Result], parts: Sequence[Task], plan: Plan, purpose: str) -> Iterator[Result]:
-        """The results of all parts, or of the first one, where threads are used for the first time: what that changes
-        in Python, several threads would change at once, and it stays in one."""
+        """Yield the results of all parts, or of the first part alone where threads are used for the first time."""
         if plan.threads == 1 or len(parts) == 1:
             yield from map(work, parts)
         elif purpose in self._watched:
             yield from side_by_side(work, parts, plan.threads, self.model)
-        else:
+        else:  # look for changes of Python state in one thread: several threads would make them at the same time
             before, result, after = state(self._everything), work(parts[0]), state(self._everything)
             self._watched.add(purpose)
             if changed := [key for key in after if after[key] != before.get(key)]:

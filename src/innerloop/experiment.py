@@ -65,19 +65,20 @@ def conduct(
 ) -> tuple[Result, Evaluation | None]:
     """Train by a resolved recipe, evaluate on the test split as it says, and write ``results.json``.
 
+    Raises what `require_free`, `Trainer.fit` and `evaluate` raise.
+
     Args:
         settings: from `innerloop.config.load_recipe`.
         run: the run directory.
         place: where and how.
         command: what starts it, for the results.
-        resume, accept_changes: go on with what the directory holds, even if another recipe began it.
+        resume: go on from the newest checkpoint in the directory, if it has any.
+        accept_changes: resume even if the run was begun with another recipe.
         profile: write a trace of some iterations to ``profile.json``, for chrome://tracing and Perfetto.
         replan: measure anew how tasks run quickest, whatever was found before.
         test: whether there is an evaluation at the end.
-        loggers, progress: of the `Trainer`.
-
-    Raises:
-        Exception: what `require_free`, `Trainer.fit` and `evaluate` raise.
+        loggers: receive the numbers of the training; see `Trainer`.
+        progress: whether to show progress on standard error.
     """
     world = place.world
     with blaming(config.source_of(settings), run), ExitStack() as stack:
@@ -86,8 +87,7 @@ def conduct(
             stack.enter_context(claimed(run))
         learner, sources = config.build(settings, place.data, place.device, place.download)
         learner.engine.plans.fresh, train = replan, sources.train
-        if profile and world.first:
-            train = stack.enter_context(profiled(train, run / "profile.json"))
+        train = stack.enter_context(profiled(train, run / "profile.json")) if profile and world.first else train
         options, judging = config.arguments(settings, "train"), config.arguments(settings, "evaluate")
         if test:  # a metric that does not fit is an error before training
             rehearse(learner, sources.test, **judging)

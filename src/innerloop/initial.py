@@ -27,10 +27,12 @@ class Initialisation(ABC):
 
 
 class Prototypes(Initialisation):
-    """A linear head made from class means: weight ``2 c_k`` and bias ``-||c_k||^2``, ``c_k`` being the mean feature of
-    class k (Triantafillou et al. 2020, section 3). Its logits are, up to a constant, minus the squared distances to the
-    prototypes (Snell et al. 2017, Eq. 8). A class without a support example has no mean: its weight is zero and its
-    bias far below any logit, so that it is never predicted, and inner steps by cross-entropy leave it there.
+    """A linear head made from class means (Triantafillou et al. 2020, section 3).
+
+    Its weight is ``2 c_k`` and its bias ``-||c_k||^2``, where ``c_k`` is the mean feature of class k. Its logits are,
+    up to a constant, minus the squared distances to the prototypes (Snell et al. 2017, Eq. 8). A class without a
+    support example has no mean: its weight is zero and its bias far below any logit, so that it is never predicted, and
+    inner steps by cross-entropy leave it there.
 
     Labels are class indices ``[S]``. An example with the label -100, which cross-entropy ignores, belongs to no class.
 

@@ -205,8 +205,10 @@ class Episode:
         return value_and_gradient(inner, params, order)
 
     def learned(self) -> list[Tensor]:
-        """The meta-parameters that a gradient may find by itself: those of a loss module, and the model's own where a
-        loss is a function that uses them."""
+        """The meta-parameters that the graph of an inner loss may reach by itself.
+
+        These are the parameters of a loss module, and the model's own, which a loss that is a function may use.
+        """
         parameters = self.inner_loss.parameters() if isinstance(self.inner_loss, nn.Module) else ()
         return [p for p in dict.fromkeys((*self.model.model.parameters(), *parameters)) if p.requires_grad]
 
@@ -224,6 +226,11 @@ def _slot(tensors: Params, step: int) -> Params:
 
 
 def scalar(loss: Tensor) -> Tensor:
+    """Return a loss, which must be a scalar.
+
+    Raises:
+        ValueError: it has axes.
+    """
     if loss.ndim:
         raise ValueError(f"a loss must average to one scalar, got shape {tuple(loss.shape)}: use reduction='mean'")
     return loss

@@ -31,8 +31,9 @@ def interrupt_behind(error: BaseException) -> BaseException | None:
 
 
 def raise_interrupt_behind(error: BaseException) -> None:
-    """Go on with the interrupt that led to an error, if there is one. Called first wherever errors of a user's code are
-    handled.
+    """Raise the interrupt that led to an error, if there is one.
+
+    Call it first wherever errors of a user's code are handled.
 
     Raises:
         BaseException: that interrupt.

@@ -34,8 +34,10 @@ def unfold(x: Tensor, tasks: int) -> Tensor:
 
 
 def result(x: Tensor, tasks: int) -> Tensor:
-    """`unfold` for what an autograd function returns: no view, so that what comes next may write into it, as
-    ``nn.ReLU(inplace=True)`` does."""
+    """`unfold` for the result of an autograd function.
+
+    The result is not a view, so that the next operation may write into it, as ``nn.ReLU(inplace=True)`` does.
+    """
     stack = unfold(x, tasks)
     return aten._unsafe_view(stack, stack.shape)  # type: ignore[no-any-return]
 
@@ -47,12 +49,15 @@ def fold_weight(stack: Tensor) -> Tensor:
 
 
 def unfold_weight(weight: Tensor, tasks: int) -> Tensor:
+    """``[T * O, C, ...] -> [T, O, C, ...]``, a view."""
     return weight.view(tasks, -1, *weight.shape[1:])
 
 
 def _channels_last(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Values in the order of memory, as images. The strides say channels last even where there is one channel: by
-    them torch chooses the layout it works in."""
+    """View values in memory order as images.
+
+    The strides say channels last even where there is one channel, because torch chooses its memory layout by them.
+    """
     return values.contiguous().as_strided(shape, _channels_last_strides(shape))
 
 

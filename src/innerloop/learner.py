@@ -39,8 +39,10 @@ from .writes import unchanged
 
 
 class MetaLearner(nn.Module):
-    """Runs one inner loop: a rule moves the selected parameters on each task's support set, and an objective turns
-    what happens on the query set into one scalar per task whose gradient is the meta-gradient.
+    """Runs one inner loop on each task and turns the result into one scalar per task.
+
+    A rule moves the selected parameters on each task's support set. An objective turns what happens on the query set
+    into a scalar whose gradient is the meta-gradient.
 
     Args:
         model: any module; it is never changed by adapting or evaluating.
@@ -321,6 +323,7 @@ class MetaLearner(nn.Module):
         return [*self.engine.reasons, *self.compiler.reasons.values()]
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows beside the submodules: selection, objective and number of inner steps."""
         return f"adapt={self.selection}, objective={type(self.objective).__name__}, steps={self.steps}"
 
     # -- one task -----------------------------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class TemporalLoss(nn.Module):
-    """A loss of what a policy computes while it watches, for demonstrations that say nothing of actions: convolutions
-    over time, and the mean square of what comes out (Yu et al. 2018). It needs no targets.
+    """A learned loss of a policy's activations, for demonstrations without actions; it needs no targets.
+
+    It convolves the activations over time and takes the mean square of the result (Yu et al. 2018).
 
     Args:
         heads: features of each part of the output that is looked at: one head is ``{"hidden": 64}``, two are

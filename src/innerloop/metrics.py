@@ -31,8 +31,10 @@ class Scale:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Scale:
-        """The scale of an evaluation as ``metrics.jsonl`` and ``results.json`` have it. This is the one place that
-        knows metrics by their names: records of older versions have nothing but the name."""
+        """The scale of an evaluation as ``metrics.jsonl`` and ``results.json`` hold it.
+
+        This is the only place that knows metrics by their names: records of older versions hold nothing but the name.
+        """
         name = str(record["metric"])
         higher, unit = OLDER.get(name, (False, ""))
         return cls(name, record.get("higher_is_better", higher), record.get("unit", unit))

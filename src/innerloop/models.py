@@ -105,9 +105,11 @@ class Conv4(nn.Module):
 
 
 class PairNet(nn.Module):
-    """Four 5x5 convolutions of 6, 10, 12 and 16 filters, each with ReLU and max-pooling, and two linear layers of 10
-    units and one logit: whether an image is of the second of two classes. Weights are initialised as He et al. 2015 do,
-    biases at zero: smaller ones leave an inner loop of plain gradient descent at the loss of a guess.
+    """A network of four convolutions that decides whether an image is of the second of two classes.
+
+    The convolutions are 5x5 with 6, 10, 12 and 16 filters, each with ReLU and max-pooling. Two linear layers of 10
+    units and one logit follow. Weights are initialized as in He et al. 2015, biases at zero: smaller weights leave an
+    inner loop of plain gradient descent at the loss of a random guess.
 
     Args:
         image_size: 105, the size of Omniglot's drawings; or from 16 on, with convolutions that keep the size.
@@ -182,8 +184,9 @@ class ResNet12(nn.Module):
 
 
 class WithContext(nn.Module):
-    """A model with a context vector that is appended to the input of one of its layers (CAVIA; Zintgraf et al. 2019,
-    section 3). The vector starts every task at zero and is adapted, never meta-learned.
+    """A model with a context vector that is appended to the input of one layer (CAVIA).
+
+    The vector starts every task at zero and is adapted, never meta-learned (Zintgraf et al. 2019, section 3).
 
     Args:
         model: its layer must expect ``size`` features (or channels) more than the layer before gives.
@@ -214,8 +217,9 @@ class WithContext(nn.Module):
 
 
 class BiasTransformed(nn.Linear):
-    """A linear layer with inputs of its own beside those it is given: a bias transformation, whose gradient has more
-    freedom than a bias's (Finn et al. 2017, One-Shot Visual Imitation Learning).
+    """A linear layer with ``size`` learned inputs besides the given ones, called a bias transformation.
+
+    Its gradient has more freedom than that of a bias (Finn et al. 2017, One-Shot Visual Imitation Learning).
 
     Args:
         inputs, outputs: of the layer.
@@ -234,8 +238,9 @@ class BiasTransformed(nn.Linear):
 
 
 class Recurrent(nn.Module):
-    """An Elman network: a state that every step of a sequence renews, and a linear output at each (Elman 1990). Torch's
-    own recurrent layers cannot be vectorised over tasks; this one can.
+    """An Elman network: a state that every step of a sequence renews, and a linear output at each step (Elman 1990).
+
+    Torch's own recurrent layers cannot be vectorized over tasks; this one can.
 
     Args:
         inputs: numbers that a step of a sequence has.

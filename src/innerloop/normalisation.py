@@ -46,8 +46,11 @@ def _by_stored(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """By stored statistics. Torch's own has a wrong gradient under ``vmap`` where its input is one image that comes
-    from a convolution, for the strides of such an image are ambiguous."""
+    """Normalize by stored statistics.
+
+    Torch's own function has a wrong gradient under ``vmap`` where its input is one image that comes from a convolution,
+    because the strides of such an image are ambiguous.
+    """
     if mean is None or variance is None:
         raise ValueError("a norm by stored statistics needs running_mean and running_var")
     shape = [1, -1, *[1] * (input.ndim - 2)]
@@ -142,7 +145,9 @@ def _layer_dtype(input: Tensor) -> torch.dtype:
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """What ``torch.nn.utils.parametrizations.weight_norm`` computes: ``v`` with norm ``g`` along all axes but ``dim``
-    (along all for -1)."""
+    """Compute what ``torch.nn.utils.parametrizations.weight_norm`` computes.
+
+    The result is ``v`` rescaled to norm ``g`` along all axes but ``dim`` (along all for -1).
+    """
     axes = [axis for axis in range(v.ndim) if axis != dim]
     return v * (g / v.square().sum(axes, keepdim=True).sqrt())

@@ -12,15 +12,19 @@ from torch.autograd import Function
 from torch.func import grad, vjp
 
 from .inner import Episode, detach
-from .rules import UpdateRule, as_reals
+from .rules import UpdateRule
 from .schedules import Schedule, value
 from .stacks import on_stacks, place
 from .task import Params
+from .updates import as_reals
 
 
 class Judgement(NamedTuple):
-    """What an objective says of one task: the scalar to differentiate, the parameters after the last step, and the
-    query loss and output at them."""
+    """The result of an objective on one task.
+
+    The fields are the scalar to differentiate, the parameters after the last step, and the query loss and output at
+    them.
+    """
 
     objective: Tensor
     adapted: Params
@@ -79,6 +83,11 @@ class Unrolled(Objective):
         self.order, self.step_weights = order, step_weights
 
     def __call__(self, episode: Episode) -> Judgement:
+        """Judge by the query losses after the weighted steps.
+
+        Raises:
+            ValueError: the number of step weights is not that of the inner steps, or all are zero.
+        """
         order = value(self.order, episode.iteration)
         weights = self._weights(episode)
         params, terms = episode.start, []
@@ -91,6 +100,7 @@ class Unrolled(Objective):
         return Judgement(torch.stack(terms or [loss]).sum(), params, loss, output)
 
     def constants(self, iteration: int) -> Hashable:
+        """The order and the step weights of the iteration."""
         weights = value(self.step_weights, iteration)
         return value(self.order, iteration), None if weights is None else tuple(weights)
 
@@ -105,8 +115,10 @@ class Unrolled(Objective):
 
 
 class Reptile(Objective):
-    """Half the squared distance to the adapted parameters, taken as constants: its gradient is ``start - adapted``
-    (Nichol et al. 2018, Algorithm 2), so plain outer SGD with the paper's step size is Reptile.
+    """Half the squared distance to the adapted parameters, which count as constants.
+
+    Its gradient is ``start - adapted`` (Nichol et al. 2018, Algorithm 2), so plain outer SGD with the paper's step size
+    is Reptile.
 
     The query set is only monitored: as in the paper, the inner loop learns from the support set alone.
     """
@@ -114,9 +126,11 @@ class Reptile(Objective):
     citation = "Nichol, Achiam, Schulman. On First-Order Meta-Learning Algorithms. 2018. arXiv:1803.02999"
 
     def constants(self, iteration: int) -> Hashable:
+        """None: every iteration runs the same computation."""
         return None
 
     def __call__(self, episode: Episode) -> Judgement:
+        """Judge by the squared distance; the query loss is only reported."""
         with torch.no_grad():
             adapted = episode.last(order=1)
             loss, output = episode.query_loss(adapted)
@@ -125,8 +139,10 @@ class Reptile(Objective):
 
 
 class Implicit(Objective):
-    """The query loss at the minimum of the proximally regularised inner loss, differentiated by the implicit function
-    theorem: no graph through the inner steps is kept (iMAML; Rajeswaran et al. 2019, Eq. 6 and Algorithm 2).
+    """The query loss at the minimum of the proximally regularized inner loss (iMAML).
+
+    It is differentiated by the implicit function theorem, which keeps no graph through the inner steps (Rajeswaran et
+    al. 2019, Eq. 6 and Algorithm 2).
 
     At the minimum, ``grad support_loss(phi) + strength * (phi - start) = 0``. With
     ``v = (Hessian + strength)^-1 grad query_loss(phi)`` from conjugate gradients, the gradient of
@@ -150,6 +166,7 @@ class Implicit(Objective):
         self.strength, self.iterations, self.damping = strength, iterations, damping
 
     def constants(self, iteration: int) -> Hashable:
+        """None: every iteration runs the same computation."""
         return None
 
     def require_minimum(self, rule: UpdateRule, start: Params) -> None:
@@ -186,6 +203,7 @@ class Implicit(Objective):
             )
 
     def __call__(self, episode: Episode) -> Judgement:
+        """Judge by the query loss at the minimum, whose gradient is the implicit one."""
         with torch.no_grad():
             minimum = detach(episode.last(order=1))
             towards = grad(lambda p: episode.query_loss(p)[0])(minimum)

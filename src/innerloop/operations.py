@@ -1,5 +1,7 @@
-"""What stands in for torch's operations while tasks run: quick kernels for stacks of tasks, and norms whose second
-derivatives are right."""
+"""Replacements for torch's operations while tasks run.
+
+They are fast kernels for stacks of tasks, and norms whose second derivatives are right.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,11 @@ def _always(*_: Any) -> bool:
 
 
 def _where_torch_is_wrong(x: Tensor, options: Options) -> bool:
-    """One image in groups (see `convolutions`), which under ``vmap`` tasks are; or a transposed convolution of which
-    torch has no third derivative."""
+    """Whether torch computes wrong or no derivatives of a convolution.
+
+    That is so for one image in groups (see `convolutions`), which is what a convolution over tasks is under ``vmap``,
+    and for a transposed convolution of which torch has no third derivative.
+    """
     one, grouped = x.ndim == len(options.stride) + 1 or len(x) == 1, options.groups > 1 or place() != "plain"
     return (one and grouped) or any(options.output_padding)
 

@@ -135,8 +135,9 @@ def boil(
 
 
 def cavia(model: nn.Module, lr: float = 1.0, adapt: Selection | None = None, **options: Unpack[Options]) -> MetaLearner:
-    """Fast context adaptation: only a context vector adapts, from zero (Zintgraf et al. 2019). The model is one with a
-    parameter called ``context``, such as `innerloop.models.WithContext`.
+    """Fast context adaptation: only a context vector adapts, from zero (Zintgraf et al. 2019).
+
+    The model has a parameter called ``context``, such as that of `innerloop.models.WithContext`.
 
     Args:
         model: with a frozen parameter called ``context``.
@@ -180,8 +181,9 @@ def maml_plus_plus(
     per_step_norms: bool = True,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """MAML++: MAML made stable by five additions, each of which can be left out (Antoniou et al. 2019, section 4). The
-    sixth is a cosine schedule of the outer rate, which is the trainer's.
+    """MAML++: MAML with five additions that stabilize it (Antoniou et al. 2019, section 4).
+
+    Each addition can be left out. The sixth, a cosine schedule of the outer learning rate, belongs to the trainer.
 
     Args:
         model: as in `MetaLearner`.
@@ -230,8 +232,9 @@ def protomaml(
 
 
 def prototypical(model: nn.Module, head: str | None = None, **options: Unpack[Options]) -> MetaLearner:
-    """Prototypical networks: ProtoMAML without inner steps, the baseline that takes no gradient at test time (Snell et
-    al. 2017).
+    """Prototypical networks: ProtoMAML without inner steps (Snell et al. 2017).
+
+    It is the baseline that takes no gradient at test time.
 
     Args:
         model: as in `MetaLearner`.

@@ -16,8 +16,9 @@ _OURS = (f"{__package__}.", "torch.utils._device")
 
 
 def hidden_from_modes(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
-    """Hide the library's own operations on plain tensors from its function modes, which cost over a microsecond per
-    operation and per attribute.
+    """Hide the library's own operations on plain tensors from its function modes.
+
+    These modes cost over a microsecond per operation and per attribute.
 
     Args:
         tensors: what is worked on. A subclass may define operations of its own, so nothing is hidden then, nor from

@@ -38,8 +38,9 @@ class DrawsError(NotImplementedError):
 
 
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes, while entered, how random numbers are drawn, and makes all generators but torch's global ones afterwards
-    what they were before, so that whatever runs again draws the same.
+    """Records, while entered, which random generators are used, and restores them on exit.
+
+    It restores all generators but torch's global ones, so that code that runs again draws the same numbers.
 
     Args:
         parts: whose code will run: modules, losses and the like, in which generators are looked for.
@@ -147,8 +148,9 @@ def _of_random(value: Any) -> bool:
 
 @contextmanager
 def refused_draws(watch: bool) -> Iterator[None]:
-    """A context in which it is an error to draw from Python's or NumPy's global generators, which then have their
-    numbers back.
+    """A context in which drawing from Python's or NumPy's global generators is an error.
+
+    The generators are restored on exit.
 
     Args:
         watch: whether to look at all.

@@ -22,16 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from .task import Params
-from .updates import require_dense, require_updates
+from .updates import as_given, as_reals, require_dense, require_updates
 
 
 class UpdateRule(nn.Module, ABC):
-    """The contract of an inner update. A rule of one's own needs `forward` only; `innerloop.testing.check_rule`
-    checks it.
+    """The contract of an inner update. Your own rule needs only `forward`; `innerloop.testing.check_rule` checks it.
 
     Raises:
-        ValueError: when it is called, for a gradient that is sparse, an update that is missing, or one whose shape or
-            type is not its parameter's.
+        ValueError: on call, for a sparse gradient, or an update that is missing or has another shape or type than its
+            parameter.
     """
 
     citation: ClassVar[str] = ""
@@ -54,13 +53,12 @@ class UpdateRule(nn.Module, ABC):
         return ()
 
     def rates(self) -> Params:
-        """The rates that are meta-learned, for people to look at: by the name of the parameter that they move (an
-        empty one stands for all), ``[K]``, one a step, or a scalar. Most rules have none."""
+        """The meta-learned rates, by the name of their parameter ("" for all), ``[K]`` or scalars; often none."""
         return {}
 
     @abstractmethod
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        """One inner step.
+        """Take one inner step.
 
         Args:
             grads: gradient of the inner loss, by name.
@@ -81,7 +79,7 @@ class Chain(UpdateRule):
     """Rules one after another: each transforms the gradient for the next, the last takes the step.
 
     Args:
-        rules: gradient transforms, and behind them a rule that takes the step.
+        rules: gradient transforms, and last a rule that takes the step.
 
     Raises:
         ValueError: nothing is chained, a rule before the last takes a step, or the last only transforms.
@@ -99,16 +97,20 @@ class Chain(UpdateRule):
         return iter(self.rules)  # type: ignore[arg-type]
 
     def bind(self, params: Params, steps: int) -> None:
+        """Bind each rule."""
         for rule in self:
             rule.bind(params, steps)
 
     def init(self, params: Params) -> Any:
+        """The states of all rules, a tuple."""
         return tuple(rule.init(params) for rule in self)
 
     def rates(self) -> Params:
+        """The meta-learned rates of all rules."""
         return {name: rate for rule in self for name, rate in rule.rates().items()}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Pass the gradient through all rules; returns the updates of the last and the new state of each."""
         states = []
         for rule, before in zip(self, state, strict=True):
             grads, after = rule(grads, params, before, step)
@@ -128,7 +130,7 @@ def require_step(rule: UpdateRule) -> None:
 
 
 class PerParameter(nn.Module):
-    """Tensors by qualified parameter name. (``nn.ParameterDict`` refuses names with dots.)"""
+    """Tensors by qualified parameter name; ``nn.ParameterDict`` refuses names with dots."""
 
     def __init__(self, tensors: Params, learned: bool = True) -> None:
         super().__init__()
@@ -141,18 +143,6 @@ class PerParameter(nn.Module):
     def learned(self) -> Params:
         """Those that are meta-learned, by their qualified names."""
         return {name.replace("/", "."): p for name, p in self.named_parameters() if p.requires_grad}
-
-
-def as_reals(tensors: Params) -> Params:
-    """Each tensor as real numbers, the two parts of complex ones along a new last axis, with at least the digits and
-    the range of float32: what rules that square or compare elements work on."""
-    reals = {n: torch.stack([t.real, t.imag], -1) if t.is_complex() else t for n, t in tensors.items()}
-    return {n: t.float() if torch.finfo(t.dtype).bits < 32 else t for n, t in reals.items()}
-
-
-def as_given(reals: Params, like: Params) -> Params:
-    """What `as_reals` made of tensors of the types of others, back in these types."""
-    return {n: torch.complex(*t.unbind(-1)) if like[n].is_complex() else t.to(like[n].dtype) for n, t in reals.items()}
 
 
 class _Rated(nn.Module):
@@ -196,19 +186,23 @@ class SGD(_Rated, UpdateRule):
         self.lr = nn.Parameter(torch.tensor(self.initial_lr), requires_grad=learned)
 
     def bind(self, params: Params, steps: int) -> None:
+        """Give the rate at least the type of the parameters."""
         self._fit(self.lr, params)
 
     def rates(self) -> Params:
+        """The rate under an empty name, if it is meta-learned."""
         return {"": self.lr} if self.lr.requires_grad else {}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Return ``-lr * g``; the state passes through."""
         rate = -self.lr  # once: autograd keeps it for every product
         return {name: rate * grad for name, grad in grads.items()}, state
 
 
 class PerStepSGD(_Rated, UpdateRule):
-    """Learned rates, one for each parameter tensor and step (LSLR; Antoniou et al. 2019, section 4). They may turn
-    negative. Beyond the trained number of steps the last step's rates are repeated.
+    """Learned rates, one for each parameter tensor and step (LSLR; Antoniou et al. 2019, section 4).
+
+    They may turn negative. Beyond the trained number of steps the last step's rates are repeated.
 
     Args:
         lr: the rate at first, or a rate for each step, of which the last is that of the steps beyond, too.
@@ -222,13 +216,16 @@ class PerStepSGD(_Rated, UpdateRule):
         self.initial_lr, self.learned = tuple(lr) if isinstance(lr, Sequence) else (float(lr),), learned
 
     def bind(self, params: Params, steps: int) -> None:
+        """Make ``steps`` rates for each parameter, or as many as were given if these are more."""
         rates = [*self.initial_lr, *self.initial_lr[-1:] * (steps - len(self.initial_lr))]
         self.lr = PerParameter({name: p.real.new_tensor(rates) for name, p in params.items()}, self.learned)
 
     def rates(self) -> Params:
+        """The meta-learned rates of each parameter, ``[K]``."""
         return self.lr.learned()
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Return ``-lr[name][step] * g``; the state passes through."""
         rates = {name: self.lr[name] for name in grads}
         return {n: -rates[n][min(step, len(rates[n]) - 1)] * grad for n, grad in grads.items()}, state
 
@@ -248,6 +245,7 @@ class ElementwiseSGD(_Rated, UpdateRule):
         self.initial_lr, self.learned = float(lr), learned
 
     def bind(self, params: Params, steps: int) -> None:
+        """Make a rate for every weight, real even where the weight is complex."""
         rates = {n: torch.full_like(p.real, self.initial_lr, requires_grad=False) for n, p in params.items()}
         self.lr = PerParameter(rates, self.learned)
 
@@ -256,21 +254,21 @@ class ElementwiseSGD(_Rated, UpdateRule):
         return {name: rate.mean() for name, rate in self.lr.learned().items()}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Return ``-lr[name] * g``, elementwise; the state passes through."""
         return {name: -self.lr[name] * grad for name, grad in grads.items()}, state
 
 
 class Adam(_Rated, UpdateRule):
     """Adam with a fresh state on every task (Kingma and Ba 2015, Algorithm 1). Reptile uses ``betas=(0, 0.999)``.
 
-    The root is taken of the second moment *plus* ``eps`` squared, where the paper adds ``eps`` to the root: with a
-    gradient of exactly zero its derivative would be infinite, and the meta-gradient not a number. For gradients well
-    above ``eps`` the two agree. The real and the imaginary part of complex parameters are two parameters, as in
-    ``torch.optim``, and moments of parameters of 16 bits are float32.
+    The root is of the second moment *plus* ``eps`` squared. The paper adds ``eps`` to the root, whose derivative is
+    infinite at a gradient of zero: the meta-gradient would be NaN. For gradients well above ``eps`` the two agree. The
+    real and the imaginary part of complex parameters are two parameters; moments of 16-bit parameters are float32.
 
     Args:
         lr: the inner rate, which is not learned.
         betas: of the running means of gradients and of their squares.
-        eps: what keeps the root from zero. Where a gradient is zero, its derivative is 1 / eps: float16 takes 1e-4.
+        eps: keeps the root from zero. Where a gradient is zero, its derivative is 1 / eps: use 1e-4 for float16.
     """
 
     citation = "Kingma, Ba. Adam: A Method for Stochastic Optimization. ICLR 2015. arXiv:1412.6980"
@@ -282,12 +280,15 @@ class Adam(_Rated, UpdateRule):
         self.betas, self.eps = betas, eps
 
     def bind(self, params: Params, steps: int) -> None:
+        """Give the rate at least the type of the parameters."""
         self._fit(self.lr, params)
 
     def init(self, params: Params) -> Any:
+        """The first and the second moments, all zero."""
         return tuple({n: torch.zeros_like(p) for n, p in as_reals(params).items()} for _ in range(2))
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Return Adam's updates with bias correction, and the new moments."""
         (b1, b2), (first, second), reals = self.betas, state, as_reals(grads)
         first = {n: b1 * first[n] + (1 - b1) * g for n, g in reals.items()}
         second = {n: b2 * second[n] + (1 - b2) * g.square() for n, g in reals.items()}
@@ -309,16 +310,19 @@ class Momentum(GradientTransform):
         self.momentum = momentum
 
     def init(self, params: Params) -> Any:
+        """The velocity of each parameter, zero at first."""
         return {name: torch.zeros_like(p) for name, p in params.items()}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Return the new velocity, as gradient and as state."""
         velocity = {name: self.momentum * state[name] + grad for name, grad in grads.items()}
         return velocity, velocity
 
 
 class Clip(GradientTransform):
-    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10); of
-    complex ones, the real and the imaginary part.
+    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10).
+
+    Of complex elements, the real and the imaginary part are clamped.
 
     Args:
         limit: above 0.
@@ -334,16 +338,16 @@ class Clip(GradientTransform):
         self.limit = limit
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Return the clamped gradient; the state passes through."""
         clamped = {name: grad.clamp(-self.limit, self.limit) for name, grad in as_reals(grads).items()}
         return as_given(clamped, grads), state
 
 
 class Proximal(GradientTransform):
-    """Adds the gradient of ``strength / 2 * ||params - start||^2``, the pull towards the meta-parameters (Rajeswaran
-    et al. 2019, Eq. 3).
+    """Adds the gradient of ``strength / 2 * ||params - start||^2`` (Rajeswaran et al. 2019, Eq. 3).
 
     Args:
-        strength: lambda in the paper.
+        strength: of the pull towards the meta-parameters, lambda in the paper.
     """
 
     citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
@@ -353,20 +357,25 @@ class Proximal(GradientTransform):
         self.strength = strength
 
     def init(self, params: Params) -> Any:
+        """The parameters at the start of the task."""
         return dict(params)
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Return the gradient plus the pull towards the start; the state passes through."""
         return {name: grad + self.strength * (params[name] - state[name]) for name, grad in grads.items()}, state
 
 
 class KroneckerCurvature(GradientTransform):
-    """A learned linear map of each gradient tensor, one square matrix an axis, the identity at first (Meta-Curvature;
-    Park and Oliva 2019, section 3.1). Axes past the second are flattened into one, as the paper does with the spatial
-    axes of a convolution."""
+    """A learned linear map of each gradient tensor (Meta-Curvature; Park and Oliva 2019, section 3.1).
+
+    It has one square matrix for each axis, the identity at first. Axes past the second are flattened into one, as the
+    paper does with the spatial axes of a convolution.
+    """
 
     citation = "Park, Oliva. Meta-Curvature. NeurIPS 2019. arXiv:1902.03356"
 
     def bind(self, params: Params, steps: int) -> None:
+        """Make the identity matrices of each parameter."""
         factors = {
             f"{name}:{axis}": torch.eye(length, dtype=p.dtype, device=p.device)
             for name, p in params.items()
@@ -379,6 +388,7 @@ class KroneckerCurvature(GradientTransform):
         return tuple(tensor.shape) if tensor.ndim <= 2 else (*tensor.shape[:2], tensor[0, 0].numel())
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """Return the mapped gradient; the state passes through."""
         return {name: self._transform(name, grad) for name, grad in grads.items()}, state
 
     def _transform(self, name: str, grad: Tensor) -> Tensor:

@@ -43,8 +43,9 @@ def switch(before: T, after: T, at: int) -> Callable[[int], T]:
 
 
 def multi_step(steps: int, iterations: int, stages: int = 10) -> Callable[[int], tuple[float, ...]]:
-    """The weights of a multi-step loss: equal at iteration 0, the last step alone from ``iterations`` on (Antoniou et
-    al. 2019, section 4). They sum to 1.
+    """The weights of a multi-step loss, which sum to 1 (Antoniou et al. 2019, section 4).
+
+    The weights are equal at iteration 0; from ``iterations`` on, only the last step counts.
 
     Args:
         steps: the number K of weights.

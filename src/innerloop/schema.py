@@ -35,8 +35,11 @@ class Option(NamedTuple):
 
 
 def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Option]:
-    """The arguments of a function that plain values can express. ``*args`` becomes a list under its name; what is
-    passed on as ``**kwargs`` of a ``TypedDict`` has the defaults of the class that the function returns."""
+    """The arguments of a function that plain values can express.
+
+    ``*args`` becomes a list under its name. ``**kwargs`` of a ``TypedDict`` that are passed on have the defaults of the
+    class that the function returns.
+    """
     annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     hints = get_type_hints(annotated)
     found: dict[str, Option] = {}
@@ -96,8 +99,10 @@ def convert_all(where: str, given: Mapping[str, Any], known: Mapping[str, Option
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """A plain value as the type that is hinted at: an integer is a number, a list a tuple, a name a loss or a metric, a
-    table such as ``{schedule = "linear", start = 1.0, end = 0.0, iterations = 100}`` a schedule, ``"none"`` None.
+    """Convert a plain value to the type of a hint.
+
+    An integer becomes a number, a list a tuple, a name a loss or a metric, a table such as ``{schedule = "linear",
+    start = 1.0, end = 0.0, iterations = 100}`` a schedule, and ``"none"`` None.
 
     Raises:
         ValueError: it is of none of the types; the message names place, value and what was expected.

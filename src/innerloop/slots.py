@@ -14,8 +14,10 @@ from .task import Params
 
 
 class Slots(nn.Module):
-    """A slot for each inner step in place of some of the model's parameters, and of the running statistics of the
-    layers that these belong to (BNWB and BNRS; Antoniou et al. 2019, section 4).
+    """One slot for each inner step, which replaces some of the model's parameters and batch norm statistics.
+
+    The statistics are the running statistics of the layers that these parameters belong to (BNWB and BNRS; Antoniou et
+    al. 2019, section 4).
 
     The slots of a parameter are meta-learned in its place, unless it is frozen, and start as copies of it. Step k of
     the inner loop, and what is asked of the parameters after it, use slot k; steps past the last use the last.
@@ -100,6 +102,7 @@ class Slots(nn.Module):
             stored.copy_(torch.where(torch.isfinite(tensor), tensor, stored))
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows: the names of the parameters and buffers with slots."""
         return ", ".join((*self.parameters_of, *self.buffers_of))
 
 

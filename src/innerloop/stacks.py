@@ -213,10 +213,12 @@ RandomState = tuple[Tensor, list[int], list[Tensor]]
 
 
 def random_state(tensors: Sequence[Tensor]) -> RandomState:
+    """The state of torch's global generators, on the CPU and on the devices of the tensors."""
     return torch.get_rng_state(), *get_device_states(*tensors)
 
 
 def same_random_state(state: RandomState, other: RandomState) -> bool:
+    """Whether two states of the same devices are equal, so that no numbers were drawn between them."""
     return all(map(torch.equal, (state[0], *state[2]), (other[0], *other[2])))
 
 

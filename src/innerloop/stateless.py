@@ -199,6 +199,7 @@ def _autocast_now() -> list[tuple[str, torch.dtype, bool]]:
 
 
 def set_modes(modules: Iterable[nn.Module], modes: Iterable[bool]) -> None:
+    """Set ``training`` of each module to its mode, and leave it alone where it has that value."""
     for module, mode in zip(modules, modes, strict=True):
         if getattr(module, "training", mode) != mode:
             module.training = mode
@@ -208,8 +209,9 @@ def set_modes(modules: Iterable[nn.Module], modes: Iterable[bool]) -> None:
 def in_mode(
     model: nn.Module, statistics: Statistics, training: bool = True, others: Iterable[Any] = ()
 ) -> Iterator[dict[nn.Module, bool]]:
-    """Batch norm, and instance norm that keeps running statistics, by the given statistics, whatever ``train()`` or
-    ``eval()`` said; as before afterwards.
+    """Set the statistics that norm layers use, whatever ``train()`` or ``eval()`` said, and restore them on exit.
+
+    It applies to batch norm, and to instance norm that keeps running statistics.
 
     Args:
         model: the module whose layers are set.

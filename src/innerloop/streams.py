@@ -70,19 +70,19 @@ def keep_going(wanted: bool = True) -> None:
 
 
 def plain(text: str) -> str:
-    """Text without anything that a terminal obeys, apart from line feeds.
+    r"""Text without anything that a terminal obeys, apart from line feeds.
 
-    >>> plain("one\\x1b[31m" + chr(0xDCFF))
-    'one\\\\x1b[31m\\\\xff'
+    >>> plain("one\x1b[31m" + chr(0xDCFF))
+    'one\\x1b[31m\\xff'
     """
     return _IN_TEXT.sub(_escaped, text)
 
 
 def shown(name: object) -> str:
-    """A name or a path on one line, without anything that a terminal obeys.
+    r"""A name or a path on one line, without anything that a terminal obeys.
 
-    >>> shown("two\\nlines")
-    'two\\\\nlines'
+    >>> shown("two\nlines")
+    'two\\nlines'
     """
     return _IN_NAME.sub(_escaped, str(name))
 
@@ -106,11 +106,13 @@ def is_utf8(text: str) -> bool:
 
 
 def cell(text: str) -> str:
-    """A cell of a CSV file that a spreadsheet takes for text. What it would take for a formula has an apostrophe in
-    front, and so has what begins with one; numbers are left alone.
+    r"""A cell of a CSV file that a spreadsheet reads as text.
 
-    >>> cell("=1+1"), cell("-5"), cell("\\t@a")
-    ("'=1+1", '-5', '\\\\t@a')
+    Text that it would read as a formula gets an apostrophe in front, and so does text that begins with one. Numbers are
+    left alone.
+
+    >>> cell("=1+1"), cell("-5"), cell("\t@a")
+    ("'=1+1", '-5', '\\t@a')
     """
     safe = shown(text)
     formula = safe.lstrip()[:1] in _FORMULA and not _NUMBER.fullmatch(safe)
@@ -118,10 +120,10 @@ def cell(text: str) -> str:
 
 
 def json_safe(text: str) -> str:
-    """JSON that any terminal can show and any file can hold, and that says the same.
+    r"""JSON that any terminal can show and any file can hold, and that says the same.
 
     >>> import json
-    >>> json.loads(json_safe(json.dumps("\\x9b\\udcff", ensure_ascii=False))) == "\\x9b\\udcff"
+    >>> json.loads(json_safe(json.dumps("\x9b\udcff", ensure_ascii=False))) == "\x9b\udcff"
     True
     """
     return _IN_TEXT.sub(lambda found: _utf16(found[0]), text)

@@ -23,8 +23,10 @@ def support_first(examples: int) -> Iterator[None]:
 
 
 class SupportNorm2d(nn.Module):
-    """Normalises each channel by a mean and a deviation that a small network infers from those of the support set, for
-    support and query examples alike (in the manner of MetaNorm; Du et al. 2021, section 3).
+    """Normalizes each channel by statistics that a small network infers from those of the support set.
+
+    The statistics are a mean and a deviation, and are the same for support and query examples (in the manner of
+    MetaNorm; Du et al. 2021, section 3).
 
     So a query example is judged the same whatever stands beside it, and no statistics of other tasks are needed, which
     small meta-batches give a poor estimate of. The network, one for all channels, starts at giving what it is given:

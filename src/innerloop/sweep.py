@@ -158,8 +158,10 @@ def optuna() -> Any:
 
 
 def storage(url: str) -> Any:
-    """Where a study is kept: ``sqlite:///FILE``, ``postgresql://...``, another database that SQLAlchemy knows, or
-    ``journal:FILE`` on a file system that all workers share.
+    """The Optuna storage of a study.
+
+    It is ``sqlite:///FILE``, ``postgresql://...``, another database that SQLAlchemy knows, or ``journal:FILE`` on a
+    file system that all workers share.
 
     Raises:
         ImportError: the driver of the database is not installed.

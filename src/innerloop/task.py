@@ -16,8 +16,11 @@ Params = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """Inputs and targets. Each is a tensor or a pytree (tuples, lists, dicts) of tensors with equal lengths. What else
-    is in there (``None`` for targets that a loss does not need, a number) is the same for all tasks and examples."""
+    """Inputs and targets.
+
+    Each is a tensor or a pytree (tuples, lists, dicts) of tensors with equal lengths. Any other leaf (``None`` for
+    targets that a loss does not need, a number) is the same for all tasks and examples.
+    """
 
     x: Any
     y: Any
@@ -56,8 +59,10 @@ class TaskSource(Protocol):
 
 @runtime_checkable
 class InteractiveSource(Protocol):
-    """Tasks in which the learner acts: its data are what it does there, as in reinforcement learning, or it is judged
-    by what it does, as a robot that imitates. Wherever tasks come from a `TaskSource`, they may come from one of these.
+    """Tasks in which the learner acts, such as those of reinforcement learning or of a robot that imitates.
+
+    The learner's data are its own episodes, or it is evaluated by them. Any function that takes a `TaskSource` also
+    takes one of these.
 
     Attributes:
         metric: what it is judged by: name, direction and unit, such as `innerloop.metrics.RETURN` or ``SUCCESS``.

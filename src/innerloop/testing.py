@@ -158,8 +158,9 @@ def _check_descent(rule: UpdateRule, params: Params, steps: int) -> None:
 
 
 def check_source(source: TaskSource, n: int = 3) -> None:
-    """Check that a task source keeps the contract of `innerloop.TaskSource`: ``n`` tasks on request, as many for any
-    ``n``, and all randomness from the generator.
+    """Check that a task source keeps the contract of `innerloop.TaskSource`.
+
+    It must return ``n`` tasks for any ``n``, and take all randomness from the generator.
 
     Raises:
         AssertionError: the contract is broken; the message says how.

@@ -40,8 +40,10 @@ _LIBRARIES = frozenset(("torch", "innerloop", "numpy", *sys.stdlib_module_names)
 
 
 def available() -> int:
-    """How many threads may work side by side: as many as torch uses, unless what is set for this thread alone (modes,
-    transforms) would not hold in others."""
+    """The number of threads that may run at the same time: the number that torch uses, or 1.
+
+    It is 1 where modes or transforms that are set for this thread alone would not apply in other threads.
+    """
     modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
     special = modes or place() != "plain" or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
     return 1 if special or not _own_numbers() else torch.get_num_threads()
@@ -144,8 +146,9 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
 
 
 def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
-    """What the attributes of modules and other objects hold, and what functions hold on to, to be compared later: what
-    a call changes, calls in several threads would change at once.
+    """Capture the attributes of modules and other objects and the closures of functions, to compare them later.
+
+    What one call changes, calls in several threads would change at the same time.
 
     Args:
         parts: by what they are. Values are told apart by equality where they are plain, else by identity; tensors also
@@ -189,8 +192,10 @@ def variables_of(function: Any) -> dict[str, Any]:
 
 
 def reached(value: Any, seen: set[int], depth: int = 4) -> Iterator[Any]:
-    """A value, and what it holds: the variables that a function uses, what a method belongs to, the attributes of an
-    object or of a module of Python that belongs to no library.
+    """Yield a value and everything that it holds.
+
+    It holds the variables that a function uses, the object that a method belongs to, and the attributes of an object or
+    of a Python module that belongs to no library.
 
     Args:
         value: a pytree of anything.

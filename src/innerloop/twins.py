@@ -69,8 +69,10 @@ class Shared:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """While entered, `threads.mine` returns twins in this thread. Plain attributes that a call sets, such as
-        counters, are copied back to the originals."""
+        """Let `threads.mine` return twins in this thread while entered.
+
+        Plain attributes that a call sets, such as counters, are copied back to the originals.
+        """
         if mine(self.model) is not self.model:
             yield
             return

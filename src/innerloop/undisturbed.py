@@ -104,8 +104,10 @@ def in_turn(function: Callable[[], Any], shared: Shared) -> Any:
 
 
 def _finish(error: BaseException) -> BaseException | None:
-    """Finish what an interrupt left open. A context manager whose exit was interrupted would otherwise exit, and change
-    things, as late as the traceback is freed. Other exceptions keep the variables in their tracebacks, for debuggers.
+    """Finish what an interrupt left open.
+
+    A context manager whose exit was interrupted would otherwise exit, and change state, only when the traceback is
+    freed. Other exceptions keep the variables in their tracebacks, for debuggers.
 
     Returns:
         The interrupt, if there was one: the error itself, or what it came upon.

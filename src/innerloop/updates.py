@@ -1,4 +1,4 @@
-"""What update rules and initializations return, checked."""
+"""Checks of what update rules and initializations return, and the number types that rules compute in."""
 
 from __future__ import annotations
 
@@ -110,8 +110,9 @@ def _like(value: Any, param: Tensor) -> bool:
 
 
 def follow(rule: nn.Module, params: Params) -> None:
-    """Give the parameters of an update rule at least the type of those that it moves, which may have been converted
-    (``model.double()``) since the rule was made.
+    """Give the parameters of an update rule at least the type of those that it moves.
+
+    The model may have been converted (``model.double()``) since the rule was made.
 
     Args:
         rule: the rule.
@@ -121,3 +122,17 @@ def follow(rule: nn.Module, params: Params) -> None:
     narrow = (own.dtype for own in rule.parameters() if own.is_floating_point())
     if len(types) == 1 and any(torch.promote_types(kind, *types) != kind for kind in narrow):
         rule.to(types.pop())
+
+
+def as_reals(tensors: Params) -> Params:
+    """Each tensor as real numbers with at least the digits and the range of float32.
+
+    The two parts of complex numbers lie along a new last axis. Rules that square or compare elements work on these.
+    """
+    reals = {n: torch.stack([t.real, t.imag], -1) if t.is_complex() else t for n, t in tensors.items()}
+    return {n: t.float() if torch.finfo(t.dtype).bits < 32 else t for n, t in reals.items()}
+
+
+def as_given(reals: Params, like: Params) -> Params:
+    """Convert the result of `as_reals` back to the types of other tensors."""
+    return {n: torch.complex(*t.unbind(-1)) if like[n].is_complex() else t.to(like[n].dtype) for n, t in reals.items()}

@@ -26,8 +26,10 @@ class TasksDifferError(RuntimeError):
 
 
 def where_tasks_agree(read: Callable[..., Any]) -> Callable[..., Any]:
-    """The value of one element, as ``bool(tensor)`` and ``tensor.item()`` give it, which ``vmap`` cannot: that of all
-    tasks if they have the same."""
+    """Make a read of one element, such as ``bool`` or ``torch.Tensor.item``, work under ``vmap``.
+
+    The value is that of all tasks. Where they have different values, the read raises `TasksDifferError`.
+    """
 
     def call(tensor: Tensor) -> Any:
         values = of_all_tasks(tensor).flatten()
@@ -41,6 +43,7 @@ def where_tasks_agree(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def contains(tensor: Tensor, element: Any) -> Any:
+    """Whether an element of a tensor equals ``element``; replaces ``in`` while tasks run at once."""
     return where_tasks_agree(bool)((tensor == element).any())
 
 
@@ -54,8 +57,9 @@ class GradientsError(NotImplementedError):
 
 
 def gradient(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """``torch.autograd.grad``, refused where tasks run at once, since it does not see through ``vmap`` and may return
-    zeros; calls from within ``torch.func``, which does, pass.
+    """``torch.autograd.grad``, refused where tasks run at once.
+
+    It does not see through ``vmap`` and may return zeros there. Calls from within ``torch.func``, which does, pass.
 
     Raises:
         GradientsError: tasks run at once.
@@ -112,6 +116,7 @@ def hidden_graph(name: str) -> Callable[[Tensor], Any]:
 
 
 def set_requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
+    """``tensor.requires_grad_``, which under ``vmap`` applies to the tensor of all tasks."""
     if place() != "vmap":  # other transforms record gradients themselves, by this very call
         return tensor.requires_grad_(requires_grad)
     with under([]):

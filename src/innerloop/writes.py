@@ -80,8 +80,9 @@ class OwnParameterError(ValueError):
 
 
 class OwnParameters(TorchFunctionMode):
-    """While entered, around the call of an inner loss, it is an error to compute with parameters that the inner loop
-    replaces.
+    """While entered, refuse computation with parameters that the inner loop replaces.
+
+    Enter it around the call of an inner loss.
 
     Args:
         params: the model's own, by name.
@@ -169,6 +170,7 @@ def written(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list
 
 
 def storage(tensor: Tensor) -> int:
+    """The address of a tensor's memory; 0 for tensors without any, such as sparse ones."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none

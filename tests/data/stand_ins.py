@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from PIL import Image
 from innerloop.data import ClassImages, vision
 
 
-def numbered_images(counts: list[int], size: int = 2, **options: object) -> ClassImages:
+def numbered_images(counts: list[int], size: int = 2, **options: Any) -> ClassImages:
     """Images in which every pixel says which image it is: 50 * class + number within it."""
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     numbers = [50 * label + i for label, count in enumerate(counts) for i in range(count)]

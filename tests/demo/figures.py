@@ -9,7 +9,9 @@ from itertools import pairwise
 Figure = list[list[tuple[float, float]]]
 
 
-def _arc(x: float, y: float, rx: float, ry: float, start: float, turn: float, radius: float = 1.0) -> list:
+def _arc(
+    x: float, y: float, rx: float, ry: float, start: float, turn: float, radius: float = 1.0
+) -> list[tuple[float, float]]:
     """From one angle (in turns) on, by so many turns, ending at ``radius`` times the first."""
     steps = 40
     parts = [i / steps for i in range(steps + 1)]

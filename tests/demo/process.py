@@ -32,6 +32,7 @@ def main(folder: Path) -> None:
                 time.sleep(0.01)
             mine.unlink()
 
+    assert functions is not None
     functions.learner.model.register_forward_pre_hook(wait)
     serve(listen(), characters, functions, browser=False)
 

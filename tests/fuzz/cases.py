@@ -150,7 +150,7 @@ class Oracle:
 
     def __init__(self, case: Case, dtype: torch.dtype = torch.float64, order: int = 2) -> None:
         self.case, self.order = case, order
-        self.params = {n: p for n, p in case.named_parameters() if p.requires_grad}
+        self.params: Values = {n: p for n, p in case.named_parameters() if p.requires_grad}
         self.tasks = case.tasks(dtype)
 
     def value(self, params: Values, buffers: Values, batch: Any, task: int) -> tuple[Tensor, Values]:
@@ -194,7 +194,8 @@ class Oracle:
     def __call__(self, rate: float, again: bool = True) -> Found:
         objectives = []
         for task in range(TASKS):
-            fast, buffers = dict(self.params), dict(self.case.named_buffers())
+            fast: Values = dict(self.params)
+            buffers = dict(self.case.named_buffers())
             for _ in range(STEPS):
                 inner, buffers = self.value(fast, buffers, self.tasks.support, task)
                 grads = gradients(inner, fast, graph=self.order == 2)
@@ -217,7 +218,8 @@ def by_differences(case: Case, rate: float, order: int, found: Found) -> float |
     """How much a result differs from finite differences of what the plain loop gives one derivative below: of its
     objective for order 2, of its meta-gradient for order 3."""
     oracle = Oracle(case, order=order - 1)  # which an objective's value does not depend on
-    oracle.params = params = {n: p for n, p in case.named_parameters() if p.requires_grad}
+    params: Values = {n: p for n, p in case.named_parameters() if p.requires_grad}
+    oracle.params = params
     directions = _directions(params)
     sizes = {n: float(p.detach().abs().max()) for n, p in params.items()}
     generator = torch.Generator().manual_seed(4)
@@ -240,7 +242,7 @@ def innerloop(case: Case, dtype: torch.dtype, rate: float, order: int, vectorize
         statistics="running" if stored else "batch",
     )  # fmt: skip
     tasks = case.tasks(dtype)
-    params = {n.removeprefix("model."): p for n, p in learner.named_parameters() if p.requires_grad}
+    params: Values = {n.removeprefix("model."): p for n, p in learner.named_parameters() if p.requires_grad}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         grads, outcome = learner.meta_gradient(tasks)

@@ -315,10 +315,10 @@ class Expected:
             return {"adapted parameters" + kind: tensors(params), "adapted losses" + kind: tensors({"": losses}),
                     "adapted output" + kind: outputs, "adapted module": outputs}  # fmt: skip
         each = [oracle.adapt(row, self.further) for row in rows]
-        outputs = [oracle.answer(p, b, row, True, least=1) for (p, _, b), row in zip(each, rows, strict=True)]
+        answers = [oracle.answer(p, b, row, True, least=1) for (p, _, b), row in zip(each, rows, strict=True)]
         return {
             "all adapted parameters": tensors({n: torch.stack([p[n] for p, _, _ in each]) for n in each[0][0]}),
-            "all adapted output": tensors({"": torch.stack(outputs)}),
+            "all adapted output": tensors({"": torch.stack(answers)}),
         }
 
 
@@ -569,7 +569,7 @@ def _as_torch(report: Report, problem: Problem, expected: Expected) -> None:
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b or torch.equal(a, b)
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def _kind(part: nn.Module) -> str:

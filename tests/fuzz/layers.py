@@ -199,12 +199,16 @@ def adaptive(name: str) -> Make:
     return lambda d, s: f"nn.{name}({d.of(1, 1, 2, 3)})"
 
 
+def power_pool(n: int) -> Make:
+    return lambda d, s: f"nn.LPPool{n}d({d.of(2, 2.0, 3)}, 2, stride={d.of(None, 1)})"
+
+
 for n, layout in SPACES.items():
     kind(f"MaxPool{n}d", (layout,), max_pool(n))
     kind(f"AvgPool{n}d", (layout,), average_pool(n))
     kind(f"AdaptiveAvgPool{n}d", (layout,), adaptive(f"AdaptiveAvgPool{n}d"))
     kind(f"AdaptiveMaxPool{n}d", (layout,), adaptive(f"AdaptiveMaxPool{n}d"))
-    kind(f"LPPool{n}d", (layout,), lambda d, s, n=n: f"nn.LPPool{n}d({d.of(2, 2.0, 3)}, 2, stride={d.of(None, 1)})")
+    kind(f"LPPool{n}d", (layout,), power_pool(n))
     kind(f"MaxUnpool{n}d", (layout,), f"Unpool({n}, 2)")
 kind("MaxPool2d unbatched", ("img",), unbatched(max_pool(2)))
 kind(
@@ -251,12 +255,15 @@ kind(
         f"Apply(lambda x: F.grid_sample(x, F.affine_grid(torch.tensor([[[0.8, 0.1, 0.0], [-0.1, 0.9, 0.1]]], dtype=x.dtype).expand(len(x), 2, 3), (len(x), {s[0]}, 3, 3), align_corners=False), align_corners=False))"
     ),
 )
+
+
+def padding(name: str, n: int) -> Make:
+    return lambda d, s: f"nn.{name}{n}d({tuple(d.number(0, min(1, s[-1 - i // 2] - 1)) for i in range(2 * n))})"
+
+
 for n, layout in SPACES.items():
     for name in ("ReflectionPad", "ReplicationPad", "ZeroPad", "CircularPad"):
-        kind(
-            f"{name}{n}d", (layout,),
-            lambda d, s, n=n, name=name: f"nn.{name}{n}d({tuple(d.number(0, min(1, s[-1 - i // 2] - 1)) for i in range(2 * n))})",
-        )  # fmt: skip
+        kind(f"{name}{n}d", (layout,), padding(name, n))
     kind(f"ConstantPad{n}d", (layout,), f"nn.ConstantPad{n}d(1, 0.5)")
 
 # -- activations ------------------------------------------------------------------------------------------------------
@@ -333,11 +340,13 @@ def recurrent(name: str) -> Make:
     return make
 
 
+def unrolled(name: str) -> Make:
+    return lambda d, s: f"Unroll(nn.{name}Cell({s[-1]}, 3, bias={d.of(True, True, False)}))"
+
+
 for name in ("RNN", "LSTM", "GRU"):
     kind(name, ("seq",), recurrent(name))
-    kind(
-        f"{name}Cell", ("seq",), lambda d, s, n=name: f"Unroll(nn.{n}Cell({s[-1]}, 3, bias={d.of(True, True, False)}))"
-    )
+    kind(f"{name}Cell", ("seq",), unrolled(name))
 kind("GRU unbatched", ("seq",), lambda d, s: f"Unbatched(Output(nn.GRU({s[-1]}, 3, batch_first=True)))")
 
 

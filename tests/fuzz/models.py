@@ -64,8 +64,8 @@ class Case:
 
     @classmethod
     def read(cls, text: str) -> Case:
-        given = json.loads(text)
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(text).items()}
+        return cls(**given)
 
     @property
     def model(self) -> str:

@@ -111,8 +111,8 @@ def _compare(
         return f"refused: {type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
     except AssertionError as error:
         return f"differs from itself: {error}"
-    if order == 2 and wrong in (2, 3) and (error := by_differences(case, rate, wrong, found)) is not None:
-        return "right" if error < SMOOTH else f"differs by {error:.0e} from finite differences"
+    if order == 2 and wrong in (2, 3) and (off := by_differences(case, rate, wrong, found)) is not None:
+        return "right" if off < SMOOTH else f"differs by {off:.0e} from finite differences"
     if beyond is not None and not beyond <= SMOOTH:
         return f"differs by {beyond:.0e} from finite differences in second order"
     difference = found.difference(expected, size)
@@ -170,7 +170,7 @@ def _draws(op: Any, sample: Any) -> bool:
 
 
 def _in_place(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    return function and (lambda x, *args, **kwargs: function(x.clone(), *args, **kwargs))  # type: ignore[misc]
+    return function and (lambda x, *args, **kwargs: function(x.clone(), *args, **kwargs))
 
 
 def _case(function: Callable[..., Any], sample: Any, varied: bool) -> Case | None:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,9 @@ class Substituted:
             if isinstance(part, Checkpointed):  # what is computed again would see the parameters of another step
                 part.again = False
             if isinstance(part, nn.Hardsigmoid):  # torch's derivative is 1/6 in single precision, of doubles, too
-                part.forward = lambda x: (x / 6 + 0.5).clamp(0, 1)
+                part.forward = lambda x: (x / 6 + 0.5).clamp(0, 1)  # type: ignore[method-assign, assignment]
             if elementary and isinstance(part, (*BATCH_NORMS, *INSTANCE_NORMS)):
-                part.forward = partial(_normalise, part)
+                part.forward = partial(_normalise, part)  # type: ignore[method-assign]
 
     def __call__(self, tensors: Tensors, *args: Any) -> tuple[Any, Tensors]:
         """The output, and the buffers afterwards."""
@@ -73,7 +73,7 @@ class Substituted:
 def _normalise(norm: nn.modules.batchnorm._NormBase, x: Tensor) -> Tensor:
     """What a norm gives by the statistics of its input, which stay in it; otherwise its own."""
     if not norm.training and norm.running_mean is not None:
-        return type(norm).forward(norm, x)  # type: ignore[no-any-return]
+        return type(norm).forward(norm, x)
     axes, shape = tuple(range(2, x.ndim)), [1, -1] + [1] * (x.ndim - 2)
     axes = (0, *axes) if isinstance(norm, BATCH_NORMS) else axes
     centered = x - x.mean(axes, keepdim=True)
@@ -208,7 +208,7 @@ class Oracle:
             return self._unrolled(theta, task, objective, constants)
         path = list(self.path(theta, task.support, self.learner.steps, 1))
         params, buffers, _ = path[-1]
-        steps = [loss for _, _, loss in path[1:]]
+        steps = [loss for _, _, loss in path[1:] if loss is not None]
         fixed = self.start(theta)[1]
         at = _detach(params)
         if isinstance(objective, il.Reptile):
@@ -217,6 +217,7 @@ class Oracle:
             begin = self.start(theta)[0]
             value = sum(((begin[n] - at[n]).square().sum() / 2 for n in at), loss.new_zeros(()))
             return Result(value, loss.detach(), output, steps, at)
+        assert isinstance(objective, il.Implicit)
         return self._implicit(theta, task, objective, at, buffers, steps, constants)
 
     def _query(self, theta: Tensors, params: Tensors, buffers: Tensors, query: il.Batch) -> tuple[Tensor, Any]:
@@ -224,21 +225,25 @@ class Oracle:
         return self.losses["loss"](theta, output, query.y), output
 
     def _unrolled(self, theta: Tensors, task: il.Task, objective: il.Unrolled, constants: Constants | None) -> Result:
-        count, weights = self.learner.steps, objective.step_weights
-        weights = [0.0] * (count - 1) + [1.0] if weights is None else list(weights)
+        count, given = self.learner.steps, objective.step_weights
+        assert not callable(given)
+        assert not callable(objective.order)
+        weights = [0.0] * (count - 1) + [1.0] if given is None else list(given)
         terms: list[Tensor] = []
         steps: list[Tensor] = []
-        loss = output = None
+        loss: Tensor | None = None
+        output: Any = None
         params: Tensors = {}
         path = self.path(theta, task.support, count, objective.order, constants)
         for index, (params, buffers, before) in enumerate(path):
-            if index:
+            if before is not None:
                 steps.append(before)
             weight = 1.0 if not count else weights[index - 1] if index else 0.0
             if weight or index == count:
                 loss, output = self._query(theta, params, buffers, task.query)
                 if weight:
                     terms.append(weight * loss)
+        assert loss is not None
         return Result(torch.stack(terms).sum(), loss.detach(), output, steps, params)
 
     def _implicit(
@@ -247,6 +252,7 @@ class Oracle:
     ) -> Result:  # fmt: skip
         begin = self.start(theta)[0]
         if constants is not None and constants.replay:
+            assert constants.implicit is not None
             at, solution = constants.implicit
         else:
             solution = self._solve(theta, task, objective, at, buffers)
@@ -256,7 +262,7 @@ class Oracle:
         loss, output = self._query(theta, _detach(at), buffers, task.query)
         slope = self._slope(theta, task, leaves, buffers)
         pull = {n: slope[n] + objective.strength * (leaves[n].detach() - begin[n]) for n in leaves}
-        correction = sum((pull[n] * solution[n]).sum() for n in pull)
+        correction = cast(Tensor, sum((pull[n] * solution[n]).sum() for n in pull))
         return Result(loss - correction + correction.detach(), loss.detach(), output, steps, at)
 
     def _slope(self, theta: Tensors, task: il.Task, leaves: Tensors, buffers: Tensors) -> Tensors:
@@ -312,7 +318,7 @@ class Oracle:
 
     def once_more(self, gradient: Tensors, direction: Tensors) -> Tensors:
         """The Hessian of the mean objective, times a direction."""
-        dot = sum((gradient[n] * direction[n]).sum() for n in self.learned)
+        dot = cast(Tensor, sum((gradient[n] * direction[n]).sum() for n in self.learned))
         return dict(zip(self.learned, _grad(dot, [self.theta[n] for n in self.learned], False), strict=True))
 
     def predict(self, tasks: il.Task, steps: int, transductive: bool) -> Tensor:
@@ -346,7 +352,7 @@ class Oracle:
         last = self.batch(task.support, steps, batch_size or self.learner.batch_size)
         with torch.no_grad():
             loss = self.losses["inner_loss"](self.theta, self.run(tensors, buffers, last.x)[0], last.y)
-        losses = torch.stack([*(before for _, _, before in path[1:]), loss])
+        losses = torch.stack([*(before for _, _, before in path[1:] if before is not None), loss])
         return _detach(tensors), losses, buffers
 
 
@@ -355,7 +361,7 @@ class Oracle:
 
 def rule_state(rule: il.UpdateRule, params: Tensors) -> Any:
     if isinstance(rule, il.Chain):
-        return [rule_state(part, params) for part in rule.rules]
+        return [rule_state(part, params) for part in rule]
     zeros = {n: torch.zeros_like(p) for n, p in params.items()}
     if isinstance(rule, il.Proximal):
         return params
@@ -368,7 +374,7 @@ def rule_step(
     """What is added to the parameters (or the gradient that is handed on), and the state."""
     if isinstance(rule, il.Chain):
         states = []
-        for i, part in enumerate(rule.rules):
+        for i, part in enumerate(rule):
             grads, after = rule_step(part, f"{name}.rules.{i}", theta, grads, params, state[i], step)
             states.append(after)
         return grads, states

@@ -62,6 +62,8 @@ class Frozen(nn.Module):
 class Counter(nn.Module):
     """A buffer that every forward changes, and that matters."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
@@ -73,6 +75,8 @@ class Counter(nn.Module):
 
 class Average(nn.Module):
     """A running mean of inputs, kept by setting the buffer anew, which later inputs are shifted by."""
+
+    mean: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +127,8 @@ class Keeps(nn.Module):
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
-        self.part, self.features = part, None
+        self.part = part
+        self.features: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
         self.features = self.part(x)
@@ -174,7 +179,7 @@ class Unroll(nn.Module):
         self.cell = cell
 
     def forward(self, x: Tensor) -> Tensor:
-        state = None
+        state: Any = None
         for step in x.unbind(1):
             state = self.cell(step, state)
         return state[0] if isinstance(state, tuple) else state

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from .choices import LOSSES
 from .differences import EXCUSED, Difference, Report, check
 from .models import Case
 
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "inner_loss": None, "rule": "il.SGD(0.1)", "adapt": "il.everything", "objective": "il.Unrolled()",
     "batch_size": None, "statistics": "batch", "training": True, "steps": 1, "tasks": 2, "support": 3, "query": 2,
 }  # fmt: skip
@@ -20,7 +21,7 @@ def smaller(case: Case) -> Iterator[Case]:
     """Cases with something taken away: first with nearly nothing left, which is all that some differences take."""
     options = {n: v for n, v in PLAIN.items() if not (n == "training" and "Dropout" in " ".join(case.layers))}
     plain = replace(case, target="numbers", head=True, loss="F.mse_loss", **options)
-    body = {"x": (3,), "layers": ("nn.Linear(3, 2)", "nn.Tanh()"), "tokens": False}
+    body: dict[str, Any] = {"x": (3,), "layers": ("nn.Linear(3, 2)", "nn.Tanh()"), "tokens": False}
     if len(case.layers) > 1 or case.layers[0] not in body["layers"]:
         yield replace(plain, **body, seed=0)
         if case.target != "pixels" and case.head:
@@ -34,8 +35,8 @@ def smaller(case: Case) -> Iterator[Case]:
             yield replace(case, layers=case.layers[:i] + case.layers[i + 1 :])
     if case.target != "numbers" or not case.head:
         yield replace(case, target="numbers", head=True, loss="F.mse_loss", inner_loss=None)
-    if case.loss != (plain := LOSSES[case.target][0]):
-        yield replace(case, loss=plain)
+    if case.loss != (usual := LOSSES[case.target][0]):
+        yield replace(case, loss=usual)
     for name, value in PLAIN.items():
         if getattr(case, name) != value and not (name == "training" and "Dropout" in " ".join(case.layers)):
             yield replace(case, **{name: value})

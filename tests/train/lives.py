@@ -27,11 +27,11 @@ FURTHER = 3
 """Iterations that a life goes on for, at most, beyond the one at which it is to be killed."""
 
 
-def _functions():
+def _functions() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
 
 
-def _images(**options):
+def _images(**options: Any) -> nn.Module:
     return il.models.conv4(channels=1, ways=3, width=4, image_size=16, **options)
 
 

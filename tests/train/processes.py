@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -29,10 +30,10 @@ LEARNERS = {
 class Doubles:
     """Tasks in double precision, and something that happens at one of them."""
 
-    def __init__(self, source, action: str):
+    def __init__(self, source: il.TaskSource, action: str) -> None:
         self.source, self.action, self.draws = source, action, 0
 
-    def sample(self, n, generator):
+    def sample(self, n: int, generator: torch.Generator) -> il.Task:
         self.draws += n > 1
         if self.draws == 10 and os.environ.get("RANK", "0") == "1":
             if self.action == "die":
@@ -47,7 +48,7 @@ class Doubles:
         return il.Task(*(il.Batch(x.double(), y.double() if y.is_floating_point() else y) for x, y in tasks))
 
 
-def sources(name: str, action: str):
+def sources(name: str, action: str) -> tuple[Any, Any]:
     if name == "promp":
         return il.rl.Interaction(il.rl.Navigation(5)), il.rl.Interaction(il.rl.Navigation(5))
     source = il.Sinusoid(5) if name == "maml" else il.Strokes(ways=3, shots=1, queries=2, size=16)

@@ -1,5 +1,8 @@
-"""The command line: list what there is, train by a recipe, search for better values, evaluate a run, look at it,
-adapt it to pictures of one's own, try it in a browser."""
+"""The command line: train, sweep, evaluate, plot, adapt and demonstrate.
+
+The commands list recipes and models, train by a recipe, sweep its hyperparameters, evaluate a run, draw its figures,
+adapt a model to your own pictures, and serve a demo in the browser.
+"""
 
 from . import adapting, demonstrating, evaluating, looking, training
 from .app import run

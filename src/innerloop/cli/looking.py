@@ -188,8 +188,11 @@ def film(
     steps: Annotated[int | None, typer.Option(help="Inner steps.", show_default="the recipe's")] = None,
     seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
 ) -> None:
-    """Film unseen tasks: a simulated body before adaptation (left) and after it (right), or, of a robot that imitates,
-    the demonstration, and the robot before and after."""
+    """Film unseen tasks before and after adaptation.
+
+    The film of a simulated body shows it before adaptation (left) and after it (right). The film of a robot that
+    imitates shows the demonstration, and the robot before and after.
+    """
     from ..imitation import Imitation
     from ..report import lives, strips
 

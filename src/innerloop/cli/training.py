@@ -142,8 +142,9 @@ def sweep(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Search for better values of a recipe, by its meta-validation. The same command goes on with a study, and works on
-    it from several machines where they share the storage.
+    """Sweep the hyperparameters of a recipe by its meta-validation.
+
+    The same command resumes a study, and runs it on several machines where they share the storage.
     """
     streams.keep_going()
     found = sweeping.load_space(space, recipe, overrides or ())

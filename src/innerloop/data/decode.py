@@ -36,8 +36,9 @@ def decoded_once(
     skip_unreadable: bool = False,
     inverted: bool = False,
 ) -> Decoded:
-    """Decode the files of each class, or load the result from the cache if files with the same names and contents were
-    decoded before.
+    """Decode the files of each class, or load the result from the cache.
+
+    The cache applies if files with the same names and contents were decoded before.
 
     Args:
         files: where they are.

@@ -58,7 +58,7 @@ class FewShot:
             )
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
-        """n tasks: x float32 in [0, 1], ``[n, ways * shots, C, H, W]``; y int64 in range(ways).
+        """Draw ``n`` tasks: x float32 in [0, 1], ``[n, ways * shots, C, H, W]``; y int64 in range(ways).
 
         The query set is ``[n, ways * queries, ...]``. ``generator`` is on the CPU, wherever the images are.
         """

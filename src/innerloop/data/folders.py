@@ -106,8 +106,11 @@ def _subfolders(folder: Path, skip: bool) -> list[str]:
 
 
 def _check_links(folder: Path, broken: list[str], skip: bool) -> None:
-    """Refuse, or warn of, broken links and folders that cannot be read. A name with a suffix is no folder's: images are
-    named when they are read, and other files do not matter."""
+    """Refuse, or warn of, broken links and folders that cannot be read.
+
+    Names with a suffix are skipped, since they are not folders: a broken image is reported when it is read, and other
+    files do not matter.
+    """
     broken = [name for name in broken if not PurePosixPath(name).suffix and "/." not in f"/{name}"]
     if broken and not skip:
         raise ValueError(
@@ -125,7 +128,7 @@ def _is_image(name: str) -> bool:
 
 
 def _find_images(files: Files, classes: list[str], skip: bool) -> dict[str, list[str]]:
-    """class -> its image files, all of them in order."""
+    """The image files of each class, all of them in order."""
     _check_links(files.path, [name for name in files.broken if "/" in name or name in classes], skip)
     found: dict[str, list[str]] = {name: [] for name in classes}
     depth = classes[0].count("/") + 1

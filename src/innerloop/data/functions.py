@@ -25,6 +25,7 @@ class Sinusoids:
     phase: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The values ``[n, K, 1]`` at inputs ``[n, K, 1]``, or ``[K, 1]`` for all functions."""
         return self.amplitude * torch.sin(x - self.phase)
 
 
@@ -36,6 +37,7 @@ class Lines:
     intercept: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The values ``[n, K, 1]`` at inputs ``[n, K, 1]``, or ``[K, 1]`` for all functions."""
         return self.slope * x + self.intercept
 
 
@@ -90,7 +92,7 @@ class Sinusoid:
         return Sinusoids(amplitude, torch.tensor(self.phases)[choice])
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
-        """n tasks; x and y are float32 ``[n, shots, 1]`` (support) and ``[n, queries, 1]`` (query)."""
+        """Draw ``n`` tasks; x and y are float32 ``[n, shots, 1]`` (support) and ``[n, queries, 1]`` (query)."""
         return _points(self.functions(n, generator), n, self.shots, self.queries, self.x, generator)
 
 
@@ -116,7 +118,7 @@ class Linear:
         return Lines(slope, _uniform(self.intercept, (n, 1, 1), generator))
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
-        """n tasks; x and y are float32 ``[n, shots, 1]`` (support) and ``[n, queries, 1]`` (query)."""
+        """Draw ``n`` tasks; x and y are float32 ``[n, shots, 1]`` (support) and ``[n, queries, 1]`` (query)."""
         return _points(self.functions(n, generator), n, self.shots, self.queries, self.x, generator)
 
 

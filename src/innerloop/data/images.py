@@ -75,6 +75,7 @@ class ClassImages:
             layout: the axes of ``images``: "NHW", "NHWC" or "NCHW".
             names: the name of label i is ``names[i]``; without it every label that occurs is a class named after
                 its number.
+            name: the name of the data set, for messages.
 
         Raises:
             ValueError: shapes, types or values other than these, or a name without images.
@@ -101,7 +102,7 @@ class ClassImages:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
+        """The shape of an image, ``(C, H, W)``."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 

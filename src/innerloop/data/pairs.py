@@ -53,7 +53,7 @@ class Pairs:
         return len(self._pairs)
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
-        """n problems: x float32 in [0, 1], ``[n, 2 * shots, C, H, W]``; y float32, 0 and 1."""
+        """Draw ``n`` tasks: x float32 in [0, 1], ``[n, 2 * shots, C, H, W]``; y float32, 0 and 1."""
         pairs = self._pairs
         classes = pairs[torch.randint(len(pairs), (n,), generator=generator)]
         swapped = torch.rand(n, generator=generator) < 0.5

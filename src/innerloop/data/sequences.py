@@ -1,5 +1,7 @@
-"""Tasks with a horizon: an example is not a point but a sequence, and what comes out at each step depends on all that
-went in before."""
+"""Tasks whose examples are sequences instead of points.
+
+The output at each step depends on all inputs up to that step.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ class Oscillator:
             )
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
-        """n tasks; x and y are float32 ``[n, shots, horizon, 1]`` and ``[n, queries, horizon, 1]``."""
+        """Draw ``n`` tasks; x and y are float32 ``[n, shots, horizon, 1]`` and ``[n, queries, horizon, 1]``."""
         frequency, damping = (_uniform(bounds, (n, 1), generator) for bounds in (self.frequency, self.damping))
         parts = []
         for number in (self.shots, self.shots if self.queries is None else self.queries):

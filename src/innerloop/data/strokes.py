@@ -63,9 +63,9 @@ class Strokes:
         return 3 * index + get_args(Split).index(self.split)
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
-        """n tasks: x float32 in [0, 1] (ink is 1), ``[n, ways * shots, 1, size, size]``; y int64 in range(ways).
+        """Draw ``n`` tasks: x float32 in [0, 1], ``[n, ways * shots, 1, size, size]``; y int64 in range(ways).
 
-        Examples are ordered shot by shot, as in `FewShot`.
+        Ink is 1. Examples are ordered shot by shot, as in `FewShot`.
         """
         control, present = figures(self.identities(n, generator))
         drawings = self.shots + self.queries

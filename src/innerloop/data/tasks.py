@@ -98,8 +98,11 @@ def omniglot_pairs_tasks(
     device: str = "cpu",
     download: bool = False,
 ) -> Sources:
-    """`Pairs` of characters of one alphabet; no alphabet is in two splits. Of the 40 drawings of a problem, 30 are to
-    adapt on, 6 to judge by in meta-training and validation, and 4 in the test."""
+    """`Pairs` of characters of one alphabet; no alphabet is in two splits.
+
+    Of the 40 drawings of a task, 30 are support examples. In meta-training and validation 6 are query examples, in the
+    test 4 are.
+    """
     splits = omniglot(root, "alphabets", False, size, seed, download, device)
     return Sources(
         Pairs(splits.train, shots, queries), Pairs(splits.val, shots, queries), Pairs(splits.test, shots, test_queries)

@@ -237,7 +237,7 @@ def _mini_imagenet_files(root: str | Path | None) -> tuple[Files, str]:
 
 
 def _read_list(files: Files, name: str, folder: str) -> dict[str, list[str]]:
-    """label -> image files, from one ``filename,label`` list."""
+    """The image files of each label, from one ``filename,label`` list."""
     if name not in files.identities:
         raise FileNotFoundError(f"{files.path} has no {name}")
     rows = csv.DictReader(io.StringIO(files.read(name).decode("utf-8-sig")))

@@ -50,6 +50,7 @@ class Answer(JSONResponse):
     """JSON in which numbers that are not finite, as of an adaptation that diverged, are null."""
 
     def render(self, content: Any) -> bytes:
+        """Encode a plain value as JSON in UTF-8; NaN and infinities become null."""
         return dumps(content).encode()
 
 
@@ -60,7 +61,8 @@ def application(characters: Characters | None, functions: Functions | None) -> S
     ``GET /api/sinusoid`` are what `Characters` and `Functions` answer. Errors are ``{"error": message}``.
 
     Args:
-        characters, functions: what answers on each of the two tabs, which is left out without.
+        characters: answers the requests of the tab for characters; ``None`` leaves the tab out.
+        functions: answers the requests of the tab for functions; ``None`` leaves the tab out.
     """
     workers = Workers()
     routes = [_about(characters, functions)]

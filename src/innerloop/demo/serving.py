@@ -49,7 +49,8 @@ def serve(
 
     Args:
         listening: from `listen`.
-        characters, functions: see `application`.
+        characters: see `application`.
+        functions: see `application`.
         browser: whether to open the page.
     """
     address = f"http://{HOST}:{listening.getsockname()[1]}/"

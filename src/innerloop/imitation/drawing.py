@@ -1,5 +1,7 @@
-"""Drawing shapes into pictures, many pictures at once. Lengths are in half widths of the picture, x to the right and y
-down, and what is drawn is as sharp as a pixel."""
+"""Draw shapes into batches of pictures.
+
+Lengths are in half widths of the picture, x to the right and y down. Edges are as sharp as one pixel.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,10 @@ def colour(hue: Tensor, saturation: float = 0.9, value: float = 0.95) -> Tensor:
 
 
 def paint(picture: Tensor, outside: Tensor, colour: Tensor) -> Tensor:
-    """A colour ``[T, F, 3]`` into pictures ``[T, F, 3, size, size]`` where the distance ``[T, F, size, size]`` from a
-    shape's edge is negative."""
+    """Paint a color ``[T, F, 3]`` into pictures ``[T, F, 3, size, size]`` inside a shape.
+
+    The inside is where the distance ``[T, F, size, size]`` from the shape's edge is negative.
+    """
     covered = torch.sigmoid(-outside * picture.shape[-1])[:, :, None]
     return picture * (1 - covered) + colour[..., None, None] * covered
 

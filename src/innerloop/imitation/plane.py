@@ -27,8 +27,11 @@ PUSHED = 0.05
 
 
 class Arms(NamedTuple):
-    """Of T demonstrators: where the shoulder is, ``[T, 2]``, the length of both links, to which side the elbow bends,
-    half the width ``[T]``, and the colour ``[T, 3]``."""
+    """The arms of T demonstrators.
+
+    The fields are the position of the shoulder ``[T, 2]``, the length of both links, the side to which the elbow bends,
+    half the width ``[T]``, and the color ``[T, 3]``.
+    """
 
     shoulder: Tensor
     length: Tensor
@@ -39,8 +42,9 @@ class Arms(NamedTuple):
 
 @dataclass
 class Reach:
-    """A demonstrator's arm reaches for an object among others, seen by its camera; the robot is to reach for the same
-    object, which lies somewhere else before it, seen by another.
+    """A demonstrator's arm reaches for an object among others, and the robot has to reach for the same object.
+
+    The object lies somewhere else before the robot, and another camera films it.
 
     The arm has two links; its colour, width and proportions are the demonstrator's, and camera, light and ground differ
     from demonstration to demonstration. The robot is a ring that moves by at most ``STRIDE`` (0.3) a step; its state is
@@ -116,8 +120,10 @@ class Reach:
     # -- the robot ----------------------------------------------------------------------------------------------------
 
     def demonstration(self, tasks: Scenes, number: int, generator: torch.Generator) -> Demonstration:
-        """What an expert at the robot sees and does at some moments of its way, on which it is pushed about a little,
-        ``[T, number, moments, ...]``."""
+        """The observations and actions of an expert at the robot at some moments, ``[T, number, moments, ...]``.
+
+        The expert is pushed about a little on its way.
+        """
         every = Scenes(*(part.repeat_interleave(number, 0) for part in tasks))
         found = self._demonstrated(every, generator)
         return Demonstration(*(part.view(-1, number, *part.shape[1:]) for part in found))

@@ -28,11 +28,13 @@ class Behaviour(NamedTuple):
 
 
 class Look(nn.Module):
-    """Where the filters of a convolution look, the mean place under a softmax of each over the picture (Levine et al.
-    2016, section 5.1), and what all of them find there, the mean under the same weights.
+    """The spatial softmax of each filter, and the mean features under it (Levine et al. 2016, section 5.1).
 
-    Places alone say little of what is there: the gradient of one reaches the filters as a difference between its two
-    sides. That of what was found reaches them as the features at that place.
+    The softmax of a filter over the picture has a mean position; the features of all filters are averaged under the
+    same weights.
+
+    Positions alone say little of what is there: the gradient of a position reaches the filters as a difference between
+    its two sides. The gradient of the averaged features reaches them as the features at that position.
     """
 
     def __init__(self) -> None:
@@ -127,8 +129,10 @@ class Policy(nn.Module):
 
 
 class Visuomotor(Policy):
-    """Pictures -> points -> hidden layers, which know the state too -> actions. Where the state is not told, as in a
-    video of somebody else, it is zero. Arguments are those of `Policy`."""
+    """Pictures -> points -> hidden layers, which read the state too -> actions.
+
+    Where the state is not given, as in a video of another demonstrator, it is zero. Arguments are those of `Policy`.
+    """
 
     def forward(self, images: Tensor, state: Tensor | None = None) -> Behaviour:
         """Pictures, uint8 ``[S, H, 3, h, w]``, and states ``[S, H, state]``."""
@@ -137,9 +141,11 @@ class Visuomotor(Policy):
 
 
 class Contextual(Policy):
-    """A policy that is shown the demonstration's last picture beside the present one, and does not adapt: what is seen
-    in both, and where, goes into its hidden layers (the contextual policy of Finn et al. 2017, One-Shot Visual
-    Imitation Learning). Arguments are those of `Policy`."""
+    """A policy that reads the last picture of the demonstration beside the present one, and does not adapt.
+
+    The points and features of both pictures are inputs of its hidden layers (the contextual policy of Finn et al. 2017,
+    One-Shot Visual Imitation Learning). Arguments are those of `Policy`.
+    """
 
     reads_demonstration = True
 
@@ -155,9 +161,10 @@ class Contextual(Policy):
 
 
 class Watching(Policy):
-    """A policy whose recurrent network watches the demonstration, frame by frame, and tells the hidden layers what it
-    came to. It does not adapt. An Elman network, where the recurrent policy of Finn et al. 2017 (One-Shot Visual
-    Imitation Learning) has a long short-term memory.
+    """A policy whose recurrent network reads the demonstration frame by frame; it does not adapt.
+
+    The state of the network after the last frame is an input of the hidden layers. It is an Elman network, where the
+    recurrent policy of Finn et al. 2017 (One-Shot Visual Imitation Learning) has a long short-term memory.
 
     Args:
         state, actions, filters, layers, hidden, transformation: see `Policy`.

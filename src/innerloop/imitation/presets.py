@@ -43,8 +43,9 @@ def daml(
     adapt: Selection | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """Domain-adaptive meta-learning: a learned loss adapts the policy to a video of somebody else, and both are learned
-    so that the robot then acts rightly (Yu et al. 2018, Algorithm 1).
+    """Domain-adaptive meta-learning: a learned loss adapts the policy to a video of another demonstrator.
+
+    Policy and loss are meta-learned so that the adapted policy acts rightly (Yu et al. 2018, Algorithm 1).
 
     Args:
         policy: its output has the parts that the loss looks at.
@@ -52,7 +53,9 @@ def daml(
         steps: inner steps.
         clip: of every number of an inner gradient, to +- this.
         heads: what the learned loss looks at: ``"seen"``, ``"points"``, ``"hidden"``, ``"actions"``, one or more.
-        channels, kernel, layers: of the learned loss; see `TemporalLoss`.
+        channels: of the convolutions of the learned loss; see `TemporalLoss`.
+        kernel: steps that such a convolution looks at.
+        layers: convolutions of the learned loss.
         inner_loss: another inner loss than that.
         adapt: which of the policy's parameters the learned loss moves; if not given, those before what it looks at.
         options: see `MetaLearner`.
@@ -71,8 +74,10 @@ def daml(
 def mil(
     policy: Policy, lr: float = 0.1, steps: int = 1, clip: float | None = None, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Meta-imitation learning: MAML on demonstrations by the robot itself, whose actions are known (Finn et al. 2017,
-    One-Shot Visual Imitation Learning via Meta-Learning)."""
+    """Meta-imitation learning: MAML on demonstrations by the robot itself, whose actions are known.
+
+    Source: Finn et al. 2017, One-Shot Visual Imitation Learning via Meta-Learning.
+    """
     citation = (
         "Finn, Yu, Zhang, Abbeel, Levine. One-Shot Visual Imitation Learning via Meta-Learning. CoRL 2017. "
         "arXiv:1709.04905"
@@ -87,8 +92,10 @@ def _rule(lr: float, clip: float | None) -> rules.UpdateRule:
 
 
 def cloned(policy: Policy, **options: Unpack[Options]) -> MetaLearner:
-    """No adaptation, to compare with: a policy that does the same whatever was demonstrated, or one that reads the
-    demonstration (`Contextual`, `Watching`)."""
+    """Behavior cloning without adaptation, as a baseline.
+
+    The policy either ignores the demonstration, or reads it (`Contextual`, `Watching`).
+    """
     return MetaLearner(policy, rules.SGD(0.0), everything, Unrolled(), cloning, steps=0, **options)
 
 

@@ -80,8 +80,11 @@ class Imitation:
         return Batch({"images": video}, torch.zeros(*video.shape[:2], 0))
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
-        """100 where the policy did it and 0 where not, after 0, 1, ..., K inner steps, ``[n, K + 1]``, each time from
-        the same beginning; K is ``steps``, or 0 if the policy was not trained to take any."""
+        """Return 100 for a task that the policy solved and 0 otherwise, after 0, 1, ..., K inner steps, ``[n, K + 1]``.
+
+        Every number of steps starts from the same state. K is ``steps``, or 0 if the policy was trained without inner
+        steps.
+        """
         tasks = self.world.tasks(n, self.split, generator)
         support = self.shows(tasks, generator)
         begin = generator.get_state()
@@ -94,15 +97,20 @@ class Imitation:
 
     @staticmethod
     def steps(learner: MetaLearner, wanted: int | None) -> int:
-        """How many inner steps are taken: those of training unless others are wanted, and none by a policy that was
-        trained without, for which a demonstration may have nothing to go by."""
+        """The number of inner steps: ``wanted``, or the trained number if that is None.
+
+        It is 0 for a policy that was trained without inner steps, which may have no loss to adapt by.
+        """
         return learner.steps if wanted is None or not learner.steps else wanted
 
     def attempt(
         self, learner: MetaLearner, tasks: Any, support: Batch, steps: int, generator: torch.Generator
     ) -> Iterator[Tensor]:
-        """Do each task once after some inner steps; yields what the robot sees, ``horizon + 1`` times
-        ``[T, 3, h, w]``. What it came to is then `World.success`."""
+        """Attempt each task once after ``steps`` inner steps.
+
+        Yields the robot's pictures, ``horizon + 1`` times ``[T, 3, h, w]``. Afterwards, `World.success` says how each
+        attempt ended.
+        """
         there = next(learner.parameters()).device
         support = to(support, there)
         policy, read = learner.adapt_all(support, steps), _read(learner, support)

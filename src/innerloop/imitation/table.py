@@ -1,5 +1,7 @@
-"""A table with a robot arm in MuJoCo: somebody with another arm pushes an object, or reaches for it; the robot is to do
-the same with the same object, which lies somewhere else before it.
+"""A table with a robot arm in MuJoCo, on which the robot imitates a demonstrator with another arm.
+
+The demonstrator pushes an object, or reaches for it; the robot has to do the same with the same object, which lies
+somewhere else before it.
 
 Lengths are in metres, x to the right and y away from the robot, the middle of the table at the origin.
 """

@@ -33,8 +33,10 @@ def table_tasks(
     size: int = 48,
     shown: Shown = "video",
 ) -> Sources:
-    """`Table`: a video of somebody who pushes one of several objects, or reaches for it; a robot arm is to do the same.
-    In MuJoCo."""
+    """`Table`: a video of a demonstrator who pushes one of several objects, or reaches for it, in MuJoCo.
+
+    A robot arm has to do the same with the same object.
+    """
     return sources(Table(goal, objects, cases, frames, horizon, moments, size), shown)
 
 

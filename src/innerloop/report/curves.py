@@ -39,8 +39,9 @@ GRID = (5, 4)
 
 
 def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0, window: int | None = None) -> Axes:
-    """The support loss of one problem along its inner steps: of the whole support set, or of mini-batches, each before
-    its step, with the inner epochs set off.
+    """Plot the support loss of one task along its inner steps, with the inner epochs marked.
+
+    The loss is that of the whole support set, or of mini-batches, each before its step.
 
     Args:
         axes: matplotlib axes.
@@ -143,8 +144,10 @@ def validation(axes: Axes, run: Run) -> Axes:
 
 
 def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
-    """The learned inner rates of each parameter over the inner steps, at the record nearest to an iteration: to that of
-    the best validation, if not given."""
+    """Plot the learned inner rates of each parameter over the inner steps.
+
+    The rates are those of the record nearest to an iteration, by default that of the best validation.
+    """
     lines = run.lines.get("rates", [])
     if not lines:
         raise NothingToDrawError(f"{run.path} has no learned rates: its inner rates are fixed, or trace_every is 0")
@@ -168,8 +171,10 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
 
 
 def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
-    """Meta-validation of several runs: those that differ in their seed alone are one line, their mean, with a band from
-    the worst to the best."""
+    """Plot the meta-validation of several runs.
+
+    Runs that differ only in their seed become one line, their mean, with a band from the worst to the best.
+    """
     scale = one_scale(Scale.read(run.best) for run in runs if run.best)
     groups = by_recipe(runs)
     for index, (name, members) in enumerate(groups.items()):

@@ -39,8 +39,11 @@ class Interval:
 
 
 def judged(run: Run, what: What) -> Line | None:
-    """The test of a run or its best validation, if there is one: ``metric``, ``mean``, ``ci95``, ``num_tasks``,
-    ``steps``, ``transductive``, and ``scores`` of each task where they were kept."""
+    """The test result of a run, or its best validation if there is no test.
+
+    The keys are ``metric``, ``mean``, ``ci95``, ``num_tasks``, ``steps``, ``transductive``, and ``scores`` of each task
+    where they were kept.
+    """
     found = run.results.get("test") if what == "test" else run.best
     sound = isinstance(found, dict) and all(found.get(name) is not None for name in NEEDED)
     return found if sound else None
@@ -89,8 +92,11 @@ def difference(first: Sequence[Run], second: Sequence[Run], what: What = "test")
 
 
 def comparable(first: Run, second: Run, what: What = "test") -> bool:
-    """Whether two runs are judged by tasks of one kind and in one way: the same section of tasks but for what training
-    alone goes by, and both with or both without the whole query set at hand."""
+    """Whether two runs are evaluated on tasks of the same kind and in the same way.
+
+    Their sections of tasks must agree, except in the options that only training uses, and both must be transductive or
+    neither.
+    """
     kinds = []
     for run in (first, second):
         line, tasks = judged(run, what), run.config.get("tasks")
@@ -133,8 +139,11 @@ def _seed(run: Run, what: What) -> Any:
 
 
 def _interval(mean: float, test: str, *samples: Sequence[float], over: str) -> Interval:
-    """By the interval that belongs to a t-test, around the mean found already: of one sample, of pairs (Student), or of
-    two independent samples with variances of their own (Welch 1947)."""
+    """A confidence interval from a t-test, around the mean that is already known.
+
+    The test is that of one sample, of pairs (Student), or of two independent samples with unequal variances (Welch
+    1947).
+    """
     try:
         from scipy.special import stdtrit  # all of scipy.stats would take a second and 60 MiB
     except ImportError as error:

@@ -55,14 +55,19 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def in_figure(name: str) -> str:
-    """A name as matplotlib shows it. Between dollar signs it would read a formula, and it leaves names that begin with
-    an underscore out of legends."""
+    """Escape a name so that matplotlib shows it as it is.
+
+    Matplotlib reads text between dollar signs as a formula, and leaves names that begin with an underscore out of
+    legends.
+    """
     return (" " * name.startswith("_") + name).replace("$", r"\$")
 
 
 def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = None, trained: int | None = None) -> Axes:
-    """The metric after 0, 1, ..., K inner steps, with its 95 % interval over tasks; ``trained`` marks the number of
-    steps that meta-training took."""
+    """Plot the metric after 0, 1, ..., K inner steps, with its 95 % interval over tasks.
+
+    ``trained`` marks the number of steps that meta-training took.
+    """
     steps = range(len(evaluation.steps))
     mean, half = torch.tensor(evaluation.steps), torch.tensor(evaluation.steps_ci95)
     (line,) = axes.plot(steps, mean.tolist(), marker="o", color=None if label else AFTER, label=label)
@@ -107,8 +112,11 @@ def episode(
     transductive: bool = True,
     seed: int = 0,
 ) -> Figure:
-    """One unseen few-shot episode as pictures: the support images, one column a class, and below them the query
-    images, framed by whether their class was told before (upper frames) and after adaptation."""
+    """Draw one unseen few-shot episode as pictures.
+
+    The support images have one column for each class. The frames of the query images below them show whether their
+    class was predicted rightly before adaptation (upper frames) and after it.
+    """
     task = source.sample(1, torch.Generator().manual_seed(seed))
     logits = learner.predict(task, steps, transductive)[0]
     support, query = select(task.support, 0), select(task.query, 0)
@@ -141,8 +149,10 @@ def _query_rows(query: Any, logits: Tensor) -> list[tuple[str, Tensor, Tensor, T
 
 
 def _told(output: Tensor, y: Tensor) -> Tensor:
-    """The classes that outputs tell: of the largest logit, or by one logit an example where targets are 0 and 1; -1
-    where the outputs are not numbers."""
+    """The classes that outputs predict; -1 where the outputs are NaN.
+
+    The class is that of the largest logit, or follows from one logit for each example where targets are 0 and 1.
+    """
     if y.is_floating_point():
         return torch.where(output.isnan(), -1, (output > 0).long())
     return torch.where(output.isnan().any(1), -1, output.argmax(1))
@@ -177,8 +187,10 @@ def showcase(learner: MetaLearner, source: TaskSource, steps: int | None = None,
 def solved_episode(
     learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0, steps: int | None = None
 ) -> int:
-    """The seed of the first task, from ``first`` on, all of whose queries are told right after adaptation; if none of
-    100 tasks is, of the one with the most."""
+    """The seed of the first task, from ``first`` on, whose queries are all predicted rightly after adaptation.
+
+    If there is none among 100 tasks, it is the seed of the task with the most right predictions.
+    """
     return _episode_with(1.0, learner, source, transductive, first, steps)
 
 

@@ -1,5 +1,7 @@
-"""The figures of the report: a function each, of runs by their labels, in a colour for every run. What a slider moves
-over are the frames of plotly's figure; what the figure itself shows is where the slider begins."""
+"""The figures of the report: one function each, for runs by their labels, in one color for every run.
+
+A slider moves over the frames of plotly's figure; the figure itself shows where the slider begins.
+"""
 
 from __future__ import annotations
 
@@ -158,8 +160,10 @@ def gradient_norms(runs: Runs) -> Interactive:
 
 
 def rates(runs: Runs) -> Interactive:
-    """The learned inner rates, unrolled by layer and step, with a slider over meta-training; its first place is each
-    run's best validation."""
+    """Plot the learned inner rates, unrolled by layer and step, with a slider over meta-training.
+
+    The slider begins at each run's best validation.
+    """
     having = [(index, name, run) for index, (name, run) in enumerate(runs.items()) if run.lines.get("rates")]
     first = _unrolled(line["rates"] for _, _, run in having for line in reversed(run.lines["rates"]))
     if not first:

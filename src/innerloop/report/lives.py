@@ -1,5 +1,7 @@
-"""How a policy lives through unseen tasks, before and after it has adapted: paths in the plane, rewards over time, and
-films of bodies."""
+"""What a policy does in unseen tasks, before and after it has adapted.
+
+The figures are paths in the plane, rewards over time, and films of bodies.
+"""
 
 from __future__ import annotations
 
@@ -154,8 +156,9 @@ def _goals(goals: Tensor) -> list[Trace]:
 
 
 def film(learner: MetaLearner, source: Source, path: Path, steps: int | None, seed: int = 0, tasks: int = 2) -> None:
-    """Write a GIF of a body before adaptation (left) and after it (right), by the likeliest actions, in unseen tasks
-    below each other.
+    """Write a GIF of a body before adaptation (left) and after it (right), by the likeliest actions.
+
+    The unseen tasks are stacked below each other.
 
     Raises:
         NothingToDrawError: the run is not of a body.

@@ -146,7 +146,9 @@ def page(
     Args:
         runs: by the labels to show them under.
         broken: what is wrong with others that were left out.
-        data, models, say: as in `write_report`.
+        data: where the data are; see `write_report`.
+        models: whether to load the learners and draw unseen tasks.
+        say: called with a line of text before each step that takes time.
         searched: sweeps, by which runs were found.
     """
     sections = [*map(_sweep, searched), *_sections(runs)]

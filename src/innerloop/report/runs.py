@@ -90,14 +90,18 @@ class Run:
         return max(found, key=lambda line: sign * line["mean"])
 
     def column(self, kind: str, name: str) -> tuple[list[int], list[Any]]:
-        """The iterations and the values of a field, where lines of the kind have it. Numbers that were not finite are
-        not a number again."""
+        """The iterations and the values of a field, where records of the kind have it.
+
+        Values that were not finite are read as NaN.
+        """
         found = [line for line in self.lines.get(kind, ()) if name in line]
         values = [float("nan") if line[name] is None else line[name] for line in found]
         return [line["iteration"] for line in found], values
 
     def frame(self, what: Frame = "train") -> pd.DataFrame:
-        """A pandas data frame, a row for every
+        """A pandas data frame of one kind of record.
+
+        It has a row for every
 
         - ``"train"``, ``"validation"``: line of that kind;
         - ``"steps"``: inner step: iteration, task, epoch, step, loss;

@@ -77,8 +77,10 @@ def seed_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
 
 
 def labelled(runs: Sequence[Run]) -> dict[str, Run]:
-    """Runs under names that tell them apart: of the directory, or, where several have the same, with its parent's; a
-    run that is there twice is left out the second time."""
+    """Label runs by the names of their directories.
+
+    Where several directories have the same name, the label includes the parent's. A run that occurs twice is kept once.
+    """
     once = {run.path.resolve(): run for run in runs}
     names = [run.name for run in once.values()]
     short = {path: run.name if names.count(run.name) == 1 else "-".join(path.parts[-2:]) for path, run in once.items()}

@@ -63,8 +63,10 @@ def attempt(learner: MetaLearner, source: Imitation, steps: int | None, tasks: i
 
 
 def strips(learner: MetaLearner, source: Imitation, steps: int | None = None, seed: int = 0) -> Figure:
-    """Four unseen tasks: the demonstration, what the robot does before adaptation and after it, and, where the inner
-    loss is learned, what it makes of every picture of the demonstration."""
+    """Draw four unseen tasks as strips: the demonstration, and the robot before and after adaptation.
+
+    Where the inner loss is learned, a strip shows its value for every picture of the demonstration.
+    """
     found = attempt(learner, source, steps, seed=seed)
     losses = [_over_time(learner, found.support, task) for task in range(TASKS)]
     last = len(found.pictures) - 1
@@ -116,8 +118,10 @@ def _row(pictures: Tensor) -> Any:
 
 
 def gaze(learner: MetaLearner, source: Imitation, steps: int | None = None, seed: int = 0) -> Figure:
-    """Four unseen tasks: the end of the demonstration, the pixels of it that the gradient of the learned loss by the
-    filters depends on most, what the robot sees, and where its filters look before adaptation and after it.
+    """Draw where the learned loss and the policy's filters look in four unseen tasks.
+
+    A row shows the end of the demonstration, the pixels of it that the gradient of the learned loss by the filters
+    depends on most, the robot's picture, and where its filters look before adaptation and after it.
 
     Raises:
         NothingToDrawError: nothing is learned from the demonstration, or the policy has no such filters.

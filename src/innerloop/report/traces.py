@@ -152,8 +152,10 @@ def thinned(x: Sequence[int], y: Sequence[float], most: int = POINTS) -> tuple[l
 
 
 def axis_of(traces: Iterable[Trace]) -> dict[str, Any]:
-    """An axis that holds all values, so that places of a slider can be told from each other; logarithmic where they
-    are positive and of very different sizes."""
+    """An axis whose range covers all values, so that positions of a slider can be compared.
+
+    The axis is logarithmic where the values are positive and of very different sizes.
+    """
     values = [value for trace in traces for value in trace["y"] if value is not None]
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low > 0 and high > LOGARITHMIC * low:

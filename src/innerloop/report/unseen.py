@@ -44,8 +44,9 @@ class Picture(NamedTuple):
 def figures(
     runs: Mapping[str, Run], data: Path | None = None, say: Callable[[str], object] = lambda _: None
 ) -> Iterator[Interactive | Picture | str]:
-    """Figures, pictures, and what there is to say where there is none. A recipe's first seed stands for all where a
-    single task is shown.
+    """Draw figures and pictures of unseen tasks, or explain why there is none.
+
+    Where a single task is shown, the first seed of a recipe stands for all.
 
     Args:
         runs: by their labels.

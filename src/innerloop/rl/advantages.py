@@ -22,10 +22,12 @@ def discounted(rewards: Tensor, discount: float) -> Tensor:
 
 
 def generalised(rewards: Tensor, values: Tensor, alive: Tensor, discount: float, trace: float) -> Tensor:
-    """Generalised advantage estimates (Schulman et al. 2016, Eq. 16); nothing comes after the horizon.
+    """Generalized advantage estimates (Schulman et al. 2016, Eq. 16); nothing comes after the horizon.
 
     Args:
-        rewards, values, alive: ``[..., H]``; values are those expected at each step.
+        rewards: of each step, ``[..., H]``.
+        values: the returns expected at each step, ``[..., H]``.
+        alive: 1 for steps that happened and 0 after the end of an episode, ``[..., H]``.
         discount: of the rewards, gamma.
         trace: lambda; 1 takes returns minus values, 0 one-step errors.
     """
@@ -34,8 +36,10 @@ def generalised(rewards: Tensor, values: Tensor, alive: Tensor, discount: float,
 
 
 def normalised(advantages: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """With mean 0 and standard deviation 1 over the steps that happened, of each task ``[T, E, H]``; and what they were
-    divided by, ``[T, 1, 1]``."""
+    """Normalize advantages ``[T, E, H]`` to mean 0 and standard deviation 1 within each task.
+
+    Only the steps that happened count. Returns the advantages and their divisors ``[T, 1, 1]``.
+    """
     number = alive.sum((1, 2), keepdim=True)
     centred = (advantages - (advantages * alive).sum((1, 2), keepdim=True) / number) * alive
     spread = (centred.square().sum((1, 2), keepdim=True) / number).sqrt() + 1e-8
@@ -63,8 +67,9 @@ class Baseline(Protocol):
 
 
 class LinearBaseline:
-    """Least squares on features of observation and time, for the episodes of each task by themselves (Duan et al.
-    2016, section 5): ``[o, o^2, t, t^2, t^3, 1]`` with observations clipped to 10 and time in hundreds of steps.
+    """Least squares on features of observation and time, fitted to each task alone (Duan et al. 2016, section 5).
+
+    The features are ``[o, o^2, t, t^2, t^3, 1]`` with observations clipped to 10 and time in hundreds of steps.
 
     Args:
         ridge: added to the diagonal of the normal equations.

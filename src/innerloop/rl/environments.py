@@ -46,8 +46,10 @@ class Environment(Protocol):
         ...
 
     def reset(self, tasks: Any, episodes: int, generator: torch.Generator) -> Tensor:
-        """Begin ``episodes`` episodes of each task; the first observations ``[T, E, O]``. What is random in these
-        episodes comes from the generator."""
+        """Begin ``episodes`` episodes of each task; returns the first observations ``[T, E, O]``.
+
+        The generator is the only source of randomness in these episodes.
+        """
         ...
 
     def step(self, action: Tensor) -> Step:

@@ -90,8 +90,11 @@ class Interaction:
         episodes_of(learner)
 
     def collect(self, learner: MetaLearner, n: int, generator: torch.Generator) -> Task:
-        """Draw ``n`` tasks, and live through ``learner.batch_size`` episodes of each before every inner step (the
-        support set) and after the last (the query set)."""
+        """Draw ``n`` tasks, and collect episodes before every inner step and after the last.
+
+        Each collection has ``learner.batch_size`` episodes of each task; those before the inner steps are the support
+        set, those after the last step the query set.
+        """
         start = time.perf_counter()
         tasks = self.environment.tasks(n, generator)
         parts = list(self.episodes(learner, tasks, learner.steps, generator))
@@ -110,8 +113,9 @@ class Interaction:
     def episodes(
         self, learner: MetaLearner, tasks: Any, steps: int, generator: torch.Generator, number: int | None = None
     ) -> Iterator[Lived]:
-        """The episodes of given tasks after 0, 1, ..., ``steps`` inner steps, and what is learned from them: each step
-        is taken on those before it.
+        """Collect episodes of given tasks after 0, 1, ..., ``steps`` inner steps, and their training data.
+
+        Each step uses the episodes before it.
 
         Args:
             learner: whose policy acts.
@@ -134,8 +138,10 @@ class Interaction:
             yield Lived(policy, found, support[-1])
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
-        """Mean returns of ``n`` new tasks after 0, 1, ..., ``steps`` inner steps, ``[n, steps + 1]``. Training does not
-        learn from them."""
+        """Mean returns of ``n`` new tasks after 0, 1, ..., ``steps`` inner steps, ``[n, steps + 1]``.
+
+        Training does not learn from these episodes.
+        """
         steps = learner.steps if steps is None else steps
         tasks = self.environment.tasks(n, generator)
         lived = self.episodes(learner, tasks, steps, generator, self.eval_episodes)

@@ -43,8 +43,11 @@ def score(output: Distribution, y: Decisions) -> Tensor:
 
 
 def ratio(output: Distribution, y: Decisions) -> Tensor:
-    """``-pi(a) / pi_old(a) A``: the same gradient where the policy is the one that acted, and a second derivative of
-    low variance that, near an optimum, is that of the expected return (Rothfuss et al. 2019, section 5)."""
+    """The surrogate ``-pi(a) / pi_old(a) A`` (Rothfuss et al. 2019, section 5).
+
+    It has the gradient of ``score`` where the policy is the one that acted. Its second derivative has low variance and,
+    near an optimum, is that of the expected return.
+    """
     return -_mean(_ratio(output, y) * y.advantages, y)
 
 
@@ -73,9 +76,10 @@ def divergence(output: Distribution, y: Decisions) -> Tensor:
 
 
 class Along(Unrolled):
-    """What all policies of an adaptation do, each judged by the episodes that it lived itself: those before an inner
-    step are at the same time what comes after the step before it. It is the multi-step loss of Antoniou et al. 2019
-    (Eq. 4) for tasks that are lived through.
+    """Judges every policy of an adaptation by its own episodes.
+
+    The episodes before an inner step are at the same time the query set of the step before it. This is the multi-step
+    loss of Antoniou et al. 2019 (Eq. 4) for tasks in which the learner acts.
 
     Args:
         order: as of `Unrolled`.
@@ -90,6 +94,11 @@ class Along(Unrolled):
         self.weights = weights and tuple(weight / sum(weights) for weight in weights)
 
     def __call__(self, episode: Episode) -> Judgement:
+        """Judge by the losses of the weighted policies.
+
+        Raises:
+            ValueError: the number of weights is not that of the policies.
+        """
         weights = self.weights or (*[0.0] * episode.steps, 1.0)
         if len(weights) != episode.steps + 1:
             raise ValueError(f"{episode.steps} inner steps have {episode.steps + 1} policies, got {self.weights}")
@@ -111,14 +120,16 @@ class Judging(Along):
         self.loss = loss
 
     def __call__(self, episode: Episode) -> Judgement:
+        """Judge like `Along`, by another loss."""
         episode.loss = self.loss
         return super().__call__(episode)
 
 
 class Sampling(Unrolled):
-    """`Unrolled`, and what the parameters do to the episodes that adaptation learns from: the gradient of the expected
-    return has a term ``grad log pi(episodes) x return after adapting`` for each inner step (Stadie et al. 2018), which
-    MAML leaves out. Its value is zero where the policies are those that acted.
+    """`Unrolled` plus the effect of the parameters on the episodes that adaptation learns from.
+
+    The gradient of the expected return has a term ``grad log pi(episodes) x return after adapting`` for each inner step
+    (Stadie et al. 2018), which MAML leaves out. The value of the term is zero where the policies are those that acted.
 
     Args:
         order: as of `Unrolled`.
@@ -135,6 +146,7 @@ class Sampling(Unrolled):
         self.strength = strength
 
     def __call__(self, episode: Episode) -> Judgement:
+        """Judge by the query loss and the term of the sampled episodes."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
         loss, output = episode.query_loss(points[-1])
         worth, terms = episode.task.query.y.worth.mean(), [torch.zeros_like(loss)]
@@ -146,10 +158,13 @@ class Sampling(Unrolled):
 
 
 class InnerDivergence(Unrolled):
-    """How far the policies that acted before each inner step have been left, ``KL(pi_old || pi)``, in the mean over
-    the steps."""
+    """The divergence ``KL(pi_old || pi)`` from the policies that acted before each inner step, averaged over the steps.
+
+    Here ``pi_old`` is the policy that acted.
+    """
 
     def __call__(self, episode: Episode) -> Judgement:
+        """Judge by the divergence; the query loss is only reported."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
         loss, output = episode.query_loss(points[-1])
         return Judgement(inner_divergence(episode, points), points[-1], loss, output)
@@ -179,9 +194,11 @@ class Penalised(Unrolled):
         self.strength = strength
 
     def __call__(self, episode: Episode) -> Judgement:
+        """Judge by the query loss plus ``strength`` times the divergence."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
         loss, output = episode.query_loss(points[-1])
         return Judgement(loss + self.strength * inner_divergence(episode, points), points[-1], loss, output)
 
     def constants(self, iteration: int) -> Hashable:
+        """Those of `Unrolled`, and the strength, which the outer step changes."""
         return super().constants(iteration), self.strength

@@ -23,8 +23,9 @@ def _alone(means: Params) -> Params:
 
 
 class TRPO:
-    """A step along the natural gradient, as long as a bound on the divergence allows, shortened until the surrogate
-    improves (Schulman et al. 2015, appendix C). The Fisher matrix is that of the adapted policies by the
+    """A natural-gradient step within a bound on the divergence (Schulman et al. 2015, appendix C).
+
+    The step is shortened until the surrogate improves. The Fisher matrix is that of the adapted policies by the
     meta-parameters: its products go through the adaptation.
 
     Args:
@@ -88,8 +89,11 @@ class TRPO:
         return 0.0
 
     def fisher(self, tasks: Task, iteration: int) -> Callable[[Params], Params]:
-        """The product with the damped Fisher matrix: the second derivative of the divergence from the policies that
-        acted, at which it is zero."""
+        """Return the product with the damped Fisher matrix.
+
+        The matrix is the second derivative of the divergence from the policies that acted, at which the divergence is
+        zero.
+        """
         names, values = list(self.parameters), list(self.parameters.values())
         with torch.enable_grad():
             judged = self.learner(tasks, iteration, objective=self._divergence)
@@ -144,9 +148,11 @@ def _divergences(output: Any, tasks: Task) -> Tensor:
 
 
 class PPO:
-    """Some steps of Adam on the same episodes (Schulman et al. 2017), for surrogates that give no reward for going far.
-    The penalty on leaving the policies that acted before adapting, where the objective has one, is halved or doubled
-    so that the divergence comes near a target (Rothfuss et al. 2019, appendix C).
+    """Several steps of Adam on the same episodes (Schulman et al. 2017).
+
+    The surrogate must not reward moving far from the policies that acted. The penalty on leaving the policies that
+    acted before adapting, where the objective has one, is halved or doubled so that the divergence comes near a target
+    (Rothfuss et al. 2019, appendix C).
 
     Args:
         lr: of Adam.

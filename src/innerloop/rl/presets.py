@@ -1,5 +1,7 @@
-"""Published algorithms of meta-reinforcement learning, each a small composition: a learner of the core's parts, with
-losses of policies and an outer step of its own."""
+"""Published algorithms of meta-reinforcement learning, each a small composition.
+
+Each is a learner made of the core's parts, with losses of policies and its own outer step.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,11 @@ def fomaml_trpo(
     """First-order `maml_trpo`: the updates are taken as constants (Finn et al. 2017, section 5.2).
 
     Args:
-        policy, lr, episodes, max_kl, options: see `maml_trpo`.
+        policy: see `maml_trpo`.
+        lr: of the inner steps.
+        episodes: of a task, that an inner step is taken on.
+        max_kl: how far the adapted policies may move in an outer step.
+        options: see `MetaLearner`.
     """
     return maml_trpo(policy, lr, episodes, order=1, max_kl=max_kl, **options)
 
@@ -121,8 +127,12 @@ def e_maml(
     """E-MAML: the meta-gradient counts what the policy samples to adapt from, too (Stadie et al. 2018).
 
     Args:
-        policy, lr, episodes, max_kl, options: see `maml_trpo`.
-        strength: of what counts for sampling; see `Sampling`.
+        policy: see `maml_trpo`.
+        lr: of the inner steps.
+        episodes: of a task, that an inner step is taken on.
+        strength: of the term for sampling; see `Sampling`.
+        max_kl: how far the adapted policies may move in an outer step.
+        options: see `MetaLearner`.
     """
     objective = Sampling(strength=strength)
     return _learner(policy, rules.SGD(lr), everything, objective, TRPO(max_kl), episodes, "score", **options)
@@ -139,14 +149,20 @@ def promp(
     target_kl: float | None = 0.01,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """Proximal meta-policy search: ratios within, clipped ratios without, a penalty on leaving the policies that
-    sampled (Rothfuss et al. 2019).
+    """Proximal meta-policy search (ProMP; Rothfuss et al. 2019).
+
+    The inner loss is the ratio, the outer loss the clipped ratio with a penalty on leaving the policies that sampled.
 
     Args:
-        policy, lr, episodes, options: see `maml_trpo`.
-        outer_lr, epochs: of the outer steps; see `PPO`.
+        policy: see `maml_trpo`.
+        lr: of the inner steps.
+        episodes: of a task, that an inner step is taken on.
+        outer_lr: the learning rate of the outer steps; see `PPO`.
+        epochs: outer steps on each meta-batch.
         clip: of the outer ratios; see `Clipped`.
-        penalty, target_kl: of leaving the policies that sampled; see `Penalised` and `PPO`.
+        penalty: the strength of the penalty at first; see `Penalised`.
+        target_kl: the divergence that the penalty is adapted to; ``None`` keeps its strength. See `PPO`.
+        options: see `MetaLearner`.
     """
     outer, objective = PPO(outer_lr, epochs, target_kl), Penalised(strength=penalty)
     rule, loss = rules.SGD(lr), Clipped(clip)
@@ -159,8 +175,11 @@ def meta_sgd_trpo(
     """`maml_trpo` with a learned rate for every weight (Li et al. 2017, section 4.3).
 
     Args:
-        policy, episodes, max_kl, options: see `maml_trpo`.
-        lr: of every weight at first.
+        policy: see `maml_trpo`.
+        lr: the rate of every weight at first.
+        episodes: of a task, that an inner step is taken on.
+        max_kl: how far the adapted policies may move in an outer step.
+        options: see `MetaLearner`.
     """
     rule = rules.ElementwiseSGD(lr)
     return _learner(policy, rule, everything, Unrolled(), TRPO(max_kl), episodes, "score", **options)
@@ -172,8 +191,11 @@ def cavia_trpo(
     """Only the policy's context adapts, from zero (Zintgraf et al. 2019, section 5.3).
 
     Args:
-        policy: with a context, ``gaussian_policy(context=5)``.
-        lr, episodes, max_kl, options: see `maml_trpo`.
+        policy: a policy with a context, such as ``gaussian_policy(context=5)``.
+        lr: of the inner steps.
+        episodes: of a task, that an inner step is taken on.
+        max_kl: how far the adapted policies may move in an outer step.
+        options: see `MetaLearner`.
     """
     citation = "Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson. Fast Context Adaptation via Meta-Learning. ICML 2019."
     adapt = named("context", "*.context")
@@ -183,10 +205,14 @@ def cavia_trpo(
 def anil_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
-    """`maml_trpo` of which only the last layer adapts (Raghu et al. 2020, section 4.3).
+    """`maml_trpo` in which only the last layer adapts (Raghu et al. 2020, section 4.3).
 
     Args:
-        policy, lr, episodes, max_kl, options: see `maml_trpo`.
+        policy: see `maml_trpo`.
+        lr: of the inner steps.
+        episodes: of a task, that an inner step is taken on.
+        max_kl: how far the adapted policies may move in an outer step.
+        options: see `MetaLearner`.
     """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
     adapt = head_of("head")
@@ -202,11 +228,17 @@ def trpo(
     inner: Inner = "score",
     **running: Unpack[Running],
 ) -> MetaLearner:
-    """Pretraining, to compare with: one policy for all tasks, trained without adapting (Schulman et al. 2015). It takes
-    inner steps, at the rates that are given, when it is evaluated.
+    """Pretraining, a baseline: one policy for all tasks, trained without adapting (Schulman et al. 2015).
+
+    It takes inner steps only in evaluation, at the given rates.
 
     Args:
-        policy, lr, episodes, later_lr, max_kl, inner: see `maml_trpo`; of inner steps at test.
+        policy: see `maml_trpo`.
+        lr: of the inner steps in evaluation.
+        episodes: of a task, for each inner step and each outer step.
+        later_lr: of the inner steps after the first, if it is another.
+        max_kl: how far the policy may move in an outer step.
+        inner: the inner loss in evaluation, `score` or `ratio`.
         running: see `MetaLearner`.
     """
     rule, objective, outer = _rule(lr, later_lr), Unrolled(), TRPO(max_kl)

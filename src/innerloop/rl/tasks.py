@@ -17,8 +17,10 @@ Expected = Literal["linear", "network"]
 def sources(
     environment: Environment, discount: float, trace: float, baseline: Expected, eval_episodes: int | None = None
 ) -> Sources:
-    """To train, to choose and to report by: tasks never run out, so that all three are of one family, and have one
-    baseline, which training alone teaches."""
+    """The sources for training, validation and test.
+
+    Tasks never run out, so all three draw from one family. They share one baseline, which only training fits.
+    """
     expected = _baseline(environment, baseline)
     return Sources(*(Interaction(environment, discount, trace, expected, eval_episodes) for _ in range(3)))
 
@@ -38,8 +40,10 @@ def navigation_tasks(
     baseline: Expected = "linear",
     eval_episodes: int | None = None,
 ) -> Sources:
-    """`Navigation`: a point that is to go to an unknown goal in the plane. ``eval_episodes`` is what an inner step is
-    taken on in val and test."""
+    """`Navigation`: a point has to go to an unknown goal in the plane.
+
+    ``eval_episodes`` is the number of episodes for each inner step in validation and test.
+    """
     return sources(Navigation(horizon), discount, trace, baseline, eval_episodes)
 
 

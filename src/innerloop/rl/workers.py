@@ -168,8 +168,10 @@ class Workers:
             self._own.close()
 
     def _all(self, name: str, arguments: Iterable[Any]) -> list[Any]:
-        """Have all workers do the same at the same time. Who has not answered in time is killed, which ends whatever
-        waits for it."""
+        """Let all workers do the same at the same time.
+
+        A worker that has not answered in time is killed, which ends whatever waits for it.
+        """
         if self._own is not None:
             return [getattr(self._own, name)(argument) for argument in arguments]
         if not self._processes:

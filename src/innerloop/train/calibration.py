@@ -20,8 +20,9 @@ standard deviation. A few examples of one's own move it a little, many all the w
 
 
 def temperature(logits: Tensor, y: Tensor, around: float | None = None) -> float:
-    """What to divide logits by so that their softmax is calibrated: the maximum of the likelihood (Guo et al. 2017,
-    section 4.2), between 1/100 and 100.
+    """The divisor of logits that calibrates their softmax, between 1/100 and 100.
+
+    It maximizes the likelihood (Guo et al. 2017, section 4.2).
 
     Args:
         logits: ``[N, C]``, of examples that were not adapted on.
@@ -38,8 +39,9 @@ def temperature(logits: Tensor, y: Tensor, around: float | None = None) -> float
 
 @torch.no_grad()
 def temperature_on(learner: MetaLearner, source: Source, num_tasks: int = 100, seed: int = 0) -> float | None:
-    """The temperature that fits the query sets of some tasks, each query judged by itself; None where the learner does
-    not tell classes apart, or its outputs are not finite.
+    """The temperature that fits the query sets of some tasks, each query example judged alone.
+
+    It is None where the learner does not classify, or where its outputs are not finite.
 
     Args:
         learner: its model and torch's random state are left as they are.

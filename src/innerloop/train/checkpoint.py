@@ -168,8 +168,10 @@ class Checkpoints:
         self._before = list(self.best)
 
     def drop_states(self, present: int) -> None:
-        """Delete the states before that of the present iteration, but for the last of them. A run that was killed while
-        it saved may have left more."""
+        """Delete the states before that of the present iteration, but keep the latest of them.
+
+        A run that was killed while it saved may have left several.
+        """
         earlier = [iteration for iteration in self.iterations() if iteration < present]
         for iteration in earlier[:-1]:
             (self.directory / STATE.format(iteration)).unlink()

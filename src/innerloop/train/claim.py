@@ -17,8 +17,10 @@ _held: set[Path] = set()
 
 @contextmanager
 def claimed(run: Path) -> Iterator[None]:
-    """Within, no other process can claim the run directory, which is made if need be, and unmade if nothing came into
-    it. The claim ends with the process, however that ends. Within a claim of this process it is held already.
+    """Claim the run directory for this process while entered.
+
+    No other process can claim it then. The directory is created if necessary, and removed if it stays empty. The claim
+    ends with the process, however that ends. A claim within a claim of the same process has no effect.
 
     Raises:
         BlockingIOError: another process is at it.

@@ -211,8 +211,10 @@ def _lived(
     batch: int,
     world: World,
 ) -> Tensor:
-    """What acting comes to, ``[N, K + 1]``. Each batch has a generator of its own: how much is drawn depends on what
-    happens."""
+    """The returns of acting in tasks, ``[N, K + 1]``.
+
+    Each batch has its own generator, because the number of draws depends on what happens.
+    """
     if isinstance(learner, Ensemble):
         raise ValueError("an ensemble does not act: evaluate one learner")
     source.require(learner)
@@ -249,8 +251,10 @@ def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:
 
 @torch.no_grad()
 def score(judge: Any, output: Any, y: Any) -> Tensor:
-    """``[T, A]``, after A numbers of steps, from outputs ``[T, A, Q, ...]`` and targets ``[T, Q, ...]``, by a function
-    ``(output, y) -> scalar`` of one task."""
+    """Scores ``[T, A]`` after A numbers of steps, from outputs ``[T, A, Q, ...]`` and targets ``[T, Q, ...]``.
+
+    The function ``(output, y) -> scalar`` scores one task.
+    """
     tasks, points = pytree.tree_leaves(output)[0].shape[:2]
 
     def one(t: int, k: int) -> Tensor:
@@ -263,8 +267,10 @@ def score(judge: Any, output: Any, y: Any) -> Tensor:
 
 
 def _predictions(output: Any) -> tuple[int, int]:
-    """How many of the outputs ``[T, A, Q, ...]`` hold NaN or infinity, and how many there are. Minus infinity is the
-    logit of what is ruled out."""
+    """The number of outputs ``[T, A, Q, ...]`` that hold NaN or infinity, and the number of all outputs.
+
+    Minus infinity is allowed: it is the logit of a class that is ruled out.
+    """
     leaves = floating(output)
     bad = (leaf.isnan() | leaf.isposinf() for leaf in leaves)
     number = sum(int((leaf.flatten(3).any(3) if leaf.ndim > 3 else leaf).sum()) for leaf in bad)

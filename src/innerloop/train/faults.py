@@ -61,7 +61,9 @@ class Faults:
         Args:
             iteration: the number of the update, from 1.
             tasks: the whole meta-batch.
-            grads, outcome, norm: what it came to.
+            grads: the meta-gradient, by name.
+            outcome: the losses and outputs of the meta-batch.
+            norm: the norm of the meta-gradient, a scalar.
 
         Raises:
             NonFiniteError: it cannot, and is not to be skipped. The tasks at fault are named, and kept in
@@ -110,8 +112,9 @@ class Faults:
 
 
 def load_failed(run: Path) -> tuple[Task, Params, int]:
-    """The tasks that stopped a training, the state of its learner then, and the outer iteration, counted from 0 as
-    `MetaLearner.meta_gradient` takes it: what it takes to try again.
+    """Load the tasks that stopped a training, the state of its learner then, and the outer iteration.
+
+    This is all that a repeated attempt needs. The iteration is counted from 0, as `MetaLearner.meta_gradient` takes it.
 
     Raises:
         FileNotFoundError: nothing failed.

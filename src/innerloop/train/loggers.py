@@ -1,5 +1,7 @@
-"""Telling others of a training while it goes on: TensorBoard, Weights & Biases, trackio, MLflow, or a logger of one's
-own. The record in the run directory is written all the same."""
+"""Loggers that report a training while it runs: TensorBoard, Weights & Biases, trackio, MLflow, or your own.
+
+The record in the run directory is written regardless.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ class Logger(Protocol):
     """What is told of a training; numbers only, under names such as ``train/loss`` and ``validation/accuracy``."""
 
     def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
-        """Before the first iteration after ``iteration``: 0, or where an interrupted run goes on. Whatever was told of
-        later iterations did not happen."""
+        """Called before the first iteration after ``iteration``: 0, or where an interrupted run resumes.
+
+        Whatever was logged for later iterations did not happen.
+        """
         ...
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -46,22 +50,31 @@ class TensorBoard:
         self._open = SummaryWriter
 
     def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
+        """Open the folder ``tensorboard`` in the run directory; events of later iterations are hidden.
+
+        Raises:
+            ValueError: the training has no run directory.
+        """
         folder = str(subfolder(_needed(run, "TensorBoard"), "tensorboard"))
         purge = iteration + 1 if iteration else None
         # Event files are named by the time and the process, which can be guessed, and are opened through links.
         self._writer = self._open(folder, purge_step=purge, filename_suffix=f".{secrets.token_hex(16)}")
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write each value as a scalar."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, iteration)
 
     def close(self) -> None:
+        """Close the event file."""
         self._writer.close()
 
 
 class WandB:
-    """Weights & Biases, or trackio, which has the same functions. Where and whether runs are sent is theirs to say, by
-    their own settings, such as ``WANDB_MODE=offline``; a resumed run goes on under its name.
+    """Weights & Biases, or trackio, which has the same functions.
+
+    Their own settings, such as ``WANDB_MODE=offline``, decide whether and where runs are sent. A resumed run continues
+    under its name.
 
     Args:
         module: ``"wandb"`` or ``"trackio"``.
@@ -72,6 +85,11 @@ class WandB:
         self._module, self._project = _imported(module), project
 
     def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
+        """Start the run, or resume it, under the name of the run directory.
+
+        Raises:
+            ValueError: the training has no run directory.
+        """
         run = _needed(run, self._module.__name__)
         options: dict[str, Any] = {"project": self._project, "name": run.name, "config": dict(config)}
         if self._module.__name__ == "wandb":
@@ -80,15 +98,18 @@ class WandB:
         self._run = self._module.init(**options, resume="allow")
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log the values at this step."""
         self._run.log(dict(values), step=iteration)
 
     def close(self) -> None:
+        """Finish the run."""
         self._run.finish()
 
 
 class MLflow:
-    """MLflow, at its own tracking address (``MLFLOW_TRACKING_URI``); a resumed run goes on as the same one, whose name
-    is kept in the run directory.
+    """MLflow, at its own tracking address (``MLFLOW_TRACKING_URI``).
+
+    A resumed run continues as the same MLflow run, whose name is kept in the run directory.
 
     Args:
         experiment: where runs are shown.
@@ -98,6 +119,11 @@ class MLflow:
         self._mlflow, self._experiment = _imported("mlflow"), experiment
 
     def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
+        """Start the run, or resume the one whose identifier is in ``mlflow.txt`` in the run directory.
+
+        Raises:
+            ValueError: the training has no run directory.
+        """
         run = _needed(run, "MLflow")
         kept = run / "mlflow.txt"
         self._mlflow.set_experiment(self._experiment)
@@ -112,10 +138,12 @@ class MLflow:
             )
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log the values at this step, under names that MLflow allows."""
         # MLflow's names have no brackets or plus signs; ours are of parameters.
         self._mlflow.log_metrics({_plain(name): value for name, value in values.items()}, step=iteration)
 
     def close(self) -> None:
+        """End the run."""
         self._mlflow.end_run()
 
 

@@ -85,8 +85,10 @@ def chosen(metric: Judged | None, loss: Any) -> Metric | None:
 
 
 def default(loss: Any, y: Any) -> Metric:
-    """The metric that a learner is judged by if none is given: its own outer loss, or, if that is plain cross-entropy
-    and the targets are class indices, accuracy."""
+    """The default metric of a learner: its own outer loss, or accuracy.
+
+    It is accuracy if the loss is plain cross-entropy and the targets are class indices.
+    """
     if tells_classes(loss, y):
         return replace(METRICS["accuracy"], function=partial(accuracy, **_reading(loss)))
     like = LIKE_NAMED.get(type(loss), loss)
@@ -112,8 +114,11 @@ def ignored(loss: Any) -> int:
 
 
 def kind(loss: Any) -> str:
-    """What outputs are by the loss that a model is trained with: ``"classes"`` (logits, the classes along axis 1),
-    ``"logits"`` or ``"probabilities"`` (of yes or no, each by itself), or ``""`` where that is not known."""
+    """The kind of outputs that follows from the loss of a model, or ``""`` where it is unknown.
+
+    The kinds are ``"classes"`` (logits, the classes along axis 1), ``"logits"`` and ``"probabilities"`` (both binary,
+    each output by itself).
+    """
     loss = unwrapped(loss)
     if loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss):
         return "classes"
@@ -182,8 +187,11 @@ def _instance(kind: type) -> Any:
 
 
 def direction(metric: Any) -> bool | None:
-    """Whether more is better, as torchmetrics says it: metric objects themselves, functions by the class of the same
-    name (``mean_squared_error`` by ``MeanSquaredError``). ``None`` if nothing says so."""
+    """Whether higher is better, as torchmetrics defines it; ``None`` if it is unknown.
+
+    Metric objects are asked themselves, functions by the class of the same name (``mean_squared_error`` by
+    ``MeanSquaredError``).
+    """
     found = getattr(metric, "higher_is_better", None)
     if isinstance(found, bool):
         return found
@@ -205,8 +213,11 @@ def _is_stateful(function: Any) -> bool:
 
 
 def _call_stateful(function: Any, output: Any, y: Any) -> Any:
-    """The value for one task alone. Torchmetrics' ``forward`` gives it without asking other processes, which are at
-    other tasks; ``compute`` would not."""
+    """The value for one task alone.
+
+    The ``forward`` method of torchmetrics returns it without synchronizing with other processes, which evaluate other
+    tasks; ``compute`` would synchronize.
+    """
     device = getattr(function, "device", None)
     if isinstance(device, torch.device):
         output, y = (pytree.tree_map_only(Tensor, lambda t: t.to(device), part) for part in (output, y))
@@ -221,8 +232,11 @@ def _call_stateful(function: Any, output: Any, y: Any) -> Any:
 
 
 def _as_probabilities(output: Any, y: Any, outputs: str) -> tuple[Any, Any]:
-    """What torchmetrics' classification metrics read. They guess from the values whether these are logits, and take
-    logits that happen to lie in [0, 1] for probabilities; and they take integers for targets of yes or no."""
+    """Convert outputs and targets to what torchmetrics' classification metrics read.
+
+    These metrics infer from the values whether outputs are logits, and take logits that happen to lie in [0, 1] for
+    probabilities; and they take integers for binary targets.
+    """
     if isinstance(output, Tensor) and output.is_floating_point():
         if outputs == "classes" and output.ndim > 1:
             output = output.softmax(1)

@@ -1,5 +1,7 @@
-"""The outer step: an optimiser of the meta-parameters, its rate, and the clipping of the meta-gradient; or what an
-algorithm brings of its own."""
+"""The outer step: an optimizer of the meta-parameters, its learning rate, and clipping of the meta-gradient.
+
+An algorithm can bring an outer step of its own instead.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,26 @@ LR = 1e-3
 
 
 class Outer(Protocol):
-    """How the meta-parameters are moved. One that looks at more than the meta-gradient, such as the trust region of
-    `innerloop.rl.TRPO`, is brought by the learner (`MetaLearner.outer`), and first told of it by
-    ``bind(learner, mean)``: ``mean`` makes means over all processes' tasks of means over this one's.
+    """How the meta-parameters are moved.
+
+    A step that needs more than the meta-gradient, such as the trust region of `innerloop.rl.TRPO`, comes from the
+    learner (`MetaLearner.outer`). It is set up by ``bind(learner, mean)``, where ``mean`` averages this process's means
+    over tasks over all processes.
 
     Attributes:
         told: plain numbers about the last step, for the record.
     """
 
     @property
-    def told(self) -> Mapping[str, float]: ...
+    def told(self) -> Mapping[str, float]:
+        """Plain numbers about the last step, for the record."""
+        ...
 
     def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
-        """Move them, by the meta-gradient of a meta-batch (this process's part of it is given); the rate, or what
-        stands for it in the record."""
+        """Move the parameters by the meta-gradient of a meta-batch, of which this process holds a part.
+
+        Returns the learning rate, or what the record shows in its place.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -56,8 +56,11 @@ class Progress:
                 self._bar.stop()
 
     def advance(self, iteration: int, rate: float, loss: Tensor, told: Mapping[str, Any]) -> None:
-        """One more iteration is done. The loss is only read when it is to be shown, which on a GPU costs a wait. Of
-        tasks that are acted in, returns and environment steps are shown, too."""
+        """Count one more iteration.
+
+        The loss is read only when it is shown, since reading it from a GPU waits for the GPU. For tasks in which the
+        learner acts, returns and environment steps are shown, too.
+        """
         now = time.monotonic()
         if self._begun is None:
             self._begun = iteration - 1
@@ -76,8 +79,10 @@ class Progress:
         streams.err(f"iteration {iteration}/{self.iterations}  {rate:,.0f} tasks/s  {clock(left)} left  loss {mean}")
 
     def timed(self, iteration: int, seconds: float) -> None:
-        """An iteration took this long, by the plan that is kept to. After the first few, tell how long the rest takes:
-        who plans a long run wants to know before it has run for long."""
+        """Note how long an iteration took by the plan that is kept; after the first few, print an ETA.
+
+        The estimate comes early, because a long run is planned by it.
+        """
         if len(self._times) == TIMED:
             return
         self._times.append(seconds)

@@ -99,8 +99,10 @@ class Metrics:
                 line = line[written:]
 
     def _check(self) -> None:
-        """Say if somebody else removed, replaced, cut or continued the file, and keep what was written: nobody reads a
-        file that has no name, and a line after half a line would be lost with it."""
+        """Warn if another process removed, replaced, cut or extended the file, and keep what was written.
+
+        Nobody reads a file that has no name, and a line after half a line would be lost with it.
+        """
         assert self.path is not None
         assert self._file is not None
         here = os.fstat(self._file.fileno())
@@ -185,8 +187,10 @@ def _iteration(line: bytes) -> float:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON as every parser reads it, and any terminal shows it: NaN and infinities become null, and controls and names
-    that are not UTF-8 are escaped."""
+    """JSON that every parser reads and any terminal shows.
+
+    NaN and infinities become null. Control characters and names that are not UTF-8 are escaped.
+    """
     return json_safe(json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 

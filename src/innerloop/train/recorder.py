@@ -27,6 +27,7 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside this context to a phase."""
         start = time.perf_counter()
         try:
             yield

@@ -45,8 +45,10 @@ def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> d
 
 
 def epochs(steps: Tensor, examples: int, batch_size: int | None) -> list[list[list[float]]]:
-    """Of T tasks, the values of steps ``[T, K]`` in a list for every pass through the support set; without mini-batches
-    each step is one."""
+    """The values of steps ``[T, K]`` of T tasks, as a list with one entry for every pass through the support set.
+
+    Without mini-batches each step is one pass.
+    """
     each = min(batch_size or examples, examples)
     passes = torch.arange(steps.shape[1]) * each // examples
     sizes = passes.bincount().tolist()

@@ -69,8 +69,7 @@ class Result:
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A task source with a state of its own besides the generator's, such as that of a simulator: it is kept in
-    checkpoints."""
+    """A task source with its own state besides the generator's, such as a simulator's, kept in checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -177,8 +176,10 @@ class Trainer:
         return next(self.learner.parameters()).device
 
     def fit(self, resume: bool = False, accept_changes: bool = False) -> Result:
-        """Train up to the given number of iterations. Afterwards the learner has the best validated weights, if there
-        is a run directory and a validation, else the last.
+        """Train up to the given number of iterations.
+
+        Afterwards the learner has the best validated weights, if there is a run directory and a validation, else the
+        last.
 
         On Ctrl-C, SIGTERM or SIGHUP the current iteration is finished and a checkpoint saved. A run that was
         interrupted, in whatever way, and then resumed computes what an undisturbed one would have, on the CPU bit

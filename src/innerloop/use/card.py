@@ -41,7 +41,9 @@ def card(
 
     Args:
         name: the heading.
-        recipe, results, temperature: of the learner; see `innerloop.use.Pretrained`.
+        recipe: of the learner, empty if it has none; see `innerloop.use.Pretrained`.
+        results: of its test; see `innerloop.use.Pretrained`.
+        temperature: the divisor of its logits that calibrates probabilities, or None.
         citations: of the papers behind it.
         predicts: ``"classes"`` or ``"numbers"`` (see `predicted`), or something else, which no estimator is for.
     """

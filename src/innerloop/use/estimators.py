@@ -86,8 +86,9 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
 
 
 class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
-    """A meta-trained classifier, adapted to the examples it is fitted to: any number of classes, unequal numbers of
-    examples. Each new example is judged by itself.
+    """A meta-trained classifier, which ``fit`` adapts to the given examples.
+
+    It takes any number of classes and unequal numbers of examples. Each new example is classified by itself.
 
     Args:
         model: a run directory, a folder of `Pretrained.save_pretrained`, the name of a model that comes with the

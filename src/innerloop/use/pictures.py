@@ -88,9 +88,10 @@ class Pictures:
 
 
 def read(folder: Path, form: Form) -> Pictures:
-    """Read the pictures of a folder, at any depth, of a zip, or a single one. What is no picture is left out, and named
-    in the result; hidden files are not looked at. Links are followed, and each real file counts once, as
-    `innerloop.data.image_folder` says.
+    """Read the pictures of a folder, at any depth, of a zip file, or a single one.
+
+    Files that are no pictures are skipped and named in the result; hidden files are ignored. Links are followed, and
+    each real file counts once, as `innerloop.data.image_folder` says.
 
     Raises:
         FileNotFoundError: there is nothing there.
@@ -241,8 +242,11 @@ def _found(pillow: Any, image: Any, done: list[str]) -> tuple[Any, tuple[int, in
 
 
 def _dark(grey: Any) -> bool:
-    """Whether lines are darker than the ground around them, whatever the light: of what differs from the median of a
-    third of the picture about it, the dark or the light differs more."""
+    """Whether lines are darker than the ground around them, whatever the light.
+
+    Pixels are compared with the median of a third of the picture around them; the lines are dark if the dark pixels
+    differ more than the light ones.
+    """
     numpy, ndimage = _libraries()
     scale = 64 / max(grey.shape)
     small = ndimage.zoom(grey, scale, order=1, mode="nearest") if scale < 1 else grey
