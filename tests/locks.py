@@ -1,8 +1,25 @@
-"""A lock that tests can wait at."""
+"""Whether a lock is free, and a lock that tests can wait at."""
 
 from __future__ import annotations
 
 import threading
+
+from innerloop.interrupts import Lock
+
+
+def others_can_take(lock: Lock) -> bool:
+    """Whether another thread could acquire a lock now."""
+    found = list[bool]()
+
+    def take() -> None:
+        if lock._lock.acquire(blocking=False):
+            found.append(True)
+            lock._lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return bool(found)
 
 
 class Noting:

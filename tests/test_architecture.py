@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
+    ("interrupts",),
     (
-        *("task", "quick", "interrupts", "schedules", "supported", "search", "ranges", "metrics", "attention"),
+        *("task", "quick", "schedules", "supported", "search", "ranges", "metrics", "attention"),
         *("streams", "resources", "disk", "turns", "toml"),
     ),
     ("select", "updates", "writes", "batches"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -9,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
+from innerloop import turns
+from innerloop.interrupts import Lock, releasing
 from innerloop.testing import check_rule
+from tests.interrupting import Interrupt
+from tests.locks import others_can_take
 
 
 class Left:
@@ -117,3 +123,53 @@ def test_a_rule_is_checked_where_an_interrupt_is_handled() -> None:
     except KeyboardInterrupt:
         with pytest.warns(UserWarning, match="one by one"):
             check_rule(Reads(0.1))
+
+
+def test_no_interrupt_leaves_a_lock_or_a_turn_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any instruction: also between acquiring a lock and entering its block, or at the end of the block."""
+    lock = Lock()
+
+    def work() -> None:
+        with turns.Turn(), lock, lock:
+            pass
+
+    def call() -> None:
+        copy_context().run(releasing, lambda: releasing(work))
+
+    with Interrupt(None) as whole:
+        call()
+    assert whole.count > 100
+    kept = 0
+    for point in range(1, whole.count + 1):
+        with contextlib.suppress(KeyboardInterrupt), Interrupt(point):
+            call()
+        assert others_can_take(lock), point
+        assert others_can_take(turns._lock), point
+        assert not turns._working, point
+        with contextlib.suppress(KeyboardInterrupt), Interrupt(point):
+            copy_context().run(work)
+        kept += not (others_can_take(lock) and others_can_take(turns._lock))
+        lock._release()
+        turns._lock._release()
+        turns._working.clear()
+    assert kept, "the same without `releasing` keeps some"
+
+
+def test_a_lock_is_kept_while_a_call_around_it_runs() -> None:
+    lock = Lock()
+
+    def around() -> None:
+        with lock:
+            releasing(lambda: None)
+            assert not others_can_take(lock)
+
+    copy_context().run(releasing, around)
+    assert others_can_take(lock)
+
+
+def test_a_lock_taken_outside_of_any_call_is_kept() -> None:
+    lock = Lock()
+    with lock:
+        copy_context().run(releasing, lambda: None)
+        assert not others_can_take(lock)
+    assert others_can_take(lock)

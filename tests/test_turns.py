@@ -11,7 +11,7 @@ from torch import nn
 
 import innerloop as il
 from innerloop import turns
-from innerloop.turns import turn
+from innerloop.turns import Turn
 
 
 def at_once(threads: int, work: object) -> None:
@@ -32,7 +32,7 @@ def test_no_more_work_than_there_are_cores(monkeypatch: pytest.MonkeyPatch, core
 
     def work() -> None:
         for _ in range(20):
-            with turn():
+            with Turn():
                 inside.append(1)
                 seen.append(len(inside))
                 torch.randn(64, 64) @ torch.randn(64, 64)
@@ -47,7 +47,7 @@ def test_no_more_work_than_there_are_cores(monkeypatch: pytest.MonkeyPatch, core
 def test_calls_within_calls_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "CORES", 1)
     monkeypatch.setattr(turns, "PATIENCE", 60.0)
-    with turn(), turn():
+    with Turn(), Turn():
         assert len(turns._working) == 1
     assert not turns._working
 
@@ -58,7 +58,7 @@ def test_calls_that_wait_for_each_other_end(monkeypatch: pytest.MonkeyPatch) -> 
     meeting = threading.Barrier(3)
 
     def work() -> None:
-        with turn():
+        with Turn():
             meeting.wait(60)
 
     at_once(3, work)
@@ -68,7 +68,7 @@ def test_an_interrupt_does_not_lose_a_turn(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(turns, "CORES", 1)
     monkeypatch.setattr(turns, "PATIENCE", 60.0)
     turns._working.add(threading.get_ident())  # as after an interrupt between taking the turn and working
-    with turn():
+    with Turn():
         pass
     assert not turns._working
 

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
 import innerloop as il
+from innerloop import attention, turns, twins
 from innerloop.attention import by_mathematics
 from innerloop.stacks import functorch
 from innerloop.task import select
 from tests.interrupting import MODELS, Interrupt, prepared
+from tests.locks import others_can_take
 
 
 def source() -> Any:
@@ -61,6 +63,10 @@ def surroundings(learner: il.MetaLearner) -> dict[str, Any]:
         "autocast": torch.is_autocast_enabled("cpu"),
         "collecting": gc.isenabled(),
         "profile": sys.getprofile(),
+        "locks": [
+            others_can_take(lock) for lock in (attention._lock, twins._making, turns._lock, learner._shared.lock)
+        ],
+        "turns": turns._working.copy(),
     }
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .interrupts import Lock
+
 _cuda: Any = torch.backends.cuda
 _SWITCHES = (
     (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp, False),
@@ -63,7 +65,7 @@ class _ByMathematics(threading.local):
                 _before = []
 
 
-_lock = threading.Lock()
+_lock = Lock()
 _depths: dict[int, int] = {}
 _before: list[bool] = []
 """The switches as the first thread to enter found them, while any thread is inside."""

@@ -1,15 +1,88 @@
-"""Interrupts that have turned into errors.
+"""Interrupts, which can come between any two instructions.
 
 A ``KeyboardInterrupt`` may come while a context manager is entered or left. The exit can then raise an error of its
-own, which must not be taken for an error of the model.
+own, which must not be taken for an error of the model. It may also come after a lock was acquired and before the block
+that releases it was entered, and then every other thread would wait forever.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any
 
 _outside: ContextVar[BaseException | None] = ContextVar("what was being handled when a call began", default=None)
+_releasing: ContextVar[bool] = ContextVar("whether a call around this one releases what is left", default=False)
+
+
+class _Left(threading.local):
+    """What this thread has to release when its call ends."""
+
+    def __init__(self) -> None:
+        self.releases: set[Callable[[], object]] = set()
+
+
+_left = _Left()
+
+
+class Lock:
+    """A reentrant lock for a ``with`` statement. No call under `releasing` keeps it, whenever an interrupt comes."""
+
+    def __init__(self) -> None:
+        self._lock: Any = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock._is_owned():
+            release_at_end(self._release)
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock._is_owned():  # otherwise an interrupt came in `wait_for`
+            self._lock.release()
+
+    def condition(self) -> threading.Condition:
+        """A condition to wait for while holding this lock."""
+        return threading.Condition(self._lock)
+
+    def _release(self) -> None:
+        while self._lock._is_owned():
+            self._lock.release()
+
+
+def release_at_end(release: Callable[[], object]) -> None:
+    """Have a function called when this thread's call under `releasing` ends, however it ends.
+
+    Args:
+        release: releases what is about to be acquired, or does nothing if it is not held.
+    """
+    _left.releases.add(release)
+
+
+def releasing(function: Callable[[], Any]) -> Any:
+    """Call a function. Nothing that it acquired by a `Lock` is held afterwards, even if an interrupt came.
+
+    Run it in a copy of the context. A call within such a call leaves that to the outer one.
+    """
+    if _releasing.get():
+        return function()
+    _releasing.set(True)
+    _left.releases.clear()  # locks that were acquired before are not this call's
+    try:
+        try:
+            return function()
+        finally:
+            _release()
+    except BaseException:  # an interrupt may also have come in the lines above
+        _release()
+        raise
+
+
+def _release() -> None:
+    for release in tuple(_left.releases):
+        release()
+    _left.releases.clear()
 
 
 def mark_call() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
+
+from .interrupts import Lock, release_at_end
 
 PATIENCE = 1.0
 """Seconds after which a call starts anyway. It may be short and the others long, or they may wait for it."""
@@ -22,34 +22,42 @@ def _cores() -> int:
 
 
 CORES = _cores()
-_changed = threading.Condition()
-_working: set[int] = set()  # threads, not their number, which an interrupt could leave wrong for good
+_lock = Lock()
+_changed = _lock.condition()
+_working: set[int] = set()  # threads, not their number, which an interrupt could leave wrong
 _has_turn: ContextVar[bool] = ContextVar("whether this call has its turn", default=False)
 
 
-@contextmanager
-def turn() -> Iterator[None]:
-    """Wait for a turn. A call within a call does not wait."""
-    if _has_turn.get():
-        yield
-        return
-    this = threading.get_ident()
-    with _changed:
-        _changed.wait_for(lambda: len(_working - {this}) < CORES, PATIENCE)
-        _working.add(this)
-    token = _has_turn.set(True)
-    try:
-        yield
-    finally:
-        _has_turn.reset(token)
-        with _changed:
-            _working.discard(this)
-            _changed.notify()
+class Turn:
+    """A context that waits for a turn, and has it while entered. A call within a call does not wait."""
+
+    def __enter__(self) -> None:
+        self._outer = _has_turn.get()
+        if self._outer:
+            return
+        this = threading.get_ident()
+        release_at_end(_end)
+        with _lock:
+            _changed.wait_for(lambda: len(_working - {this}) < CORES, PATIENCE)
+            _working.add(this)
+        _has_turn.set(True)
+
+    def __exit__(self, *error: object) -> None:
+        if not self._outer:
+            _has_turn.set(False)
+            _end()
+
+
+def _end() -> None:
+    with _lock:
+        _working.discard(threading.get_ident())
+        _changed.notify()
 
 
 def _after_fork() -> None:
-    global _changed
-    _changed = threading.Condition()
+    global _lock, _changed
+    _lock = Lock()
+    _changed = _lock.condition()
     _working.clear()
 
 

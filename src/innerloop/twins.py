@@ -9,7 +9,6 @@ twins, and their calls wait for each other.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from .contracts import has_tensors
+from .interrupts import Lock
 from .quick import identical, modules_of
 from .threads import StandIns, held_by, mine, reached, standing_in
 
@@ -26,8 +26,8 @@ _OWN = ("_parameters", "_buffers", "_modules")
 _DICTS = (*_OWN, "_forward_hooks", "_forward_pre_hooks")
 _LAID_OUT = ("_flat_weights", "_flat_weight_refs")
 """Lists in which torch's recurrent layers keep their parameters once more."""
-_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-_making = threading.Lock()
+_locks: WeakKeyDictionary[nn.Module, Lock] = WeakKeyDictionary()
+_making = Lock()
 _EMPTY: dict[str, Any] = {}
 
 
@@ -55,10 +55,10 @@ class Shared:
         return modules_of(*self._parts)
 
     @property
-    def lock(self) -> Any:
+    def lock(self) -> Lock:
         """The lock for calls that work on the modules themselves. All learners of a model use the same one."""
         with _making:
-            return _locks.setdefault(self.model, threading.RLock())
+            return _locks.setdefault(self.model, Lock())
 
     @property
     def separable(self) -> bool:

@@ -22,10 +22,10 @@ from torch.utils import _python_dispatch as dispatch
 from .attention import by_mathematics
 from .checkpointing import function_modes
 from .contracts import normal_mode
-from .interrupts import chain, interrupt_behind, mark_call
+from .interrupts import chain, interrupt_behind, mark_call, releasing
 from .stacks import functorch, under
 from .threads import mine
-from .turns import turn
+from .turns import Turn
 from .twins import Originals, Shared
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -50,8 +50,8 @@ def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
             function = partial(method, self, *args, **kwargs)
             if mine(shared.model) is not shared.model:  # from within such a call
                 return function()
-            # Context variables are what they were by themselves.
-            return copy_context().run(_side_by_side if not alone and shared.separable else in_turn, function, shared)
+            run = _side_by_side if not alone and shared.separable else in_turn
+            return copy_context().run(releasing, partial(run, function, shared))  # context variables reset themselves
 
         return call  # type: ignore[return-value]
 
@@ -63,13 +63,13 @@ def guarded(function: Method) -> Method:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return copy_context().run(_apart, partial(function, *args, **kwargs))
+        return copy_context().run(releasing, partial(_apart, partial(function, *args, **kwargs)))
 
     return call  # type: ignore[return-value]
 
 
 def _side_by_side(function: Callable[[], Any], _: Shared) -> Any:
-    with turn():
+    with Turn():
         return _apart(function)
 
 
