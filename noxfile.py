@@ -1,7 +1,7 @@
 """The checks of the project, each in an environment of its own.
 
-`nox -l` lists the sessions, `nox -s tests-3.12 -- tests/test_rules.py` runs one with arguments for pytest, and `-r` keeps
-the environments for the next run. On Linux pip may install a CUDA build of torch, of several gigabytes; with
+`nox -l` lists the sessions, `nox -s tests-3.12 -- tests/test_rules.py` runs one with arguments for pytest, and `-r`
+keeps the environments for the next run. On Linux pip may install a CUDA build of torch, of several gigabytes; with
 `pip install uv`, `UV_TORCH_BACKEND=cpu nox -db uv` installs CPU builds.
 """
 
