@@ -25,7 +25,8 @@ TORCH = ("-c", "constraints.txt", "torch")
 EXTRAS = [name for name in PROJECT["project"]["optional-dependencies"] if name not in ("all", "docs", "dev")]
 LINT = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
 """The commands of `make lint`."""
-WORKFLOWS = sorted(map(str, Path(".github", "workflows").glob("*.yml")))
+SCHEMAS = {"vendor.github-workflows": ".github/workflows/*.yml", "vendor.github-actions": ".github/actions/*/*.yml"}
+"""The schemas of the files of GitHub Actions."""
 FAST = ("-n", "2", "-m", "not slow")
 """Arguments of pytest for the tests that `make test` runs."""
 DIST = Path("dist")
@@ -45,18 +46,19 @@ def _outside(session: nox.Session, script: str, *arguments: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run what `make lint` runs, and check the workflows, the hooks and the citation."""
+    """Run what `make lint` runs, and check the workflows and the hooks."""
     _install(session, "-e", ".[all,dev]", "check-jsonschema")
     for command in LINT:
         session.run(*command)
-    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
+    for schema, pattern in SCHEMAS.items():
+        session.run("check-jsonschema", "--builtin-schema", schema, *sorted(map(str, Path().glob(pattern))))
     session.run("pre-commit", "validate-config")
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the fast tests, or what the arguments name."""
-    _install(session, "-e", ".[all,dev]")
+    _install(session, "-e", ".[all,dev,docs]")
     session.run("python", "-m", "pytest", *(session.posargs or FAST))
 
 
@@ -70,7 +72,7 @@ def tests(session: nox.Session) -> None:
 )
 def torch(session: nox.Session, torch: tuple[str, ...]) -> None:
     """Run the fast tests with the oldest supported torch, and with the newest release."""
-    _install(session, "-e", ".[all,dev]", torch=torch)
+    _install(session, "-e", ".[all,dev,docs]", torch=torch)
     session.run("python", "-c", "import numpy, torch; print('torch', torch.__version__, 'numpy', numpy.__version__)")
     session.run("python", "-m", "pytest", *(session.posargs or FAST))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import struct
 import subprocess
@@ -246,15 +247,15 @@ def main(extra: str) -> None:
     known = {name for use in USES for name in (use.extra, "none")}
     if extra not in known:
         sys.exit(f"{extra!r} is not one of {', '.join(sorted(known))}")
-    checks = [("core", core, True), *((f"{u.extra}: {u.check.__doc__}", u.check, u.possible()) for u in USES)]
     for use in USES:
         assert use.extra != extra or use.possible(), f"{extra} does not install {', '.join(use.packages)}"
-    for (name, check, possible), use in zip(checks, (None, *USES), strict=True):
+    for use in (Use(extra, (), core), *USES):
         with tempfile.TemporaryDirectory() as folder:
-            if use is None or use.extra == extra:
-                check(Path(folder))
-                print(f"works: {name}")
-            elif not possible and use.extra not in IMPORTED_BY_USERS:
+            os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))  # no images and plans of earlier runs
+            if use.extra == extra:
+                use.check(Path(folder))
+                print(f"works: {use.check.__doc__}", flush=True)
+            elif not use.possible() and use.extra not in IMPORTED_BY_USERS:
                 refused(use, Path(folder))
 
 
@@ -267,7 +268,7 @@ def refused(use: Use, folder: Path) -> None:
     else:
         raise AssertionError(f"{use.extra} works without {', '.join(use.packages)}")
     assert f"innerloop[{use.extra}]" in message, f"the error should name the extra {use.extra}: {message}"
-    print(f"names its extra: {use.extra}: {message}")
+    print(f"refused: {use.check.__doc__} {message}", flush=True)
 
 
 if __name__ == "__main__":
