@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.10.9"
+nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "docs", "wheel", "minimal", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
