@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
 import innerloop as il
-from innerloop import undisturbed
 from innerloop.attention import by_mathematics
 from innerloop.stacks import functorch
 from innerloop.task import select
@@ -189,7 +188,7 @@ def test_an_error_leaves_the_switch_of_attention_as_it_was_set_after_earlier_cal
 
 def test_errors_without_the_state_of_function_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch 2.5 has no function that returns it."""
-    monkeypatch.setattr(undisturbed, "_FUNCTION_STATE", None)
+    monkeypatch.setattr("innerloop.undisturbed._FUNCTION_STATE", None)
 
     def fails(logits: Tensor, labels: Tensor) -> Tensor:
         raise ArithmeticError("no loss")
