@@ -24,11 +24,13 @@ autodoc_typehints_format, python_use_unqualified_type_names = "short", True
 autodoc_inherit_docstrings = False
 maximum_signature_line_length = 90
 # Types of others, and the options of presets, which are the learner's, have no page here.
-OTHERS = r"(torch|collections|contextlib|pathlib|typing|typing_extensions|pd)\..*|Tensor|Axes|Figure"
+OTHERS = r"(torch|collections|contextlib|pathlib|types|typing|typing_extensions|pd)\..*|Tensor|Axes|Figure"
 PRIVATE = (
-    r"innerloop\..*\.(Options|Running|Option|Cases|Drawing)|Source|Distribution|FunctionSource|Frame|Drawing|dict\[str"
+    r"innerloop\..*\.(Options|Running|Option|Cases|Drawing|Shared|Stateless|Draws|Step|Record)"
+    r"|Source|Distribution|FunctionSource|Frame|Drawing|dict\[str"
 )
-nitpicky, nitpick_ignore_regex = True, [("py:class", OTHERS), ("py:class", PRIVATE)]
+nitpicky = True
+nitpick_ignore_regex = [("py:class", OTHERS), ("py:class", PRIVATE), ("py:exc", "UnfitError")]
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True  # or the attributes of classes would be described twice
 myst_enable_extensions, myst_heading_anchors = ["colon_fence"], 3

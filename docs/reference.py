@@ -68,7 +68,8 @@ def _described_module(module: ModuleType) -> str:
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         groups.setdefault(_home(module, name), []).append(name)
-    parts = [_rst(f".. py:module:: {module.__name__}\n\n{inspect.getdoc(module)}")]
+    taken = "\n   :no-index:" if module.__name__ in _described.values() else ""  # train.accuracy is a function, too
+    parts = [_rst(f".. py:module:: {module.__name__}{taken}\n\n{inspect.getdoc(module)}")]
     for home in sorted(groups, key=lambda home: (ORDER.index(home) if home in ORDER else len(ORDER), home)):
         entries = "\n".join(entry for name in groups[home] for entry in _entry(module, name))
         about = "" if home == module.__name__ else inspect.getdoc(importlib.import_module(home)) or ""

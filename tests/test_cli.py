@@ -231,7 +231,7 @@ def test_list(capsys):
 
 
 def test_version_and_help(capsys):
-    assert call(capsys, "--version")[:2] == (0, "innerloop 0.1.0\n")
+    assert call(capsys, "--version")[:2] == (0, f"innerloop {il.__version__}\n")
     for words, word in (([], "train"), (["train"], "--resume"), (["evaluate"], "--inductive"), (["list"], "--json")):
         code, out, _ = call(capsys, *words, "--help")
         assert code == 0

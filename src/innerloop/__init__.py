@@ -50,7 +50,7 @@ from .rules import (
 from .select import Selection, adapters, body, everything, head, head_of, named, norms
 from .task import Batch, Params, Task, TaskSource
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LATER = {
     "Ensemble": "train.ensemble",

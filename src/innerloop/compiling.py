@@ -4,7 +4,7 @@ Worth it where a step is many small operations (multi-layer perceptrons), since 
 arithmetic. The derivative is taken inside of what is recorded, so nothing has to be differentiated through compiled
 code. Compiled steps are kept for each set of shapes, and TorchInductor keeps its kernels on disk.
 
-A compiled step has no Python in it: what Python read while recording stays as it was. `innerloop.recording` says how
+A compiled step has no Python in it: what Python read while recording stays as it was. ``innerloop.recording`` says how
 that is kept from being wrong.
 """
 
@@ -81,7 +81,7 @@ class Compiler:
         setting: ``True`` compiles at once and raises where that fails; ``"auto"`` only where starting operations is a
             good part of a step, and the steps to come are expected to take longer than compiling by far; and it keeps
             the result only if it is faster. That is measured before the first step of some shapes, and remembered
-            (`innerloop.plans`). Under ``torch.use_deterministic_algorithms(True)``, nothing is measured, and it does
+            (``innerloop.plans``). Under ``torch.use_deterministic_algorithms(True)``, nothing is measured, and it does
             not. ``False`` never compiles.
         lean: whether memory counts more than time: then nothing is compiled.
 

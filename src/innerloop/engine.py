@@ -61,7 +61,7 @@ class Engine:
         vectorize: ``True`` runs all tasks at once under ``torch.vmap``, ``False`` one by one, a number that many at a
             time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
             a part of the first meta-batch, throws the results away, and stays with the quickest, as do later learners
-            like this one (`innerloop.plans`); what cannot be vectorized runs one by one, with one warning that names
+            like this one (``innerloop.plans``); what cannot be vectorized runs one by one, with one warning that names
             the part, the cause and the fix. Under ``torch.use_deterministic_algorithms(True)`` nothing is measured, and
             8 run at once.
         lean: whether memory counts more than time: then neither one by one is tried, where torch's own operations keep
@@ -97,7 +97,7 @@ class Engine:
         self._fallback = self._may_draw = False
 
     def note(self, random: bool, changing: bool, separable: bool, draws: Draws) -> None:
-        """Record what `checks.examine` reports for tasks of new shapes.
+        """Record what ``checks.examine`` reports for tasks of new shapes.
 
         Args:
             random: see the attributes, as for the next two.

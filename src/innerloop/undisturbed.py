@@ -31,6 +31,7 @@ from .twins import Originals, Shared
 Method = TypeVar("Method", bound=Callable[..., Any])
 _GLOBAL_HOOKS = (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
 _FLAGS = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode")
+_FUNCTION_STATE = getattr(torch._C, "_get_torch_function_state", None)  # since torch 2.6
 
 
 def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
@@ -124,7 +125,7 @@ class Surroundings:
     def __init__(self) -> None:
         self._grad = torch.is_grad_enabled()
         self._functions, self._dispatch = function_modes(), dispatch._get_current_dispatch_mode_stack()
-        self._seen = torch._C._get_torch_function_state()  # type: ignore[attr-defined]
+        self._seen = _FUNCTION_STATE() if _FUNCTION_STATE else None
         self._depth, self._transforms = functorch.get_dynamic_layer_stack_depth(), list[Any]()
         if self._depth:
             with under([]) as self._transforms:
@@ -160,7 +161,8 @@ class Surroundings:
                 del every[key]
 
     def _restore_modes(self) -> None:
-        torch._C._set_torch_function_state(self._seen)  # type: ignore[attr-defined]
+        if self._seen is not None:
+            torch._C._set_torch_function_state(self._seen)  # type: ignore[attr-defined]
         while torch._C._len_torch_function_stack():
             torch._C._pop_torch_function_stack()
         for mode in self._functions:

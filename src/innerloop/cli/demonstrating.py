@@ -31,14 +31,8 @@ def demo(
     The page is served to this machine alone, until Ctrl-C, and asks for nothing from any other.
     """
     streams.keep_going()
-    try:
-        from ..demo.serving import listen, serve
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing not in ("starlette", "uvicorn"):
-            raise
-        raise ImportError(f"the demo needs {missing}: pip install 'innerloop[demo]'") from error
     from ..demo import answering
+    from ..demo.serving import listen, serve
 
     with listen(port) as listening:
         with blaming(run or ""):

@@ -7,11 +7,18 @@ import socket
 import threading
 import webbrowser
 
-import uvicorn
-
 from .. import streams
 from .answers import Characters, Functions
-from .application import application
+
+try:
+    import uvicorn
+
+    from .application import application
+except ModuleNotFoundError as error:
+    missing = (error.name or "").split(".")[0]
+    if missing not in ("starlette", "uvicorn"):
+        raise
+    raise ImportError(f"the demo needs {missing}: pip install 'innerloop[demo]'") from error
 
 HOST, PORT = "127.0.0.1", 8765
 _TRIED = 20

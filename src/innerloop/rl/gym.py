@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
-import numpy as np
 import torch
-from gymnasium.envs.mujoco.ant_v5 import AntEnv
-from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 
 from .locomotion import FAMILIES, Body, Goal, family
+
+try:
+    import gymnasium
+    import numpy as np
+    from gymnasium.envs.mujoco.ant_v5 import AntEnv
+    from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+except ImportError as error:
+    raise ImportError("these environments need Gymnasium and MuJoCo: pip install 'innerloop[rl]'") from error
 
 BODIES: dict[Body, tuple[str, type]] = {"half-cheetah": ("HalfCheetah", HalfCheetahEnv), "ant": ("Ant", AntEnv)}
 HORIZON = 200

@@ -139,7 +139,7 @@ class Predictions:
     def as_csv(self) -> str:
         """A line for each picture: file, predicted class, its probability, and that of every class.
 
-        Names are written by `innerloop.streams.cell`, so that no spreadsheet takes one for a formula.
+        Names are written by ``innerloop.streams.cell``, so that no spreadsheet takes one for a formula.
         """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
