@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import innerloop as il
 from innerloop import compiling
 
-pytestmark = pytest.mark.usefixtures("interpreted", "double")
+pytestmark = pytest.mark.usefixtures("interpreted", "double", "own_plans")
 
 Change = Callable[[int], Any]
 Made = tuple[il.MetaLearner, Change]

@@ -26,6 +26,7 @@ from innerloop.train.record import dumps
 TRAIN = [
     *("train", "sinusoid-maml", "--set", "train.iterations=12", "--set", "train.tasks=2", "--set", "train.val_tasks=2"),
     *("--set", "evaluate.num_tasks=3", "--set", "train.log_every=3", "--set", "model.sizes=[1, 4, 1]"),
+    *("--set", "learner.compile=false"),
 ]
 PROGRAM = [sys.executable, "-m", "innerloop"]
 
