@@ -22,6 +22,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 # Tests run in several processes on few cores; threads inside them only get in each other's way.
 torch.set_num_threads(int(os.environ.get("INNERLOOP_TEST_THREADS", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 # An example may take as long as it takes on a machine that does other things, too.
 settings.register_profile("innerloop", deadline=None, suppress_health_check=[HealthCheck.too_slow])

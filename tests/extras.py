@@ -176,7 +176,7 @@ def saved(folder: Path) -> None:
 def hub(folder: Path) -> None:
     """Push a model and pull it, with a folder in place of the Hub."""
     if importlib.util.find_spec("huggingface_hub"):
-        module = importlib.import_module("huggingface_hub")
+        module: Any = importlib.import_module("huggingface_hub")
 
         class Api:
             def __init__(self, token: str | None = None) -> None:

@@ -74,7 +74,8 @@ def test_what_a_closed_stream_would_show_gets_into_no_file(tmp_path: Path) -> No
 def on_a_terminal(*words: str, cwd: Path, controlling: bool) -> tuple[subprocess.Popen[bytes], int]:
     """The program on a terminal, which has the progress bar; and the terminal's other end."""
     ours, theirs = pty.openpty()
-    claim = "import fcntl, os, sys, termios\nif sys.argv[1] == '1': fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    claim = "import fcntl, os, signal, sys, termios\nif sys.argv[1] == '1': fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    claim += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which nohup would have had it ignore
     code = f"{claim}os.execv(sys.executable, [sys.executable, '-m', 'innerloop', *sys.argv[2:]])"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(int(controlling)), *words],

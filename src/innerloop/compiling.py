@@ -189,7 +189,7 @@ class Compiler:
         if self.setting == "auto" and len(in_vain) == WASTED:
             self._compiled[key] = None
             self._say(key, f"eager, since {_again(change)}")
-            warnings.warn(f"steps are no longer compiled: {_again(change)}", stacklevel=6)
+            warnings.warn(f"steps are no longer compiled: {_again(change)}", stacklevel=7)
         return None
 
     def _say(self, key: Hashable, reason: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from .diagnosis import explain
+from .diagnosis import explain, user_level
 from .interrupts import raise_interrupt_behind
 from .operations import TaskOperations
 from .rules import GradientTransform, UpdateRule
@@ -92,7 +92,7 @@ def _check_derivatives(rule: UpdateRule, params: Params) -> None:
             f"{broken} not finite where the gradient is zero, as it is for units that are never active and for tasks "
             "that are solved: meta-gradients are then not finite either. Keep roots, norms and divisors from zero, by "
             "an epsilon under the root",
-            stacklevel=3,
+            stacklevel=user_level(),
         )
 
 
@@ -127,7 +127,8 @@ def _check_vmap(rule: UpdateRule, params: Params) -> None:
     except Exception as error:  # whatever torch cannot do for many tasks, and can for one
         raise_interrupt_behind(error)
         warnings.warn(
-            explain(error, nn.Module(), {"update rule": rule}, "so tasks run one by one with it"), stacklevel=3
+            explain(error, nn.Module(), {"update rule": rule}, "so tasks run one by one with it"),
+            stacklevel=user_level(),
         )
         return
     for index, alone in enumerate(each):
@@ -143,7 +144,7 @@ def _check_low_precision(rule: UpdateRule, params: Params, steps: int) -> None:
     except (RuntimeError, ValueError, TypeError) as error:
         wrong = [str(error)]
     if wrong:
-        warnings.warn(f"the rule is not for models in bfloat16: {wrong[0]}", stacklevel=3)
+        warnings.warn(f"the rule is not for models in bfloat16: {wrong[0]}", stacklevel=user_level())
 
 
 def _check_descent(rule: UpdateRule, params: Params, steps: int) -> None:
