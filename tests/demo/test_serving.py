@@ -57,7 +57,7 @@ def test_it_serves_until_ctrl_c(saved, recipe):
             "functions" if recipe == "sinusoid-maml" else "characters"
         ]
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (130, "")
     finally:
         process.kill()

@@ -272,12 +272,12 @@ def test_ctrl_c_is_for_the_trainer(tmp_path):
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout.readline() == "begins\n"
     metrics = tmp_path / "run" / "metrics.jsonl"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not (metrics.exists() and metrics.read_text().count('"train"') > 1):
         assert time.monotonic() < end
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert "Interrupted" in err, err
     assert "WorkerError" not in err
     assert len(list((tmp_path / "run" / "checkpoints").glob("state-*.pt"))) == 2

@@ -105,6 +105,7 @@ def main(run: Path, name: str, number: int, kills: int, seed: int) -> None:
         ended = 0
         if done < kills:
             while not ended and reached(run) < target:
+                time.sleep(0.001)  # which leaves the processor to the life
                 ended, status = os.waitpid(child, os.WNOHANG)
             time.sleep(moments.uniform(0, 0.01))
             if not ended:

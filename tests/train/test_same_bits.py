@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,7 @@ def killed(words: list[str], run: Path, moments: random.Random) -> bool:
     target = reached(run) + moments.choice([0, 0, 1, 1, 2, 5])
     process = subprocess.Popen([*words, "--resume"], env=os.environ)
     while process.poll() is None and reached(run) < target:
-        pass
+        time.sleep(0.001)
     if process.poll() is None:
         try:
             process.wait(moments.random() if target else 5 * moments.random())
