@@ -77,6 +77,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         self._before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 traces them only if a frame asked before
         sys.settrace(self._trace)
         return self
 
