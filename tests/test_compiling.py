@@ -55,7 +55,7 @@ def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: 
     monkeypatch.setattr(recording.Recorded, "compile", refuse)
     monkeypatch.setattr(compiling, "SECONDS_PER_OPERATION", 10.0)
     maml = learner()
-    maml.compiler.steps_to_come = 10_000
+    maml.compiler.steps_to_come = 300_000
     for _ in range(11):
         maml.meta_gradient(regression())
     assert ["less than 3 times as long" in reason for reason in maml.compiler.reasons.values()] == [True]
@@ -64,17 +64,16 @@ def test_short_runs_stay_eager(regression: Callable[..., il.Task], monkeypatch: 
 def test_a_few_steps_are_not_even_tried(regression: Callable[..., il.Task], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "Trial", None)
     maml = learner()
-    maml.compiler.steps_to_come = compiling.FEWEST - 1
+    maml.compiler.steps_to_come = 1199
     maml.meta_gradient(regression())
-    reason = f"eager, since {compiling.FEWEST - 1} steps to come do not make up for compiling"
-    assert list(maml.compiler.reasons.values()) == [reason]
+    assert list(maml.compiler.reasons.values()) == ["eager, since 1199 steps to come do not make up for compiling"]
 
 
 @pytest.mark.parametrize("operations", [1, 100, 10_000])
 @pytest.mark.parametrize("eager", [10.0**power for power in range(-6, 3)])
 def test_fewer_than_the_fewest_steps_never_pay(operations: int, eager: float) -> None:
     count, compiler = compiling._Count(), compiling.Compiler()
-    count.operations, compiler.steps_to_come = operations, compiling.FEWEST - 1
+    count.operations, compiler.steps_to_come = operations, round(compiling.fewest_steps()) - 1
     with pytest.raises(recording.UnsuitableError):
         compiler._require_worth(count, eager)
 

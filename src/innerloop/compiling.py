@@ -37,8 +37,6 @@ START = 1e-5
 """Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
 PAYS = 3.0
 """How many times as long as compiling the steps to come have to take."""
-FEWEST = round(PAYS * SECONDS_PER_OPERATION * OTHERS / START)
-"""Fewer steps to come never make up for compiling: if starting takes its part of them, they take less than that."""
 BRIEF = 0.5
 """Seconds for which uncompiled steps are timed."""
 WASTED = 3
@@ -143,7 +141,7 @@ class Compiler:
         if (decision := engine.plans.get(name, but)) is None:
             if torch.are_deterministic_algorithms_enabled() or not self.steps_to_come or not lasting():
                 return None
-            if self.steps_to_come < FEWEST:
+            if self.steps_to_come < fewest_steps():
                 self._compiled[key] = None
                 self._say(key, f"eager, since {self.steps_to_come} steps to come do not make up for compiling")
                 return None
@@ -292,6 +290,15 @@ class Compiler:
                 f"the steps to come take about {to_come:.0f} s, less than {PAYS:.0f} times as long as compiling "
                 f"({cost:.0f} s)"
             )
+
+
+def fewest_steps() -> float:
+    """The number of steps to come below which compiling never pays.
+
+    A step that is to be compiled takes at most ``START / OTHERS`` for each operation, or starting them is too small a
+    part of it. Compiling takes ``SECONDS_PER_OPERATION`` for each, and all steps have to take ``PAYS`` times as long.
+    """
+    return PAYS * SECONDS_PER_OPERATION * OTHERS / START
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
