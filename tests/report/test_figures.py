@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
+from innerloop import cli
 from innerloop.report import adaptation_curve, episode, failed_episode, fits, new_figure, solved_episode
 from innerloop.report.figures import in_figure
 from innerloop.train.evaluate import accuracy
@@ -104,3 +106,19 @@ def test_names_are_shown_as_they_are(name: str, tmp_path: Path) -> None:
         shown, as_formula = text._preprocess_math(text.get_text())
         assert shown.strip() == name
         assert not as_formula
+
+
+@pytest.mark.parametrize("name", ["a$\\frac$", "a\udcffb", "a\nb$"])
+def test_odd_names_in_a_record_are_drawn(
+    name: str, recorded: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of metrics, units and parameters, which another program may have written."""
+    judged = {"metric": name, "unit": name, "mean": 1.0, "ci95": 0.1, "num_tasks": 2, "transductive": True}
+    lines = [
+        *({"kind": "rates", "iteration": i, "rates": {name: [0.1, 0.2]}} for i in (1, 2)),
+        *({"kind": "validation", "iteration": i, **judged} for i in (1, 2)),
+    ]
+    run = recorded(tmp_path / "run", lines)
+    assert cli.run(["plot", str(run), "--kind", "rates", "--kind", "validation", "-o", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {"rates.png", "validation.png"}, capsys.readouterr()
+    assert cli.run(["plot", str(run), str(run), "--kind", "compare", "-o", str(tmp_path)]) == 0

@@ -138,7 +138,7 @@ def validation(axes: Axes, run: Run) -> Axes:
     axes.plot([best["iteration"]], [best["mean"]], "o", color=WRONG, label=told)
     axes.legend(fontsize="small")
     mode = "transductive" if best["transductive"] else "inductive"
-    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {Scale.read(best).label}")
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {in_figure(Scale.read(best).label)}")
     axes.set_title(f"{in_figure(run.name)}: {best['num_tasks']} tasks, 95 % interval, {mode}", fontsize="medium")
     return axes
 
@@ -185,7 +185,7 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
         axes.plot(shared, [fmean(some) for some in values], label=in_figure(f"{name}{seeds}"), **style)
         axes.fill_between(shared, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.2)
-    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {scale.label}")
+    axes.set(xlabel="outer iteration", ylabel=f"meta-validation {in_figure(scale.label)}")
     axes.set_title("means over seeds; bands from the worst to the best", fontsize="medium")
     if len(groups) <= 5:
         axes.legend(fontsize="small")

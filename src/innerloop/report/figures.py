@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..learner import MetaLearner
+from ..streams import shown
 from ..task import Task, TaskSource, select
 from ..train.evaluate import Evaluation
 
@@ -60,6 +61,7 @@ def in_figure(name: str) -> str:
     Matplotlib reads text between dollar signs as a formula, and leaves names that begin with an underscore out of
     legends.
     """
+    name = shown(name)  # a line break, or what no font has
     return (" " * name.startswith("_") + name).replace("$", r"\$")
 
 
@@ -77,7 +79,7 @@ def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = Non
         axes.legend(fontsize="small")
     axes.set_xticks(list(steps)[:: max(1, len(steps) // 12)])
     axes.set_xlabel("inner steps")
-    axes.set_ylabel(evaluation.scale.label)
+    axes.set_ylabel(in_figure(evaluation.scale.label))
     axes.set_title(f"{evaluation.num_tasks} unseen tasks, {evaluation.mode}")
     return axes
 
@@ -160,8 +162,8 @@ def _told(output: Tensor, y: Tensor) -> Tensor:
 
 def _picture(axes: Axes, image: Tensor, label: int, told: int | None, brief: bool) -> None:
     picture = image.cpu().movedim(0, -1)
-    shown = picture if picture.shape[-1] == 3 else 1 - picture[..., 0]
-    axes.imshow(shown.tolist(), cmap="gray", vmin=0, vmax=1)
+    drawn = picture if picture.shape[-1] == 3 else 1 - picture[..., 0]
+    axes.imshow(drawn.tolist(), cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
     what = ("" if brief else "class ") + str(label) if told is None else ("" if brief else "told ") + str(told)
     axes.set_xlabel(what, fontsize="xx-small" if brief else "small", labelpad=1 if brief else None)
