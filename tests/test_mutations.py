@@ -31,7 +31,7 @@ from .mutations_saved import FILE, SAVED
 Image = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
 
-SECONDS = 60
+SECONDS = 600
 """After which a command counts as hanging; each takes a second or two."""
 NOBODY = 65534
 MEMORY = 2**30
