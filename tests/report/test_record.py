@@ -155,6 +155,17 @@ def test_a_long_record_takes_little_memory(tmp_path):
     assert peak < 16e6 < path.stat().st_size
 
 
+@pytest.mark.parametrize(("number", "kept"), [(500, 500), (1_000, 1_000), (1_500, 750)])
+def test_large_lines_are_thinned_only_if_they_are_many(number: int, kept: int, tmp_path: Path) -> None:
+    """A usual run has some hundreds of validations, with a score for each of hundreds of tasks."""
+    path = tmp_path / "metrics.jsonl"
+    lines = ({**VALIDATION, "iteration": i, "mean": 1.0, "scores": [1 / 3] * 300} for i in range(number))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_record(path, most=MOST).series["validation"]
+    assert len(found.entries) == kept
+    assert found.count == number
+
+
 def test_a_line_without_an_end_is_named(tmp_path, monkeypatch):
     run = whole(tmp_path / "run")
     monkeypatch.setattr("innerloop.report.record.LONGEST", 10_000)

@@ -61,7 +61,7 @@ def in_figure(name: str) -> str:
     Matplotlib reads text between dollar signs as a formula, and leaves names that begin with an underscore out of
     legends.
     """
-    name = shown(name)  # a line break, or what no font has
+    name = shown(name)  # escapes line breaks and letters that no font has
     return (" " * name.startswith("_") + name).replace("$", r"\$")
 
 

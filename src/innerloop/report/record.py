@@ -21,9 +21,11 @@ Line = dict[str, Any]
 Check = Callable[[Any], bool]
 
 MOST = 2_000
-"""Lines of a kind, at least, that are kept of a longer record."""
-SIZE = 2**20
+"""Lines of a kind, or more, that are kept of a longer record, if they are small."""
+SIZE = 8 * 2**20
 """Bytes of the lines of a kind, at most, that are kept of a longer record."""
+MANY, SIZE_OF_MANY = 1_000, 2**20
+"""Of more than 1,000 lines of a kind, at most these bytes are kept, since no curve has more than 1,000 points."""
 NEWLINE = 10
 LONGEST = 64 * 2**20
 """Bytes of a line; a longer one is no line of a record."""
@@ -173,10 +175,14 @@ class Series:
         """Keep a line, and fewer of those before if there are too many."""
         self.entries.append((self.count, size, _compact(entry)))
         self.size += size
-        while most is not None and len(self.entries) > 2 and (len(self.entries) > 2 * most or self.size > SIZE):
+        while most is not None and len(self.entries) > 2 and self._too_much(most):
             self.every *= 2
             self.entries = [kept for kept in self.entries if kept[0] % self.every == 0]
             self.size = sum(size for _, size, _ in self.entries)
+
+    def _too_much(self, most: int) -> bool:
+        number = len(self.entries)
+        return number > 2 * most or self.size > (SIZE_OF_MANY if number > MANY else SIZE)
 
     def note(self, line: bytes) -> None:
         """Remember a line with the lowest or the highest mean so far."""

@@ -33,7 +33,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "config": dict, "plans": dict, "skipped": int, "environment": dict, "phases": dict, "seconds": (int, float),
     "cuda_random": torch.Tensor, "source": dict,
 }  # fmt: skip
-"""Of which type what a checkpoint may hold is."""
+"""The types of the entries that a checkpoint may have."""
 STATE, BEST = "state-{:08d}.pt", "best-{:08d}.pt"
 
 
@@ -82,14 +82,14 @@ def _checked(path: Path, *needed: str) -> dict[str, Any]:
         if key in state and not isinstance(state[key], kind)
     ]
     if not wrong and not all(map(_is_entry, state.get("best", []))):
-        wrong = ["its best are no list of iterations and scores"]
+        wrong = ["its best is not a list of iterations and scores"]
     if wrong:
         raise ValueError(f"{path} is not a usable checkpoint: {wrong[0]}")
     return state
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it is of one of the best weights."""
+    """Whether a value describes one of the best weights."""
     if not isinstance(entry, dict) or not {"iteration", "score", "ci95"} <= entry.keys():
         return False
     numbers = isinstance(entry["score"], (int, float)) and isinstance(entry["ci95"], (int, float))
