@@ -27,7 +27,7 @@ LINT = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
 """The commands of `make lint`."""
 SCHEMAS = {"vendor.github-workflows": ".github/workflows/*.yml", "vendor.github-actions": ".github/actions/*/*.yml"}
 """The schemas of the files of GitHub Actions."""
-FAST = ("-n", "2", "-m", "not slow")
+FAST = ("-n", "2", "--dist", "worksteal", "-m", "not slow")
 """Arguments of pytest for the tests that `make test` runs."""
 DIST = Path("dist")
 

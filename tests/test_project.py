@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -98,6 +99,12 @@ def test_the_commands_of_the_linters(noxfile: ModuleType) -> None:
     hooks = [hook for repo in yaml.safe_load(read(".pre-commit-config.yaml"))["repos"] for hook in repo["hooks"]]
     assert [hook["entry"] for hook in hooks] == commands
     assert not any(hook["pass_filenames"] for hook in hooks)
+
+
+def test_the_fast_tests(noxfile: ModuleType) -> None:
+    """`make test` and the sessions of nox run the same."""
+    command = re.search(r"^test:.*\n\t\$\(RUN\)/python -m pytest (.*)$", read("Makefile"), re.MULTILINE)
+    assert shlex.split(command[1]) == list(noxfile.FAST)
 
 
 def test_workflows_name_sessions(noxfile: ModuleType) -> None:
