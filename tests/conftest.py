@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,13 +25,16 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 torch.set_num_threads(int(os.environ.get("INNERLOOP_TEST_THREADS", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
-# An example may take as long as it takes on a machine that does other things, too.
-settings.register_profile("innerloop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# An example may take as long as it takes on a machine that does other things, too. The examples are the same ones in
+# every run, so that a change alone makes a test fail; --hypothesis-profile=anew looks for others.
+settings.register_profile("anew", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("innerloop", settings.get_profile("anew"), derandomize=True)
 settings.load_profile("innerloop")
 
 
 @pytest.fixture(autouse=True)
 def _as_new() -> None:
+    random.seed(0)
     torch.manual_seed(0)
     torch.set_flush_denormal(False)  # what older versions of TorchInductor compile turns it on for the whole process
 

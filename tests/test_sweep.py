@@ -341,3 +341,22 @@ def test_the_direction_is_that_of_the_metric(tmp_path, overrides, direction, met
 def test_a_storage_that_cannot_be_used():
     with pytest.raises(ConnectionError, match=r"the storage .* cannot be used"):
         sweep.storage("sqlite:////nowhere/at/all.db")
+
+
+def test_the_same_seed_gives_the_same_trials(tmp_path):
+    """Beyond the first ten, too, whose values depend on the scores before."""
+    domains = {"learner.lr": Domain(0.001, 0.1, log=True), "learner.steps": Domain(1, 3),
+               "train.optimizer": Domain(choices=("adam", "sgd"))}  # fmt: skip
+    short = ("train.iterations=1", "train.tasks=2", "train.val_tasks=2", "model.sizes=[1, 4, 1]",
+             "learner.vectorize=true", "learner.compile=false")  # fmt: skip
+    found = []
+    for place, seed in (("a", 0), ("b", 0), ("c", 1)):
+        work = sweep.Sweep("sinusoid-maml", (*short, f"seed={seed}"), domains, tmp_path / place, experiment.Place())
+        study = work.study(f"sqlite:///{tmp_path / place}.db", "mine")
+        work.run(study, 13, lambda _: None)
+        found.append([(trial.params, trial.value) for trial in study.trials])
+    once, again, otherwise = found
+    assert once == again
+    assert not [params for params, _ in otherwise if params in [params for params, _ in once]]
+    drawn = [params["learner.lr"] for params, _ in once]
+    assert len(set(drawn)) == len(drawn)

@@ -32,6 +32,7 @@ from .streams import brief, is_utf8, shown
 from .train import Interrupted
 from .train.claim import is_claimed
 from .train.evaluate import judged_by
+from .train.trainer import derive_seed
 from .trials import override, reason, said
 from .trials import summary as summary
 from .undisturbed import guarded
@@ -266,7 +267,6 @@ class Sweep:
         study = module.create_study(
             study_name=name,
             storage=storage(url),
-            sampler=module.samplers.TPESampler(constant_liar=True),  # other workers' trials count, too
             pruner=module.pruners.MedianPruner(),
             direction=direction,
             load_if_exists=True,
@@ -332,7 +332,14 @@ class Sweep:
         first = config.load_recipe(self.recipe, self.overrides)["seed"]
         return [self.folder / f"trial-{number:04d}-seed{first + i}" for i in range(self.seeds)]
 
+    def _sampler(self, number: int) -> Any:
+        """What draws the values of one trial: the same ones, given the same trials before, whoever works on it."""
+        seed = config.load_recipe(self.recipe, self.overrides)["seed"]
+        drawn = derive_seed(f"trial {number}", seed) % 2**32  # the range that NumPy takes
+        return optuna().samplers.TPESampler(seed=drawn, constant_liar=True)  # other workers' trials count, too
+
     def _objective(self, study: Any, trial: Any, tell: Callable[[str], None]) -> float:
+        study.sampler = self._sampler(trial.number)
         values = {key: domain.suggest(trial, key) for key, domain in self.space.items()}
         overrides = [*self.overrides, *(override(key, value) for key, value in values.items())]
         runs, scores = self.runs(trial), list[float]()
