@@ -168,12 +168,12 @@ class Called:
 class Picky(il.Unrolled):
     def __call__(self, episode: Any) -> Any:
         judgement = super().__call__(episode)
-        return judgement._replace(objective=judgement.objective + 0 * judgement.output.nonzero().sum())
+        return judgement._replace(objective=judgement.objective + 0 * judgement.query.output.nonzero().sum())
 
 
 class Near(Initialisation):
     def __call__(self, episode: Any) -> Any:
-        return {n: p + 0 * episode.task.support.x.nonzero().sum() for n, p in episode.start.items()}
+        return {n: p + 0 * episode.task.support.x.nonzero().sum() for n, p in episode.start.params.items()}
 
 
 PARTS: dict[str, tuple[dict[str, Any], str]] = {

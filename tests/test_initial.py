@@ -162,10 +162,10 @@ class Starts(il.initial.Initialisation):
 
 
 def zeroed(episode: Any, data: bool = False) -> Any:
-    weight = episode.start["weight"]
+    weight = episode.start.params["weight"]
     with torch.no_grad():
         (weight.data if data else weight).zero_()
-    return episode.start
+    return episode.start.params
 
 
 @pytest.mark.parametrize("vectorize", ["auto", True, False])
@@ -175,10 +175,10 @@ def zeroed(episode: Any, data: bool = False) -> Any:
         (zeroed, r"changes the learner's 'model\.weight' in place"),
         (lambda e: zeroed(e, data=True), r"changes the learner's 'model\.weight' in place"),
         (lambda e: None, "returns the start of the adapted parameters by name, got NoneType"),
-        (lambda e: {"weight": e.start["weight"]}, r"returns a start without 'bias'.*return these"),
-        (lambda e: {**e.start, "other": e.start["bias"]}, r"returns a start with 'other', but .* 'weight', 'bias'"),
-        (lambda e: {**e.start, "bias": e.start["bias"].sum()}, r"start of bias by Starts has the shape \(\).*\(1,\)"),
-        (lambda e: {**e.start, "bias": e.start["bias"].double()}, r"start of bias by Starts is torch\.float64"),
+        (lambda e: {"weight": e.start.params["weight"]}, r"returns a start without 'bias'.*return these"),
+        (lambda e: {**e.start.params, "other": e.start.params["bias"]}, r"returns a start with 'other', but .* 'weight', 'bias'"),
+        (lambda e: {**e.start.params, "bias": e.start.params["bias"].sum()}, r"start of bias by Starts has the shape \(\).*\(1,\)"),
+        (lambda e: {**e.start.params, "bias": e.start.params["bias"].double()}, r"start of bias by Starts is torch\.float64"),
     ],
 )
 def test_starts_that_are_none_are_refused(

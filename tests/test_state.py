@@ -122,7 +122,7 @@ class CountingStart(il.Initialisation):
 
     def __call__(self, episode: Any) -> Any:
         self.calls += 1
-        return {name: start * (1 + self.calls / 10) for name, start in episode.start.items()}
+        return {name: start * (1 + self.calls / 10) for name, start in episode.start.params.items()}
 
 
 class Moving(nn.Module):

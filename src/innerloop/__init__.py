@@ -16,7 +16,7 @@ from typing import Any
 from . import losses, metrics, models, presets, rules, schedules
 from .adapted import Adapted
 from .initial import Initialisation, Prototypes
-from .inner import Episode
+from .inner import Episode, InnerLoss, Query, Step
 from .learner import MetaLearner
 from .metrics import Metric
 from .objectives import Implicit, Judgement, Objective, Outcome, Reptile, Unrolled
@@ -97,6 +97,7 @@ __all__ = [
     "GradientTransform",
     "Implicit",
     "Initialisation",
+    "InnerLoss",
     "Judgement",
     "KroneckerCurvature",
     "MetaLearner",
@@ -109,9 +110,11 @@ __all__ = [
     "Pretrained",
     "Prototypes",
     "Proximal",
+    "Query",
     "Reptile",
     "Selection",
     "Sinusoid",
+    "Step",
     "Strokes",
     "Task",
     "TaskSource",

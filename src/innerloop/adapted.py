@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .contracts import normal_tensors, without_kept_tensors
 from .diagnosis import user_level
-from .inner import Episode, stack
+from .inner import Episode, Step, stack
 from .interrupts import raise_interrupt_behind
 from .operations import TaskOperations
 from .stateless import BATCH_NORMS, INSTANCE_NORMS, Stateless, Statistics, arguments, in_mode
@@ -70,22 +70,22 @@ def _warn_of_spectral_norms(model: nn.Module) -> None:
             return
 
 
-def outputs(episode: Episode, params: Params, x: Any, statistics: Statistics, alone: bool) -> Any:
+def outputs(episode: Episode, step: Step, x: Any, statistics: Statistics, alone: bool) -> Any:
     """The model's outputs on inputs ``[N, ...]`` with adapted parameters.
 
     Args:
         episode: of the task that they were adapted to.
-        params: the adapted parameters.
+        step: where the adapted parameters are.
         x: inputs.
         statistics: of batch norm.
         alone: whether each input is judged by itself, beside the support set.
     """
     if not alone:
-        with in_mode(mine(episode.model.model), statistics, training=False):
-            return episode.answer(params, x)[0]
+        with in_mode(mine(episode.model.stateless.model), statistics, training=False):
+            return episode.answer(step, x)[0]
 
     def one(example: Any) -> Any:
-        output, _ = episode.beside_support(params, pytree.tree_map(lambda q: q[None], example), episode.buffers)
+        output, _ = episode.beside_support(step, pytree.tree_map(lambda q: q[None], example))
         return pytree.tree_map(lambda out: out[0], output)
 
     # One query after the other: the tasks of a meta-batch still run at once, by kernels that know stacks of tasks, but
@@ -111,10 +111,10 @@ class Adapted:
         shared: Shared,
     ) -> None:
         self._shared = shared
-        self._model, self._statistics, self._episode = episode.model.model, statistics, episode
+        self._model, self._statistics, self._episode = episode.model.stateless.model, statistics, episode
         self._transductive, self._dependent, self._warned = transductive, dependent, False
         self.losses = losses
-        self.parameters: Params = {**episode.fixed, **episode.start}
+        self.parameters: Params = {**episode.model.fixed, **episode.start.params}
 
     @undisturbed()
     @torch.no_grad()
@@ -135,7 +135,9 @@ class Adapted:
         with self._shared.apart(), TaskOperations(vectorised=False):
             model = mine(self._model)
             with in_mode(model, self._statistics, training=False), without_kept_tensors(model):
-                return outputs(self._episode, self.parameters, normal_tensors(x), self._statistics, alone)
+                return outputs(
+                    self._episode, self._episode.start.at(self.parameters), normal_tensors(x), self._statistics, alone
+                )
 
     @property
     def joint(self) -> bool:
@@ -157,7 +159,7 @@ class Adapted:
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.copy_(self.parameters[name])
-            self._episode.model.set_buffers(module, self._episode.buffers)
+            self._episode.model.stateless.set_buffers(module, self._episode.start.buffers)
         module.eval()
         if self._statistics == "batch":
             for layer in module.modules():

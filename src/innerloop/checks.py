@@ -21,7 +21,7 @@ from .dependence import (
     refuse_own_parameters,
 )
 from .diagnosis import user_level
-from .inner import Episode, detach, scalar
+from .inner import Episode, Step, detach, scalar
 from .interrupts import raise_interrupt_behind
 from .objectives import Implicit, Unrolled
 from .randomness import Draws
@@ -94,7 +94,7 @@ def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective:
         _answer(episode, draws)
         return Found()
     own = _apart(episode)
-    model, start, changing = own.model.model, own.start, False
+    model, start, changing = own.model.stateless.model, own.start.params, False
     tensors = list(start.values())
     with torch.random.fork_rng([p.device for p in tensors[:1] if p.device.type == "cuda"]):
         before = _moved_on(tensors)
@@ -108,7 +108,8 @@ def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective:
                 (output, loss), start, changing = _once_more(own, before, draws, used)
                 again = detach((output, loss))
             if own.memory == "constant":
-                given = [t for t in tensors_of((*episode.task, episode.buffers, episode.slots)) if t.requires_grad]
+                own_tensors = (*episode.task, episode.start.buffers, getattr(episode.model, "slots", {}))
+                given = [t for t in tensors_of(own_tensors) if t.requires_grad]
                 known = (*start.values(), *own.learned(), *(leaf for t in given for leaf in (t, *leaves_of(t))))
                 refuse_hidden(set(leaves_of(loss)).intersection(lasting), known)
             if objective is not None:
@@ -128,8 +129,10 @@ def _apart(episode: Episode) -> Episode:
     """The same on tensors of its own, which require gradients where they are adapted."""
     return dataclasses.replace(
         episode,
-        start={name: p.detach().clone().requires_grad_() for name, p in episode.start.items()},
-        fixed={name: p.detach().clone() for name, p in episode.fixed.items()},
+        start=episode.start.at({n: p.detach().clone().requires_grad_() for n, p in episode.start.params.items()}),
+        model=dataclasses.replace(
+            episode.model, fixed={name: p.detach().clone() for name, p in episode.model.fixed.items()}
+        ),
         task=pytree.tree_map_only(Tensor, Tensor.clone, episode.task),
     )
 
@@ -141,14 +144,14 @@ def _first(episode: Episode, draws: Draws) -> Run:
         ValueError: something writes to parameters, a loss broadcasts, or ``memory="constant"`` could not repeat it.
         TypeError: the model's output has something in it that is not a tensor.
     """
-    model, batch = episode.model.model, episode.support(0)
+    model, batch = episode.model.stateless.model, episode.support(0)
     with draws:
-        writes = model_writes(model, {**episode.fixed, **episode.start}, batch.x)
+        writes = model_writes(model, _parameters(episode), batch.x)
         with writes, RefusedReentrant(model, _learned(episode)), FlagReads() as reads:
             require_tensors(output := episode.output(episode.start, batch.x))
-        episode.model.asks |= reads.found
+        episode.model.stateless.asks |= reads.found
         with RefusedBroadcasts(output, batch.y):
-            loss = scalar(episode.inner_loss(output, batch.y))
+            loss = _compared(episode, output, batch.y, episode.start)
     if episode.memory == "constant" and draws.error is not None and not draws.error.repeats:
         raise ValueError(
             f'memory="constant" computes inner steps again in the backward pass, but {type(model).__name__} or its '
@@ -160,8 +163,19 @@ def _first(episode: Episode, draws: Draws) -> Run:
 
 def _learned(episode: Episode) -> list[Tensor]:
     """The tensors on which the model runs that gradients may be taken by."""
-    own = episode.model.parameters
-    return [*episode.start.values(), *(p for n, p in episode.fixed.items() if n in own and own[n].requires_grad)]
+    own, fixed = episode.model.stateless.parameters, episode.model.fixed_at(0)
+    return [*episode.start.params.values(), *(p for n, p in fixed.items() if n in own and own[n].requires_grad)]
+
+
+def _parameters(episode: Episode) -> Params:
+    """All parameters of the model at the start."""
+    return episode.model.parameters(episode.start.params, 0)
+
+
+def _compared(episode: Episode, output: Any, y: Any, step: Step) -> Tensor:
+    """The inner loss of an output of the support set."""
+    known = {"params": step.params, "start": episode.start.params, "step": 0, "query": episode.task.query.x}
+    return episode.compared(output, y, {**known, "model": lambda x: episode.output(step, x)})
 
 
 def _moved_on(tensors: list[Tensor]) -> RandomState:
@@ -173,13 +187,13 @@ def _moved_on(tensors: list[Tensor]) -> RandomState:
 def _answer(episode: Episode, draws: Draws) -> None:
     """Run one task's model on its query set, and refuse writes."""
     x = pytree.tree_map_only(Tensor, Tensor.clone, episode.task.query.x)
-    params = {name: p.detach() for name, p in {**episode.fixed, **episode.start}.items()}
-    model, devices = episode.model.model, [p.device for p in params.values() if p.device.type == "cuda"]
+    params = {name: p.detach() for name, p in _parameters(episode).items()}
+    model, devices = episode.model.stateless.model, [p.device for p in params.values() if p.device.type == "cuda"]
     with torch.random.fork_rng(devices[:1]), without_kept_tensors(model), model_writes(model, params, x):
         _moved_on(list(params.values())[:1])
         with draws, FlagReads() as reads:
-            episode.answer({name: params[name] for name in episode.start}, x)
-    episode.model.asks |= reads.found
+            episode.answer(episode.start.at({name: params[name] for name in episode.start.params}), x)
+    episode.model.stateless.asks |= reads.found
 
 
 def _once_more(episode: Episode, before: RandomState, draws: Draws, used: list[str]) -> tuple[Run, Params, bool]:
@@ -188,13 +202,13 @@ def _once_more(episode: Episode, before: RandomState, draws: Draws, used: list[s
     Raises:
         ValueError: the loss no longer depends on what it used.
     """
-    parts = {"model": episode.model.model, "loss": episode.inner_loss}
-    start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.items()}
+    parts = {"model": episode.model.stateless.model, "loss": episode.inner_loss}
+    start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.params.items()}
     still = plain_state(parts)
     output, loss = _again(episode, before, draws, start)
     changing = plain_state(parts) != still
-    with refused_out_of_place(episode.model.model):
-        _refuse_remembered(episode.model.model, used, reached(loss, start))
+    with refused_out_of_place(episode.model.stateless.model):
+        _refuse_remembered(episode.model.stateless.model, used, reached(loss, start))
     return (output, loss), start, changing
 
 
@@ -206,7 +220,7 @@ def _take_steps(episode: Episode, draws: Draws, loss: Tensor, start: Params) -> 
     """
     if not loss.requires_grad:
         return False
-    with refused_out_of_place(episode.model.model):
+    with refused_out_of_place(episode.model.stateless.model):
         grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True, retain_graph=True)
     given = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(start.items(), grads, strict=True)}
     params = {name: p.detach() for name, p in start.items()}
@@ -219,7 +233,7 @@ def _take_steps(episode: Episode, draws: Draws, loss: Tensor, start: Params) -> 
 
 def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params, second: bool) -> None:
     """Name what has no part in adapting, and refuse what the inner loop would leave out."""
-    model = episode.model.model
+    model = episode.model.stateless.model
     refuse_order(objective, learned := parameters_of(episode.inner_loss, episode.loss))
     if isinstance(objective, Implicit):
         objective.require_minimum(episode.rule, start)
@@ -231,7 +245,7 @@ def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params, 
 def _judge(episode: Episode) -> None:
     """Run the model and the outer loss on the query set."""
     query = episode.task.query
-    with model_writes(episode.model.model, {**episode.fixed, **episode.start}, query.x):
+    with model_writes(episode.model.stateless.model, _parameters(episode), query.x):
         output = episode.answer(episode.start, query.x)[0]
     with RefusedBroadcasts(output, query.y):
         scalar(episode.loss(output, query.y))
@@ -245,8 +259,8 @@ def _again(episode: Episode, before: RandomState, draws: Draws, params: Params) 
     """The same once more, with the same random numbers."""
     batch = episode.support(0)
     with random_numbers_from(before), draws:
-        output = episode.output(params, batch.x)
-        return output, scalar(episode.inner_loss(output, batch.y))
+        output = episode.output(step := episode.start.at(params), batch.x)
+        return output, _compared(episode, output, batch.y, step)
 
 
 def _require_same(first: Run, again: Run, episode: Episode, before: RandomState, draws: Draws, params: Params) -> None:
@@ -260,12 +274,12 @@ def _require_same(first: Run, again: Run, episode: Episode, before: RandomState,
         return
     kept = False
     if not _close(first[0], again[0]):
-        with without_kept_tensors(episode.model.model):
+        with without_kept_tensors(episode.model.stateless.model):
             kept = _close(first[0], detach(_again(episode, before, draws, params)[0]))
     if kept:
         raise ValueError(
-            f"{type(episode.model.model).__name__} computes with tensors that it keeps in attributes from one call to "
-            "the next, which would be those of other tasks: make them buffers (self.register_buffer), of which each "
+            f"{type(episode.model.stateless.model).__name__} computes with tensors that it keeps in attributes from "
+            "one call to the next, which would be those of other tasks: make them buffers (self.register_buffer), of which each "
             "task has its own"
         )
     if episode.memory == "constant":
@@ -289,9 +303,9 @@ def _warn_of_eval(episode: Episode, before: RandomState, draws: Draws, first: Ru
         return
     set_modes(off, [True] * len(off))
     try:
-        with without_kept_tensors(episode.model.model), random_numbers_from(before), draws:
+        with without_kept_tensors(episode.model.stateless.model), random_numbers_from(before), draws:
             other = detach(episode.output(episode.start, episode.support(0).x))
-            drawn = not same_random_state(before, random_state(list(episode.start.values())))
+            drawn = not same_random_state(before, random_state(list(episode.start.params.values())))
         same = drawn or _close((first[0],), (other,))
     except Exception as error:  # whatever it does in training, which nobody has asked for yet
         raise_interrupt_behind(error)
@@ -333,10 +347,12 @@ def _refuse_remembered(model: nn.Module, first: list[str], again: list[str]) -> 
 
 def _separable(episode: Episode, draws: Draws) -> bool:
     """Whether copies of the model can run in threads of their own."""
-    params = {name: p.detach().requires_grad_() for name, p in {**episode.fixed, **episode.start}.items()}
+    params = {name: p.detach().requires_grad_() for name, p in _parameters(episode).items()}
 
     def call() -> Any:
         with draws:
-            return episode.model(params, episode.buffers, episode.support().x)
+            return episode.model.stateless(
+                params, episode.model.buffers_at(episode.start.buffers, 0), episode.support().x
+            )
 
-    return independent(episode.model.model, call)
+    return independent(episode.model.stateless.model, call)

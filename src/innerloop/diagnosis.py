@@ -30,8 +30,8 @@ _OWN = {"normalisation.py": "norm", "kernels.py": "layer"}
 """Files with what stands in for torch's operations, and what is replaced there."""
 _CALLS = {
     ("inner.py", "inner"): "inner loss",
-    ("inner.py", "support_loss"): "inner loss",
-    ("inner.py", "query_loss"): "loss",
+    ("inner.py", "_loss"): "inner loss",
+    ("inner.py", "query"): "loss",
     ("stacks.py", "gradient"): "inner loss",
 }
 """The files and functions that call a loss, which may have no Python code to find in a traceback, and its gradient."""

@@ -23,7 +23,7 @@ class Initialisation(ABC):
 
     @abstractmethod
     def __call__(self, episode: Episode) -> Params:
-        """The start, under the same names as ``episode.start``, differentiable in the meta-parameters."""
+        """The start, under the same names as ``episode.start.params``, differentiable in the meta-parameters."""
 
 
 class Prototypes(Initialisation):
@@ -58,14 +58,14 @@ class Prototypes(Initialisation):
         Raises:
             ValueError: the support set's targets are no class indices, or some are not of the head's classes.
         """
-        labels, weight = episode.task.support.y, episode.start[f"{self.head}.weight"]
+        labels, weight = episode.task.support.y, episode.start.params[f"{self.head}.weight"]
         require_classes(labels, len(weight), self.head)
         features = self._features(episode).to(weight.dtype)
         member = (labels[:, None] == torch.arange(len(weight), device=labels.device)).to(features.dtype)
         examples = member.sum(0)
         centres = member.T @ features / examples[:, None].clamp(min=1)
         bias = torch.where(examples > 0, -centres.square().sum(1), max(-1e18, torch.finfo(weight.dtype).min / 2))
-        return {**episode.start, f"{self.head}.weight": 2 * centres, f"{self.head}.bias": bias}
+        return {**episode.start.params, f"{self.head}.weight": 2 * centres, f"{self.head}.bias": bias}
 
     def _features(self, episode: Episode) -> Tensor:
         """``[S, D]``: what enters the head on the support set."""
@@ -74,7 +74,7 @@ class Prototypes(Initialisation):
         def catch(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             caught.append(inputs[0])
 
-        hook = mine(episode.model.model).get_submodule(self.head).register_forward_pre_hook(catch)
+        hook = mine(episode.model.stateless.model).get_submodule(self.head).register_forward_pre_hook(catch)
         try:
             episode.output(episode.start, episode.task.support.x)
         finally:

@@ -1,15 +1,16 @@
 """The inner loop, which exists once: one task's path of parameters under an update rule.
 
-Training objectives, evaluation, adaptation to one's own data and reinforcement learning all walk the same generator,
-`Episode.path`.
+`Episode` is one task with everything that adapting to it takes. `Episode.step` takes one inner step, from one value to
+the next, and `Episode.path` folds it. Training objectives, evaluation, adaptation to one's own data and reinforcement
+learning all walk it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,14 @@ from .contracts import without_kept_tensors
 from .kernels import unread_gradients
 from .quick import hidden_from_modes
 from .rules import UpdateRule
-from .stacks import place, recomputed, value_and_gradient
-from .stateless import Precision, Stateless, Statistics
-from .supported import support_first
+from .stacks import recomputed, value_and_gradient
+from .stateless import Precision, Statistics
 from .task import Batch, Params, Task, rows
+from .task_model import TaskModel
 from .threads import mine
 from .writes import OwnParameters
 
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[..., Tensor]
 """``(output, y) -> scalar``, averaged over examples. An ``nn.Module`` brings its parameters to be meta-learned."""
 
 Memory = Literal["graph", "constant"]
@@ -60,149 +61,232 @@ def detach(tensors: Any) -> Any:
     return pytree.tree_map_only(Tensor, Tensor.detach, tensors)
 
 
-@dataclass
-class Episode:
-    """One task as an objective sees it: pure functions of the adapted parameters, and their path.
+@dataclass(frozen=True)
+class Step:
+    """A place on a task's path: its start, or where an inner step led.
 
     Attributes:
-        start: the adapted parameters before the first step, connected to the meta-parameters.
-        fixed: the model's other parameters.
-        buffers: the model's buffers, a task's own copy; renewed by every step on the support set.
+        params: the adapted parameters.
+        buffers: the task's own copy of the model's buffers.
+        index: the number of inner steps that led here.
+        state: of the update rule; ``None`` at the start.
+        loss: the inner loss before the step, a scalar; ``None`` at the start.
+        output: the model's output on the support examples that this loss is of; ``None`` at the start.
+        losses: the inner losses before all steps that led here, detached.
+    """
+
+    params: Params
+    buffers: Params
+    index: int = 0
+    state: Any = None
+    loss: Tensor | None = None
+    output: Any = None
+    losses: tuple[Tensor, ...] = ()
+
+    @property
+    def latest(self) -> int:
+        """The index of the inner step that led here, 0 at the start: examples are judged by what that step has."""
+        return max(self.index - 1, 0)
+
+    def at(self, params: Params) -> Step:
+        """The same place with other parameters."""
+        return replace(self, params=params)
+
+    def detached(self) -> Step:
+        """The same place, cut from the graph."""
+        params, buffers, state, loss, output = detach((self.params, self.buffers, self.state, self.loss, self.output))
+        return replace(self, params=params, buffers=buffers, state=state, loss=loss, output=output)
+
+
+class Query(NamedTuple):
+    """What the query set says of a place on the path.
+
+    Attributes:
+        step: the place; running statistics that it has of its own have seen the query set.
+        loss: the outer loss, a scalar.
+        output: the model's output that it was computed from.
+    """
+
+    step: Step
+    loss: Tensor
+    output: Any
+
+
+@dataclass(frozen=True)
+class InnerLoss:
+    """The inner loss of one inner step, on its mini-batch, as a function of the adapted parameters.
+
+    A rule whose `forward` has a keyword ``inner`` is given it, and may ask for the loss and its gradient elsewhere.
+    """
+
+    episode: Episode
+    buffers: Params
+    index: int
+    batch: Batch
+    order: int = 2
+
+    def loss(self, params: Params) -> Tensor:
+        """The loss, a scalar."""
+        return self._loss(*self._inputs(params))[0]
+
+    def gradient(self, params: Params) -> Params:
+        """Its gradient by the adapted parameters: a constant where the step is of first order."""
+        return self.differentiated(params)[0]
+
+    def differentiated(self, params: Params) -> tuple[Params, Tensor, tuple[Any, Params]]:
+        """The gradient and the loss, and of the call of the model the output and the module's buffers after it."""
+        inputs, episode = self._inputs(params), self.episode
+        if self.order == 1 or episode.memory == "graph" or not torch.is_grad_enabled():
+            return self._gradient(self.order, *inputs)
+        again = episode.model.stateless.as_now()
+        return recomputed(  # type: ignore[no-any-return]
+            self._gradient, inputs, episode.learned(), again, unread_gradients, len(params)
+        )
+
+    def _inputs(self, params: Params) -> tuple[Any, ...]:
+        """All tensors that the loss depends on, but for meta-parameters that its module or the model hold."""
+        episode, model = self.episode, self.episode.model
+        start = episode.start.params if "start" in episode.extras else None
+        query = episode.task.query.x if "query" in episode.extras else None
+        fixed, buffers = model.fixed_at(self.index), model.buffers_at(self.buffers, self.index)
+        return params, self.batch, fixed, buffers, start, query
+
+    def _gradient(self, order: int, params: Params, *inputs: Any) -> tuple[Params, Tensor, tuple[Any, Params]]:
+        def inner(at: Params) -> tuple[Tensor, tuple[Any, Params]]:
+            return self._loss(at, *inputs)
+
+        return value_and_gradient(inner, params, order)
+
+    def _loss(
+        self, params: Params, batch: Batch, fixed: Params, buffers: Params, start: Params | None, query: Any
+    ) -> tuple[Tensor, tuple[Any, Params]]:
+        episode, model = self.episode, self.episode.model.stateless
+        output, after = model({**fixed, **params}, buffers, batch.x)
+        known: dict[str, Any] = {"params": params, "start": start, "step": self.index, "query": query}
+        known["model"] = lambda x: model({**fixed, **params}, buffers, x)[0]
+        with OwnParameters({name: model.parameters[name] for name in params}):
+            return episode.compared(output, batch.y, known), (output, after)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One task with all that it takes to adapt to it and to judge the result: a value, and pure functions of `Step`s.
+
+    Attributes:
+        model: as this task has it.
+        rule: moves the adapted parameters.
+        loss: the outer loss.
+        inner_loss: what inner steps descend.
+        task: its support and its query set.
+        start: where the path begins; its parameters are connected to the meta-parameters.
         steps: the number K of inner steps.
         iteration: the outer iteration, for schedules.
         batch_size: support examples per inner step, taken in order and cyclically; ``None`` takes them all.
-        joint: whether the model judges other examples by the support set, which then has to be handed to it with them.
-        slots: parameters that every step has its own of, ``[K, ...]``; those of the present step are in ``fixed``.
-        buffer_slots: likewise buffers.
-        stored: whether steps leave these buffers as they are stored, to predict by; else they move along the path.
-        own: the model's own parameters, by name, of which the inner loss must not compute anything.
-        support_losses: filled by `path`: the inner loss at the parameters before each step.
+        memory: what is kept of an inner step for the backward pass.
+        extras: what the inner loss asks for beside output and targets; see `innerloop.losses.extras_of`.
     """
 
-    model: Stateless
+    model: TaskModel
     rule: UpdateRule
     loss: Loss
     inner_loss: Loss
     task: Task
-    start: Params
-    fixed: Params
-    buffers: Params
+    start: Step
     steps: int
     iteration: int = 0
     batch_size: int | None = None
     memory: Memory = "graph"
-    joint: bool = False
-    slots: Params = field(default_factory=dict)
-    buffer_slots: Params = field(default_factory=dict)
-    stored: bool = False
-    own: Params = field(default_factory=dict)
-    support_losses: list[Tensor] = field(default_factory=list)
-    _left: list[Params] = field(default_factory=list)
+    extras: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        self._turn_to(0)
+    # -- the path -----------------------------------------------------------------------------------------------------
 
-    def output(self, params: Params, x: Any) -> Any:
-        """The model's output on ``x`` with adapted parameters ``params``."""
-        return self.model({**self.fixed, **params}, self.buffers, x)[0]
-
-    def answer(self, params: Params, x: Any) -> tuple[Any, Params]:
-        """The model's output on other examples than the support set's, and the buffers after it."""
-        if self.joint:
-            return self.beside_support(params, x, self.buffers)
-        return self.model({**self.fixed, **params}, self.buffers, x)
-
-    def beside_support(self, params: Params, x: Any, buffers: Params) -> tuple[Any, Params]:
-        """The same, the model being handed the support set and ``x`` in one batch."""
-        support = self.task.support.x
-        number = rows(support)
-        together = pytree.tree_map(lambda *parts: torch.cat(parts), support, x)
-        with support_first(number):
-            output, after = self.model({**self.fixed, **params}, buffers, together)
-        return pytree.tree_map(lambda out: out[number:], output), after
-
-    def support(self, step: int | None = None) -> Batch:
-        """The support examples of a step: all of them, or the step's mini-batch."""
-        if step is None or self.batch_size is None:
-            return self.task.support
-        total = rows((self.task.support.x, self.task.support.y))
-        index = [(step * self.batch_size + i) % total for i in range(min(self.batch_size, total))]
-        return Batch(*pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tuple(self.task.support)))
-
-    def support_loss(self, params: Params, step: int | None = None) -> Tensor:
-        """The inner loss, a scalar."""
-        batch = self.support(step)
-        return self._inner_loss(self.output(params, batch.x), batch.y)
-
-    def _inner_loss(self, output: Any, y: Any) -> Tensor:
-        with OwnParameters(self.own):
-            loss = self.inner_loss(output, y)
-        return scalar(loss)
-
-    def query_loss(self, params: Params) -> tuple[Tensor, Any]:
-        """The outer loss on the query set, a scalar, and the output it was computed from."""
-        with without_kept_tensors(mine(self.model.model)):  # the steps after it go on from what the steps before left
-            output, after = self.answer(params, self.task.query.x)
-            if self.buffer_slots and place() != "other":  # the tensors of a transform must not outlive it
-                self.buffers = {**self.buffers, **{name: after[name].detach() for name in self.buffer_slots}}
-            return scalar(self.loss(output, self.task.query.y)), output
-
-    def path(self, order: int = 2) -> Iterator[Params]:
-        """Yield the adapted parameters after step 1, 2, ..., K.
+    def step(self, previous: Step, order: int = 2) -> Step:
+        """Take one inner step.
 
         Args:
-            order: 2 keeps the whole graph; 1 takes each update as a constant of the parameters (Finn et al. 2017,
-                section 5.2), though not of the rule's own parameters.
+            previous: where from.
+            order: 2 keeps the whole graph; 1 takes the update as a constant of the parameters (Finn et al. 2017,
+                section 5.2), though not of the rule's own parameters, and the loss and the output as constants.
+
+        Raises:
+            ValueError: ``order`` is neither.
         """
         if order not in (1, 2):
             raise ValueError(f"order is 1 or 2, got {order!r} at iteration {self.iteration}")
-        params, state = self.start, self.rule.init(self.start if order == 2 else detach(self.start))
-        for step in range(self.steps):
-            if step:
-                self._left.append(self._own_buffers())
-                self._turn_to(step)
-            inputs = (params, self.support(step), self.fixed, self.buffers)
-            if order == 2 and self.memory == "constant" and torch.is_grad_enabled():
-                results = recomputed(
-                    self._gradient, inputs, self.learned(), self.model.as_now(), unread_gradients, len(params)
-                )
-            else:
-                results = self._gradient(order, *inputs)
-            grads, loss, buffers = results
-            self.support_losses.append(loss.detach())
-            # Buffers move with the graph of what they were computed of, as they would in a loop written by hand.
-            connected = order == 2 and torch.is_grad_enabled()
-            self.buffers = (buffers if connected else detach(buffers)) | (
-                _slot(self.buffer_slots, step) if self.stored else {}
-            )
-            updates, state = self.rule(grads, params if order == 2 else detach(params), state, step)
-            with hidden_from_modes((*params.values(), *updates.values())):
-                params = {name: param + updates[name] for name, param in params.items()}
-            yield params
+        index, params = previous.index, previous.params
+        seen = params if order == 2 else detach(params)
+        state = self.rule.init(seen) if index == 0 else previous.state
+        inner = InnerLoss(self, previous.buffers, index, self.support(index), order)
+        grads, loss, (output, after) = inner.differentiated(params)
+        # Buffers move with the graph of what they were computed of, as they would in a loop written by hand.
+        if not (order == 2 and torch.is_grad_enabled()):
+            loss, output, after = detach((loss, output, after))
+        updates, state = self.rule(grads, seen, state, index, inner)
+        with hidden_from_modes((*params.values(), *updates.values())):
+            params = {name: param + updates[name] for name, param in params.items()}
+        buffers = self.model.renewed(previous.buffers, after, index)
+        return Step(params, buffers, index + 1, state, loss, output, (*previous.losses, loss.detach()))
 
-    def left(self) -> Params:
-        """What every step so far left in the buffers that each has its own of, ``[K, ...]``."""
-        return stack([*self._left, self._own_buffers()])  # type: ignore[no-any-return]
+    def path(
+        self, order: int | Sequence[int] = 2, steps: int | None = None, start: Step | None = None
+    ) -> Iterator[Step]:
+        """Yield where each inner step leads.
 
-    def _own_buffers(self) -> Params:
-        return {name: self.buffers[name].detach() for name in self.buffer_slots}
+        Args:
+            order: as of `step`: one for all, or one for each step.
+            steps: how many; those of the episode if not given.
+            start: where from; the start of the episode if not given.
+        """
+        step, number = start or self.start, self.steps if steps is None else steps
+        for each in [order] * number if isinstance(order, int) else order:
+            step = self.step(step, each)
+            yield step
 
-    def _turn_to(self, step: int) -> None:
-        """Put the parameters and buffers that a step has of its own in place."""
-        if self.slots:
-            self.fixed = {**self.fixed, **_slot(self.slots, step)}
-            self.buffers = {**self.buffers, **_slot(self.buffer_slots, step)}
+    def last(self, order: int | Sequence[int] = 2, steps: int | None = None, start: Step | None = None) -> Step:
+        """Where the last of these steps leads; the start itself if there is none."""
+        step = start or self.start
+        for step in self.path(order, steps, start):  # noqa: B007 - only the end of the path is wanted
+            pass
+        return step
 
-    def _gradient(
-        self, order: int, params: Params, batch: Batch, fixed: Params, buffers: Params
-    ) -> tuple[Params, Tensor, Params]:
-        """The gradient of the inner loss, the loss, and the buffers after it."""
+    # -- what is asked of a place on it -------------------------------------------------------------------------------
 
-        def inner(at: Params) -> tuple[Tensor, Params]:
-            output, after = self.model({**fixed, **at}, buffers, batch.x)
-            return self._inner_loss(output, batch.y), after
+    def output(self, step: Step, x: Any) -> Any:
+        """The model's output on ``x``."""
+        return self.model(step.params, step.buffers, x, step.latest)[0]
 
-        return value_and_gradient(inner, params, order)
+    def answer(self, step: Step, x: Any) -> tuple[Any, Params]:
+        """The model's output on other examples than the support set's, and the task's buffers after it."""
+        if self.model.joint:
+            return self.beside_support(step, x)
+        return self.model(step.params, step.buffers, x, step.latest)
+
+    def beside_support(self, step: Step, x: Any) -> tuple[Any, Params]:
+        """The same, the model being handed the support set and ``x`` in one batch."""
+        return self.model.beside(self.task.support.x, step.params, step.buffers, x, step.latest)
+
+    def support(self, index: int | None = None) -> Batch:
+        """The support examples of an inner step: all of them, or the step's mini-batch."""
+        if index is None or self.batch_size is None:
+            return self.task.support
+        total = rows((self.task.support.x, self.task.support.y))
+        chosen = [(index * self.batch_size + i) % total for i in range(min(self.batch_size, total))]
+        return Batch(*pytree.tree_map_only(Tensor, lambda leaf: leaf[chosen], tuple(self.task.support)))
+
+    def support_loss(self, step: Step, index: int | None = None) -> Tensor:
+        """The inner loss on the whole support set, or on the mini-batch of an inner step; a scalar."""
+        return InnerLoss(self, step.buffers, step.latest, self.support(index)).loss(step.params)
+
+    def compared(self, output: Any, y: Any, known: Mapping[str, Any]) -> Tensor:
+        """The inner loss of an output and targets, a scalar, which gets what it asks for of what is known."""
+        return scalar(self.inner_loss(output, y, **{name: known[name] for name in self.extras}))
+
+    def query(self, step: Step) -> Query:
+        """The outer loss on the query set."""
+        with without_kept_tensors(mine(self.model.stateless.model)):  # later steps go on from what earlier steps left
+            output, after = self.answer(step, self.task.query.x)
+            buffers = self.model.seen(step.buffers, after, step.latest)
+            return Query(replace(step, buffers=buffers), scalar(self.loss(output, self.task.query.y)), output)
 
     def learned(self) -> list[Tensor]:
         """The meta-parameters that the graph of an inner loss may reach by itself.
@@ -210,19 +294,8 @@ class Episode:
         These are the parameters of a loss module, and the model's own, which a loss that is a function may use.
         """
         parameters = self.inner_loss.parameters() if isinstance(self.inner_loss, nn.Module) else ()
-        return [p for p in dict.fromkeys((*self.model.model.parameters(), *parameters)) if p.requires_grad]
-
-    def last(self, order: int = 2) -> Params:
-        """The adapted parameters after all K steps (the start itself for K = 0)."""
-        params = self.start
-        for params in self.path(order):  # noqa: B007 - only the end of the path is wanted
-            pass
-        return params
-
-
-def _slot(tensors: Params, step: int) -> Params:
-    """What a step has of its own; those past the last have what the last has."""
-    return {name: tensor[min(step, len(tensor) - 1)] for name, tensor in tensors.items()}
+        own = self.model.stateless.model.parameters()
+        return [p for p in dict.fromkeys((*own, *parameters)) if p.requires_grad]
 
 
 def scalar(loss: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -19,7 +20,8 @@ from .contracts import normal_tensors, refuse_inference_parameters, without_kept
 from .dependence import Chosen, refuse_hooks
 from .engine import Engine, Vectorize
 from .initial import Initialisation
-from .inner import Episode, Loss, Memory, check_known, detach, scalar, stack
+from .inner import Episode, Loss, Memory, Step, check_known, detach, scalar, stack
+from .losses import extras_of, refuse_query_inputs
 from .objectives import Objective, Outcome, Unrolled
 from .operations import TaskOperations
 from .quick import members_of, modules_of
@@ -27,10 +29,11 @@ from .randomness import Draws
 from .recording import signature, tensors
 from .rules import UpdateRule, require_step
 from .select import Selection, everything
-from .slots import Slots, average
+from .slots import PerStepModel, Slots, average
 from .stateless import Precision, Stateless, Statistics, in_mode
 from .supported import joint
 from .task import Batch, Params, Task, count, require_batch, select, tensors_of
+from .task_model import TaskModel
 from .threads import mine
 from .twins import Shared
 from .undisturbed import guarded, in_turn, undisturbed
@@ -106,6 +109,7 @@ class MetaLearner(nn.Module):
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective, self.initial, self.steps, self.batch_size = objective or Unrolled(), initial, steps, batch_size
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
+        self._extras = extras_of(self.inner_loss)
         self._chosen = chosen = Chosen(adapt, model)
         self.selection, self.adapted = adapt.description, chosen.names
         parts = rule, loss, inner_loss, self.objective, initial
@@ -188,14 +192,13 @@ class MetaLearner(nn.Module):
     ) -> tuple[Outcome, Params]:
         """The outcome, and what each step left in the buffers that it has of its own."""
         episode = self._episode(task, params, buffers, iteration=iteration)
-        judgement = (objective or self.objective)(episode)
-        outcome = Outcome(
-            scalar(judgement.objective),
-            judgement.loss.detach(),
-            detach(judgement.output),
-            torch.stack(episode.support_losses) if episode.steps else judgement.loss.new_zeros(0),
-        )
-        return outcome, episode.left()
+        value, query = (objective or self.objective)(episode)
+        losses = query.step.losses
+        steps = torch.stack(losses) if losses else query.loss.new_zeros(0)
+        outcome = Outcome(scalar(value), query.loss.detach(), detach(query.output), steps)
+        model = episode.model
+        left = model.left(query.step.buffers, self.steps) if isinstance(model, PerStepModel) else {}
+        return outcome, left
 
     @property
     def _training_statistics(self) -> Statistics:
@@ -244,8 +247,8 @@ class MetaLearner(nn.Module):
             episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
             # Outputs are taken along the way, since buffers move with the parameters.
             output = partial(outputs, episode, x=task.query.x, statistics=self.statistics, alone=alone)
-            path = enumerate(chain((episode.start,), episode.path(order=1)))
-            return stack([output(params) for step, params in path if at is None or step in at])
+            path = chain((episode.start,), episode.path(order=1))
+            return stack([output(step) for step in path if at is None or step.index in at])
 
         self._examine(tasks, Use.ADAPT if self._takes(steps) else Use.ANSWER)
         with self._shared.apart(), self._in_use():
@@ -262,6 +265,7 @@ class MetaLearner(nn.Module):
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
         """
         support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
+        refuse_query_inputs(self._extras)
         task = Task(support, support)
         if self._takes(steps):
             self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), Use.ADAPT)
@@ -269,10 +273,12 @@ class MetaLearner(nn.Module):
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
             with TaskOperations(vectorised=False), without_kept_tensors(*map(mine, self.children())):
-                params = episode.last(order=1)
-                losses = torch.stack([*episode.support_losses, episode.support_loss(params, episode.steps)])
-        own = pytree.tree_map(Tensor.clone, detach((episode.fixed, params, episode.buffers)))  # as in `adapt_all`
-        episode.fixed, episode.start, episode.buffers = own
+                step = episode.last(order=1)
+                losses = torch.stack([*step.losses, episode.support_loss(step, step.index)])
+        last, model = step.latest, episode.model
+        own = model.fixed_at(last), step.params, model.buffers_at(step.buffers, last)
+        fixed, params, buffers = pytree.tree_map(Tensor.clone, detach(own))  # as in `adapt_all`
+        episode = replace(episode, model=TaskModel(model.stateless, fixed, model.joint), start=Step(params, buffers))
         return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set, self._shared)
 
     @undisturbed()
@@ -286,11 +292,12 @@ class MetaLearner(nn.Module):
             batch_size: support examples per inner step; ``None`` takes as many as in training.
         """
         refuse_joint(self.model)
+        refuse_query_inputs(self._extras)
 
         def last(task: Task, params: Params, buffers: Params) -> tuple[Params, Params]:
             episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
-            episode.batch_size = batch_size or self.batch_size
-            return {**episode.last(order=1), **episode.fixed}, episode.buffers  # in this order: steps renew the fixed
+            step, model = replace(episode, batch_size=batch_size or self.batch_size).last(order=1), episode.model
+            return model.parameters(step.params, step.latest), model.buffers_at(step.buffers, step.latest)
 
         task = normal_tensors(Task(require_batch(support), support))
         if self._takes(steps):
@@ -344,33 +351,28 @@ class MetaLearner(nn.Module):
     ) -> Episode:
         if steps is not None and steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
-        fixed, buffers = dict(params), dict(buffers)
-        slots, buffer_slots = (self.slots.parameters_of, self.slots.buffers_of) if self.slots else ((), ())
+        fixed = dict(params)
+        start = Step({name: fixed.pop(name) for name in self.adapted}, dict(buffers))
+        model = TaskModel(self._stateless, fixed, self._joint)
         episode = Episode(
-            model=self._stateless,
+            model=model if self.slots is None else self.slots.on(model, stored),
             rule=mine(self.rule),
             loss=mine(self.loss),
             inner_loss=mine(self.inner_loss),
             task=task,
-            start={name: fixed.pop(name) for name in self.adapted},
-            slots={name: fixed.pop(name) for name in slots},
-            buffer_slots={name: buffers.pop(name) for name in buffer_slots},
-            fixed=fixed,
-            buffers=buffers,
+            start=start,
             steps=self._takes(steps),
             iteration=iteration,
             batch_size=self.batch_size,
-            stored=stored,
             memory=self.memory,
-            joint=self._joint,
-            own={name: self._stateless.parameters[name] for name in self.adapted},
+            extras=self._extras,
         )
-        if self.initial is not None:
-            # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is
-            # not to run through it.
-            start = require_start(mine(self.initial)(episode), episode.start, type(self.initial).__name__)
-            episode.start = {name: start.view_as(start) for name, start in start.items()}
-        return episode
+        if self.initial is None:
+            return episode
+        # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is not
+        # to run through it.
+        found = require_start(mine(self.initial)(episode), start.params, type(self.initial).__name__)
+        return replace(episode, start=start.at({name: tensor.view_as(tensor) for name, tensor in found.items()}))
 
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
         """Refuse what would be wrong without an error: hooks in each call, the rest once for each set of shapes."""

@@ -7,7 +7,8 @@ names (``adapt=``), of which those that its value does not depend on stay where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -105,3 +106,47 @@ class OutputLoss(nn.Module):
             )
         seen = torch.cat([output, y], -1) if self.targets and y is not None else output
         return self.judge(seen).mean()  # type: ignore[no-any-return]
+
+
+EXTRAS = ("params", "start", "step", "query", "model")
+"""What an inner loss may ask for beside output and targets."""
+
+
+def extras_of(loss: Any) -> tuple[str, ...]:
+    """What an inner loss asks for beside the model's output on the support examples and their targets.
+
+    It asks by keyword-only parameters, as in ``def loss(output, y, *, params, start)``:
+
+    - ``params``: the adapted parameters that the output was computed with, by name; ``start``: those before the first
+      inner step;
+    - ``step``: the index of the inner step, from 0;
+    - ``query``: the inputs of the query set; ``model``: a function of inputs, the model's output with ``params``.
+
+    Raises:
+        ValueError: it has another keyword-only parameter, without a default.
+    """
+    try:
+        parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()
+    except (TypeError, ValueError):  # functions of torch that are written in C have none
+        return ()
+    named = [parameter for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
+    strange = [p.name for p in named if p.name not in EXTRAS and p.default is p.empty]
+    if strange:
+        raise ValueError(
+            f"the inner loss needs a keyword {strange[0]!r}, but an inner loss may ask for {', '.join(EXTRAS)}: give "
+            f"{strange[0]!r} a default, or fix it with functools.partial"
+        )
+    return tuple(p.name for p in named if p.name in EXTRAS)
+
+
+def refuse_query_inputs(extras: Collection[str]) -> None:
+    """Refuse to adapt to a support set alone by a loss that looks at query inputs.
+
+    Raises:
+        ValueError: it does.
+    """
+    if "query" in extras:
+        raise ValueError(
+            "the inner loss looks at the inputs of the query set (its keyword query), which adapt and adapt_all do "
+            "not get: use predict(tasks)"
+        )

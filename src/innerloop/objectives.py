@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import grad, vjp
 
-from .inner import Episode, detach
+from .inner import Episode, Query, detach
 from .rules import UpdateRule
 from .schedules import Schedule, value
 from .stacks import on_stacks, place
@@ -22,14 +22,13 @@ from .updates import as_reals
 class Judgement(NamedTuple):
     """The result of an objective on one task.
 
-    The fields are the scalar to differentiate, the parameters after the last step, and the query loss and output at
-    them.
+    Attributes:
+        objective: the scalar to differentiate.
+        query: what is reported: the last step, and the query loss and output there.
     """
 
     objective: Tensor
-    adapted: Params
-    loss: Tensor
-    output: Any
+    query: Query
 
 
 class Outcome(NamedTuple):
@@ -49,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 class Objective(ABC):
-    """How a task's inner loop becomes one scalar. Walk ``episode.path(order)`` and use its pure functions."""
+    """How a task's inner loop becomes one scalar. Walk ``episode.path(order)``, and ask for ``episode.query(step)``."""
 
     citation: ClassVar[str] = ""
 
@@ -90,14 +89,15 @@ class Unrolled(Objective):
         """
         order = value(self.order, episode.iteration)
         weights = self._weights(episode)
-        params, terms = episode.start, []
-        for weight, params in zip(weights, episode.path(order), strict=True):
+        step, query, terms = episode.start, None, []
+        for weight in weights:
+            step, query = episode.step(step, order), None
             if weight:
-                loss, output = episode.query_loss(params)
-                terms.append(weight * loss)
-        if not episode.steps or not weights[-1]:
-            loss, output = episode.query_loss(params)
-        return Judgement(torch.stack(terms or [loss]).sum(), params, loss, output)
+                query = episode.query(step)
+                step = query.step
+                terms.append(weight * query.loss)
+        query = query or episode.query(step)
+        return Judgement(torch.stack(terms or [query.loss]).sum(), query)
 
     def constants(self, iteration: int) -> Hashable:
         """The order and the step weights of the iteration."""
@@ -132,10 +132,10 @@ class Reptile(Objective):
     def __call__(self, episode: Episode) -> Judgement:
         """Judge by the squared distance; the query loss is only reported."""
         with torch.no_grad():
-            adapted = episode.last(order=1)
-            loss, output = episode.query_loss(adapted)
-        away = {name: start - adapted[name].detach() for name, start in episode.start.items()}
-        return Judgement(_dot(away, away) / 2, adapted, loss, output)
+            query = episode.query(episode.last(order=1))
+        adapted = detach(query.step.params)
+        away = {name: start - adapted[name] for name, start in episode.start.params.items()}
+        return Judgement(_dot(away, away) / 2, query)
 
 
 class Implicit(Objective):
@@ -205,21 +205,21 @@ class Implicit(Objective):
     def __call__(self, episode: Episode) -> Judgement:
         """Judge by the query loss at the minimum, whose gradient is the implicit one."""
         with torch.no_grad():
-            minimum = detach(episode.last(order=1))
-            towards = grad(lambda p: episode.query_loss(p)[0])(minimum)
-            hessian = vjp(grad(episode.support_loss), minimum)[1]
+            end = episode.last(order=1).detached()
+            minimum, slope_at = end.params, grad(lambda p: episode.support_loss(end.at(p)))
+            towards = grad(lambda p: episode.query(end.at(p)).loss)(minimum)
+            hessian = vjp(slope_at, minimum)[1]
             shift = self.strength + self.damping
 
             def regularised(v: Params) -> Params:
                 return {name: h + shift * v[name] for name, h in hessian(v)[0].items()}
 
             solution = conjugate_gradient(regularised, towards, self.iterations)
-        loss, output = episode.query_loss(minimum)
-        slope = grad(episode.support_loss)(minimum)
-        residual = {n: slope[n] + self.strength * (minimum[n] - start) for n, start in episode.start.items()}
+        query, slope = episode.query(end), slope_at(minimum)
+        residual = {n: slope[n] + self.strength * (minimum[n] - start) for n, start in episode.start.params.items()}
         correction = _dot(residual, detach(solution))
         # The correction is there for its gradient; its value, which a perfect inner minimum makes zero, is taken off.
-        return Judgement(_once(loss - correction + correction.detach()), minimum, loss, output)
+        return Judgement(_once(query.loss - correction + correction.detach()), query)
 
 
 STRAY = 1e-2

@@ -14,6 +14,7 @@ tensor([-0.1000, -0.1000, -0.1000])
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -43,10 +44,19 @@ class UpdateRule(nn.Module, ABC):
             steps: the number K of inner steps that training takes.
         """
 
-    def __call__(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._asks = "inner" in inspect.signature(cls.forward).parameters
+
+    _asks: ClassVar[bool] = False
+    """Whether `forward` takes the inner loss."""
+
+    def __call__(self, grads: Params, params: Params, state: Any, step: int, inner: Any = None) -> tuple[Params, Any]:
         """`forward`, whose arguments and result are checked."""
         require_dense(grads)
-        return require_updates(super().__call__(grads, params, state, step), grads, params, type(self).__name__)
+        asked = {"inner": inner} if self._asks else {}
+        result = super().__call__(grads, params, state, step, **asked)
+        return require_updates(result, grads, params, type(self).__name__)
 
     def init(self, params: Params) -> Any:
         """The rule's state before the first step on a task (a pytree of tensors, such as velocities)."""
@@ -59,6 +69,10 @@ class UpdateRule(nn.Module, ABC):
     @abstractmethod
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         """Take one inner step.
+
+        A rule that needs the inner loss elsewhere than at ``params`` (a line search, sharpness-aware steps) has a
+        further keyword argument ``inner``: ``inner.loss(params)`` and ``inner.gradient(params)`` are on the step's
+        mini-batch, and ``inner.order`` says whether gradients can be differentiated (`innerloop.InnerLoss`).
 
         Args:
             grads: gradient of the inner loss, by name.
@@ -109,11 +123,11 @@ class Chain(UpdateRule):
         """The meta-learned rates of all rules."""
         return {name: rate for rule in self for name, rate in rule.rates().items()}
 
-    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
+    def forward(self, grads: Params, params: Params, state: Any, step: int, *, inner: Any = None) -> tuple[Params, Any]:
         """Pass the gradient through all rules; returns the updates of the last and the new state of each."""
         states = []
         for rule, before in zip(self, state, strict=True):
-            grads, after = rule(grads, params, before, step)
+            grads, after = rule(grads, params, before, step, inner)
             states.append(after)
         return grads, tuple(states)
 

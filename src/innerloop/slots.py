@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from .rules import PerParameter
 from .select import Selection
 from .stateless import BATCH_NORMS
 from .task import Params
+from .task_model import TaskModel
 
 
 class Slots(nn.Module):
@@ -90,6 +92,17 @@ class Slots(nn.Module):
             {**buffers, **(_shared(stored) if shared else stored)},
         )
 
+    def on(self, model: TaskModel, stored: bool) -> PerStepModel:
+        """A model on one task, whose parameters and buffers are those of `put`, with the slots in place.
+
+        Args:
+            model: without the slots.
+            stored: whether running statistics stay as they are stored, to predict by.
+        """
+        fixed = dict(model.fixed)
+        slots = {name: fixed.pop(name) for name in self.parameters_of}
+        return PerStepModel(model.stateless, fixed, model.joint, slots, self.buffers_of, stored)
+
     @torch.no_grad()
     def renew(self, seen: Params) -> None:
         """Keep what became of the buffers in some tasks, on average, where it is finite.
@@ -104,6 +117,65 @@ class Slots(nn.Module):
     def extra_repr(self) -> str:
         """What ``repr`` shows: the names of the parameters and buffers with slots."""
         return ", ".join((*self.parameters_of, *self.buffers_of))
+
+
+@dataclass(frozen=True)
+class PerStepModel(TaskModel):
+    """A model on one task with slots: an inner step, and what is asked of the parameters after it, use the step's.
+
+    A task's buffers have the stored slots, ``[K, ...]``, under the names of the buffers, and beside them what steps of
+    this task have left, each under a name of its own.
+
+    Attributes:
+        slots: parameters that every step has its own of, ``[K, ...]``.
+        buffer_slots: the names of the buffers that there are slots of.
+        stored: whether calls leave the slots of buffers as they are stored, to predict by.
+    """
+
+    slots: Params = field(default_factory=dict)
+    buffer_slots: tuple[str, ...] = ()
+    stored: bool = False
+
+    def fixed_at(self, step: int) -> Params:
+        """The parameters that the inner loop does not move, with the slots of an inner step."""
+        return {**self.fixed, **{name: _slot(tensor, step) for name, tensor in self.slots.items()}}
+
+    def buffers_at(self, buffers: Params, step: int) -> Params:
+        """The module's buffers, with the slots of an inner step."""
+        own = {
+            n: buffers[at] if (at := _left(n, step)) in buffers else _slot(buffers[n], step) for n in self.buffer_slots
+        }
+        return {**{name: tensor for name, tensor in buffers.items() if LEFT not in name}, **own}
+
+    def renewed(self, buffers: Params, after: Params, step: int) -> Params:
+        """The task's buffers, with what a call in an inner step left in its slots."""
+        rest = {name: tensor for name, tensor in after.items() if name not in self.buffer_slots}
+        left = {} if self.stored else {_left(name, step): after[name] for name in self.buffer_slots}
+        return {**buffers, **rest, **left}
+
+    def seen(self, buffers: Params, after: Params, step: int) -> Params:
+        """The task's buffers, of which the slots of an inner step have seen the query set, too."""
+        names = [left for name in self.buffer_slots if (left := _left(name, step)) in after]
+        return {**buffers, **{name: after[name].detach() for name in names}}
+
+    def left(self, buffers: Params, steps: int) -> Params:
+        """What each of so many steps left in its slots, ``[K, ...]``, detached."""
+        each = [self.buffers_at(buffers, step) for step in range(max(steps, 1))] if self.buffer_slots else []
+        return {name: torch.stack([own[name].detach() for own in each]) for name in self.buffer_slots}
+
+
+LEFT = ".."
+"""What no name of a buffer has in it."""
+
+
+def _left(name: str, step: int) -> str:
+    """The name of what an inner step left in a buffer."""
+    return f"{name}{LEFT}{step}"
+
+
+def _slot(slots: Tensor, step: int) -> Tensor:
+    """That of an inner step; steps past the last have the last."""
+    return slots[min(step, len(slots) - 1)]
 
 
 def _repeat(tensor: Tensor, slots: int) -> Tensor:

@@ -77,7 +77,7 @@ def require_start(found: Any, params: Params, initial: str) -> Params:
         which = "without" if wrong[0] in params else "with"
         raise ValueError(
             f"{initial} returns a start {which} {wrong[0]!r}, but the inner loop adapts "
-            f"{', '.join(map(repr, params))}: return these, e.g. {{**episode.start, name: tensor}}"
+            f"{', '.join(map(repr, params))}: return these, e.g. {{**episode.start.params, name: tensor}}"
         )
     _require_like(found, params, "start", initial)
     return {name: found[name] for name in params}

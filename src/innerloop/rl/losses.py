@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..inner import Episode, Loss
+from ..inner import Episode, Loss, Step
 from ..objectives import Judgement, Objective, Unrolled
 from ..schedules import Schedule, value
 from .distributions import Distribution
@@ -103,13 +104,13 @@ class Along(Unrolled):
         if len(weights) != episode.steps + 1:
             raise ValueError(f"{episode.steps} inner steps have {episode.steps + 1} policies, got {self.weights}")
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
-        loss, output = episode.query_loss(points[-1])
-        terms = [weights[-1] * loss]
-        for step, (weight, params) in enumerate(zip(weights[:-1], points, strict=False)):
+        query = episode.query(points[-1])
+        terms = [weights[-1] * query.loss]
+        for weight, step in zip(weights[:-1], points, strict=False):
             if weight:
-                x, y = episode.support(step)
-                terms.append(weight * episode.loss(episode.output(params, x), y))
-        return Judgement(torch.stack(terms).sum(), points[-1], loss, output)
+                x, y = episode.support(step.index)
+                terms.append(weight * episode.loss(episode.output(step, x), y))
+        return Judgement(torch.stack(terms).sum(), query)
 
 
 class Judging(Along):
@@ -121,8 +122,7 @@ class Judging(Along):
 
     def __call__(self, episode: Episode) -> Judgement:
         """Judge like `Along`, by another loss."""
-        episode.loss = self.loss
-        return super().__call__(episode)
+        return super().__call__(replace(episode, loss=self.loss))
 
 
 class Sampling(Unrolled):
@@ -148,13 +148,13 @@ class Sampling(Unrolled):
     def __call__(self, episode: Episode) -> Judgement:
         """Judge by the query loss and the term of the sampled episodes."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
-        loss, output = episode.query_loss(points[-1])
-        worth, terms = episode.task.query.y.worth.mean(), [torch.zeros_like(loss)]
-        for step, params in enumerate(points[:-1]):
-            x, y = episode.support(step)
-            likelier = episode.output(params, x).log_prob(y.actions) - y.behaviour.log_prob(y.actions)
+        query = episode.query(points[-1])
+        worth, terms = episode.task.query.y.worth.mean(), [torch.zeros_like(query.loss)]
+        for step in points[:-1]:
+            x, y = episode.support(step.index)
+            likelier = episode.output(step, x).log_prob(y.actions) - y.behaviour.log_prob(y.actions)
             terms.append(-worth * torch.where(y.weights > 0, likelier, 0).sum())
-        return Judgement(loss + self.strength * torch.stack(terms).sum(), points[-1], loss, output)
+        return Judgement(query.loss + self.strength * torch.stack(terms).sum(), query)
 
 
 class InnerDivergence(Unrolled):
@@ -166,16 +166,16 @@ class InnerDivergence(Unrolled):
     def __call__(self, episode: Episode) -> Judgement:
         """Judge by the divergence; the query loss is only reported."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
-        loss, output = episode.query_loss(points[-1])
-        return Judgement(inner_divergence(episode, points), points[-1], loss, output)
+        query = episode.query(points[-1])
+        return Judgement(inner_divergence(episode, points), query)
 
 
-def inner_divergence(episode: Episode, points: list[Any]) -> Tensor:
+def inner_divergence(episode: Episode, points: Sequence[Step]) -> Tensor:
     """The mean divergence over the points before each step."""
-    terms = [] if len(points) > 1 else [torch.zeros_like(next(iter(points[0].values())).sum())]
-    for step, params in enumerate(points[:-1]):
-        x, y = episode.support(step)
-        terms.append(divergence(episode.output(params, x), y))
+    terms = [] if len(points) > 1 else [torch.zeros_like(next(iter(points[0].params.values())).sum())]
+    for step in points[:-1]:
+        x, y = episode.support(step.index)
+        terms.append(divergence(episode.output(step, x), y))
     return torch.stack(terms).mean()
 
 
@@ -196,8 +196,8 @@ class Penalised(Unrolled):
     def __call__(self, episode: Episode) -> Judgement:
         """Judge by the query loss plus ``strength`` times the divergence."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
-        loss, output = episode.query_loss(points[-1])
-        return Judgement(loss + self.strength * inner_divergence(episode, points), points[-1], loss, output)
+        query = episode.query(points[-1])
+        return Judgement(query.loss + self.strength * inner_divergence(episode, points), query)
 
     def constants(self, iteration: int) -> Hashable:
         """Those of `Unrolled`, and the strength, which the outer step changes."""
