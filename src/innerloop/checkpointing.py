@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -106,10 +106,16 @@ class RefusedReentrant(TorchFunctionMode):
     def __init__(self, model: nn.Module, learned: Iterable[Tensor]) -> None:
         super().__init__()
         self._model, self._learned = model, {id(tensor) for tensor in learned}
+        self._outside: list[FrameType] = []
 
     def __enter__(self) -> Any:
-        self._outside, self._recorded = sys._getframe(1), torch.is_grad_enabled()
+        self._outside.append(sys._getframe(1))
+        self._recorded = torch.is_grad_enabled()
         return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        self._outside.pop()  # a frame keeps the callers' alive, and with them whole graphs
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Refuse operations on learned parameters that run inside CheckpointFunction.forward."""
@@ -126,7 +132,7 @@ class RefusedReentrant(TorchFunctionMode):
 
     def _callers(self) -> Iterator[CodeType]:
         frame: Any = sys._getframe(2)  # the caller of `__torch_function__`
-        while frame is not None and frame is not self._outside:
+        while frame is not None and frame is not self._outside[-1]:
             yield frame.f_code
             frame = frame.f_back
 

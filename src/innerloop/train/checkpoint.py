@@ -41,9 +41,10 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and plain values, all or nothing."""
     archive = io.BytesIO()
     torch.save({"format": FORMAT, **state}, archive)
-    with writing(path) as file:
-        file.write(archive.getbuffer())
-        file.write(hashlib.sha256(archive.getbuffer()).digest())
+    # The buffer is released here, also after an error: Python 3.12.1 crashes where garbage collection finds it.
+    with archive.getbuffer() as content, writing(path) as file:
+        file.write(content)
+        file.write(hashlib.sha256(content).digest())
 
 
 def load(path: Path) -> dict[str, Any]:
