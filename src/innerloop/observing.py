@@ -54,7 +54,7 @@ class Observer:
 
     def __enter__(self) -> Observer:
         self._before: Callable[..., Any] | None = sys.getprofile()
-        self._start = sys._getframe(1)
+        self._start: types.FrameType | None = sys._getframe(1)
         self._collecting = gc.isenabled()
         gc.disable()  # whose callbacks are no part of what runs
         sys.setprofile(self._note)
@@ -62,6 +62,7 @@ class Observer:
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(self._before)
+        self._start = None  # which keeps the frames of all callers alive, and what is in them
         if self._collecting:
             gc.enable()
 
