@@ -279,8 +279,8 @@ def _require_same(first: Run, again: Run, episode: Episode, before: RandomState,
     if kept:
         raise ValueError(
             f"{type(episode.model.stateless.model).__name__} computes with tensors that it keeps in attributes from "
-            "one call to the next, which would be those of other tasks: make them buffers (self.register_buffer), of which each "
-            "task has its own"
+            "one call to the next, which would be those of other tasks: make them buffers (self.register_buffer), of "
+            "which each task has its own"
         )
     if episode.memory == "constant":
         what = "loss" if _close(first[0], again[0]) else "model"

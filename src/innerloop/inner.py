@@ -275,7 +275,17 @@ class Episode:
 
     def support_loss(self, step: Step, index: int | None = None) -> Tensor:
         """The inner loss on the whole support set, or on the mini-batch of an inner step; a scalar."""
-        return InnerLoss(self, step.buffers, step.latest, self.support(index)).loss(step.params)
+        return self.inner(step, index).loss(step.params)
+
+    def inner(self, step: Step, index: int | None = None, order: int = 2) -> InnerLoss:
+        """The inner loss as a function of the adapted parameters, at a place on the path.
+
+        Args:
+            step: the place.
+            index: of the inner step whose mini-batch it is on; ``None`` for the whole support set.
+            order: 1 takes its gradients as constants.
+        """
+        return InnerLoss(self, step.buffers, step.latest, self.support(index), order)
 
     def compared(self, output: Any, y: Any, known: Mapping[str, Any]) -> Tensor:
         """The inner loss of an output and targets, a scalar, which gets what it asks for of what is known."""

@@ -41,6 +41,10 @@ from .updates import follow, require_start
 from .writes import unchanged
 
 
+Left = tuple[Params, Params]
+"""What tasks leave for later ones: in the slots of inner steps, and in the state of the update rule."""
+
+
 class MetaLearner(nn.Module):
     """Runs one inner loop on each task and turns the result into one scalar per task.
 
@@ -138,7 +142,7 @@ class MetaLearner(nn.Module):
             self._examine(tasks := normal_tensors(tasks), judging(objective or self.objective), objective)
             judge = self.engine.isolated(self._judge, iteration=iteration, objective=objective)
             outcome, left = self.engine.map(judge, tasks, *self._own(), ("judge", "forward")[torch.is_grad_enabled()])
-            self._renew(average(left))
+            self._renew((average(left[0]), average(left[1])))
         return Outcome(*outcome)
 
     @guarded
@@ -167,14 +171,14 @@ class MetaLearner(nn.Module):
         """Whether the objective is some iterations later what it is now."""
         return self.objective.constants(iteration) == self.objective.constants(iteration + SOON)
 
-    def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Params]:
-        """The meta-gradient, the outcome, and what became of each step's own buffers."""
+    def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Left]:
+        """The meta-gradient, the outcome, and what the tasks leave for later ones."""
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not learned:
             raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
         number, total, outcomes = count(tasks), [torch.zeros_like(p) for p in learned.values()], []
 
-        def differentiate(result: tuple[Outcome, Params]) -> tuple[Sequence[Tensor], tuple[Outcome, Params]]:
+        def differentiate(result: tuple[Outcome, Left]) -> tuple[Sequence[Tensor], tuple[Outcome, Left]]:
             # The mean's own: in a backward pass that is not linear, dividing afterwards would give something else.
             objective, by = result[0].objective.sum() / number, list(learned.values())
             return torch.autograd.grad(objective, by, allow_unused=True, materialize_grads=True), detach(result)
@@ -185,20 +189,23 @@ class MetaLearner(nn.Module):
                 total = [a + b for a, b in zip(total, grads, strict=True)]
                 outcomes.append(outcome)
         outcome, left = pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes)
-        return dict(zip(learned, total, strict=True)), Outcome(*outcome), average(left)
+        return dict(zip(learned, total, strict=True)), Outcome(*outcome), (average(left[0]), average(left[1]))
 
     def _judge(
         self, task: Task, params: Params, buffers: Params, *, iteration: int, objective: Objective | None = None
-    ) -> tuple[Outcome, Params]:
-        """The outcome, and what each step left in the buffers that it has of its own."""
+    ) -> tuple[Outcome, Left]:
+        """The outcome, and what the task leaves for later ones."""
         episode = self._episode(task, params, buffers, iteration=iteration)
         value, query = (objective or self.objective)(episode)
         losses = query.step.losses
         steps = torch.stack(losses) if losses else query.loss.new_zeros(0)
         outcome = Outcome(scalar(value), query.loss.detach(), detach(query.output), steps)
-        model = episode.model
-        left = model.left(query.step.buffers, self.steps) if isinstance(model, PerStepModel) else {}
-        return outcome, left
+        return outcome, self._left(episode, query.step)
+
+    def _left(self, episode: Episode, last: Step) -> Left:
+        """What a task leaves for later ones: in slots, and in the rule's state."""
+        slots = episode.model.left(last.buffers, self.steps) if isinstance(episode.model, PerStepModel) else {}
+        return slots, detach(episode.rule.kept(last.state)) if last.index else {}
 
     @property
     def _training_statistics(self) -> Statistics:
@@ -214,9 +221,13 @@ class MetaLearner(nn.Module):
         """The number of inner steps; `None` stands for that of training."""
         return self.steps if steps is None else steps
 
-    def _renew(self, left: Params) -> None:
-        if self.slots is not None and self.training:
-            in_turn(partial(self.slots.renew, left), self._shared)
+    def _renew(self, left: Left) -> None:
+        """Take up what tasks left, on average."""
+        slots, state = left
+        if self.training and slots and self.slots is not None:
+            in_turn(partial(self.slots.renew, slots), self._shared)
+        if self.training and state:
+            in_turn(partial(self.rule.keep, state), self._shared)
 
     # -- using what was learned ---------------------------------------------------------------------------------------
 

@@ -1,12 +1,15 @@
 """Published algorithms, each a small composition of parts. Every function returns a `MetaLearner`.
 
-Keyword arguments that a preset does not name go to the learner: `Options`.
+A keyword argument that a preset does not name goes to the learner, in place of the paper's own part if there is one:
+``maml(model, rule=Adam(0.01))`` is MAML whose inner steps are Adam's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypedDict
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypedDict
 
 from torch import nn
 from typing_extensions import Unpack  # torch brings it
@@ -14,19 +17,25 @@ from typing_extensions import Unpack  # torch brings it
 from . import rules, schedules
 from .compiling import Compile
 from .engine import Vectorize
-from .initial import Prototypes
+from .initial import Initialisation, Prototypes
 from .inner import Loss, Memory
 from .learner import MetaLearner
-from .objectives import Implicit, Reptile, Unrolled
+from .objectives import Implicit, Objective, Reptile, Unrolled
 from .select import Selection, everything, head_name, head_of, named, norms
 from .stateless import Precision, Statistics
 
+Arguments = ParamSpec("Arguments")
+
 
 class Options(TypedDict, total=False):
-    """What every preset hands on to the learner; see `MetaLearner`."""
+    """What every preset hands on to the learner: all of its arguments; see `MetaLearner`."""
 
+    rule: rules.UpdateRule
+    adapt: Selection
+    objective: Objective
     loss: Loss
     inner_loss: Loss | None
+    initial: Initialisation | None
     output: str | None
     steps: int
     batch_size: int | None
@@ -36,8 +45,46 @@ class Options(TypedDict, total=False):
     precision: Precision
     vectorize: Vectorize
     compile: Compile
+    citation: str
 
 
+def composed(model: nn.Module, options: Mapping[str, Any], **parts: Any) -> MetaLearner:
+    """A learner of an algorithm's own parts, but for those that are given among the options."""
+    return MetaLearner(model, **{**parts, **options})
+
+
+def of_parts(
+    own: Collection[str] = (), **parts: str
+) -> Callable[[Callable[Arguments, MetaLearner]], Callable[Arguments, MetaLearner]]:
+    """A preset that says which of its arguments belong to a part, so that replacing that part leaves them no use.
+
+    Args:
+        own: the options that it has values of its own for, which a recipe therefore does not give.
+        parts: by the name of an argument, that of the part, as ``lr="rule"``.
+    """
+
+    def decorate(preset: Callable[Arguments, MetaLearner]) -> Callable[Arguments, MetaLearner]:
+        signature = inspect.signature(preset)
+
+        @wraps(preset)
+        def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> MetaLearner:
+            given = signature.bind(*args, **kwargs).arguments
+            options = given.get("options", {})
+            for name, part in parts.items():
+                if name in given and options.get(part) is not None:
+                    raise ValueError(
+                        f"{preset.__name__}: {name}={given[name]!r} is for the {part} that {part}= replaces: give one "
+                        f"of them, or put {name} into {part}="
+                    )
+            return preset(*args, **kwargs)
+
+        checked.own = own  # type: ignore[attr-defined]
+        return checked
+
+    return decorate
+
+
+@of_parts(lr="rule", order="objective")
 def maml(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[Options]) -> MetaLearner:
     """Model-agnostic meta-learning: all parameters, plain gradient steps (Finn et al. 2017, Algorithm 1).
 
@@ -47,9 +94,10 @@ def maml(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[O
         order: 2 differentiates through the updates, 1 takes them as constants.
         options: as in `MetaLearner`.
     """
-    return MetaLearner(model, rules.SGD(lr), everything, Unrolled(order), **options)
+    return composed(model, options, rule=rules.SGD(lr), objective=Unrolled(order))
 
 
+@of_parts(lr="rule")
 def fomaml(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> MetaLearner:
     """First-order MAML: the updates are taken as constants (Finn et al. 2017, section 5.2).
 
@@ -58,12 +106,11 @@ def fomaml(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> Me
         lr: of the inner steps.
         options: as in `MetaLearner`.
     """
-    return maml(model, lr, order=1, **options)
+    return composed(model, options, rule=rules.SGD(lr), objective=Unrolled(order=1))
 
 
-def reptile(
-    model: nn.Module, lr: float = 1e-3, optimizer: Literal["adam", "sgd"] = "adam", **options: Unpack[Options]
-) -> MetaLearner:
+@of_parts(lr="rule")
+def reptile(model: nn.Module, lr: float = 1e-3, **options: Unpack[Options]) -> MetaLearner:
     """Reptile: move towards the adapted parameters (Nichol et al. 2018). Use outer SGD at the paper's step size.
 
     The paper's inner Adam has ``betas=(0, 0.999)`` and keeps its second moments from task to task; here every task
@@ -71,19 +118,13 @@ def reptile(
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner optimiser.
-        optimizer: ``"adam"`` or ``"sgd"``, the inner one.
-        options: as in `MetaLearner`.
-
-    Raises:
-        ValueError: another optimizer.
+        lr: of the inner Adam.
+        options: as in `MetaLearner`; ``rule=SGD(lr)`` for plain inner steps.
     """
-    if optimizer not in ("adam", "sgd"):
-        raise ValueError(f'the inner optimizer of Reptile is "adam" or "sgd", got {optimizer!r}')
-    rule = rules.Adam(lr, betas=(0.0, 0.999)) if optimizer == "adam" else rules.SGD(lr)
-    return MetaLearner(model, rule, everything, Reptile(), **options)
+    return composed(model, options, rule=rules.Adam(lr, betas=(0.0, 0.999)), objective=Reptile())
 
 
+@of_parts(lr="rule", iterations="objective")
 def imaml(
     model: nn.Module, lr: float = 0.1, strength: float = 2.0, iterations: int = 5, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -97,9 +138,10 @@ def imaml(
         options: as in `MetaLearner`.
     """
     rule = rules.Chain(rules.Proximal(strength), rules.SGD(lr))
-    return MetaLearner(model, rule, everything, Implicit(strength, iterations), **options)
+    return composed(model, options, rule=rule, objective=Implicit(strength, iterations))
 
 
+@of_parts(lr="rule", head="adapt", order="objective")
 def anil(
     model: nn.Module, lr: float = 0.1, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -113,10 +155,12 @@ def anil(
         options: as in `MetaLearner`.
     """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
-    adapt = head_of(head or head_name(model))
-    return MetaLearner(model, rules.SGD(lr), adapt, Unrolled(order), citation=citation, **options)
+    adapt = options.get("adapt") or head_of(head or head_name(model))
+    parts: Options = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
+    return composed(model, {**options, "adapt": adapt}, **parts)
 
 
+@of_parts(lr="rule", head="adapt", order="objective")
 def boil(
     model: nn.Module, lr: float = 0.1, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -130,11 +174,13 @@ def boil(
         options: as in `MetaLearner`.
     """
     citation = "Oh, Yoo, Kim, Yun. BOIL: Towards Representation Change for Few-shot Learning. ICLR 2021"
-    adapt = everything - head_of(head or head_name(model))
-    return MetaLearner(model, rules.SGD(lr), adapt, Unrolled(order), citation=citation, **options)
+    adapt = options.get("adapt") or everything - head_of(head or head_name(model))
+    parts: Options = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
+    return composed(model, {**options, "adapt": adapt}, **parts)
 
 
-def cavia(model: nn.Module, lr: float = 1.0, adapt: Selection | None = None, **options: Unpack[Options]) -> MetaLearner:
+@of_parts(lr="rule")
+def cavia(model: nn.Module, lr: float = 1.0, **options: Unpack[Options]) -> MetaLearner:
     """Fast context adaptation: only a context vector adapts, from zero (Zintgraf et al. 2019).
 
     The model has a parameter called ``context``, such as that of `innerloop.models.WithContext`.
@@ -142,12 +188,12 @@ def cavia(model: nn.Module, lr: float = 1.0, adapt: Selection | None = None, **o
     Args:
         model: with a frozen parameter called ``context``.
         lr: of the inner steps.
-        adapt: the context, where it is called otherwise.
-        options: as in `MetaLearner`.
+        options: as in `MetaLearner`; ``adapt=`` where the context has another name.
     """
-    return MetaLearner(model, rules.SGD(lr), adapt or named("context", "*.context"), Unrolled(), **options)
+    return composed(model, options, rule=rules.SGD(lr), adapt=named("context", "*.context"))
 
 
+@of_parts(lr="rule", order="objective")
 def meta_sgd(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[Options]) -> MetaLearner:
     """Meta-SGD: MAML with a learned rate for every weight (Li et al. 2017).
 
@@ -157,9 +203,10 @@ def meta_sgd(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpa
         order: 2 differentiates through the updates, 1 takes them as constants.
         options: as in `MetaLearner`.
     """
-    return MetaLearner(model, rules.ElementwiseSGD(lr), everything, Unrolled(order), **options)
+    return composed(model, options, rule=rules.ElementwiseSGD(lr), objective=Unrolled(order))
 
 
+@of_parts(lr="rule")
 def meta_curvature(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> MetaLearner:
     """Meta-Curvature: MAML whose gradients pass a learned Kronecker-factored map (Park and Oliva 2019).
 
@@ -168,10 +215,10 @@ def meta_curvature(model: nn.Module, lr: float = 0.01, **options: Unpack[Options
         lr: of the inner steps.
         options: as in `MetaLearner`.
     """
-    rule = rules.Chain(rules.KroneckerCurvature(), rules.SGD(lr))
-    return MetaLearner(model, rule, everything, Unrolled(), **options)
+    return composed(model, options, rule=rules.Chain(rules.KroneckerCurvature(), rules.SGD(lr)))
 
 
+@of_parts(lr="rule", learned_rates="rule", multi_step="objective", first_order="objective", per_step_norms="per_step")
 def maml_plus_plus(
     model: nn.Module,
     lr: float = 0.1,
@@ -211,9 +258,10 @@ def maml_plus_plus(
     own = options.get("per_step") or (norms if per_step_norms and norms.match(model) else None)
     options["per_step"] = own
     adapt = everything - own if own else everything
-    return MetaLearner(model, rule, adapt, objective, citation=citation, **options)
+    return composed(model, options, rule=rule, adapt=adapt, objective=objective, citation=citation)
 
 
+@of_parts(lr="rule", head="initial", order="objective")
 def protomaml(
     model: nn.Module, lr: float = 0.01, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -227,10 +275,12 @@ def protomaml(
         options: as in `MetaLearner`.
     """
     citation = "Triantafillou et al. Meta-Dataset. ICLR 2020. arXiv:1903.03096"
-    initial = Prototypes(model, head)
-    return MetaLearner(model, rules.SGD(lr), everything, Unrolled(order), initial=initial, citation=citation, **options)
+    initial = options.get("initial") or Prototypes(model, head)
+    parts: Options = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
+    return composed(model, {**options, "initial": initial}, **parts)
 
 
+@of_parts(head="initial")
 def prototypical(model: nn.Module, head: str | None = None, **options: Unpack[Options]) -> MetaLearner:
     """Prototypical networks: ProtoMAML without inner steps (Snell et al. 2017).
 
@@ -240,10 +290,16 @@ def prototypical(model: nn.Module, head: str | None = None, **options: Unpack[Op
         model: as in `MetaLearner`.
         head: the qualified name of the linear head; the last submodule with parameters if not given.
         options: as in `MetaLearner`; there are no steps.
+
+    Raises:
+        ValueError: steps are given.
     """
-    options = {**options, "steps": 0}
-    adapt = head_of(head or head_name(model))
-    return MetaLearner(model, rules.SGD(0.0), adapt, Unrolled(1), initial=Prototypes(model, head), **options)
+    if options.get("steps"):
+        raise ValueError(f"prototypical networks take no inner steps, got steps={options['steps']}: see protomaml")
+    initial = options.get("initial") or Prototypes(model, head)
+    adapt = options.get("adapt") or head_of(head or head_name(model))
+    own: Options = {"steps": 0, "adapt": adapt, "initial": initial}
+    return composed(model, {**options, **own}, rule=rules.SGD(0.0), objective=Unrolled(1))
 
 
 PRESETS: dict[str, Callable[..., MetaLearner]] = {

@@ -66,6 +66,16 @@ class UpdateRule(nn.Module, ABC):
         """The meta-learned rates, by the name of their parameter ("" for all), ``[K]`` or scalars; often none."""
         return {}
 
+    def kept(self, state: Any) -> Params:
+        """What of the state after a task's last step is for later tasks; nothing, in most rules.
+
+        In meta-training, its mean over the tasks of a meta-batch goes to `keep`.
+        """
+        return {}
+
+    def keep(self, mean: Params) -> None:
+        """Take up what `kept` gave, averaged over tasks: into buffers, for `init` to start from."""
+
     @abstractmethod
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         """Take one inner step.
@@ -118,6 +128,20 @@ class Chain(UpdateRule):
     def init(self, params: Params) -> Any:
         """The states of all rules, a tuple."""
         return tuple(rule.init(params) for rule in self)
+
+    def kept(self, state: Any) -> Params:
+        """What of the states of all rules is for later tasks, by the number of the rule and the name."""
+        return {
+            f"{number}.{name}": tensor
+            for number, (rule, own) in enumerate(zip(self, state, strict=True))
+            for name, tensor in rule.kept(own).items()
+        }
+
+    def keep(self, mean: Params) -> None:
+        """Hand on to each rule what is its own."""
+        for number, rule in enumerate(self):
+            start = f"{number}."
+            rule.keep({name.removeprefix(start): t for name, t in mean.items() if name.startswith(start)})
 
     def rates(self) -> Params:
         """The meta-learned rates of all rules."""

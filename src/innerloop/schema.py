@@ -38,7 +38,7 @@ def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict
     """The arguments of a function that plain values can express.
 
     ``*args`` becomes a list under its name. ``**kwargs`` of a ``TypedDict`` that are passed on have the defaults of the
-    class that the function returns.
+    class that the function returns, but for those that the function has values of its own for (``function.own``).
     """
     annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     hints = get_type_hints(annotated)
@@ -47,7 +47,8 @@ def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict
         if parameter.kind is parameter.VAR_KEYWORD:
             behind = inspect.signature(hints["return"]).parameters
             passed = get_type_hints((get_args(hints[name]) or (hints[name],))[0])
-            found |= {key: Option(hint, behind[key].default) for key, hint in passed.items()}
+            own = getattr(function, "own", ())
+            found |= {key: Option(hint, behind[key].default) for key, hint in passed.items() if key not in own}
         elif parameter.kind is parameter.VAR_POSITIONAL:
             found[name] = Option(types.GenericAlias(tuple, (hints[name], ...)), REQUIRED)
         else:

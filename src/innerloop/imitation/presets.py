@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Unpack  # torch brings it
 
 from .. import rules
-from ..engine import Vectorize
-from ..inner import Loss, Memory
 from ..learner import MetaLearner
 from ..losses import TemporalLoss
-from ..objectives import Unrolled
-from ..select import Selection, everything, named
+from ..presets import Options, composed, of_parts
+from ..select import everything, named
 from .policies import Policy
-
-
-class Options(TypedDict, total=False):
-    """How a learner runs; see `MetaLearner`."""
-
-    memory: Memory
-    vectorize: Vectorize
 
 
 def cloning(output: Any, y: Tensor) -> Tensor:
@@ -30,17 +21,15 @@ def cloning(output: Any, y: Tensor) -> Tensor:
     return F.mse_loss(output.actions, y)
 
 
+@of_parts(("loss",), lr="rule", clip="rule", heads="inner_loss", channels="inner_loss", kernel="inner_loss", layers="inner_loss")
 def daml(
     policy: Policy,
     lr: float = 1.0,
-    steps: int = 1,
     clip: float | None = None,
     heads: tuple[str, ...] = ("seen",),
     channels: int = 32,
     kernel: int = 5,
     layers: int = 3,
-    inner_loss: Loss | None = None,
-    adapt: Selection | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
     """Domain-adaptive meta-learning: a learned loss adapts the policy to a video of another demonstrator.
@@ -50,30 +39,27 @@ def daml(
     Args:
         policy: its output has the parts that the loss looks at.
         lr: of the inner steps, whose scale the learned loss can change.
-        steps: inner steps.
         clip: of every number of an inner gradient, to +- this.
         heads: what the learned loss looks at: ``"seen"``, ``"points"``, ``"hidden"``, ``"actions"``, one or more.
         channels: of the convolutions of the learned loss; see `TemporalLoss`.
         kernel: steps that such a convolution looks at.
         layers: convolutions of the learned loss.
-        inner_loss: another inner loss than that.
-        adapt: which of the policy's parameters the learned loss moves; if not given, those before what it looks at.
-        options: see `MetaLearner`.
+        options: see `MetaLearner`; the learned loss moves the policy's parameters before what it looks at, if not given
+            ``adapt=``.
     """
+    adapt, inner_loss = options.get("adapt"), options.get("inner_loss")
     if inner_loss is None:
         if unknown := [head for head in heads if head not in policy.sizes]:
             raise ValueError(f"heads look at {', '.join(policy.sizes)}; there is no {', '.join(unknown)}")
         inner_loss = TemporalLoss({head: policy.sizes[head] for head in heads}, channels, kernel, layers)
         if adapt is None and "actions" not in heads:
             adapt = named("eye.*") if {*heads} <= {"points", "seen"} else everything - named("head.*")
-    return MetaLearner(
-        policy, _rule(lr, clip), adapt or everything, Unrolled(), cloning, inner_loss=inner_loss, steps=steps, **options
-    )
+    own: Options = {"adapt": adapt or everything, "inner_loss": inner_loss}
+    return composed(policy, {**options, **own}, rule=_rule(lr, clip), loss=cloning)
 
 
-def mil(
-    policy: Policy, lr: float = 0.1, steps: int = 1, clip: float | None = None, **options: Unpack[Options]
-) -> MetaLearner:
+@of_parts(("loss",), lr="rule", clip="rule")
+def mil(policy: Policy, lr: float = 0.1, clip: float | None = None, **options: Unpack[Options]) -> MetaLearner:
     """Meta-imitation learning: MAML on demonstrations by the robot itself, whose actions are known.
 
     Source: Finn et al. 2017, One-Shot Visual Imitation Learning via Meta-Learning.
@@ -82,21 +68,25 @@ def mil(
         "Finn, Yu, Zhang, Abbeel, Levine. One-Shot Visual Imitation Learning via Meta-Learning. CoRL 2017. "
         "arXiv:1709.04905"
     )
-    return MetaLearner(
-        policy, _rule(lr, clip), everything, Unrolled(), cloning, steps=steps, citation=citation, **options
-    )
+    return composed(policy, options, rule=_rule(lr, clip), loss=cloning, citation=citation)
 
 
 def _rule(lr: float, clip: float | None) -> rules.UpdateRule:
     return rules.SGD(lr) if clip is None else rules.Chain(rules.Clip(clip), rules.SGD(lr))
 
 
+@of_parts(("loss", "steps"))
 def cloned(policy: Policy, **options: Unpack[Options]) -> MetaLearner:
     """Behavior cloning without adaptation, as a baseline.
 
     The policy either ignores the demonstration, or reads it (`Contextual`, `Watching`).
+
+    Raises:
+        ValueError: steps are given.
     """
-    return MetaLearner(policy, rules.SGD(0.0), everything, Unrolled(), cloning, steps=0, **options)
+    if options.get("steps"):
+        raise ValueError(f"a cloned policy takes no inner steps, got steps={options['steps']}: see mil")
+    return composed(policy, {**options, "steps": 0}, rule=rules.SGD(0.0), loss=cloning)
 
 
 PRESETS = {"daml": daml, "mil": mil, "cloned": cloned}

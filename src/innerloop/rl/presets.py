@@ -5,68 +5,42 @@ Each is a learner made of the core's parts, with losses of policies and its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from torch import nn
 from typing_extensions import Unpack  # torch brings it
 
 from .. import rules
-from ..engine import Vectorize
-from ..inner import Loss, Memory
 from ..learner import MetaLearner
-from ..objectives import Objective, Unrolled
-from ..select import Selection, everything, head_of, named
+from ..presets import Options, of_parts
+from ..presets import composed as _composed
+from ..select import head_of, named
 from .losses import Along, Clipped, Penalised, Sampling, ratio, score
 from .outer import PPO, TRPO
 
 Inner = Literal["score", "ratio"]
 INNER = {"score": score, "ratio": ratio}
+OWN = ("loss", "inner_loss", "batch_size", "compile")
+"""The options of learners that all presets here have values of their own for."""
 
 
-class Running(TypedDict, total=False):
-    """How a learner runs; see `MetaLearner`. Nothing is compiled, since most of the time goes into acting."""
-
-    memory: Memory
-    vectorize: Vectorize
-
-
-class Options(Running, total=False):
-    """What every preset hands on to the learner; see `MetaLearner`."""
-
-    steps: int
-
-
-def _learner(
-    policy: nn.Module,
-    rule: rules.UpdateRule,
-    adapt: Selection,
-    objective: Objective,
-    outer: TRPO | PPO,
-    episodes: int,
-    inner: Inner,
-    citation: str = "",
-    loss: Loss = ratio,
-    **options: Unpack[Options],
+def composed(
+    policy: nn.Module, options: Mapping[str, Any], outer: TRPO | PPO, episodes: int, inner: Inner, **parts: Any
 ) -> MetaLearner:
+    """A learner of an algorithm's own parts, but for those that are given among the options, and its outer step.
+
+    Nothing is compiled, since most of the time goes into acting.
+    """
     if inner not in INNER:
         raise ValueError(f"inner is {' or '.join(INNER)}, got {inner!r}")
-    learner = MetaLearner(
-        policy,
-        rule,
-        adapt,
-        objective,
-        loss,
-        inner_loss=INNER[inner],
-        batch_size=episodes,
-        compile=False,
-        citation=citation,
-        **options,
-    )
+    own = {"loss": ratio, "inner_loss": INNER[inner], "batch_size": episodes, "compile": False}
+    learner = _composed(policy, options, **{**own, **parts})
     learner.outer = outer
     return learner
 
 
+@of_parts(OWN, lr="rule", later_lr="rule", order="objective", weights="objective", inner="inner_loss")
 def maml_trpo(
     policy: nn.Module,
     lr: float = 0.1,
@@ -94,13 +68,14 @@ def maml_trpo(
     if weights is not None and len(weights) != options.get("steps", 1) + 1:
         raise ValueError(f"weights are of the policies after 0, 1, ..., {options.get('steps', 1)} steps, got {weights}")
     rule, objective = _rule(lr, later_lr), Along(order, weights)
-    return _learner(policy, rule, everything, objective, TRPO(max_kl), episodes, inner, **options)
+    return composed(policy, options, TRPO(max_kl), episodes, inner, rule=rule, objective=objective)
 
 
 def _rule(lr: float, later_lr: float | None) -> rules.UpdateRule:
     return rules.SGD(lr) if later_lr is None else rules.PerStepSGD((lr, later_lr), learned=False)
 
 
+@of_parts(OWN, lr="rule")
 def fomaml_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -113,9 +88,11 @@ def fomaml_trpo(
         max_kl: how far the adapted policies may move in an outer step.
         options: see `MetaLearner`.
     """
-    return maml_trpo(policy, lr, episodes, order=1, max_kl=max_kl, **options)
+    outer, objective = TRPO(max_kl), Along(order=1)
+    return composed(policy, options, outer, episodes, "score", rule=rules.SGD(lr), objective=objective)
 
 
+@of_parts(OWN, lr="rule", strength="objective")
 def e_maml(
     policy: nn.Module,
     lr: float = 0.1,
@@ -134,10 +111,11 @@ def e_maml(
         max_kl: how far the adapted policies may move in an outer step.
         options: see `MetaLearner`.
     """
-    objective = Sampling(strength=strength)
-    return _learner(policy, rules.SGD(lr), everything, objective, TRPO(max_kl), episodes, "score", **options)
+    outer, objective = TRPO(max_kl), Sampling(strength=strength)
+    return composed(policy, options, outer, episodes, "score", rule=rules.SGD(lr), objective=objective)
 
 
+@of_parts(OWN, lr="rule", penalty="objective", clip="loss")
 def promp(
     policy: nn.Module,
     lr: float = 0.1,
@@ -165,10 +143,11 @@ def promp(
         options: see `MetaLearner`.
     """
     outer, objective = PPO(outer_lr, epochs, target_kl), Penalised(strength=penalty)
-    rule, loss = rules.SGD(lr), Clipped(clip)
-    return _learner(policy, rule, everything, objective, outer, episodes, "ratio", loss=loss, **options)
+    parts: Options = {"rule": rules.SGD(lr), "objective": objective, "loss": Clipped(clip)}
+    return composed(policy, options, outer, episodes, "ratio", **parts)
 
 
+@of_parts(OWN, lr="rule")
 def meta_sgd_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -181,10 +160,10 @@ def meta_sgd_trpo(
         max_kl: how far the adapted policies may move in an outer step.
         options: see `MetaLearner`.
     """
-    rule = rules.ElementwiseSGD(lr)
-    return _learner(policy, rule, everything, Unrolled(), TRPO(max_kl), episodes, "score", **options)
+    return composed(policy, options, TRPO(max_kl), episodes, "score", rule=rules.ElementwiseSGD(lr))
 
 
+@of_parts(OWN, lr="rule")
 def cavia_trpo(
     policy: nn.Module, lr: float = 10.0, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -198,10 +177,11 @@ def cavia_trpo(
         options: see `MetaLearner`.
     """
     citation = "Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson. Fast Context Adaptation via Meta-Learning. ICML 2019."
-    adapt = named("context", "*.context")
-    return _learner(policy, rules.SGD(lr), adapt, Unrolled(), TRPO(max_kl), episodes, "score", citation, **options)
+    parts: Options = {"rule": rules.SGD(lr), "adapt": named("context", "*.context"), "citation": citation}
+    return composed(policy, options, TRPO(max_kl), episodes, "score", **parts)
 
 
+@of_parts(OWN, lr="rule")
 def anil_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -215,10 +195,11 @@ def anil_trpo(
         options: see `MetaLearner`.
     """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
-    adapt = head_of("head")
-    return _learner(policy, rules.SGD(lr), adapt, Unrolled(), TRPO(max_kl), episodes, "score", citation, **options)
+    parts: Options = {"rule": rules.SGD(lr), "adapt": head_of("head"), "citation": citation}
+    return composed(policy, options, TRPO(max_kl), episodes, "score", **parts)
 
 
+@of_parts((*OWN, "steps"), lr="rule", later_lr="rule", inner="inner_loss")
 def trpo(
     policy: nn.Module,
     lr: float = 0.1,
@@ -226,7 +207,7 @@ def trpo(
     later_lr: float | None = None,
     max_kl: float = 0.01,
     inner: Inner = "score",
-    **running: Unpack[Running],
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Pretraining, a baseline: one policy for all tasks, trained without adapting (Schulman et al. 2015).
 
@@ -239,10 +220,14 @@ def trpo(
         later_lr: of the inner steps after the first, if it is another.
         max_kl: how far the policy may move in an outer step.
         inner: the inner loss in evaluation, `score` or `ratio`.
-        running: see `MetaLearner`.
+        options: see `MetaLearner`; training takes no steps.
+
+    Raises:
+        ValueError: steps are given.
     """
-    rule, objective, outer = _rule(lr, later_lr), Unrolled(), TRPO(max_kl)
-    return _learner(policy, rule, everything, objective, outer, episodes, inner, steps=0, **running)
+    if options.get("steps"):
+        raise ValueError(f"trpo trains without inner steps, got steps={options['steps']}: see maml_trpo")
+    return composed(policy, {**options, "steps": 0}, TRPO(max_kl), episodes, inner, rule=_rule(lr, later_lr))
 
 
 PRESETS: dict[str, Callable[..., MetaLearner]] = {
