@@ -162,9 +162,13 @@ class Starts(il.initial.Initialisation):
 
 
 def zeroed(episode: Any, data: bool = False) -> Any:
-    weight = episode.start.params["weight"]
+    weight = start(episode)["weight"]
     with torch.no_grad():
         (weight.data if data else weight).zero_()
+    return start(episode)
+
+
+def start(episode: Any) -> Any:
     return episode.start.params
 
 
@@ -175,10 +179,10 @@ def zeroed(episode: Any, data: bool = False) -> Any:
         (zeroed, r"changes the learner's 'model\.weight' in place"),
         (lambda e: zeroed(e, data=True), r"changes the learner's 'model\.weight' in place"),
         (lambda e: None, "returns the start of the adapted parameters by name, got NoneType"),
-        (lambda e: {"weight": e.start.params["weight"]}, r"returns a start without 'bias'.*return these"),
-        (lambda e: {**e.start.params, "other": e.start.params["bias"]}, r"returns a start with 'other', but .* 'weight', 'bias'"),
-        (lambda e: {**e.start.params, "bias": e.start.params["bias"].sum()}, r"start of bias by Starts has the shape \(\).*\(1,\)"),
-        (lambda e: {**e.start.params, "bias": e.start.params["bias"].double()}, r"start of bias by Starts is torch\.float64"),
+        (lambda e: {"weight": start(e)["weight"]}, r"returns a start without 'bias'.*return these"),
+        (lambda e: {**start(e), "other": start(e)["bias"]}, r"returns a start with 'other', but .* 'weight', 'bias'"),
+        (lambda e: {**start(e), "bias": start(e)["bias"].sum()}, r"start of bias by Starts has the shape \(\).*\(1,\)"),
+        (lambda e: {**start(e), "bias": start(e)["bias"].double()}, r"start of bias by Starts is torch\.float64"),
     ],
 )
 def test_starts_that_are_none_are_refused(

@@ -227,7 +227,11 @@ def _take_steps(episode: Episode, draws: Draws, loss: Tensor, start: Params) -> 
     with torch.no_grad(), without_kept_tensors(episode.rule), rule_writes(episode.rule, params), draws:
         state, still = episode.rule.init(params), plain_state({"rule": episode.rule})
         for step in range(episode.steps):
-            _, state = episode.rule({name: grad.clone() for name, grad in given.items()}, params, state, step)
+            grads_now, inner = (
+                {name: grad.clone() for name, grad in given.items()},
+                episode.inner(episode.start, step, 1),
+            )
+            _, state = episode.rule(grads_now, params, state, step, inner)
         return plain_state({"rule": episode.rule}) != still
 
 

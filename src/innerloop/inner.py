@@ -164,7 +164,10 @@ class InnerLoss:
         output, after = model({**fixed, **params}, buffers, batch.x)
         known: dict[str, Any] = {"params": params, "start": start, "step": self.index, "query": query}
         known["model"] = lambda x: model({**fixed, **params}, buffers, x)[0]
-        with OwnParameters({name: model.parameters[name] for name in params}):
+        # A loss that is told the adapted parameters may compute with these, which can be the model's own at the start.
+        told = {id(tensor) for tensor in (*params.values(), *(start or {}).values())} if episode.extras else ()
+        own = {name: model.parameters[name] for name in params}
+        with OwnParameters({name: tensor for name, tensor in own.items() if id(tensor) not in told}):
             return episode.compared(output, batch.y, known), (output, after)
 
 

@@ -46,15 +46,15 @@ class UpdateRule(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._asks = "inner" in inspect.signature(cls.forward).parameters
+        cls.asks = "inner" in inspect.signature(cls.forward).parameters
 
-    _asks: ClassVar[bool] = False
+    asks: ClassVar[bool] = False
     """Whether `forward` takes the inner loss."""
 
     def __call__(self, grads: Params, params: Params, state: Any, step: int, inner: Any = None) -> tuple[Params, Any]:
         """`forward`, whose arguments and result are checked."""
         require_dense(grads)
-        asked = {"inner": inner} if self._asks else {}
+        asked = {"inner": inner} if self.asks else {}
         result = super().__call__(grads, params, state, step, **asked)
         return require_updates(result, grads, params, type(self).__name__)
 

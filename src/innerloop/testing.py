@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,13 +64,29 @@ def _gradient(params: Params) -> Params:
     return {name: p.clone() for name, p in params.items()}
 
 
+class _HalfSquaredNorm:
+    """What a rule that asks for the inner loss is given here."""
+
+    order = 2
+
+    def loss(self, params: Params) -> Tensor:
+        return torch.stack([p.square().sum() for p in params.values()]).sum() / 2
+
+    def gradient(self, params: Params) -> Params:
+        return _gradient(params)
+
+
+def _asked(rule: UpdateRule) -> dict[str, Any]:
+    return {"inner": _HalfSquaredNorm()} if rule.asks else {}
+
+
 def _check_step(rule: UpdateRule, params: Params, steps: int) -> None:
     kept, state = _gradient(params), rule.init(params)
     structure = pytree.tree_structure(state)
     for step in range(steps + 2):
         grads = _gradient(params)
-        updates, after = rule.forward(grads, params, state, step)
-        again, _ = rule.forward(grads, params, state, step)
+        updates, after = rule.forward(grads, params, state, step, **_asked(rule))
+        again, _ = rule.forward(grads, params, state, step, **_asked(rule))
         assert set(updates) == set(params), f"updates are for {sorted(updates)}, parameters are {sorted(params)}"
         for name, update in updates.items():
             assert update.shape == params[name].shape, (
@@ -101,7 +118,7 @@ def _not_finite(rule: UpdateRule, params: Params, grads: Params) -> str:
     params, grads = ({n: t.detach().requires_grad_() for n, t in tensors.items()} for tensors in (params, grads))
     state, total = rule.init(params), torch.zeros((), dtype=torch.float64)
     for step in range(2):
-        updates, state = rule.forward(grads, params, state, step)
+        updates, state = rule.forward(grads, params, state, step, **_asked(rule))
         if wrong := [name for name, update in updates.items() if not bool(update.isfinite().all())]:
             return f"the update of {wrong[0]} is"
         total = total + torch.stack([update.sum() for update in updates.values()]).sum()
@@ -116,7 +133,7 @@ def _not_finite(rule: UpdateRule, params: Params, grads: Params) -> str:
 
 def _check_vmap(rule: UpdateRule, params: Params) -> None:
     def step(params: Params) -> Params:
-        updates: Params = rule.forward(_gradient(params), params, rule.init(params), 0)[0]
+        updates: Params = rule.forward(_gradient(params), params, rule.init(params), 0, **_asked(rule))[0]
         return updates
 
     batched = {name: torch.stack([p, 2 * p]) for name, p in params.items()}
@@ -153,7 +170,7 @@ def _check_descent(rule: UpdateRule, params: Params, steps: int) -> None:
 
     before, state = loss(params), rule.init(params)
     for step in range(steps):
-        updates, state = rule.forward(_gradient(params), params, state, step)
+        updates, state = rule.forward(_gradient(params), params, state, step, **_asked(rule))
         params = {name: p + updates[name] for name, p in params.items()}
     assert loss(params) < before, f"{steps} steps raise a quadratic loss from {before:.4g} to {loss(params):.4g}"
 

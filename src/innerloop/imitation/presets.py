@@ -21,7 +21,15 @@ def cloning(output: Any, y: Tensor) -> Tensor:
     return F.mse_loss(output.actions, y)
 
 
-@of_parts(("loss",), lr="rule", clip="rule", heads="inner_loss", channels="inner_loss", kernel="inner_loss", layers="inner_loss")
+@of_parts(
+    ("loss",),
+    lr="rule",
+    clip="rule",
+    heads="inner_loss",
+    channels="inner_loss",
+    kernel="inner_loss",
+    layers="inner_loss",
+)
 def daml(
     policy: Policy,
     lr: float = 1.0,
