@@ -82,7 +82,7 @@ def test_first_order_on_a_quadratic(vectorize: bool) -> None:
 @LOOPED_AND_VECTORISED
 def test_reptile_on_a_quadratic(vectorize: bool) -> None:
     problem, model, lr = Quadratic(), Point(), 0.05
-    learner = il.reptile(model, lr=lr, optimizer="sgd", steps=3, loss=problem.loss, vectorize=vectorize)
+    learner = il.reptile(model, rule=il.SGD(lr), steps=3, loss=problem.loss, vectorize=vectorize)
     expected = model.theta.detach() - problem.adapted(model.theta.detach(), lr, 3).mean(0)
     torch.testing.assert_close(meta_gradient(learner, problem.tasks), expected)
 

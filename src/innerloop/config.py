@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +114,9 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | Non
         config = _read(name)
         for text in overrides:
             override(config, text)
+            section, _, key = text.partition("=")[0].strip().partition(".")
+            if section == "learner":
+                _give_way(config[section], {key})
         recipe = Recipe(resolve(config if seed is None else {**config, "seed": seed}))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{shown(name)}: {error}") from error
@@ -151,7 +154,16 @@ def _merge(base: Config, over: Mapping[str, Any]) -> Config:
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = {**base[key], **value} if both else value
+        if key == "learner" and both:
+            _give_way(merged[key], value.keys())
     return merged
+
+
+def _give_way(learner: Config, given: Collection[str]) -> None:
+    """Take out arguments of parts that are given now, and were not before: ``rule`` replaces the ``lr`` of earlier."""
+    for name, part in getattr(PRESETS.get(str(learner.get("preset"))), "parts", {}).items():
+        if part in given and name not in given:
+            learner.pop(name, None)
 
 
 # -- checking ---------------------------------------------------------------------------------------------------------
@@ -182,8 +194,12 @@ def resolve(config: Mapping[str, Any]) -> Config:
 def _complete(name: str, given: Mapping[str, Any]) -> Config:
     """A section, checked, with its defaults."""
     section = SECTIONS[name]
+    given = _as_now(name, given)
     known, plain = section.options(name, given), {k: v for k, v in given.items() if k != section.key}
     defaults = {key: encode(option.default) for key, option in known.items() if option.default is not REQUIRED}
+    for key, part in getattr(section.function(name, given), "parts", {}).items():
+        if given.get(part, "none") != "none":  # takes the place of what the key is for
+            defaults.pop(key, None)
     plain = {**{key: value for key, value in defaults.items() if value is not MISMATCH}, **plain}
     for key, value in plain.items():
         schedule = SCHEDULES.get(str(value.get("schedule"))) if isinstance(value, dict) else None
@@ -191,6 +207,19 @@ def _complete(name: str, given: Mapping[str, Any]) -> Config:
             plain[key] = {"iterations": plain["iterations"], **value}  # over the whole training
     convert_all(name, plain, known)
     return {**({section.key: given[section.key]} if section.key else {}), **plain}
+
+
+def _as_now(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as a recipe says it now.
+
+    Recipes of version 0.1 named the inner optimizer of Reptile, and counted inner steps of algorithms that take none.
+    """
+    now = dict(given)
+    if name == "learner" and given.get("preset") in ("prototypical", "trpo", "cloned"):
+        now.pop("steps", None)
+    if name == "learner" and given.get("preset") == "reptile" and now.pop("optimizer", "adam") == "sgd":
+        now["rule"] = {"name": "sgd", "lr": now.pop("lr", 1e-3)}
+    return now
 
 
 def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:

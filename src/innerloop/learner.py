@@ -40,7 +40,6 @@ from .undisturbed import guarded, in_turn, undisturbed
 from .updates import follow, require_start
 from .writes import unchanged
 
-
 Left = tuple[Params, Params]
 """What tasks leave for later ones: in the slots of inner steps, and in the state of the update rule."""
 
@@ -287,8 +286,8 @@ class MetaLearner(nn.Module):
                 step = episode.last(order=1)
                 losses = torch.stack([*step.losses, episode.support_loss(step, step.index)])
         last, model = step.latest, episode.model
-        own = model.fixed_at(last), step.params, model.buffers_at(step.buffers, last)
-        fixed, params, buffers = pytree.tree_map(Tensor.clone, detach(own))  # as in `adapt_all`
+        parts = model.fixed_at(last), step.params, model.buffers_at(step.buffers, last)
+        fixed, params, buffers = pytree.tree_map(Tensor.clone, detach(parts))  # as in `adapt_all`
         episode = replace(episode, model=TaskModel(model.stateless, fixed, model.joint), start=Step(params, buffers))
         return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set, self._shared)
 

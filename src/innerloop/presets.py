@@ -45,7 +45,6 @@ class Options(TypedDict, total=False):
     precision: Precision
     vectorize: Vectorize
     compile: Compile
-    citation: str
 
 
 def composed(model: nn.Module, options: Mapping[str, Any], **parts: Any) -> MetaLearner:
@@ -78,7 +77,7 @@ def of_parts(
                     )
             return preset(*args, **kwargs)
 
-        checked.own = own  # type: ignore[attr-defined]
+        checked.own, checked.parts = own, parts  # type: ignore[attr-defined]
         return checked
 
     return decorate
@@ -114,7 +113,7 @@ def reptile(model: nn.Module, lr: float = 1e-3, **options: Unpack[Options]) -> M
     """Reptile: move towards the adapted parameters (Nichol et al. 2018). Use outer SGD at the paper's step size.
 
     The paper's inner Adam has ``betas=(0, 0.999)`` and keeps its second moments from task to task; here every task
-    starts afresh.
+    starts afresh, unless a rule keeps them (docs/papers.md).
 
     Args:
         model: as in `MetaLearner`.
@@ -156,7 +155,7 @@ def anil(
     """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
     adapt = options.get("adapt") or head_of(head or head_name(model))
-    parts: Options = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
+    parts: dict[str, Any] = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
     return composed(model, {**options, "adapt": adapt}, **parts)
 
 
@@ -175,7 +174,7 @@ def boil(
     """
     citation = "Oh, Yoo, Kim, Yun. BOIL: Towards Representation Change for Few-shot Learning. ICLR 2021"
     adapt = options.get("adapt") or everything - head_of(head or head_name(model))
-    parts: Options = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
+    parts: dict[str, Any] = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
     return composed(model, {**options, "adapt": adapt}, **parts)
 
 
@@ -276,11 +275,11 @@ def protomaml(
     """
     citation = "Triantafillou et al. Meta-Dataset. ICLR 2020. arXiv:1903.03096"
     initial = options.get("initial") or Prototypes(model, head)
-    parts: Options = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
+    parts: dict[str, Any] = {"rule": rules.SGD(lr), "objective": Unrolled(order), "citation": citation}
     return composed(model, {**options, "initial": initial}, **parts)
 
 
-@of_parts(head="initial")
+@of_parts(("steps",), head="initial")
 def prototypical(model: nn.Module, head: str | None = None, **options: Unpack[Options]) -> MetaLearner:
     """Prototypical networks: ProtoMAML without inner steps (Snell et al. 2017).
 
@@ -298,7 +297,7 @@ def prototypical(model: nn.Module, head: str | None = None, **options: Unpack[Op
         raise ValueError(f"prototypical networks take no inner steps, got steps={options['steps']}: see protomaml")
     initial = options.get("initial") or Prototypes(model, head)
     adapt = options.get("adapt") or head_of(head or head_name(model))
-    own: Options = {"steps": 0, "adapt": adapt, "initial": initial}
+    own: dict[str, Any] = {"steps": 0, "adapt": adapt, "initial": initial}
     return composed(model, {**options, **own}, rule=rules.SGD(0.0), objective=Unrolled(1))
 
 

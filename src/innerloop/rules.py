@@ -434,3 +434,16 @@ class KroneckerCurvature(GradientTransform):
         for axis in range(out.ndim):
             out = torch.tensordot(self.factors[f"{name}:{axis}"], out.movedim(axis, 0), dims=1).movedim(0, axis)
         return out.reshape(grad.shape)
+
+
+RULES: dict[str, type[UpdateRule]] = {
+    "sgd": SGD,
+    "per-step-sgd": PerStepSGD,
+    "elementwise-sgd": ElementwiseSGD,
+    "adam": Adam,
+    "momentum": Momentum,
+    "clip": Clip,
+    "proximal": Proximal,
+    "kronecker-curvature": KroneckerCurvature,
+}
+"""The rules that a recipe can name."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from .inner import Loss
 from .losses import LOSSES
 from .metrics import Metric
+from .rules import RULES, Chain, UpdateRule
 from .schedules import SCHEDULES
 from .streams import brief, shown
 from .train.metrics import METRICS
@@ -48,7 +49,12 @@ def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict
             behind = inspect.signature(hints["return"]).parameters
             passed = get_type_hints((get_args(hints[name]) or (hints[name],))[0])
             own = getattr(function, "own", ())
-            found |= {key: Option(hint, behind[key].default) for key, hint in passed.items() if key not in own}
+            default = {key: behind[key].default for key in passed}  # where it has none, the function has a part
+            found |= {
+                key: Option(hint, None if default[key] is REQUIRED else default[key])
+                for key, hint in passed.items()
+                if key not in own
+            }
         elif parameter.kind is parameter.VAR_POSITIONAL:
             found[name] = Option(types.GenericAlias(tuple, (hints[name], ...)), REQUIRED)
         else:
@@ -103,7 +109,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     """Convert a plain value to the type of a hint.
 
     An integer becomes a number, a list a tuple, a name a loss or a metric, a table such as ``{schedule = "linear",
-    start = 1.0, end = 0.0, iterations = 100}`` a schedule, and ``"none"`` None.
+    start = 1.0, end = 0.0, iterations = 100}`` a schedule, ``{name = "adam", lr = 0.01}`` an update rule, a list of
+    those a chain, and ``"none"`` None.
 
     Raises:
         ValueError: it is of none of the types; the message names place, value and what was expected.
@@ -136,6 +143,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return lookup("loss", value, LOSSES, where)
     if _is_schedule(kind) and isinstance(value, dict):
         return _convert_schedule(value, where)
+    if kind is UpdateRule and isinstance(value, dict | list):
+        return _convert_rule(value, where)
     return MISMATCH
 
 
@@ -152,6 +161,19 @@ def _convert_schedule(table: Mapping[str, Any], where: str) -> Callable[[int], f
     schedule = lookup(f"{where}.schedule", table.get("schedule"), SCHEDULES)
     given = {key: value for key, value in table.items() if key != "schedule"}
     return call(schedule, convert_all(where, given, options(schedule)))
+
+
+def _convert_rule(value: Any, where: str) -> UpdateRule:
+    """A table such as ``{name = "adam", lr = 0.01}``, or a list of such tables, which is a chain."""
+    if isinstance(value, list):
+        parts = [convert(each, UpdateRule, f"{where}[{i}]") for i, each in enumerate(value)]
+        try:
+            return Chain(*parts)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    rule = lookup(f"{where}.name", value.get("name"), RULES)
+    given = {key: one for key, one in value.items() if key != "name"}
+    return call(rule, convert_all(where, given, options(rule)))
 
 
 def encode(value: Any) -> Any:
@@ -195,6 +217,8 @@ def _describe_kind(kind: Any) -> str:
         return f"a list{length}, each {item}" if item else ""
     if kind == Loss:
         return f"one of {', '.join(LOSSES)}"
+    if kind is UpdateRule:
+        return 'a table {name = "sgd", ...}'
     return 'a table {schedule = "linear", ...}' if _is_schedule(kind) else ""
 
 

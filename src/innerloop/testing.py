@@ -156,7 +156,7 @@ def _check_vmap(rule: UpdateRule, params: Params) -> None:
 def _check_low_precision(rule: UpdateRule, params: Params, steps: int) -> None:
     rule.bind(params, steps)
     try:
-        updates, _ = rule(_gradient(params), params, rule.init(params), 0)
+        updates, _ = rule(_gradient(params), params, rule.init(params), 0, _HalfSquaredNorm())
         wrong = [f"the update of {n} is {u.dtype}" for n, u in updates.items() if u.dtype != params[n].dtype]
     except (RuntimeError, ValueError, TypeError) as error:
         wrong = [str(error)]

@@ -369,7 +369,7 @@ def test_seeds_of_different_purposes_differ():
 
 def test_reptile_moves_to_the_adapted_parameters():
     torch.manual_seed(0)
-    learner = il.reptile(il.models.mlp(1, 1), lr=0.1, optimizer="sgd", loss=F.mse_loss)
+    learner = il.reptile(il.models.mlp(1, 1), rule=il.SGD(0.1), loss=F.mse_loss)
     source = il.Sinusoid(5)
     tasks = source.sample(1, torch.Generator().manual_seed(derive_seed("tasks", 0)))
     adapted = learner.adapt(il.Batch(tasks.support.x[0], tasks.support.y[0])).parameters

@@ -62,7 +62,7 @@ def daml(
         inner_loss = TemporalLoss({head: policy.sizes[head] for head in heads}, channels, kernel, layers)
         if adapt is None and "actions" not in heads:
             adapt = named("eye.*") if {*heads} <= {"points", "seen"} else everything - named("head.*")
-    own: Options = {"adapt": adapt or everything, "inner_loss": inner_loss}
+    own: dict[str, Any] = {"adapt": adapt or everything, "inner_loss": inner_loss}
     return composed(policy, {**options, **own}, rule=_rule(lr, clip), loss=cloning)
 
 

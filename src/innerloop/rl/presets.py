@@ -143,7 +143,7 @@ def promp(
         options: see `MetaLearner`.
     """
     outer, objective = PPO(outer_lr, epochs, target_kl), Penalised(strength=penalty)
-    parts: Options = {"rule": rules.SGD(lr), "objective": objective, "loss": Clipped(clip)}
+    parts: dict[str, Any] = {"rule": rules.SGD(lr), "objective": objective, "loss": Clipped(clip)}
     return composed(policy, options, outer, episodes, "ratio", **parts)
 
 
@@ -177,7 +177,7 @@ def cavia_trpo(
         options: see `MetaLearner`.
     """
     citation = "Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson. Fast Context Adaptation via Meta-Learning. ICML 2019."
-    parts: Options = {"rule": rules.SGD(lr), "adapt": named("context", "*.context"), "citation": citation}
+    parts: dict[str, Any] = {"rule": rules.SGD(lr), "adapt": named("context", "*.context"), "citation": citation}
     return composed(policy, options, TRPO(max_kl), episodes, "score", **parts)
 
 
@@ -195,7 +195,7 @@ def anil_trpo(
         options: see `MetaLearner`.
     """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
-    parts: Options = {"rule": rules.SGD(lr), "adapt": head_of("head"), "citation": citation}
+    parts: dict[str, Any] = {"rule": rules.SGD(lr), "adapt": head_of("head"), "citation": citation}
     return composed(policy, options, TRPO(max_kl), episodes, "score", **parts)
 
 

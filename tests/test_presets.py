@@ -1,0 +1,218 @@
+"""Presets are open: each takes any part of a learner by name, in place of the paper's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import innerloop as il
+from innerloop import config, imitation, rl
+from innerloop.presets import Options
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def policy() -> nn.Module:
+    made: nn.Module = rl.gaussian_policy(2, 2, hidden=(8,), context=2)
+    return made
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    **dict.fromkeys(il.presets.PRESETS, network),
+    "cavia": lambda: il.models.WithContext(il.models.mlp(4 + 2, 8, 3), size=2),
+    **dict.fromkeys(rl.PRESETS, policy),
+    **dict.fromkeys(imitation.PRESETS, lambda: imitation.visuomotor(state=2, actions=2, filters=4)),
+}
+
+
+class Start(il.Initialisation):
+    def __call__(self, episode: il.Episode) -> Any:
+        return episode.start.params
+
+
+PARTS: dict[str, Any] = {
+    "rule": il.Adam(0.02),
+    "objective": il.Unrolled(order=1),
+    "loss": F.l1_loss,
+    "inner_loss": F.smooth_l1_loss,
+    "initial": Start(),
+    "steps": 3,
+    "batch_size": 7,
+    "memory": "constant",
+    "precision": "bfloat16",
+}
+"""Parts and options that a learner keeps under the names that they are given by."""
+
+
+def test_the_option_list_is_that_of_the_learner() -> None:
+    arguments = inspect.signature(il.MetaLearner).parameters.keys()
+    assert {*Options.__annotations__} == {*arguments} - {"model", "citation"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_preset_takes_any_part_by_name(name: str, part: str) -> None:
+    preset = config.PRESETS[name]
+    if part == "steps" and part in preset.own:  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match="inner steps, got steps=3"):
+            preset(MODELS[name](), steps=3)
+        return
+    assert getattr(preset(MODELS[name](), **{part: PARTS[part]}), part) is PARTS[part]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_preset_takes_a_selection(name: str) -> None:
+    model = MODELS[name]()
+    first = next(n for n, p in model.named_parameters() if p.requires_grad)
+    learner = config.PRESETS[name](model, adapt=il.named(first))
+    assert list(learner.adapted) == [first]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: il.maml(network(), lr=0.1, rule=il.SGD(0.2)), r"maml: lr=0\.1 is for the rule that rule= replaces"),
+        (lambda: il.maml(network(), 0.1, rule=il.SGD(0.2)), r"maml: lr=0\.1 is for the rule that rule= replaces"),
+        (lambda: il.anil(network(), order=1, objective=il.Unrolled()), "anil: order=1 is for the objective that"),
+        (lambda: il.anil(network(), head="2", adapt=il.everything), "anil: head='2' is for the adapt that adapt="),
+        (
+            lambda: rl.maml_trpo(policy(), inner="ratio", inner_loss=rl.score),
+            "inner='ratio' is for the inner_loss that",
+        ),
+        (lambda: il.prototypical(network(), steps=2), "no inner steps, got steps=2"),
+    ],
+)
+def test_an_argument_whose_part_is_replaced_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_rule_in_a_recipe() -> None:
+    found = config.load_recipe("sinusoid-maml", ['learner.rule=[{name="clip", limit=1.0}, {name="adam", lr=0.1}]'])
+    assert "lr" not in found["learner"]  # which the recipe gives for its own rule
+    clip, adam = config.build_learner(found).rule
+    assert (clip.limit, float(adam.lr)) == (1.0, pytest.approx(0.1))
+    again = config.parse(config.dumps(found))
+    assert config.resolve(again)["learner"] == found["learner"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('learner.rule={name="sgdd"}', r"unknown learner\.rule\.name 'sgdd'; did you mean 'sgd'\? Known: adam, clip"),
+        (
+            'learner.rule={name="sgd", rate=1.0}',
+            r"unknown key learner\.rule\.rate.*Keys of \[learner\.rule\]: learned, lr",
+        ),
+        (
+            'learner.rule=[{name="sgd"}, {name="clip"}]',
+            r"learner\.rule: a Chain is gradient transforms followed by one",
+        ),
+        ("learner.rule=sgd", r'learner\.rule = \'sgd\' is a string; expected a table \{name = "sgd", \.\.\.\}'),
+    ],
+)
+def test_wrong_rules_in_recipes(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.load_recipe("sinusoid-maml", [override])
+
+
+@pytest.mark.parametrize(("optimizer", "rule"), [("adam", il.Adam), ("sgd", il.SGD)])
+def test_recipes_of_reptile_of_version_0_1(optimizer: str, rule: type) -> None:
+    found = config.load_recipe("sinusoid-reptile", [f"learner.optimizer={optimizer}", "learner.lr=0.03"])
+    made = config.build_learner(found).rule
+    assert type(made) is rule
+    assert float(made.lr) == pytest.approx(0.03)
+
+
+# -- what inner losses and rules may ask for --------------------------------------------------------------------------
+
+
+def test_an_inner_loss_is_given_what_it_asks_for(regression: Callable[..., il.Task]) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def loss(output: Any, y: Any, *, params: Any, start: Any, step: int, query: Any, model: Any) -> Any:
+        seen.append({"params": params, "start": start, "step": step, "query": query, "again": model(query)})
+        return F.mse_loss(output, y)
+
+    tasks = regression(2)
+    learner = il.maml(il.models.mlp(2, 4, 1), lr=0.1, loss=F.mse_loss, inner_loss=loss, steps=2, vectorize=False)
+    learner.meta_gradient(tasks)
+    last = seen[-1]
+    assert (seen[-2]["step"], last["step"]) == (0, 1)
+    assert last["params"].keys() == last["start"].keys() == {*learner.adapted}
+    assert torch.equal(last["query"], tasks.query.x[1])
+    assert last["again"].shape == tasks.query.y[1].shape
+    assert all(torch.equal(last["start"][n], p) for n, p in learner.model.named_parameters())
+    assert not any(torch.equal(last["params"][n], last["start"][n]) for n in last["start"])
+
+
+def test_an_inner_loss_that_looks_at_queries_needs_some(regression: Callable[..., il.Task]) -> None:
+    def loss(output: Any, y: Any, *, query: Any) -> Any:
+        return F.mse_loss(output, y) + 0 * query.sum()
+
+    tasks = regression(2)
+    learner = il.maml(il.models.mlp(2, 4, 1), lr=0.1, loss=F.mse_loss, inner_loss=loss)
+    learner.predict(tasks)
+    with pytest.raises(ValueError, match=r"looks at the inputs of the query set.*use predict\(tasks\)"):
+        learner.adapt(il.Batch(tasks.support.x[0], tasks.support.y[0]))
+    with pytest.raises(ValueError, match=r"looks at the inputs of the query set"):
+        learner.adapt_all(tasks.support)
+
+
+def test_an_inner_loss_that_asks_for_what_there_is_not_is_refused() -> None:
+    def loss(output: Any, y: Any, *, weights: Any) -> Any:
+        return F.mse_loss(output, y)
+
+    with pytest.raises(
+        ValueError, match="needs a keyword 'weights', but an inner loss may ask for params, start, step"
+    ):
+        il.maml(il.models.mlp(2, 4, 1), inner_loss=loss)
+
+
+def test_rules_that_ask_pass_the_checks_of_rules() -> None:
+    class Lookahead(il.UpdateRule):
+        def forward(self, grads: Any, params: Any, state: Any, step: int, *, inner: Any) -> Any:
+            ahead = {name: p - 0.1 * grads[name] for name, p in params.items()}
+            return {name: -0.1 * grad for name, grad in inner.gradient(ahead).items()}, state
+
+    il.testing.check_rule(Lookahead())
+
+
+# -- episodes are values ----------------------------------------------------------------------------------------------
+
+
+def test_an_episode_and_its_steps_cannot_be_written_to(regression: Callable[..., il.Task]) -> None:
+    class Writes(il.Unrolled):
+        def __call__(self, episode: il.Episode) -> il.Judgement:
+            with pytest.raises(AttributeError):
+                episode.steps = 3  # type: ignore[misc]
+            with pytest.raises(AttributeError):
+                episode.start.params = {}  # type: ignore[misc]
+            return super().__call__(episode)
+
+    il.maml(il.models.mlp(2, 4, 1), loss=F.mse_loss, objective=Writes()).meta_gradient(regression(2))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_walking_a_path_twice_changes_nothing(episodes: Callable[..., il.Task], vectorize: bool) -> None:
+    class Twice(il.Unrolled):
+        def __call__(self, episode: il.Episode) -> il.Judgement:
+            episode.query(episode.last(order=1))
+            return super().__call__(episode)
+
+    tasks, found = episodes(2), []
+    for objective in (il.Unrolled(), Twice()):
+        torch.manual_seed(0)
+        model = il.models.conv4(1, 3, width=4, running=True, image_size=16)
+        learner = il.maml_plus_plus(model, steps=3, objective=objective, vectorize=vectorize)
+        grads, outcome = learner.meta_gradient(tasks)
+        found.append((grads, outcome._asdict(), dict(learner.slots.named_buffers())))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
