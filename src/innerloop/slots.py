@@ -100,7 +100,7 @@ class Slots(nn.Module):
             stored: whether running statistics stay as they are stored, to predict by.
         """
         fixed = dict(model.fixed)
-        slots = {name: fixed.pop(name) for name in self.parameters_of}
+        slots = {name: fixed.pop(name).unbind() for name in self.parameters_of}
         return PerStepModel(model.stateless, fixed, model.joint, slots, self.buffers_of, stored)
 
     @torch.no_grad()
@@ -127,12 +127,12 @@ class PerStepModel(TaskModel):
     this task have left, each under a name of its own.
 
     Attributes:
-        slots: parameters that every step has its own of, ``[K, ...]``.
+        slots: parameters that every step has its own of, K tensors each.
         buffer_slots: the names of the buffers that there are slots of.
         stored: whether calls leave the slots of buffers as they are stored, to predict by.
     """
 
-    slots: Params = field(default_factory=dict)
+    slots: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     buffer_slots: tuple[str, ...] = ()
     stored: bool = False
 
@@ -173,8 +173,8 @@ def _left(name: str, step: int) -> str:
     return f"{name}{LEFT}{step}"
 
 
-def _slot(slots: Tensor, step: int) -> Tensor:
-    """That of an inner step; steps past the last have the last."""
+def _slot(slots: Tensor | tuple[Tensor, ...], step: int) -> Tensor:
+    """The slot of an inner step; steps past the last have the last."""
     return slots[min(step, len(slots) - 1)]
 
 
