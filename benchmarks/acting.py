@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from innerloop import Batch, rl
-from innerloop.disk import write_text
+from innerloop.common.disk import write_text
 from innerloop.train.record import environment
 
 RESULT = Path(__file__).parent / "acting.json"

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from innerloop.disk import write_text
+from innerloop.common.disk import write_text
 from innerloop.train.record import environment
 
 RESULT = Path(__file__).parent / "processes.json"

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from innerloop.disk import write_text
+from innerloop.common.disk import write_text
 from innerloop.train.record import dumps, environment
 
 from .driver import Pool, Settings, measure, start_machine

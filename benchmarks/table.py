@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from innerloop.disk import write_text
+from innerloop.common.disk import write_text
 
 from .rows import CONSTANT, INNERLOOP, PLAIN
 

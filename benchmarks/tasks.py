@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import innerloop as il
+from innerloop.common.disk import cache_folder
 from innerloop.data.files import candidates
-from innerloop.disk import cache_folder
 
 from . import networks
 from .rows import Row

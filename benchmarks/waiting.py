@@ -26,9 +26,9 @@ from typing import Any
 import torch
 
 from innerloop import cli
+from innerloop.common.disk import write_text
 from innerloop.demo import answering
 from innerloop.demo.serving import listen, server
-from innerloop.disk import write_text
 from innerloop.report import read_run, write_report
 from innerloop.train.record import environment
 from innerloop.use import Pretrained

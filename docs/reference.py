@@ -23,20 +23,24 @@ PUBLIC = {
     "innerloop.report": "reports and figures",
     "innerloop.rl": "reinforcement learning",
     "innerloop.imitation": "imitation",
-    "innerloop.config": "recipes and runs",
+    "innerloop.recipe.config": "recipes and runs",
     "innerloop.testing": "checks for parts of one's own",
     "innerloop.use": "using what was learned",
 }
 """Those that a program imports, and what they are for; one that is not there has no page."""
 INSIDE = (
-    "task", "inner", "adapted", "objectives", "engine", "compiling", "slots", "supported", "train.outer", "train.trace",
+    "task", "episode", "adapted", "objectives", "engine.engine", "engine.compiling", "engine.checkpointing", "per_step",
+    "support_norm", "task_model", "train.outer", "train.trace",
     "train.accuracy", "train.metrics",
     "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym", "imitation.worlds",
     "imitation.policies", "use.pictures", "use.adapting", "use.saved",
 )  # fmt: skip
 """Modules that docstrings refer to."""
 
-ORDER = [f"innerloop.{name}" for name in ("task", "select", "rules", "objectives", "initial", "inner", "learner")]
+ORDER = [
+    f"innerloop.{name}"
+    for name in ("task", "select", "rules", "objectives", "initializations", "episode", "learner")
+]
 """The modules of the core in the order of the one sentence."""
 
 _described: dict[int, str] = {}

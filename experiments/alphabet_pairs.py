@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.disk import replacing, write_text
+from innerloop.common.disk import replacing, write_text
 from innerloop.report import smooth
 from innerloop.task import Batch, Task
 

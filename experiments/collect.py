@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import innerloop as il
-from innerloop.disk import replacing, write_text
+from innerloop.common.disk import replacing, write_text
 
 RESULTS = Path(__file__).parent / "results"
 ENSEMBLE = 5

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import table
 
-from innerloop.disk import replacing
+from innerloop.common.disk import replacing
 from innerloop.metrics import Scale
 
 mpl.use("Agg")

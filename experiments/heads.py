@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import innerloop as il
-from innerloop.disk import write_text
+from innerloop.common.disk import write_text
 from innerloop.train.calibration import plain
 from innerloop.use import Pretrained, with_classes
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import innerloop as il
-from innerloop.disk import write_text
+from innerloop.common.disk import write_text
 from innerloop.imitation import Imitation, Reach
 from innerloop.imitation.worlds import Scenes
 

@@ -25,7 +25,7 @@ import collect
 import figures
 import table
 
-from innerloop import config
+from innerloop.recipe import config
 
 HERE = Path(__file__).parent
 

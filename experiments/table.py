@@ -13,9 +13,10 @@ from typing import Any
 
 import acting
 
-from innerloop import config, imitation, rl
-from innerloop.disk import write_text
+from innerloop import imitation, rl
+from innerloop.common.disk import write_text
 from innerloop.metrics import Scale
+from innerloop.recipe import config
 
 HERE = Path(__file__).parent
 HEADER = ["experiment", "result on unseen tasks", "steps", "before", "after 1", "protocol", "training", "command"]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import innerloop as il
-from innerloop import plans
+from innerloop.engine import plans
 
 if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # which MuJoCo reads once, when it is imported

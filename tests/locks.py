@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from innerloop.interrupts import Lock
+from innerloop.common.interrupts import Lock
 
 
 def others_can_take(lock: Lock) -> bool:

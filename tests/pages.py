@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from innerloop import cli, config
+from innerloop import cli
+from innerloop.recipe import config
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(

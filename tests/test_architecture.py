@@ -11,27 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "innerloop"
 FLOORS = [
-    ("interrupts",),
-    (
-        *("task", "quick", "schedules", "supported", "search", "ranges", "metrics", "attention"),
-        *("streams", "resources", "disk", "turns", "toml"),
-    ),
-    ("select", "updates", "writes", "batches"),
-    ("state", "places", "observing"),
-    ("snapshots",),
-    (
-        *("rules", "contracts", "losses", "stacks", "memory", "layout", "embeddings", "elementary"),
-        *("compiling", "recording", "plans"),
-    ),
-    ("derivatives",),
-    ("normalisation", "convolutions"),
-    ("kernels", "threads", "checkpointing", "values"),
-    ("randomness", "twins", "native"),
-    ("undisturbed",),
-    ("operations", "stateless"),
+    ("metrics", "schedules"),
+    ("task", "common"),
+    ("engine",),
+    ("support_norm", "select", "updates"),
+    ("rules", "losses"),
     ("task_model",),
-    ("inner",),
-    ("engine", "diagnosis", "objectives", "initial", "slots", "adapted", "dependence"),
+    ("episode", "per_step"),
+    ("objectives", "initializations", "adapted"),
     ("checks",),
     ("learner",),
     ("models", "presets", "testing"),
@@ -39,10 +26,10 @@ FLOORS = [
     ("rl",),
     ("imitation",),
     ("train",),
-    ("refusals", "schema", "config", "experiment", "sweep", "trials"),
+    ("recipe",),
     ("report", "use"),
     ("demo",),
-    ("cli", "__main__"),
+    ("cli", "__main__", "config", "checkpointing"),
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -86,14 +73,13 @@ EXTRAS = {
     "data": {"PIL", "rich"},
     "train": {"rich"},
     "report": {"matplotlib", "pandas", "rich", "plotly", "scipy", "jinja2", "PIL"},
+    "recipe": {"optuna", "tomllib", "tomli", "tomli_w"},
     "cli": {"typer", "rich"},
-    "sweep": {"optuna"},
     "rl": {"gymnasium", "mujoco", "numpy", "cloudpickle"},
     "imitation": {"mujoco", "numpy"},
     "use": {"PIL", "safetensors", "huggingface_hub", "sklearn", "scipy", "numpy", "matplotlib"},
     "demo": {"starlette", "uvicorn"},
 }
-CONFIG = {"tomllib", "tomli", "tomli_w"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -104,7 +90,7 @@ def test_third_party_imports_are_torch_or_the_rooms_extra(path: Path) -> None:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add((node.module or "").split(".")[0])
-    allowed = EXTRAS.get(_room(path), CONFIG if _room(path) in ("config", "schema") else set())
+    allowed = EXTRAS.get(_room(path), set())
     foreign = names - set(sys.stdlib_module_names) - {"torch", "innerloop", "typing_extensions"} - allowed
     assert not foreign
 

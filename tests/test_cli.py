@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import innerloop as il
-from innerloop import cli, config
+from innerloop import cli
 from innerloop.__main__ import main
+from innerloop.recipe import config
 from innerloop.train.record import MACHINE_FIELDS
 
 TINY = ["--set", "train.iterations=20", "--set", "train.tasks=3", "--set", "train.val_tasks=3", "--set",

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 import innerloop as il
-from innerloop.config import PRESETS
 from innerloop.data import ClassImages, Splits
 from innerloop.data import tasks as problems
 from innerloop.imitation import table
+from innerloop.recipe.config import PRESETS
 
 from .pages import BUILT, LONG, QUICKER, ROOT, NoRuleError, Page, blocks, near, pages, same_words
 

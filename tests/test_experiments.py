@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from innerloop import config
+from innerloop.recipe import config
 
 ROOT = Path(__file__).parents[1]
 

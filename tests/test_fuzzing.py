@@ -18,7 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from innerloop import cli, config
+from innerloop import cli
+from innerloop.recipe import config
 from innerloop.report import read_run
 from innerloop.train import checkpoint
 

@@ -20,8 +20,10 @@ from typing import NamedTuple
 
 import pytest
 
-from innerloop import cli, config, streams
+from innerloop import cli
 from innerloop.cli.app import EXPECTED
+from innerloop.common import streams
+from innerloop.recipe import config
 from innerloop.use import Classifier, Pretrained
 
 from .mutations import RUNS, Mutation

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop import config, imitation, rl
+from innerloop import imitation, rl
 from innerloop.presets import Options
+from innerloop.recipe import config
 
 
 def network() -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import innerloop as il
-from innerloop import toml
+from innerloop.recipe import toml
 
 from . import extras
 

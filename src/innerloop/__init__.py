@@ -15,8 +15,8 @@ from typing import Any
 
 from . import losses, metrics, models, presets, rules, schedules
 from .adapted import Adapted
-from .initial import Initialisation, Prototypes
-from .inner import Episode, InnerLoss, Query, Step
+from .episode import Episode, InnerLoss, Query, Step
+from .initializations import Initialisation, Prototypes
 from .learner import MetaLearner
 from .metrics import Metric
 from .objectives import Implicit, Judgement, Objective, Outcome, Reptile, Unrolled
@@ -63,16 +63,19 @@ _LATER = {
     "Strokes": "data",
     "Trainer": "train.trainer",
     "evaluate": "train.evaluate",
-    "load_ensemble": "config",
-    "load_run": "config",
+    "load_ensemble": "recipe.config",
+    "load_run": "recipe.config",
+    "task_contexts": "engine.checkpointing",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    if name in ("checkpointing", "config", "data", "imitation", "report", "rl", "testing", "train", "use"):
+    if name in ("data", "imitation", "recipe", "report", "rl", "testing", "train", "use"):
         return importlib.import_module(f".{name}", __name__)
+    if name in ("checkpointing", "config"):  # the modules of these names are there for older programs only
+        return importlib.import_module({"config": ".recipe.config"}.get(name, ".engine.checkpointing"), __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -153,6 +156,7 @@ __all__ = [
     "rl",
     "rules",
     "schedules",
+    "task_contexts",
     "testing",
     "train",
     "use",

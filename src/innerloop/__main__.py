@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import streams
+from .common import streams
 
 
 def main() -> None:

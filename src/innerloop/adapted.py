@@ -14,17 +14,17 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
-from .contracts import normal_tensors, without_kept_tensors
-from .diagnosis import user_level
-from .inner import Episode, Step, stack
-from .interrupts import raise_interrupt_behind
-from .operations import TaskOperations
-from .stateless import BATCH_NORMS, INSTANCE_NORMS, Stateless, Statistics, arguments, in_mode
-from .supported import joint
-from .task import Params, rows, select, size
-from .threads import copied, mine
-from .twins import Shared
-from .undisturbed import undisturbed
+from .common.errors import user_level
+from .common.interrupts import raise_interrupt_behind
+from .engine.contracts import normal_tensors, without_kept_tensors
+from .engine.operations import TaskOperations
+from .engine.stateless import BATCH_NORMS, INSTANCE_NORMS, Stateless, Statistics, arguments, in_mode
+from .engine.threads import copied, mine
+from .engine.twins import Shared
+from .engine.undisturbed import undisturbed
+from .episode import Episode, Step
+from .support_norm import joint
+from .task import Params, rows, select, size, stack
 
 
 def depends_on_inputs(model: nn.Module, statistics: Statistics) -> bool:

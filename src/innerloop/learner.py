@@ -14,31 +14,31 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_statistics
-from .checks import Use, examine, judging
-from .compiling import SOON, Compile, Compiler
-from .contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
-from .dependence import Chosen, refuse_hooks
-from .engine import Engine, Vectorize
-from .initial import Initialisation
-from .inner import Episode, Loss, Memory, Step, check_known, detach, scalar, stack
+from .checks.dependence import Chosen, refuse_hooks
+from .checks.examination import Use, examine, judging
+from .engine.compiling import SOON, Compile, Compiler
+from .engine.contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
+from .engine.engine import Engine, Vectorize
+from .engine.operations import TaskOperations
+from .engine.quick import members_of, modules_of
+from .engine.randomness import Draws
+from .engine.recording import signature, tensors
+from .engine.stateless import Precision, Stateless, Statistics, in_mode
+from .engine.threads import mine
+from .engine.twins import Shared
+from .engine.undisturbed import guarded, in_turn, undisturbed
+from .engine.writes import unchanged
+from .episode import Episode, Loss, Memory, Step, check_known, detach, scalar
+from .initializations import Initialisation
 from .losses import extras_of, refuse_query_inputs
 from .objectives import Objective, Outcome, Unrolled
-from .operations import TaskOperations
-from .quick import members_of, modules_of
-from .randomness import Draws
-from .recording import signature, tensors
+from .per_step import PerStepModel, Slots, average
 from .rules import UpdateRule, require_step
 from .select import Selection, everything
-from .slots import PerStepModel, Slots, average
-from .stateless import Precision, Stateless, Statistics, in_mode
-from .supported import joint
-from .task import Batch, Params, Task, count, require_batch, select, tensors_of
+from .support_norm import joint
+from .task import Batch, Params, Task, count, require_batch, select, stack, tensors_of
 from .task_model import TaskModel
-from .threads import mine
-from .twins import Shared
-from .undisturbed import guarded, in_turn, undisturbed
 from .updates import follow, require_start
-from .writes import unchanged
 
 Left = tuple[Params, Params]
 """What tasks leave for later ones: in the slots of inner steps, and in the state of the update rule."""
@@ -69,14 +69,14 @@ class MetaLearner(nn.Module):
             always go by those at hand; meta-training moves the stored ones of each step, by which ``"running"`` judges
             query examples in predictions, and ``"shared"`` by one set for all steps.
         per_step: parameters, such as those of norms, that every inner step has its own of, and with them the running
-            statistics of batch norms among their layers; see `innerloop.slots.Slots`.
+            statistics of batch norms among their layers; see `innerloop.per_step.Slots`.
         memory: ``"graph"`` keeps what the backward pass needs of every inner step; ``"constant"`` recomputes it, one
             step at a time, which takes about a third longer and a small part of the memory. The gradients are the same.
         precision: ``"float32"``, or ``"bfloat16"`` for matrix products and convolutions.
         vectorize: ``"auto"``, ``True``, ``False``, a number of tasks, or of tasks and threads; see
             `innerloop.engine.Engine`.
         compile: ``"auto"``, ``True`` or ``False``: whether `meta_gradient` runs compiled; see
-            `innerloop.compiling.Compiler`.
+            `innerloop.engine.compiling.Compiler`.
         citation: of the algorithm, where it is more than its parts.
     """
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .operations import norm_pool
-from .supported import SupportNorm2d
+from .engine.operations import norm_pool
+from .support_norm import SupportNorm2d
 
 Pooling = Literal["max", "stride"]
 Norm = Literal["batch", "support"]
@@ -70,7 +70,7 @@ class Conv4(nn.Module):
         image_size: height and width of the images.
         pooling: ``"max"`` pools and flattens, ``"stride"`` strides and averages over space (Finn et al. 2017).
         running: whether batch norm keeps running statistics, which a learner with ``statistics="running"`` needs.
-        norm: ``"batch"``, or ``"support"`` for `innerloop.supported.SupportNorm2d`, by what the support set tells.
+        norm: ``"batch"``, or ``"support"`` for `innerloop.support_norm.SupportNorm2d`, by what the support set tells.
     """
 
     def __init__(

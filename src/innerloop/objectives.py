@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import grad, vjp
 
-from .inner import Episode, Query, detach
+from .engine.stacks import on_stacks, place
+from .episode import Episode, Query, detach
 from .rules import UpdateRule
 from .schedules import Schedule, value
-from .stacks import on_stacks, place
 from .task import Params
 from .updates import as_reals
 

@@ -15,14 +15,14 @@ from torch import nn
 from typing_extensions import Unpack  # torch brings it
 
 from . import rules, schedules
-from .compiling import Compile
-from .engine import Vectorize
-from .initial import Initialisation, Prototypes
-from .inner import Loss, Memory
+from .engine.compiling import Compile
+from .engine.engine import Vectorize
+from .engine.stateless import Precision, Statistics
+from .episode import Loss, Memory
+from .initializations import Initialisation, Prototypes
 from .learner import MetaLearner
 from .objectives import Implicit, Objective, Reptile, Unrolled
 from .select import Selection, everything, head_name, head_of, named, norms
-from .stateless import Precision, Statistics
 
 Arguments = ParamSpec("Arguments")
 

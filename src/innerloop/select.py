@@ -19,7 +19,7 @@ from re import fullmatch
 
 from torch import nn
 
-from .supported import SupportNorm2d
+from .support_norm import SupportNorm2d
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Selection:
     A parameter with ``requires_grad=False`` is *frozen*: it is not meta-learned, and `everything` leaves it out. Where
     a selection names it all the same (`named`, `head_of`), the inner loop adapts it from its fixed value, which is
     what CAVIA does with its context vector. A module whose attribute ``meta_learned_only`` names some of its parts, as
-    `innerloop.supported.SupportNorm2d` does, has them left out of `everything` and meta-learned all the same.
+    `innerloop.support_norm.SupportNorm2d` does, has them left out of `everything` and meta-learned all the same.
     """
 
     description: str

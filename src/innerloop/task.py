@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -174,3 +174,8 @@ def rows(x: Any) -> int:
 def size(x: Any) -> int:
     """The number of examples in the inputs (or targets) of one task; 0 if there are no tensors."""
     return next((int(leaf.shape[0]) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)), 0)
+
+
+def stack(items: Sequence[Any]) -> Any:
+    """Pytrees of tensors, stacked along a new first axis."""
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *items)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .stateless import Stateless
-from .supported import support_first
+from .engine.stateless import Stateless
+from .support_norm import support_first
 from .task import Params, rows
 
 
@@ -17,8 +17,8 @@ from .task import Params, rows
 class TaskModel:
     """A model on one task, ``(params, buffers, x, step) -> (output, new buffers)``.
 
-    Inner steps may have parameters and buffers of their own (`innerloop.slots.PerStepModel`), so all methods are given
-    the index of the inner step that a call belongs to.
+    Inner steps may have parameters and buffers of their own (`innerloop.per_step.PerStepModel`), so all methods are
+    given the index of the inner step that a call belongs to.
 
     Attributes:
         stateless: the module as a pure function of all its parameters.

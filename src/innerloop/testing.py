@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from .diagnosis import explain, user_level
-from .interrupts import raise_interrupt_behind
-from .operations import TaskOperations
+from .common.errors import user_level
+from .common.interrupts import raise_interrupt_behind
+from .engine.diagnosis import explain
+from .engine.operations import TaskOperations
+from .engine.undisturbed import guarded
 from .rules import GradientTransform, UpdateRule
 from .task import Params, TaskSource, count
-from .undisturbed import guarded
 
 
 @guarded

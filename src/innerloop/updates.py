@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .quick import hidden_from_modes
+from .engine.quick import hidden_from_modes
 from .task import Params
 
 

@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("starlette", reason="the demo needs starlette: pip install 'innerloop[demo]'")
 pytest.importorskip("uvicorn", reason="the demo needs uvicorn: pip install 'innerloop[demo]'")
 
-from innerloop import config
 from innerloop.demo import Characters, Functions, answering
 from innerloop.demo.serving import listen, server
+from innerloop.recipe import config
 from innerloop.use import Pretrained, shipped
 
 Answering = tuple[Characters | None, Functions | None]

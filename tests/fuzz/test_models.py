@@ -111,8 +111,8 @@ def test_that_torch_is_wrong_is_found() -> None:
 def test_a_case_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     import innerloop as il
 
-    right = il.inner.scalar
-    monkeypatch.setattr(il.inner, "scalar", lambda loss: right(loss) * 1.001)
+    right = il.episode.scalar
+    monkeypatch.setattr(il.episode, "scalar", lambda loss: right(loss) * 1.001)
     case = Case(
         (2, 4, 4), ("nn.Conv2d(2, 3, 3, padding=1)", "nn.ReLU()", "nn.MaxPool2d(2)"), target="classes",
         loss="nn.CrossEntropyLoss(label_smoothing=0.1)", rule="il.Adam(0.05, eps=0.02)", steps=3,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import innerloop as il
-from innerloop import experiment, rl
+from innerloop import rl
+from innerloop.recipe import experiment
 from innerloop.train.record import MACHINE_FIELDS
 
 G = torch.Generator

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import innerloop as il
-from innerloop import compiling
+from innerloop.engine import compiling
 from innerloop.train import Interrupted, NonFiniteError, Trainer
 from innerloop.train.progress import Progress
 from innerloop.train.record import MACHINE_FIELDS

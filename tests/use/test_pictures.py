@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import innerloop as il
-from innerloop import config
 from innerloop.data.tasks import DRAWINGS
+from innerloop.recipe import config
 from innerloop.use import Pretrained
 from innerloop.use.pictures import Form, prepare, read
 

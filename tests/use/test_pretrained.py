@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import innerloop as il
-from innerloop import config
-from innerloop.experiment import Place, conduct
+from innerloop.recipe import config
+from innerloop.recipe.experiment import Place, conduct
 from innerloop.train.calibration import plain
 from innerloop.use import Pretrained, shipped
 from innerloop.use.card import card

@@ -8,10 +8,10 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from .. import streams
-from ..disk import writing
-from ..refusals import blaming
-from ..streams import shown
+from ..common import streams
+from ..common.disk import writing
+from ..common.streams import shown
+from ..recipe.refusals import blaming
 from ..train.record import dumps
 from ..use.adapting import Adaptation, Predictions, adapt_to, counted, predict
 from ..use.heads import Head

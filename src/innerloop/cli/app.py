@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .. import __version__, streams
+from .. import __version__
+from ..common import streams
 from ..train import NonFiniteError, OutOfMemoryError
 
 EXPECTED = (ValueError, OSError, ImportError, NonFiniteError, OutOfMemoryError)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .. import streams
-from ..refusals import blaming
+from ..common import streams
+from ..recipe.refusals import blaming
 from ..use import Pretrained
 from .app import app
 

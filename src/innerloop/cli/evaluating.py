@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import config, streams
+from ..common import streams
 from ..learner import MetaLearner
-from ..refusals import blaming
+from ..recipe import config
+from ..recipe.refusals import blaming
 from ..task import TaskSource
 from ..train import Ensemble, evaluate
 from ..train.record import dumps

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import config, plans, streams
-from ..disk import refuse_linked_folder, replacing, subfolder, writing
+from ..common import streams
+from ..common.disk import refuse_linked_folder, replacing, subfolder, writing
+from ..engine import plans
+from ..recipe import config
 from ..report import Run, UnreadableRunError, read_run
 from ..report.record import MOST
 from ..train.record import dumps

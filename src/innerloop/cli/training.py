@@ -17,15 +17,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .. import config, experiment, streams
-from .. import sweep as sweeping
-from ..disk import writing
+from ..common import streams
+from ..common.disk import writing
+from ..recipe import config, experiment
+from ..recipe import sweep as sweeping
+from ..recipe.trials import why_none
 from ..report.sweeps import SweepRecord
 from ..report.sweeps import answer as sweep_answer
 from ..train import LOGGERS, Interrupted, joined
 from ..train.record import dumps
 from ..train.world import restarted
-from ..trials import why_none
 from .app import DataOption, DeviceOption, JsonOption, SetOption, app
 
 Tracker = Enum("Tracker", {name: name for name in LOGGERS}, type=str)  # type: ignore[misc]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diagnosis import user_level
-from ..disk import cache_folder, replacing
+from ..common.disk import cache_folder, replacing
+from ..common.errors import user_level
 
 Parts = tuple[Any, ...]
 """Tensors, and what else torch loads without executing code."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diagnosis import user_level
+from ..common.errors import user_level
 from .cache import kept
 from .files import ChangedError, Files, some
 from .progress import progress

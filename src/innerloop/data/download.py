@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO
 
-from ..disk import writing
+from ..common.disk import writing
 from .progress import progress
 
 

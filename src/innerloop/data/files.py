@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ..disk import cache_folder, expanded
-from ..streams import shown
+from ..common.disk import cache_folder, expanded
+from ..common.streams import shown
 from .progress import progress
 from .walk import Identity, Walked, walk
 

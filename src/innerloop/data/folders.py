@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from ..diagnosis import user_level
-from ..disk import expanded
+from ..common.disk import expanded
+from ..common.errors import user_level
 from .decode import check_size, decoded_once
 from .files import Files, some
 from .images import ClassImages, Splits, check_disjoint

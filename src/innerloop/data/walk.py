@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from pathlib import Path, PurePosixPath
 
-from ..disk import is_link
-from ..streams import shown
+from ..common.disk import is_link
+from ..common.streams import shown
 
 Identity = tuple[object, ...]
 """Equal for two names of one file, whether by symbolic links or by hard links."""

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import config
 from ..adapted import Adapted
 from ..data import Sinusoid
 from ..learner import MetaLearner
+from ..recipe import config
 from ..task import Batch
 from ..use import Pretrained, with_classes
 from .drawing import Drawing, Point, render

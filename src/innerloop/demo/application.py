@@ -22,7 +22,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..resources import folder
+from ..common.resources import folder
 from ..train.record import dumps
 from . import requests
 from .answers import Characters, Functions

@@ -7,7 +7,7 @@ import socket
 import threading
 import webbrowser
 
-from .. import streams
+from ..common import streams
 from .answers import Characters, Functions
 
 try:

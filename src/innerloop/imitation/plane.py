@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ranges import require_at_least
+from ..common.ranges import require_at_least
 from .drawing import SHAPES, clouds, colour, from_segment, from_shape, grid, paint, to_bytes
 from .worlds import MOST, Demonstration, Scenes, Seen, Split, hues, number_of, scenes
 

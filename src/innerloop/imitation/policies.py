@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..common.ranges import require_at_least
 from ..models import BiasTransformed, Recurrent
-from ..ranges import require_at_least
 
 
 class Behaviour(NamedTuple):

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.ranges import require_at_least
 from ..data.cache import kept
 from ..data.progress import progress
-from ..ranges import require_at_least
 from .bodies import HALF, STRIDE, Body, robots, somebodys, stage
 from .worlds import Demonstration, Seen, Split, scenes
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import config
 from ..metrics import Scale
+from ..recipe import config
 from ..train.progress import clock
 from .differences import Interval, What, change, comparable, difference, judged, score
 from .record import Line

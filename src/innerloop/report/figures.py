@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..common.streams import shown
 from ..learner import MetaLearner
-from ..streams import shown
 from ..task import Task, TaskSource, select
 from ..train.evaluate import Evaluation
 

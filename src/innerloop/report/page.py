@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..disk import is_link, writing
-from ..streams import shown
+from ..common.disk import is_link, writing
+from ..common.streams import shown
 from . import answers, interactive, sweeps, unseen
 from .answers import Answer
 from .record import MOST

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..config import arguments, load_run
 from ..imitation import Imitation
 from ..learner import MetaLearner
+from ..recipe.config import arguments, load_run
 from ..rl import Interaction
 from ..task import InteractiveSource
 from ..train import evaluate

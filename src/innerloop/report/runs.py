@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..config import Config, parse
-from ..disk import read_text
+from ..common.disk import read_text
+from ..common.streams import shown
 from ..metrics import Scale
-from ..streams import shown
+from ..recipe.config import Config, parse
 from ..train.record import SCHEMA
 from .record import (
     JUDGED,

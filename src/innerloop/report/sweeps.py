@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..disk import read_text
+from ..common.disk import read_text
+from ..common.streams import shown
 from ..metrics import Scale
-from ..streams import shown
 from .answers import Answer
 from .record import SETTING, TEXT, Check, kind_of, listed, number, table, whole
 from .runs import UnreadableRunError

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config import arguments, load_run
+from ..common.interrupts import raise_interrupt_behind
 from ..data import Sources
 from ..imitation import Imitation
-from ..interrupts import raise_interrupt_behind
 from ..learner import MetaLearner
+from ..recipe.config import arguments, load_run
 from ..rl import Interaction
 from ..task import TaskSource, select
 from ..train import Evaluation, evaluate

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.streams import HANDLER, shown
 from ..metrics import Scale
-from ..streams import HANDLER, shown
 from ..train.progress import clock
 from .record import MOST
 from .runs import Run, read_run

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..ranges import require_at_least
+from ..common.ranges import require_at_least
 
 
 class Step(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..ranges import require_at_least
+from ..common.ranges import require_at_least
 from .environments import Step
 from .simulator import headless, mujoco_for, renderer
 

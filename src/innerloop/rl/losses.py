@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inner import Episode, Loss, Step
+from ..episode import Episode, Loss, Step
 from ..objectives import Judgement, Objective, Unrolled
 from ..schedules import Schedule, value
 from .distributions import Distribution

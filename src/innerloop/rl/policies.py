@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..ranges import require_at_least
+from ..common.ranges import require_at_least
 from .distributions import Categorical, Gaussian
 
 Activation = Literal["tanh", "relu"]

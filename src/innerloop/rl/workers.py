@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ranges import require_at_least
+from ..common.ranges import require_at_least
 from .environments import Step
 
 

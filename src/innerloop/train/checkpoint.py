@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from ..disk import refuse_link, subfolder, writing
-from ..ranges import require_at_least
+from ..common.disk import refuse_link, subfolder, writing
+from ..common.ranges import require_at_least
 
 FORMAT = 1
 DIGEST = hashlib.sha256().digest_size

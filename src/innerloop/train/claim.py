@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from ..disk import leftovers, naming, opened, refuse_links
+from ..common.disk import leftovers, naming, opened, refuse_links
 
 LOCK = ".lock"
 _held: set[Path] = set()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..inner import Loss
+from ..episode import Loss
 from ..learner import MetaLearner
 from ..task import Task
 

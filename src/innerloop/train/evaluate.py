@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..contracts import RefusedBroadcasts
+from ..engine.contracts import RefusedBroadcasts
+from ..engine.undisturbed import guarded
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
 from ..task import InteractiveSource, Source, Task, TaskSource, select, to
-from ..undisturbed import guarded
 from .accuracy import accuracy as accuracy
 from .accuracy import floating
 from .ensemble import Ensemble

@@ -10,12 +10,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..inner import stack
+from ..common.errors import is_out_of_memory
+from ..common.ranges import require_at_least
 from ..learner import MetaLearner
-from ..memory import is_out_of_memory
 from ..objectives import Outcome
-from ..ranges import require_at_least
-from ..task import Batch, Params, Task, count, select, to
+from ..task import Batch, Params, Task, count, select, stack, to
 from .checkpoint import Checkpoints, load, save
 from .world import World
 

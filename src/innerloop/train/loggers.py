@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..disk import read_text, refuse_link, subfolder, writing
+from ..common.disk import read_text, refuse_link, subfolder, writing
 
 LEFT_OUT = (
     "environment", "phases", "steps", "steps_ci95", "scores", "transductive", "num_tasks", "metric",

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 from torch.utils import _pytree as pytree
 
+from ..common.errors import is_out_of_memory
 from ..losses import LOSSES
-from ..memory import is_out_of_memory
 from ..metrics import Metric, name_of, unwrapped
 from .accuracy import DoesNotFitError, accuracy, floating, number, require_same_shape, shape
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from ..ranges import require_at_least
+from ..common.ranges import require_at_least
 from ..schedules import Schedule, value
 from ..task import Params, Task
 from .faults import NonFiniteError

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..disk import read_text, writing
+from ..common.disk import read_text, writing
 from ..learner import MetaLearner
 
 NAME = "plans.json"

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import streams
+from ..common import streams
 from .evaluate import Evaluation
 
 REFRESH, LINE = 0.25, 30.0

@@ -18,9 +18,9 @@ from typing import IO, Any
 
 import torch
 
-from ..disk import naming, opened, writing
-from ..plans import processor
-from ..streams import json_safe
+from ..common.disk import naming, opened, writing
+from ..common.streams import json_safe
+from ..engine.plans import processor
 from .loggers import Logger, numbers
 
 MACHINE_FIELDS = (

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.ranges import require_at_least
 from ..learner import MetaLearner
 from ..objectives import Outcome
-from ..ranges import require_at_least
 from ..task import Params, Task, select, to
 from .evaluate import Evaluation
 from .record import SCHEMA, Metrics, environment, peak_memory

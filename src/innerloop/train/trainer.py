@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..common.ranges import require_at_least
 from ..learner import MetaLearner
 from ..objectives import Outcome
-from ..ranges import require_at_least
 from ..schedules import Schedule
 from ..task import InteractiveSource, Source, draw, to
 from .checkpoint import Checkpoints, differences, holds_run

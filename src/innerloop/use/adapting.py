@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..common.disk import expanded
+from ..common.streams import cell, shown
 from ..data.files import some
-from ..disk import expanded
-from ..streams import cell, shown
 from .heads import Head
 from .pictures import Form, Pictures, read
 from .pretrained import Pretrained
@@ -139,7 +139,7 @@ class Predictions:
     def as_csv(self) -> str:
         """A line for each picture: file, predicted class, its probability, and that of every class.
 
-        Names are written by ``innerloop.streams.cell``, so that no spreadsheet takes one for a formula.
+        Names are written by ``innerloop.common.streams.cell``, so that no spreadsheet takes one for a formula.
         """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import dumps
 from ..metrics import Scale
+from ..recipe.config import dumps
 from ..train.metrics import compares_numbers, kind
 from .contents import score
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..disk import read_bytes, read_text, reading
-from ..streams import shown
+from ..common.disk import read_bytes, read_text, reading
+from ..common.streams import shown
 
 FORMAT = 1
 """Of the folder; raised when older versions could not read it."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.ranges import require_at_least
 from ..learner import MetaLearner
-from ..ranges import require_at_least
 from ..task import Batch
 from ..train.calibration import plain, temperature
 from ..train.metrics import kind

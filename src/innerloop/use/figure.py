@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..common.streams import shown
 from ..report.figures import new_figure
-from ..streams import shown
 
 if TYPE_CHECKING:
     from .adapting import Adaptation, Predictions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..initial import Prototypes
+from ..initializations import Prototypes
 from ..learner import MetaLearner
 from ..select import head_name
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import config, resources
-from ..disk import expanded, read_bytes, writing
+from ..common import resources
+from ..common.disk import expanded, read_bytes, writing
+from ..common.streams import shown
 from ..learner import MetaLearner
 from ..metrics import Scale
-from ..refusals import UnfitError
-from ..streams import shown
+from ..recipe import config
+from ..recipe.refusals import UnfitError
 from ..train.record import dumps
 from . import contents
 from .card import card, predicted
@@ -67,7 +68,7 @@ class Pretrained:
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu") -> Pretrained:
-        """The best validated weights of a run; see `innerloop.config.load_learner`."""
+        """The best validated weights of a run; see `innerloop.recipe.config.load_learner`."""
         learner, recipe = config.load_learner(run, device)
         path = Path(run) / "results.json"
         found = contents.parsed(path) if path.is_file() else {}

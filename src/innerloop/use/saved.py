@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import config
 from ..adapted import keep_statistics
+from ..common.disk import read_bytes, writing
+from ..common.streams import brief
 from ..data.tasks import Drawing
-from ..disk import read_bytes, writing
-from ..streams import brief
+from ..recipe import config
 from .contents import CLASSES, COUNT, OBJECT, SHARE, TEMPERATURE, packed_digest, packed_header, require, require_dtypes
 from .pictures import Form
 from .pretrained import packed, safetensors

@@ -1,0 +1,31 @@
+"""Errors and warnings: whose line a warning shows, and what an error means."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import CodeType
+
+import torch
+
+HERE, TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
+"""The folders of this library and of torch."""
+
+
+def user_level() -> int:
+    """The ``stacklevel`` by which a warning of this function's caller shows the user's own line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and is_library(frame.f_code):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def is_library(code: CodeType) -> bool:
+    """Whether code is this library's or torch's."""
+    return code.co_filename.startswith((HERE, TORCH, "<frozen"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, on a GPU or in the process."""
+    lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return lacking or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

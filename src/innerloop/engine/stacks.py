@@ -1,0 +1,319 @@
+"""Running code on whole stacks of tasks from inside ``vmap``, and inner gradients that way.
+
+``torch.vmap`` shows one task to code that works on all of them. Where a stack can be worked on better than torch's own
+batching rules do, `on_stacks` steps out of ``vmap`` for one call. The inner gradient is such a call: the tasks' losses
+are independent, so one plain backward pass of their sum gives every task's own gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch.autograd import Function
+from torch.func import grad_and_value, vmap
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from ..task import Params
+from .quick import hidden_from_modes
+
+functorch: Any = torch._C._functorch
+
+Place = Literal["plain", "vmap", "other"]
+
+
+def place() -> Place:
+    """Where this code runs: under no function transform, under one ``vmap``, or under others."""
+    level = functorch.maybe_current_level()
+    if level is None:
+        return "plain"
+    kind = functorch.peek_interpreter_stack().key()
+    return "vmap" if level == 1 and kind == functorch.TransformType.Vmap else "other"
+
+
+def of_all_tasks(tensor: Tensor) -> Tensor:
+    """What is inside of the wrappers of function transforms."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+@contextmanager
+def under(transforms: Sequence[Any]) -> Iterator[list[Any]]:
+    """Code that runs under these function transforms, the innermost first, in place of those that it yields."""
+    present: list[Any] = []
+    while functorch.peek_interpreter_stack() is not None:
+        present.append(functorch.pop_dynamic_layer_stack())
+    try:
+        for transform in reversed(transforms):
+            functorch.push_dynamic_layer_stack(transform)
+        try:
+            yield list(present)
+        finally:
+            for _ in transforms:
+                functorch.pop_dynamic_layer_stack()
+    finally:
+        while present:
+            functorch.push_dynamic_layer_stack(present.pop())
+
+
+def on_stacks(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """``function`` of the tensors of all tasks, each with a leading task axis ``[T, ...]``, and back to one task's.
+
+    Not under ``vmap``, T is 1.
+    """
+    if place() != "vmap":
+        return tuple(result[0] for result in function(*(tensor[None] for tensor in tensors)))
+    interpreter: Any = retrieve_current_functorch_interpreter()
+    level, number = interpreter.level(), interpreter.batch_size()
+    unwrapped = [functorch._unwrap_batched(tensor, level) for tensor in tensors]
+    with interpreter.lower():
+        results = function(*(_stack(tensor, axis, number) for tensor, axis in unwrapped))
+    return tuple(functorch._add_batch_dim(result, 0, level) for result in results)
+
+
+def _stack(tensor: Tensor, axis: int | None, number: int) -> Tensor:
+    if axis is None:
+        return tensor.expand(number, *tensor.shape)
+    return tensor if axis == 0 else tensor.movedim(axis, 0)  # the same one, since gradients by it may be wanted
+
+
+def value_and_gradient(
+    function: Callable[[Params], tuple[Tensor, Any]], params: Params, order: int
+) -> tuple[Params, Tensor, Any]:
+    """The gradient of a task's loss by its parameters, the loss, and what else the function returned.
+
+    Args:
+        function: ``params -> (loss, rest)``.
+        params: one value per task: under ``vmap`` each must have a task axis.
+        order: 2 keeps the graph, through which the gradient can be differentiated again; 1 does not.
+    """
+    if place() == "other":  # within torch.func, which brings its own
+        with torch.set_grad_enabled(order == 2 and torch.is_grad_enabled()):
+            grads, (loss, rest) = grad_and_value(function, has_aux=True)(params)
+        return grads, loss, rest
+    at = _differentiable(params, order)
+    with torch.enable_grad():
+        loss, rest = function(at)
+        grads = dict(zip(at, _gradient(loss, list(at.values()), order == 2), strict=True))
+    return grads, loss, rest
+
+
+def _differentiable(params: Params, order: int) -> Params:
+    """The same parameters to differentiate by: fresh leaves of the graph for order 1."""
+    connected = order == 2 and torch.is_grad_enabled()
+
+    def leaves(*values: Tensor) -> list[Tensor]:
+        with hidden_from_modes(values):
+            return [v if connected and v.requires_grad else v.detach().requires_grad_() for v in values]
+
+    if place() == "plain":
+        return dict(zip(params, leaves(*params.values()), strict=True))
+    return dict(zip(params, on_stacks(leaves, *params.values()), strict=True))
+
+
+def _gradient(loss: Tensor, by: list[Tensor], graph: bool) -> Sequence[Tensor]:
+    def gradient(losses: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(losses.sum(), values, create_graph=graph, allow_unused=True, materialize_grads=True)
+
+    return gradient(loss, *by) if place() == "plain" else on_stacks(gradient, loss, *by)
+
+
+def nodes_of(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """All nodes of the graph of some tensors."""
+    nodes, seen = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [following for following, _ in node.next_functions if following is not None]
+
+
+def leaves_of(*tensors: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient and that others are computed of."""
+    return [node.variable for node in nodes_of(tensors) if hasattr(node, "variable")]
+
+
+def refuse_hidden(leaves: Iterable[Tensor], known: Iterable[Tensor]) -> None:
+    """Refuse an inner loss that depends on tensors outside of the learner, whose gradient constant memory would lose.
+
+    Args:
+        leaves: the tensors requiring a gradient that every evaluation of the inner loss depends on.
+        known: the tensors whose gradient is kept: parameters of the model and the loss, the task and its buffers.
+
+    Raises:
+        ValueError: a leaf is not among the known tensors.
+    """
+    if hidden := set(leaves).difference(known):
+        raise ValueError(
+            f"the inner loss depends on a tensor of shape {tuple(hidden.pop().shape)} that requires a gradient but is "
+            'not a parameter of the model or of a loss module, and memory="constant" would lose its gradient: '
+            'register it as an nn.Parameter of the model or of the loss, or give memory="graph"'
+        )
+
+
+# -- constant memory --------------------------------------------------------------------------------------------------
+
+
+def recomputed(
+    function: Callable[..., Any],
+    inputs: Any,
+    learned: Sequence[Tensor],
+    context: Callable[[], AbstractContextManager[None]],
+    unread: Callable[[], AbstractContextManager[None]] = nullcontext,
+    repeated: int = 0,
+) -> Any:
+    """``function(2, *inputs)``, of which only the inputs are kept: the backward pass runs it again.
+
+    Args:
+        function: ``(order, *inputs) -> pytree of tensors``; order 1 gives the values alone.
+        inputs: a tuple, a pytree with all tensors that the function depends on, but for the learned ones.
+        learned: parameters that the function finds by itself.
+        context: entered around each run.
+        unread: entered around the second, whose results are only differentiated: nobody reads their values.
+        repeated: which of the results, flattened, has its value then all the same, by which it is told that the
+            function gives the same again.
+    """
+    leaves, structure = pytree.tree_flatten(inputs)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]  # what is kept keeps no tensor alive
+    results: Any = None
+
+    def flat(order: int, *values: Tensor) -> tuple[Tensor, ...]:
+        nonlocal results
+        rest = iter(values)
+        filled = [next(rest) if other is None else other[0] for other in others]
+        found, results = pytree.tree_flatten(function(order, *pytree.tree_unflatten(filled, structure)))
+        return tuple(found)
+
+    def stacked(*values: Tensor) -> tuple[Tensor, ...]:
+        def run(order: int, *stacks: Tensor) -> tuple[Tensor, ...]:
+            return vmap(lambda *one: flat(order, *one), randomness="different")(*stacks)
+
+        return _Recomputed.apply(  # type: ignore[no-any-return]
+            run, context, unread, repeated, len(values), *values, *learned
+        )
+
+    if place() == "vmap":
+        found = on_stacks(stacked, *tensors)
+    else:
+        found = _Recomputed.apply(flat, context, unread, repeated, len(tensors), *tensors, *learned)
+    return pytree.tree_unflatten(list(found), results)
+
+
+RandomState = tuple[Tensor, list[int], list[Tensor]]
+"""The generator's state on the CPU; the accelerators concerned, and theirs."""
+
+
+def random_state(tensors: Sequence[Tensor]) -> RandomState:
+    """The state of torch's global generators, on the CPU and on the devices of the tensors."""
+    return torch.get_rng_state(), *get_device_states(*tensors)
+
+
+def same_random_state(state: RandomState, other: RandomState) -> bool:
+    """Whether two states of the same devices are equal, so that no numbers were drawn between them."""
+    return all(map(torch.equal, (state[0], *state[2]), (other[0], *other[2])))
+
+
+@contextmanager
+def random_numbers_from(state: RandomState | None) -> Iterator[None]:
+    """The random numbers that were drawn from this state on, once more; ``None`` stands for none at all."""
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng(state[1]):
+        torch.set_rng_state(state[0])
+        set_device_states(*state[1:])
+        yield
+
+
+class _Recomputed(Function):
+    """Any number of derivatives: the backward pass is another function that is computed again, by the one after it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Callable[..., Any],
+        context: Any,
+        unread: Any,
+        repeated: int | None,
+        number: int,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.run, ctx.context, ctx.unread, ctx.number = run, context, unread, number
+        ctx.save_for_backward(*tensors)
+        before = random_state(tensors)
+        with context():  # torch leaves function modes outside
+            results = tuple(run(1, *tensors[:number]))
+        ctx.repeated = None if repeated is None else (repeated, results[repeated].clone())
+        # Without need, nothing is kept: among the freed memory of a step, the smallest thing keeps the next step out.
+        ctx.random = None if same_random_state(before, random_state(tensors)) else before
+        ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point() and not r.is_complex()))
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        number, needed = ctx.number, ctx.needs_input_grad[5:]
+        tensors, learned = ctx.saved_tensors[:number], ctx.saved_tensors[number:]
+
+        def gradients(order: int, *values: Tensor) -> list[Tensor]:
+            # Leaves, since one input may have been computed from another, or from what is learned.
+            inputs = [
+                v if order == 2 and v.requires_grad else v.detach().requires_grad_(need)
+                for v, need in zip(values[:number], needed, strict=False)
+            ]
+            with random_numbers_from(ctx.random), torch.enable_grad():
+                with ctx.context(), ctx.unread():
+                    results = ctx.run(2, *inputs)
+                if ctx.repeated is not None and not further:
+                    _require_repeated(ctx.repeated[0], ctx.repeated[1], results)
+                    strangers = set(leaves_of(*results)).difference(inputs, learned)
+                    refuse_hidden(filter(_seen_before, strangers), ())
+                by = [t for t, need in zip([*inputs, *learned], needed, strict=True) if need]
+                pairs = [(r, c) for r, c in zip(results, values[number:], strict=True) if r.requires_grad]
+                return list(
+                    torch.autograd.grad(
+                        [r for r, _ in pairs], by, [c for _, c in pairs], create_graph=order == 2,
+                        allow_unused=True, materialize_grads=order == 2 or further,
+                    )
+                )  # fmt: skip
+
+        further = torch.is_grad_enabled()
+        if further:
+            values = (*tensors, *cotangents)
+            found = _Recomputed.apply(gradients, nullcontext, nullcontext, None, len(values), *values, *learned)
+        else:
+            found = gradients(1, *tensors, *cotangents)
+        grads = iter(found)
+        return None, None, None, None, None, *(next(grads) if need else None for need in needed)
+
+
+_strangers: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+
+def _seen_before(leaf: Tensor) -> bool:
+    """Whether a tensor was a leaf of an earlier step, too, and not made anew in this one."""
+    earlier = _strangers.get(id(leaf))
+    _strangers[id(leaf)] = leaf
+    return earlier is leaf
+
+
+def _require_repeated(index: int, before: Tensor, results: Sequence[Tensor]) -> None:
+    """Refuse a function that gives something else when it is computed again.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not torch.allclose(before, results[index].detach(), rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            'memory="constant" computes inner steps again in the backward pass, and the model or the loss gives '
+            "something else when it is called again: keep what changes in a buffer (self.register_buffer), draw random "
+            'numbers from torch\'s global generator, or give memory="graph"'
+        )

@@ -1,0 +1,1 @@
+"""Recipes, training by one in a run directory, and searching for better values."""

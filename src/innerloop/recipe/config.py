@@ -1,0 +1,412 @@
+"""Recipes: an experiment as a TOML file, checked against the signatures of what it names before anything is done.
+
+A recipe has the sections ``[model]`` (``name`` and the arguments of that model), ``[learner]`` (``preset`` and its
+arguments), ``[tasks]`` (``name`` and those of its builder), ``[train]`` (arguments of the `Trainer`) and ``[evaluate]``
+(of `evaluate`), and beside them ``description``, ``seed``, and ``extends``: another recipe, of which this one then
+only says what differs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import data, imitation, models, presets, rl
+from ..common import resources
+from ..common.disk import expanded, read_text
+from ..common.streams import brief, shown
+from ..data import Sources
+from ..learner import MetaLearner
+from ..schedules import SCHEDULES
+from ..task import InteractiveSource, TaskSource
+from ..train import Ensemble, Stateful, Trainer, evaluate
+from ..train.checkpoint import Checkpoints
+from ..train.checkpoint import differences as differences
+from .refusals import UnfitError, blaming, speaking_of
+from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
+from .toml import Config as Config
+from .toml import dumps as dumps
+from .toml import override
+from .toml import parse as parse
+from .toml import toml as toml
+
+MODELS: dict[str, Callable[..., nn.Module]] = {**models.MODELS, **rl.MODELS, **imitation.MODELS}
+PRESETS: dict[str, Callable[..., MetaLearner]] = {**presets.PRESETS, **rl.PRESETS, **imitation.PRESETS}
+TASKS: dict[str, Callable[..., Sources]] = {**data.TASKS, **rl.TASKS, **imitation.TASKS}
+
+DEPTH = 20
+"""Recipes that extend each other in a row, at most."""
+
+
+class Recipe(Config):
+    """A resolved recipe, with the name or the path that it was read from, for messages."""
+
+    source = ""
+
+
+def source_of(config: Mapping[str, Any]) -> str:
+    """The name or the path that a recipe was read from; empty if it was not."""
+    return str(getattr(config, "source", ""))
+
+
+class Section(NamedTuple):
+    """What a section of a recipe configures: a function, or the entry of a table that one of its keys names."""
+
+    functions: Mapping[str, Callable[..., Any]]
+    key: str = ""
+    without: tuple[str, ...] = ()
+
+    def function(self, where: str, given: Mapping[str, Any]) -> Callable[..., Any]:
+        """The function that the section is about."""
+        if not self.key:
+            return self.functions[""]
+        if self.key not in given:
+            raise ValueError(f"[{where}] needs the key {self.key}, one of {', '.join(sorted(self.functions))}")
+        return lookup(f"{where}.{self.key}", given[self.key], self.functions)
+
+    def options(self, where: str, given: Mapping[str, Any]) -> dict[str, Option]:
+        """Its keys, without the one that names the function."""
+        return options(self.function(where, given), self.without)
+
+
+GIVEN = ("learner", "train", "val", "run", "seed", "config", "loggers", "world", "progress")
+"""Arguments of the trainer that a recipe says elsewhere, or that are of the occasion."""
+
+SECTIONS = {
+    "model": Section(MODELS, "name"),
+    "learner": Section(PRESETS, "preset", ("model", "policy")),
+    "tasks": Section(TASKS, "name", ("root", "device", "download")),
+    "train": Section({"": Trainer}, "", GIVEN),
+    "evaluate": Section({"": evaluate}, "", ("learner", "source", "world")),
+}
+TOP = {"description": Option(str, ""), "seed": Option(int, 0), "extends": Option(str, "")}
+
+SHARED = {"ways": "ways", "image_size": "size", "channels": "channels"}
+"""Arguments of a model that must be what the tasks say, and how they are called there."""
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes shipped with the package, by name."""
+    return {file.stem: file for file in sorted(resources.folder("recipes").glob("*.toml"))}
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> Config:
+    """Read a recipe, apply what overrides it, check it, and make every default explicit. Reads no data.
+
+    Args:
+        name: of a shipped recipe, or the path of a file.
+        overrides: such as ``"learner.lr=0.1"``; the value is TOML, and a bare word is a string.
+        seed: overrides that of the recipe.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, or a name, key or value that is wrong; the message says what would be right.
+    """
+    try:
+        config = _read(name)
+        for text in overrides:
+            override(config, text)
+            section, _, key = text.partition("=")[0].strip().partition(".")
+            if section == "learner":
+                _give_way(config[section], {key})
+        recipe = Recipe(resolve(config if seed is None else {**config, "seed": seed}))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shown(name)}: {error}") from error
+    recipe.source = str(name)
+    return recipe
+
+
+def _read(name: str | Path, chain: tuple[Path, ...] = ()) -> Config:
+    """The content of a recipe on top of the one that it extends; the chain is of those that extend it."""
+    path = expanded(name)
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        path = chain[-1].parent / path if chain else path
+    else:
+        path = lookup("recipe", str(name), recipes())
+    if not path.is_file():
+        extending = f", which {shown(chain[-1])} extends" if chain else ""
+        raise FileNotFoundError(f"no recipe at {shown(path)}{extending}")
+    if os.path.realpath(path) in map(os.path.realpath, chain):
+        raise ValueError(f"extends itself: {' -> '.join(map(shown, (*chain, path)))}")
+    if len(chain) > DEPTH:
+        raise ValueError(f"more than {DEPTH} recipes extend each other: {shown(chain[0])}, {shown(chain[1])}, ...")
+    try:
+        config = parse(read_text(path))
+        base = convert(config.pop("extends", ""), str, "extends")
+    except ValueError as error:
+        if chain and shown(path) not in str(error):
+            raise ValueError(f"extends {shown(path)}: {error}") from error
+        raise
+    return _merge(_read(base, (*chain, path)), config) if base else config
+
+
+def _merge(base: Config, over: Mapping[str, Any]) -> Config:
+    """Section by section; within a section the later value of a key counts, whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = {**base[key], **value} if both else value
+        if key == "learner" and both:
+            _give_way(merged[key], value.keys())
+    return merged
+
+
+def _give_way(learner: Config, given: Collection[str]) -> None:
+    """Take out arguments of parts that are given now, and were not before: ``rule`` replaces the ``lr`` of earlier."""
+    for name, part in getattr(PRESETS.get(str(learner.get("preset"))), "parts", {}).items():
+        if part in given and name not in given:
+            learner.pop(name, None)
+
+
+# -- checking ---------------------------------------------------------------------------------------------------------
+
+
+def resolve(config: Mapping[str, Any]) -> Config:
+    """The same recipe with every default that TOML can express made explicit.
+
+    Raises:
+        ValueError: a name, key or value that is wrong.
+    """
+    known = {**TOP, **dict.fromkeys(SECTIONS)}
+    for key, value in config.items():
+        if key not in known:
+            raise ValueError(f"unknown key {shown(key)}{nearest(key, known)} A recipe has {', '.join(known)}")
+        if key in SECTIONS and not isinstance(value, dict):
+            raise ValueError(f"{key} = {brief(value)} is a value; expected a table [{key}]")
+    top = {key: convert(config.get(key, option.default), option.hint, key) for key, option in TOP.items()}
+    del top["extends"]
+    resolved: Config = {name: dict(config.get(name, {})) for name in SECTIONS}
+    for name in ("tasks", "learner", "train", "evaluate", "model"):
+        if name == "model":
+            _take_from_tasks(resolved["model"], resolved["tasks"])
+        resolved[name] = _complete(name, resolved[name])
+    return {**top, **resolved}
+
+
+def _complete(name: str, given: Mapping[str, Any]) -> Config:
+    """A section, checked, with its defaults."""
+    section = SECTIONS[name]
+    given = _as_now(name, given)
+    known, plain = section.options(name, given), {k: v for k, v in given.items() if k != section.key}
+    defaults = {key: encode(option.default) for key, option in known.items() if option.default is not REQUIRED}
+    for key, part in getattr(section.function(name, given), "parts", {}).items():
+        if given.get(part, "none") != "none":  # takes the place of what the key is for
+            defaults.pop(key, None)
+    plain = {**{key: value for key, value in defaults.items() if value is not MISMATCH}, **plain}
+    for key, value in plain.items():
+        schedule = SCHEDULES.get(str(value.get("schedule"))) if isinstance(value, dict) else None
+        if schedule and {"iterations"} <= plain.keys() & inspect.signature(schedule).parameters.keys():
+            plain[key] = {"iterations": plain["iterations"], **value}  # over the whole training
+    convert_all(name, plain, known)
+    return {**({section.key: given[section.key]} if section.key else {}), **plain}
+
+
+def _as_now(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as a recipe says it now.
+
+    Recipes of version 0.1 named the inner optimizer of Reptile, and counted inner steps of algorithms that take none.
+    """
+    now = dict(given)
+    if name == "learner" and given.get("preset") in ("prototypical", "trpo", "cloned"):
+        now.pop("steps", None)
+    if name == "learner" and given.get("preset") == "reptile" and now.pop("optimizer", "adam") == "sgd":
+        now["rule"] = {"name": "sgd", "lr": now.pop("lr", 1e-3)}
+    return now
+
+
+def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
+    """Give the model the ways and the size of the tasks; they must not contradict each other."""
+    known = SECTIONS["model"].options("model", model)
+    for key, theirs in SHARED.items():
+        if key in known and theirs in tasks and model.setdefault(key, tasks[theirs]) != tasks[theirs]:
+            raise ValueError(
+                f"model.{key} = {brief(model[key])} contradicts tasks.{theirs} = {brief(tasks[theirs])}; "
+                f"leave model.{key} out to have it follow"
+            )
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+def arguments(config: Config, name: str) -> dict[str, Any]:
+    """The arguments that a section of a resolved recipe stands for, such as those of the `Trainer`."""
+    section = SECTIONS[name]
+    given = {key: value for key, value in config[name].items() if key != section.key}
+    return convert_all(name, given, section.options(name, config[name]))
+
+
+def build_learner(config: Config, device: str = "cpu", most: int | None = None) -> MetaLearner:
+    """The learner of a resolved recipe, initialised under its seed. Torch's random state is left as it was.
+
+    Args:
+        config: from `load_recipe`.
+        device: as in `build`.
+        most: how many numbers the model may take: where a recipe and weights come from elsewhere, those that there are.
+
+    Raises:
+        UnfitError: the model takes more.
+        ValueError: a value that its model or its preset refuses; the message begins with the section.
+    """
+    preset = SECTIONS["learner"].function("learner", config["learner"])
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config["seed"])
+        model = build_model(config["model"], most)
+        with speaking_of("learner"):
+            learner: MetaLearner = preset(model, **arguments(config, "learner"))
+    return learner.to(find_device(device))
+
+
+def build_model(section: Config, most: int | None = None) -> nn.Module:
+    """The model of a recipe's section; see `build_learner`."""
+    builder, given = SECTIONS["model"].function("model", section), arguments({"model": section}, "model")
+    if most is not None:
+        with speaking_of("model"), torch.device("meta"):  # where tensors have shapes and take no memory
+            wanted = numbers(call(builder, given).state_dict())
+        if wanted > most:
+            raise UnfitError(f"its model takes {wanted:,} numbers, and there are {most:,}")
+    with speaking_of("model"):
+        model: nn.Module = call(builder, given)
+    return model
+
+
+def numbers(tensors: Mapping[str, Any]) -> int:
+    """How many there are in tensors together."""
+    return sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, Tensor))
+
+
+def build(
+    config: Config, root: str | Path | None = None, device: str = "cpu", download: bool = False
+) -> tuple[MetaLearner, Sources]:
+    """The learner and the task sources of a resolved recipe.
+
+    Args:
+        config: from `load_recipe`.
+        root: where the data are; see the data set.
+        device: ``"cpu"``, ``"cuda"``, ``"auto"``, ...
+        download: fetch data that are not there, where the data set knows from where.
+
+    Raises:
+        ValueError: the device is not available, or the model does not fit the images; and what the data set raises.
+    """
+    with blaming(source_of(config)):
+        learner = build_learner(config, device)
+        return learner, _build_sources(config, learner, root, device, download)
+
+
+def _build_sources(
+    config: Config, learner: MetaLearner, root: str | Path | None, device: str, download: bool = False
+) -> Sources:
+    """The task sources of a resolved recipe, which are to fit its learner."""
+    builder = SECTIONS["tasks"].function("tasks", config["tasks"])
+    given = {"root": root, "device": str(find_device(device)), "download": download}
+    accepted = inspect.signature(builder).parameters
+    outside = {key: value for key, value in given.items() if key in accepted}
+    with speaking_of("tasks", refused=False):
+        sources: Sources = builder(**arguments(config, "tasks"), **outside)
+        if isinstance(sources.train, InteractiveSource):
+            sources.train.require(learner)
+        else:
+            _check_fit(config, sources.train)
+    return sources
+
+
+def _check_fit(config: Config, source: TaskSource) -> None:
+    """Compare the model's input with the images, before torch trips over it."""
+    model, x = config["model"], source.sample(1, torch.Generator().manual_seed(0)).support.x
+    for key, axis in (("channels", -3), ("image_size", -1)):
+        if key in model and x.ndim == 5 and model[key] != x.shape[axis]:
+            raise ValueError(
+                f"model.{key} = {model[key]}, but the images of {config['tasks']['name']} have {x.shape[axis]}"
+            )
+
+
+def find_device(name: str) -> torch.device:
+    """A device by its name; ``"auto"`` is CUDA where there is one. Of several processes of a machine, each has its own.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    local = os.environ.get("LOCAL_RANK")
+    name = f"cuda:{local}" if name == "cuda" and local else name
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} is not available here ({reason}); use cpu or auto") from error
+    return torch.device(name)
+
+
+def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] = ()) -> tuple[MetaLearner, Config]:
+    """The learner of a run directory, with the best validated weights, and the resolved recipe. Reads no data.
+
+    Args:
+        run: the run directory.
+        device: as in `build`.
+        overrides: of the recipe, as in `load_recipe`, that leave the weights what they are, such as
+            ``"learner.statistics=running"``; not of its training, which is over.
+
+    Raises:
+        FileNotFoundError: it is not the directory of a run that was trained by a recipe.
+        ValueError: its files are damaged or do not fit each other, or an override would change nothing.
+    """
+    path = Path(run) / "config.toml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is not a run directory: it has no config.toml")
+    config = load_recipe(path, overrides)
+    for changed in differences(load_recipe(path), config):
+        if changed == "seed" or changed.startswith("train."):
+            hint = "; the tasks' is evaluate.seed" if changed == "seed" else ""
+            raise ValueError(f"{changed} is of the training, which is over: it changes nothing now{hint}")
+    weights = Checkpoints(Path(run)).weights()["learner"]
+    try:
+        with blaming(path):
+            learner = build_learner(config, device, numbers(weights))
+        if overrides and not any(p.requires_grad for p in learner.rule.parameters()):  # a recipe may say rates anew
+            given = {f"rule.{name}": value for name, value in learner.rule.state_dict().items()}
+            weights = {name: value for name, value in weights.items() if not name.startswith("rule.")} | given
+        learner.load_state_dict(weights)
+    except (RuntimeError, UnfitError) as error:
+        what = f"do not fit {', '.join(overrides)}" if overrides else "are not those of its config.toml"
+        reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise ValueError(f"the weights in {run} {what}: {reasons[0]}{more}") from error
+    return learner, config
+
+
+def load_run(
+    run: str | Path, root: str | Path | None = None, device: str = "cpu", overrides: Sequence[str] = ()
+) -> tuple[MetaLearner, Sources, Config]:
+    """As `load_learner`, with the task sources, whose data are at ``root``; see `build`."""
+    learner, config = load_learner(run, device, overrides)
+    with blaming(source_of(config)):
+        sources = _build_sources(config, learner, root, device)
+    newest = Checkpoints(Path(run)).newest()
+    if isinstance(sources.train, Stateful) and "source" in newest:  # what it learned, the others may share
+        sources.train.load_state_dict(newest["source"])
+    return learner, sources, config
+
+
+def load_ensemble(
+    run: str | Path, number: int, root: str | Path | None = None, device: str = "cpu", overrides: Sequence[str] = ()
+) -> tuple[Ensemble, Sources, Config]:
+    """As `load_run`, with the learners of a number of the best validated weights together.
+
+    Raises:
+        ValueError: the run does not keep as many; and what `load_run` raises.
+    """
+    best, sources, config = load_run(run, root, device, overrides)
+    learners = [best]
+    for kept in Checkpoints(Path(run)).best_weights(number)[1:] if number > 1 else ():
+        learners.append(build_learner(config, device))
+        learners[-1].load_state_dict(kept["learner"])
+    return Ensemble(learners), sources, config

@@ -1,0 +1,227 @@
+"""What a recipe may say, read off the signatures of the functions that it names."""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import inspect
+import math
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..common.streams import brief, shown
+from ..episode import Loss
+from ..losses import LOSSES
+from ..metrics import Metric
+from ..rules import RULES, Chain, UpdateRule
+from ..schedules import SCHEDULES
+from ..train.metrics import METRICS
+
+REQUIRED = inspect.Parameter.empty
+MISMATCH = object()
+LOWEST = -(2**63)
+"""The lowest integer of 64 bits, as TOML and torch have them."""
+
+PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+
+Value = TypeVar("Value")
+
+
+class Option(NamedTuple):
+    """An argument that a recipe can give: its type, and its default or `REQUIRED`."""
+
+    hint: Any
+    default: Any
+
+
+def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Option]:
+    """The arguments of a function that plain values can express.
+
+    ``*args`` becomes a list under its name. ``**kwargs`` of a ``TypedDict`` that are passed on have the defaults of the
+    class that the function returns, but for those that the function has values of its own for (``function.own``).
+    """
+    annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    hints = get_type_hints(annotated)
+    found: dict[str, Option] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            behind = inspect.signature(hints["return"]).parameters
+            passed = get_type_hints((get_args(hints[name]) or (hints[name],))[0])
+            own = getattr(function, "own", ())
+            default = {key: behind[key].default for key in passed}  # where it has none, the function has a part
+            found |= {
+                key: Option(hint, None if default[key] is REQUIRED else default[key])
+                for key, hint in passed.items()
+                if key not in own
+            }
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            found[name] = Option(types.GenericAlias(tuple, (hints[name], ...)), REQUIRED)
+        else:
+            found[name] = Option(hints[name], parameter.default)
+    return {name: option for name, option in found.items() if name not in without and _describe(option.hint)}
+
+
+def call(function: Callable[..., Value], arguments: Mapping[str, Any], *first: Any) -> Value:
+    """Call a function with the arguments that `options` describes, after some positional ones."""
+    given = dict(arguments)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            first = (*first, *given.pop(parameter.name, ()))
+    return function(*first, **given)
+
+
+def lookup(what: str, name: Any, table: Mapping[str, Value], where: str = "") -> Value:
+    """The entry of that name, which was given at some place.
+
+    Raises:
+        ValueError: there is none; the message has the nearest name, and all of them.
+    """
+    if isinstance(name, str) and name in table:
+        return table[name]
+    place, known = f"{where}: " if where else "", ", ".join(sorted(table)) or "none"
+    raise ValueError(f"{place}unknown {what} {brief(name)}{nearest(name, table)} Known: {known}")
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"``, or ``"."`` when nothing is near."""
+    plain = {word.lower().replace("-", "_"): word for word in known}
+    near = difflib.get_close_matches(brief(name).strip("'\"").lower().replace("-", "_"), plain, 1, 0.6)
+    return f"; did you mean {plain[near[0]]!r}?" if near else "."
+
+
+def convert_all(where: str, given: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    """Plain values as the arguments that the options ask for; those without a value in TOML (None) are left out.
+
+    Raises:
+        ValueError: a key that is not known or is missing, or a value of the wrong type.
+    """
+    for key in given:
+        if key not in known:
+            valid = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"unknown key {where}.{shown(key)}{nearest(key, known)} Keys of [{where}]: {valid}")
+    if missing := [key for key, option in known.items() if option.default is REQUIRED and key not in given]:
+        raise ValueError(f"[{where}] needs the key{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
+    return {key: convert(value, known[key].hint, f"{where}.{key}") for key, value in given.items()}
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """Convert a plain value to the type of a hint.
+
+    An integer becomes a number, a list a tuple, a name a loss or a metric, a table such as ``{schedule = "linear",
+    start = 1.0, end = 0.0, iterations = 100}`` a schedule, ``{name = "adam", lr = 0.01}`` an update rule, a list of
+    those a chain, and ``"none"`` None.
+
+    Raises:
+        ValueError: it is of none of the types; the message names place, value and what was expected.
+    """
+    if type(value) is int and not LOWEST <= value < -LOWEST:
+        raise ValueError(f"{where} = {brief(value, 20)} is an integer of more than 64 bits")
+    if Metric in (members := _members(hint)) and isinstance(value, str):
+        return None if value == "none" and type(None) in members else lookup("metric", value, METRICS, where)
+    for kind in members:
+        converted = _convert(value, kind, where)
+        if converted is not MISMATCH:
+            return converted
+    raise ValueError(f"{where} = {brief(value)} is {_describe_value(value)}; expected {_describe(hint)}")
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is type(None):
+        return None if value == "none" else MISMATCH
+    if kind is float or isinstance(kind, TypeVar):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return float(value) if number else MISMATCH
+    if kind in (bool, int, str):
+        return value if type(value) is kind else MISMATCH
+    if origin is Literal:
+        return value if any(value == a and type(value) is type(a) for a in arguments) else MISMATCH
+    if origin is tuple:
+        return _convert_list(value, arguments, where)
+    if kind == Loss and isinstance(value, str):
+        return lookup("loss", value, LOSSES, where)
+    if _is_schedule(kind) and isinstance(value, dict):
+        return _convert_schedule(value, where)
+    if kind is UpdateRule and isinstance(value, dict | list):
+        return _convert_rule(value, where)
+    return MISMATCH
+
+
+def _convert_list(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    if not isinstance(value, list):
+        return MISMATCH
+    each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else kinds
+    if len(each) != len(value):
+        return MISMATCH
+    return tuple(convert(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, each, strict=True)))
+
+
+def _convert_schedule(table: Mapping[str, Any], where: str) -> Callable[[int], float]:
+    schedule = lookup(f"{where}.schedule", table.get("schedule"), SCHEDULES)
+    given = {key: value for key, value in table.items() if key != "schedule"}
+    return call(schedule, convert_all(where, given, options(schedule)))
+
+
+def _convert_rule(value: Any, where: str) -> UpdateRule:
+    """A table such as ``{name = "adam", lr = 0.01}``, or a list of such tables, which is a chain."""
+    if isinstance(value, list):
+        parts = [convert(each, UpdateRule, f"{where}[{i}]") for i, each in enumerate(value)]
+        try:
+            return Chain(*parts)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    rule = lookup(f"{where}.name", value.get("name"), RULES)
+    given = {key: one for key, one in value.items() if key != "name"}
+    return call(rule, convert_all(where, given, options(rule)))
+
+
+def encode(value: Any) -> Any:
+    """A default value as a recipe would give it; `MISMATCH` where it cannot."""
+    if isinstance(value, tuple | list):
+        items = [encode(item) for item in value]
+        return MISMATCH if MISMATCH in items else items
+    if type(value) in PLAIN:
+        return value
+    return next((name for name, loss in LOSSES.items() if value is loss), MISMATCH)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_schedule(kind: Any) -> bool:
+    return get_origin(kind) is collections.abc.Callable and get_args(kind)[0] == [int]
+
+
+def _describe(hint: Any) -> str:
+    """The type in the words of a recipe; empty if no plain value can express it."""
+    members = _members(hint)
+    words = [text for kind in members if kind is not type(None) and (text := _describe_kind(kind))]
+    words = [f"one of {', '.join(METRICS)}"] if Metric in members else words
+    optional = words and type(None) in members
+    return " or ".join([*words, '"none"'] if optional else words)
+
+
+def _describe_kind(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and kind in PLAIN:
+        return PLAIN[kind]
+    if isinstance(kind, TypeVar):
+        return PLAIN[float]
+    if origin is Literal:
+        return " or ".join(f'"{a}"' for a in arguments)
+    if origin is tuple:
+        length = "" if arguments[-1] is Ellipsis else f" of {len(arguments)}"
+        item = _describe(arguments[0])
+        return f"a list{length}, each {item}" if item else ""
+    if kind == Loss:
+        return f"one of {', '.join(LOSSES)}"
+    if kind is UpdateRule:
+        return 'a table {name = "sgd", ...}'
+    return 'a table {schedule = "linear", ...}' if _is_schedule(kind) else ""
+
+
+def _describe_value(value: Any) -> str:
+    names = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "a table"}
+    return names.get(type(value), f"a {type(value).__name__}")

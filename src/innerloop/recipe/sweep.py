@@ -1,0 +1,388 @@
+"""Searching for a recipe's better values, by Optuna: the same command on several machines shares one study.
+
+A space is a TOML file that says for values of the recipe where they are looked for::
+
+    learner.lr = {low = 0.001, high = 1.0, log = true}
+    learner.steps = {low = 1, high = 5}
+    train.optimizer = {choices = ["adam", "sgd"]}
+
+A trial trains in run directories of its own, ``trial-0007-seed0``, and is judged by its best meta-validation; meta-test
+is left alone. What is validated badly on the way is pruned. A worker that is killed loses nothing: its trial is begun
+again by another, or when the command is given again, and goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import math
+import os
+import random
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..common.disk import read_text, refuse_link, refuse_linked_database
+from ..common.interrupts import raise_interrupt_behind
+from ..common.streams import brief, is_utf8, shown
+from ..engine.undisturbed import guarded
+from ..train import Interrupted
+from ..train.claim import is_claimed
+from ..train.evaluate import judged_by
+from ..train.trainer import derive_seed
+from . import config, experiment
+from .trials import override, reason, said
+from .trials import summary as summary
+
+STALE = int(os.environ.get("INNERLOOP_SWEEP_STALE", "60"))
+"""Seconds without a sign of life after which the worker of a trial is taken for dead."""
+POLL = 2.0
+ATTEMPTS = 4
+"""How often a storage is tried that cannot be used."""
+DEATHS = 3
+"""How many workers a trial may take with it before it is given up."""
+OF_THE_MACHINE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EIO)
+"""Errors that the next trial would meet, too, such as a full disk."""
+AGAIN = "goes_on_with"
+"""The attribute of a trial which goes on with another's run directories: the number of that one."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where one value of a recipe is looked for: from low to high, on a logarithmic scale or not, or among choices."""
+
+    low: Any = None
+    high: Any = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, key: str, given: Mapping[str, Any]) -> Domain:
+        """From what a space says of a key.
+
+        Raises:
+            ValueError: it makes no sense.
+        """
+        if unknown := [name for name in given if name not in ("low", "high", "log", "choices")]:
+            raise ValueError(f"{key}: unknown {', '.join(unknown)}; a domain has low, high and log, or choices")
+        if "choices" in given:
+            if len(given) > 1 or not isinstance(given["choices"], list) or not given["choices"]:
+                raise ValueError(f"{key}: choices is a list of one value or more, and stands alone, got {brief(given)}")
+            return cls(choices=tuple(given["choices"]))
+        low, high, log = (given.get(name, default) for name, default in (("low", None), ("high", None), ("log", False)))
+        if not {type(low), type(high)} <= {int, float} or low >= high or (log and low <= 0):
+            raise ValueError(
+                f"{key}: low and high are numbers, low < high, and of log = true above 0, got {brief(given)}"
+            )
+        return cls(low, high, bool(log))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a space says it."""
+        if self.choices:
+            return {"choices": list(self.choices)}
+        return {"low": self.low, "high": self.high, "log": self.log}
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Values to check a recipe with."""
+        return self.choices or (self.low, self.high)
+
+    def suggest(self, trial: Any, key: str) -> Any:
+        """A value for an Optuna trial."""
+        if self.choices:
+            return trial.suggest_categorical(key, self.choices)
+        if {type(self.low), type(self.high)} == {int}:
+            return trial.suggest_int(key, self.low, self.high, log=self.log)
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
+
+
+Space = dict[str, Domain]
+
+
+def load_space(path: Path, recipe: str, overrides: Sequence[str] = ()) -> Space:
+    """Read a space, and check that the recipe takes all of it, and its learner the ends and the choices.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is wrong, or a value is not one for the recipe.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no space at {path}")
+    try:
+        space = {key: Domain.of(key, given) for key, given in _domains(config.parse(read_text(path)))}
+    except RecursionError as error:
+        raise ValueError(f"{path}: its tables are nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    config.load_recipe(recipe, overrides)  # what is wrong with the recipe is not the fault of the space
+    if not space:
+        raise ValueError(f"{path}: nothing to look for; e.g. learner.lr = {{low = 0.001, high = 1.0, log = true}}")
+    for key, domain in space.items():
+        for example in domain.examples:
+            try:
+                config.build_learner(config.load_recipe(recipe, [*overrides, override(key, example)]))
+            except ValueError as error:
+                raise ValueError(f"{path}: {recipe} does not take {key} = {brief(example)}: {error}") from error
+    return space
+
+
+def _domains(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name, value in table.items():
+        key = (*path, *name.split("."))
+        if not isinstance(value, dict):
+            raise ValueError(f"{'.'.join(key)} = {brief(value)} is no domain, such as {{low = 1, high = 5}}")
+        is_domain = bool({"low", "high", "log", "choices"} & value.keys())
+        found += [(".".join(key), value)] if is_domain else _domains(value, key)
+    return found
+
+
+# -- the study --------------------------------------------------------------------------------------------------------
+
+
+def optuna() -> Any:
+    """The module.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        import optuna as module
+    except ImportError as error:
+        raise ImportError("sweeps need Optuna: pip install 'innerloop[sweep]'") from error
+    module.logging.set_verbosity(module.logging.ERROR)  # what a trial fails of is told by us, without a traceback
+    warnings.filterwarnings("ignore", category=module.exceptions.ExperimentalWarning)
+    return module
+
+
+def storage(url: str) -> Any:
+    """The Optuna storage of a study.
+
+    It is ``sqlite:///FILE``, ``postgresql://...``, another database that SQLAlchemy knows, or ``journal:FILE`` on a
+    file system that all workers share.
+
+    Raises:
+        ImportError: the driver of the database is not installed.
+        ConnectionError: the database cannot be reached.
+    """
+    module = optuna()
+    refuse_linked_database(url)
+    if url.startswith("journal:"):
+        from optuna.storages.journal import JournalFileBackend
+
+        return module.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
+    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    kind = module.storages.RDBStorage
+    known = "heartbeat_stale_trial_callback" in inspect.signature(kind).parameters  # what Optuna calls it from 4.9 on
+    callback = {"heartbeat_stale_trial_callback" if known else "failed_trial_callback": _again}
+    for attempt in range(ATTEMPTS):
+        try:
+            return kind(
+                url, engine_kwargs=engine, heartbeat_interval=max(1, STALE // 3), grace_period=STALE, **callback
+            )
+        except ImportError as error:
+            driver = f"the driver of {url.split(':')[0]} is not installed ({error})"
+            raise ImportError(f"{driver}: pip install 'psycopg[binary]'") from error
+        except Exception as error:  # SQLAlchemy's errors are of its drivers' making
+            if attempt + 1 < ATTEMPTS:  # another worker may be making the tables at this moment
+                time.sleep(random.uniform(0.2, 1.0))
+                continue
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConnectionError(f"the storage {url.split('@')[-1]} cannot be used: {reason}") from error
+    raise AssertionError
+
+
+def _again(study: Any, trial: Any, died: bool = True) -> None:
+    """Have a trial that did not come to its end gone on with; not for ever, if its worker died of it."""
+    deaths = trial.user_attrs.get("deaths", 0) + died
+    if deaths <= DEATHS:
+        goes_on = {AGAIN: trial.user_attrs.get(AGAIN, trial.number), "deaths": deaths}
+        study.enqueue_trial(trial.params, user_attrs=goes_on)
+
+
+class Pruning:
+    """A logger that tells a trial of its validations, and ends it where they are bad.
+
+    Args:
+        trial: Optuna's.
+        before: the scores of the seeds before.
+        offset: of the iterations of this seed among those of all.
+    """
+
+    def __init__(self, trial: Any, before: Sequence[float], offset: int) -> None:
+        self.trial, self.before, self.offset = trial, before, offset
+
+    def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
+        """Nothing is needed."""
+
+    def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Only validations count."""
+        for name, value in values.items():
+            if name.startswith("validation/") and name != "validation/ci95":
+                scores = [*self.before, value]
+                self.trial.report(sum(scores) / len(scores), self.offset + iteration)
+                if self.trial.should_prune():
+                    raise optuna().TrialPruned(f"pruned at iteration {iteration}")
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+# -- sweeping ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is looked for, and where.
+
+    Attributes:
+        recipe, overrides: the recipe.
+        space: of its values.
+        folder: of the run directories.
+        place: where and how trials run.
+        seeds: how many of them a trial is trained under, from the recipe's on; it is judged by their mean.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    space: Space
+    folder: Path
+    place: experiment.Place
+    seeds: int = 1
+
+    def study(self, url: str, name: str) -> Any:
+        """Begin the study, or take it up."""
+        module = optuna()
+        if not is_utf8(name):
+            raise ValueError(f"{self.recipe}: the name of a study is UTF-8, got {shown(name)}: give another --name")
+        settings = config.load_recipe(self.recipe, self.overrides)
+        learner, sources = config.build(settings, self.place.data, self.place.device, self.place.download)
+        if sources.val is None:
+            raise ValueError(f"{self.recipe} has no meta-validation, by which trials are judged")
+        scale = judged_by(learner, sources.val, config.arguments(settings, "train").get("metric"))
+        direction = "maximize" if scale.higher_is_better else "minimize"
+        study = module.create_study(
+            study_name=name,
+            storage=storage(url),
+            pruner=module.pruners.MedianPruner(),
+            direction=direction,
+            load_if_exists=True,
+        )
+        if (begun := study.direction.name.lower()) != direction:
+            raise ValueError(f"the study {name} is to {begun}, {scale.name} to {direction}: give another --name")
+        study.set_user_attr("metric", {"metric": scale.name, "unit": scale.unit})
+        self._require_same(study, "recipe", settings)
+        self._require_same(study, "space", {key: domain.as_dict() for key, domain in self.space.items()})
+        return study
+
+    def _require_same(self, study: Any, what: str, now: Mapping[str, Any]) -> None:
+        """That a study is of one recipe and one space, or its trials could not be compared."""
+        before = study.user_attrs.get(what)
+        if before is None:
+            study.set_user_attr(what, config.dumps(now))
+            return
+        saved, now = config.parse(before), config.parse(config.dumps(now))
+        if what == "space":
+            changed = [f"space of {key}" for key in {**saved, **now} if saved.get(key) != now.get(key)]
+        else:
+            changed = config.differences(saved, now)
+        if changed:
+            raise ValueError(f"the study {study.study_name} is of another {', '.join(changed)}: give another --name")
+
+    @guarded
+    def run(self, study: Any, trials: int, tell: Callable[[str], None]) -> None:
+        """Work until so many trials are finished, by whomever.
+
+        Raises:
+            Interrupted: a signal stopped the trial, which will be gone on with.
+        """
+        while True:
+            self._bury(study)
+            finished, running = counts(study)
+            if finished >= trials:
+                return
+            if finished + running >= trials:  # others are at the last ones, which may yet come to be done again
+                time.sleep(POLL)
+                continue
+            study.optimize(lambda trial: self._objective(study, trial, tell), n_trials=1)
+
+    def _bury(self, study: Any) -> None:
+        """Fail the trials of workers that died, so that they are gone on with."""
+        module = optuna()
+        if isinstance(study._storage, module.storages.JournalStorage):
+            return self._bury_unclaimed(study)
+        module.storages.fail_stale_trials(study)
+        return None
+
+    def _bury_unclaimed(self, study: Any) -> None:
+        """Of a storage without signs of life: those whose run directories nobody holds."""
+        module = optuna()
+        for trial in study.get_trials(deepcopy=False, states=[module.trial.TrialState.RUNNING]):
+            begun = trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() > STALE
+            if begun and not any(is_claimed(run) for run in self.runs(trial)):
+                study.tell(trial.number, state=module.trial.TrialState.FAIL)
+                _again(study, trial)
+
+    def runs(self, trial: Any) -> list[Path]:
+        """The run directories of a trial."""
+        number = trial.user_attrs.get(AGAIN, trial.number)
+        first = config.load_recipe(self.recipe, self.overrides)["seed"]
+        return [self.folder / f"trial-{number:04d}-seed{first + i}" for i in range(self.seeds)]
+
+    def _sampler(self, number: int) -> Any:
+        """What draws the values of one trial: the same ones, given the same trials before, whoever works on it."""
+        seed = config.load_recipe(self.recipe, self.overrides)["seed"]
+        drawn = derive_seed(f"trial {number}", seed) % 2**32  # the range that NumPy takes
+        return optuna().samplers.TPESampler(seed=drawn, constant_liar=True)  # other workers' trials count, too
+
+    def _objective(self, study: Any, trial: Any, tell: Callable[[str], None]) -> float:
+        study.sampler = self._sampler(trial.number)
+        values = {key: domain.suggest(trial, key) for key, domain in self.space.items()}
+        overrides = [*self.overrides, *(override(key, value) for key, value in values.items())]
+        runs, scores = self.runs(trial), list[float]()
+        trial.set_user_attr("runs", [str(run) for run in runs])
+        try:
+            for run in map(refuse_link, runs):
+                seed = int(run.name.rpartition("seed")[2])
+                settings = dict(config.load_recipe(self.recipe, overrides, seed))  # whose name is that of the sweep
+                offset = len(scores) * settings["train"]["iterations"]
+                command = experiment.command(self.recipe, overrides, run, seed, self.place.data, self.place.device)
+                result, _ = experiment.conduct(
+                    settings, run, self.place, command=command, resume=True, test=False, progress=False,
+                    loggers=[Pruning(trial, scores, offset)],
+                )  # fmt: skip
+                scores.append(result.score)
+        except Interrupted:
+            _again(study, study.trials[trial.number], died=False)
+            raise
+        except optuna().TrialPruned:
+            tell(f"trial {trial.number}: {said(values)}: pruned")
+            raise
+        except Exception as error:  # whatever the values of one trial lead to, the others may be good
+            raise_interrupt_behind(error)
+            busy = isinstance(error, BlockingIOError)  # another process trains in the run directory
+            if busy or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
+                _again(study, study.trials[trial.number], died=False)
+                raise
+            why = reason(error)
+            trial.set_user_attr("why", why)
+            tell(f"trial {trial.number}: {said(values)}: failed: {why}")
+            raise optuna().TrialPruned(why) from error
+        score = sum(scores) / len(scores)
+        trial.set_user_attr("scores", scores)
+        if not math.isfinite(score):
+            trial.set_user_attr("why", "its validation is not finite")
+            tell(f"trial {trial.number}: {said(values)}: failed: its validation is not finite")
+            raise optuna().TrialPruned
+        tell(f"trial {trial.number}: {said(values)}: {score:.4g}")
+        return score
+
+
+def counts(study: Any) -> tuple[int, int]:
+    """How many trials are finished (completed or pruned), and how many are being worked on."""
+    states = optuna().trial.TrialState
+    found = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return sum(s in (states.COMPLETE, states.PRUNED) for s in found), sum(s == states.RUNNING for s in found)
