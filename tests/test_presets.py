@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +133,29 @@ def test_recipes_of_reptile_of_version_0_1(optimizer: str, rule: type) -> None:
     made = config.build_learner(found).rule
     assert type(made) is rule
     assert float(made.lr) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(("optimizer", "rule"), [("adam", il.Adam), ("sgd", il.SGD)])
+def test_the_optimizer_of_reptile_is_now_a_rule(optimizer: str, rule: type) -> None:
+    with pytest.warns(FutureWarning, match=r"reptile takes rule= in place of optimizer=.*rule=il\.SGD\(lr\)") as told:
+        made = il.reptile(network(), lr=0.03, optimizer=optimizer).rule  # type: ignore[call-arg]
+    assert told[0].filename == __file__
+    assert type(made) is rule
+    assert float(made.lr) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "new"), [("config", "innerloop.recipe.config"), ("checkpointing", "innerloop.task_contexts")]
+)
+def test_modules_that_moved_are_found_under_their_old_names(name: str, new: str) -> None:
+    code = f"import warnings; warnings.simplefilter('error'); import innerloop.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        f"FutureWarning: innerloop.{name} is now {new}, and version 0.4 will no longer know the old name"
+    )
+    code = f"import innerloop.{name} as old, innerloop as il; print(old is il.{name})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"], done.stderr
 
 
 # -- what inner losses and rules may ask for --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ A keyword argument that a preset does not name goes to the learner, in place of 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypedDict
@@ -15,6 +16,7 @@ from torch import nn
 from typing_extensions import Unpack  # torch brings it
 
 from . import rules, schedules
+from .common.errors import user_level
 from .engine.compiling import Compile
 from .engine.engine import Vectorize
 from .engine.stateless import Precision, Statistics
@@ -120,7 +122,18 @@ def reptile(model: nn.Module, lr: float = 1e-3, **options: Unpack[Options]) -> M
         lr: of the inner Adam.
         options: as in `MetaLearner`; ``rule=SGD(lr)`` for plain inner steps.
     """
-    return composed(model, options, rule=rules.Adam(lr, betas=(0.0, 0.999)), objective=Reptile())
+    rule: rules.UpdateRule = rules.Adam(lr, betas=(0.0, 0.999))
+    if (optimizer := options.pop("optimizer", None)) is not None:  # type: ignore[typeddict-item]
+        warnings.warn(
+            "reptile takes rule= in place of optimizer=, which version 0.4 will no longer know: give rule=il.SGD(lr), "
+            "or nothing for Adam",
+            FutureWarning,
+            stacklevel=user_level(),
+        )
+        if optimizer not in ("adam", "sgd"):
+            raise ValueError(f'the inner optimizer of Reptile was "adam" or "sgd", got {optimizer!r}: give rule=')
+        rule = rules.SGD(lr) if optimizer == "sgd" else rule
+    return composed(model, options, rule=rule, objective=Reptile())
 
 
 @of_parts(lr="rule", iterations="objective")

@@ -568,9 +568,7 @@ def test_an_object_that_gathers_is_reset_between_tasks() -> None:
 def test_nothing_is_imported_for_it() -> None:
     import subprocess
 
-    code = (
-        "import innerloop.train, innerloop.report, innerloop.recipe, sys; print('torchmetrics' in sys.modules)"
-    )
+    code = "import innerloop.train, innerloop.report, innerloop.recipe, sys; print('torchmetrics' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

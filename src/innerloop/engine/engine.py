@@ -62,8 +62,8 @@ class Engine:
             time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
             a part of the first meta-batch, throws the results away, and stays with the quickest, as do later learners
             like this one (``innerloop.engine.plans``); what cannot be vectorized runs one by one, with one warning that
-            names the part, the cause and the fix. Under ``torch.use_deterministic_algorithms(True)`` nothing is measured,
-            and 8 run at once.
+            names the part, the cause and the fix. Under ``torch.use_deterministic_algorithms(True)`` nothing is
+            measured, and 8 run at once.
         lean: whether memory counts more than time: then neither one by one is tried, where torch's own operations keep
             several times what the kernels do, nor threads, each of which keeps memory of its own.
         parts: the others that the function calls, in the order of `PARTS`.
