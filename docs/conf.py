@@ -26,8 +26,8 @@ maximum_signature_line_length = 90
 # Types of others, and the options of presets, which are the learner's, have no page here.
 OTHERS = r"(torch|collections|contextlib|pathlib|types|typing|typing_extensions|pd)\..*|Tensor|Axes|Figure"
 PRIVATE = (
-    r"innerloop\..*\.(Options|Running|Option|Cases|Drawing|Shared|Stateless|Draws|Step|Record)"
-    r"|Source|Distribution|FunctionSource|Frame|Drawing|dict\[str"
+    r"innerloop\..*\.(Options|Option|Cases|Drawing|Shared|Stateless|Draws|Step|Record)"
+    r"|Source|Distribution|FunctionSource|Frame|Drawing|Stateless|dict\[str|tuple\[str"
 )
 nitpicky = True
 nitpick_ignore_regex = [("py:class", OTHERS), ("py:class", PRIVATE), ("py:exc", "UnfitError")]

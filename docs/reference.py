@@ -29,7 +29,7 @@ PUBLIC = {
 }
 """Those that a program imports, and what they are for; one that is not there has no page."""
 INSIDE = (
-    "task", "episode", "adapted", "objectives", "engine.engine", "engine.compiling", "engine.checkpointing", "per_step",
+    "task", "episode", "adapted", "objectives", "engine.engine", "engine.compiling", "per_step",
     "support_norm", "task_model", "train.outer", "train.trace",
     "train.accuracy", "train.metrics",
     "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym", "imitation.worlds",

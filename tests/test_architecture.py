@@ -60,6 +60,18 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not upward, f"{room} may not import {sorted(upward)}"
 
 
+USERS_OF_THE_ENGINE = {
+    *("learner", "adapted", "episode", "task_model", "per_step", "objectives", "initializations", "models", "presets"),
+    *("updates", "testing", "checks", "train", "recipe", "cli", "checkpointing"),
+}
+"""Rooms that import from the engine. A new paper, data set or figure never needs to."""
+
+
+def test_few_rooms_import_from_the_engine() -> None:
+    found = {_room(path) for path in FILES if "engine" in _imported_rooms(path)} - {"engine"}
+    assert found == USERS_OF_THE_ENGINE
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_rooms_are_small(path: Path) -> None:
     text = path.read_text()

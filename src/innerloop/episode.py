@@ -85,7 +85,7 @@ class Step:
 
     @property
     def latest(self) -> int:
-        """The index of the inner step that led here, 0 at the start: examples are judged by what that step has."""
+        """The index of the inner step that led here (0 at the start), by whose own norms examples are judged."""
         return max(self.index - 1, 0)
 
     def at(self, params: Params) -> Step:
@@ -116,7 +116,7 @@ class Query(NamedTuple):
 class InnerLoss:
     """The inner loss of one inner step, on its mini-batch, as a function of the adapted parameters.
 
-    A rule whose `forward` has a keyword ``inner`` is given it, and may ask for the loss and its gradient elsewhere.
+    A rule whose ``forward`` has a keyword ``inner`` is given it, and may ask for the loss and its gradient elsewhere.
     """
 
     episode: Episode
@@ -173,7 +173,7 @@ class InnerLoss:
 
 @dataclass(frozen=True)
 class Episode:
-    """One task with all that it takes to adapt to it and to judge the result: a value, and pure functions of `Step`s.
+    """One task with all that it takes to adapt to it and to judge the result: a value, with pure functions of a `Step`.
 
     Attributes:
         model: as this task has it.

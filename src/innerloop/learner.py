@@ -74,7 +74,7 @@ class MetaLearner(nn.Module):
             step at a time, which takes about a third longer and a small part of the memory. The gradients are the same.
         precision: ``"float32"``, or ``"bfloat16"`` for matrix products and convolutions.
         vectorize: ``"auto"``, ``True``, ``False``, a number of tasks, or of tasks and threads; see
-            `innerloop.engine.Engine`.
+            `innerloop.engine.engine.Engine`.
         compile: ``"auto"``, ``True`` or ``False``: whether `meta_gradient` runs compiled; see
             `innerloop.engine.compiling.Compiler`.
         citation: of the algorithm, where it is more than its parts.

@@ -95,7 +95,7 @@ def test_modes_are_those_of_the_first_run(regression: Callable[..., il.Task]) ->
 
 def test_out_of_place_is_refused(regression: Callable[..., il.Task]) -> None:
     kept = learner({"use_reentrant": False})
-    with pytest.raises(ValueError, match=r"Sequential is computed again .*context_fn=innerloop\.checkpointing"):
+    with pytest.raises(ValueError, match=r"Sequential is computed again .*context_fn=innerloop\.task_contexts"):
         kept.meta_gradient(regression())
 
 

@@ -1,4 +1,4 @@
-"""Parts of a model that are computed again in the backward pass, as `torch.utils.checkpoint.checkpoint` does.
+"""Parts of a model that are computed again in the backward pass, as ``torch.utils.checkpoint.checkpoint`` does.
 
 A learner puts a task's parameters into the model for the length of a call. What is computed again comes later, when the
 model has its own back, and would be computed with these. But torch asks at the first run for the context of the second
@@ -34,7 +34,7 @@ KEPT_AS = "_gradient_checkpointing_func"
 
 
 def task_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """A ``context_fn`` for `torch.utils.checkpoint.checkpoint` that recomputes under the conditions of the first pass.
+    """A ``context_fn`` for ``torch.utils.checkpoint.checkpoint`` that recomputes under the conditions of the first.
 
     What the backward pass recomputes sees the parameters, buffers and modes that the first pass saw, and all tasks at
     once if the first pass did.
@@ -53,7 +53,7 @@ def task_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager
     torch.Size([1, 2])
 
     Raises:
-        ValueError: gradients are taken by `torch.func`, as `innerloop.Implicit` takes them.
+        ValueError: gradients are taken by ``torch.func``, as `innerloop.Implicit` takes them.
     """
     model = _running.get()
     if model is not None and place() == "other":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (Tensor, nn.Parameter)
-_OURS = (f"{__package__}.", "torch.utils._device")
+_OURS = (f"{__name__.partition('.')[0]}.", "torch.utils._device")
 """Where the modes are from that need not see the library's operations; that of `torch.device` changes new tensors."""
 
 
