@@ -65,7 +65,7 @@ PAIRS_NOTE = (
     "one after every epoch, with the graph recorded, as the tutorial does that this row stands for; the other lines "
     "compute the query loss once, after the last step. The data loading of the tutorial is in no line. The network "
     "ends in a sigmoid and the loss takes the sigmoid again, as there. TorchOpt is not asked: its differentiable "
-    "optimisers always take second derivatives."
+    "optimizers always take second derivatives."
 )
 ITERATION_NOTE = (
     "Each library draws its own tasks, so losses are not compared. An iteration draws 32 training tasks and 32 "

@@ -291,7 +291,7 @@ class Innerloop(Subject):
 
     def settled(self) -> bool:
         engine, compiler = self.learner.engine, self.learner.compiler
-        if not engine.vectorised or engine.random:
+        if not engine.vectorized or engine.random:
             return True
         if compiler.setting and self.row.training and not compiler.reasons:
             return False

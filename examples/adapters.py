@@ -43,11 +43,11 @@ def transformer() -> peft.PeftModel:
 iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 torch.manual_seed(0)
 learner = il.maml(transformer(), lr=0.1, steps=3, output="logits", vectorize=True)
-initialised = il.evaluate(learner, Keywords(), num_tasks=200, batch=100)
+initialized = il.evaluate(learner, Keywords(), num_tasks=200, batch=100)
 il.Trainer(learner, Keywords(), iterations=iterations, tasks=8, lr=3e-3, clip_norm=1.0).fit()
 trained = il.evaluate(learner, Keywords(), num_tasks=200, batch=100)
 
-print("accuracy in %, 200 new tasks    as initialised    meta-trained")
+print("accuracy in %, 200 new tasks    as initialized    meta-trained")
 for step in range(learner.steps + 1):
-    columns = (f"{e.steps[step]:6.2f} +- {e.steps_ci95[step]:.2f}" for e in (initialised, trained))
+    columns = (f"{e.steps[step]:6.2f} +- {e.steps_ci95[step]:.2f}" for e in (initialized, trained))
     print(f"{f'after {step} steps' if step else 'before':<30}", *columns, sep="  ")

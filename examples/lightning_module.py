@@ -12,7 +12,7 @@ import innerloop as il
 
 
 class MetaLearning(lightning.LightningModule):
-    """Lightning's optimisation, by meta-gradients that hold the graph of some tasks at a time and may be compiled."""
+    """Lightning's optimization, by meta-gradients that hold the graph of some tasks at a time and may be compiled."""
 
     def __init__(self, learner: il.MetaLearner, lr: float = 3e-3) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ def environment(tasks: dict[str, Any]) -> str:
 def algorithm(config: dict[str, Any]) -> str:
     """What a recipe does, in words."""
     if not config["train"]["iterations"]:
-        return "random initialisation"
+        return "random initialization"
     preset = str(config["learner"]["preset"])
     return WORDS.get(f"{preset} {config['model']['name']}", WORDS.get(preset, preset))
 

@@ -348,9 +348,9 @@ def summary(found: list[Verdict]) -> tuple[str, str]:
     for verdict in found:
         if not verdict.looped.startswith("right"):
             return "refused", _reason(verdict.looped)
-    looped = [v for v in found if not v.vectorised.startswith("right")]
+    looped = [v for v in found if not v.vectorized.startswith("right")]
     first = [v for v in found if v.order == 1 and v.looped == "right"]
-    reason = f"{_reason(looped[0].vectorised)}" if looped else ""
+    reason = f"{_reason(looped[0].vectorized)}" if looped else ""
     if first:
         how = "one task at a time" if looped else "vectorized"
         return "first order only", f"torch has no second derivative; {how}"
@@ -405,9 +405,9 @@ def main(arguments: list[str]) -> None:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             continue
         for v in found:
-            if v.looped != "right" or v.vectorised != "right" or v.wrong or v.order == 1 or name in arguments:
+            if v.looped != "right" or v.vectorized != "right" or v.wrong or v.order == 1 or name in arguments:
                 print(f"{v.name}: order {v.order}, torch's errors {v.errors}, looped {v.looped}, vectorized "
-                      f"{v.vectorised}", flush=True)  # fmt: skip
+                      f"{v.vectorized}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

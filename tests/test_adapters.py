@@ -241,7 +241,7 @@ def test_kinds_of_adapters(kind: str) -> None:
     assert all(norm(grads, name) > 0 for name in at_once.adapted if "embedding_B" not in name)
 
 
-def test_what_cannot_be_vectorised_is_looped() -> None:
+def test_what_cannot_be_vectorized_is_looped() -> None:
     config = peft.OFTConfig(task_type="SEQ_CLS", oft_block_size=4, target_modules=["query"])
     model, tasks = peft.get_peft_model(transformer(), config).double(), texts()
     own = learner(model)
@@ -256,7 +256,7 @@ def test_dropout_is_drawn_for_every_task_and_rests_in_predictions() -> None:
     twice = il.Task(*(pytree.tree_map(lambda t: torch.cat([t, t]), part) for part in tasks))
     own = learner(model.train())
     output = own(twice).output
-    assert own.engine.vectorised
+    assert own.engine.vectorized
     assert not torch.allclose(output[0], output[1])
     same(*own.predict(twice))
 
@@ -290,7 +290,7 @@ def test_padding_in_some_tasks_only_is_right_and_does_not_stay_slow() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         own.meta_gradient(texts())
-    assert own.engine.vectorised
+    assert own.engine.vectorized
 
 
 def test_padding_in_some_tasks_at_once() -> None:

@@ -58,8 +58,8 @@ def test_adapters_learn_to_learn_a_text_task(
     output = capsys.readouterr().out
     rows = [[float(mean) for mean in re.findall(r"([\d.]+) \+-", line)] for line in output.splitlines() if "+-" in line]
     assert len(rows) == 4
-    (initialised, trained), last = rows[0], rows[-1]
-    assert initialised == pytest.approx(50, abs=3)
+    (initialized, trained), last = rows[0], rows[-1]
+    assert initialized == pytest.approx(50, abs=3)
     assert trained == pytest.approx(50, abs=3)
     assert last[1] > max(trained + 25, last[0] + 5)
 

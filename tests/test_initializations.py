@@ -151,7 +151,7 @@ def test_threads_make_prototypes_of_their_own() -> None:
         torch.set_num_threads(before)
 
 
-class Starts(il.Initialisation):
+class Starts(il.Initialization):
     """Makes something of a task's start."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:

@@ -19,7 +19,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "lightning_module.py"
 
 
 def first_gradients(learner: il.MetaLearner, batches: list[il.Task], **options: Any) -> dict[str, Tensor]:
-    """What the outer optimiser is given for its first step."""
+    """What the outer optimizer is given for its first step."""
     found: dict[str, Tensor] = {}
 
     class Watched(runpy.run_path(str(EXAMPLE))["MetaLearning"]):  # type: ignore[misc]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import innerloop as il
 
 pytestmark = pytest.mark.usefixtures("double")
-LOOPED_AND_VECTORISED = pytest.mark.parametrize("vectorize", [False, True])
+LOOPED_AND_VECTORIZED = pytest.mark.parametrize("vectorize", [False, True])
 
 
 class Point(nn.Module):
@@ -60,7 +60,7 @@ def meta_gradient(learner: il.MetaLearner, tasks: il.Task) -> Tensor:
     return learner.meta_gradient(tasks)[0]["model.theta"]
 
 
-@LOOPED_AND_VECTORISED
+@LOOPED_AND_VECTORIZED
 @pytest.mark.parametrize("steps", [1, 4])
 def test_second_order_on_a_quadratic(vectorize: bool, steps: int) -> None:
     problem, model, lr = Quadratic(), Point(), 0.05
@@ -71,7 +71,7 @@ def test_second_order_on_a_quadratic(vectorize: bool, steps: int) -> None:
     torch.testing.assert_close(meta_gradient(learner, problem.tasks), expected)
 
 
-@LOOPED_AND_VECTORISED
+@LOOPED_AND_VECTORIZED
 def test_first_order_on_a_quadratic(vectorize: bool) -> None:
     problem, model, lr = Quadratic(), Point(), 0.05
     learner = il.fomaml(model, lr=lr, steps=3, loss=problem.loss, vectorize=vectorize)
@@ -79,7 +79,7 @@ def test_first_order_on_a_quadratic(vectorize: bool) -> None:
     torch.testing.assert_close(meta_gradient(learner, problem.tasks), expected)
 
 
-@LOOPED_AND_VECTORISED
+@LOOPED_AND_VECTORIZED
 def test_reptile_on_a_quadratic(vectorize: bool) -> None:
     problem, model, lr = Quadratic(), Point(), 0.05
     learner = il.reptile(model, rule=il.SGD(lr), steps=3, loss=problem.loss, vectorize=vectorize)
@@ -87,7 +87,7 @@ def test_reptile_on_a_quadratic(vectorize: bool) -> None:
     torch.testing.assert_close(meta_gradient(learner, problem.tasks), expected)
 
 
-@LOOPED_AND_VECTORISED
+@LOOPED_AND_VECTORIZED
 def test_implicit_on_a_quadratic(vectorize: bool) -> None:
     problem, model, strength = Quadratic(), Point(), 2.0
     learner = il.imaml(
@@ -184,7 +184,7 @@ def naive_maml(model: nn.Module, task: il.Task, lr: float, steps: int) -> tuple[
     return list(torch.autograd.grad(loss, parameters)), loss.detach()
 
 
-@LOOPED_AND_VECTORISED
+@LOOPED_AND_VECTORIZED
 @pytest.mark.parametrize("pooling", ["max", "stride"])
 def test_maml_equals_a_naive_implementation(
     episodes: Callable[..., il.Task], vectorize: bool, pooling: il.models.Pooling
@@ -238,7 +238,7 @@ def test_gradcheck_of_every_exact_preset(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", sorted(il.presets.PRESETS))
 def test_both_ways_to_the_meta_gradient_agree(preset: str) -> None:
-    """`meta_gradient`, looped and vectorised, and ``backward()`` through the learner."""
+    """`meta_gradient`, looped and vectorized, and ``backward()`` through the learner."""
     tasks = classification(3)
     results = []
     for vectorize in (False, True):
@@ -331,7 +331,7 @@ def test_the_gradient_of_a_body_does_not_run_through_a_head_made_from_it() -> No
         torch.testing.assert_close(grads[f"model.{name}"], grad)
 
 
-@LOOPED_AND_VECTORISED
+@LOOPED_AND_VECTORIZED
 def test_an_implicit_meta_gradient_is_not_differentiated_once_more(vectorize: bool) -> None:
     """Its second derivative would be that of a graph that takes the minimum as a constant."""
     problem, model = Quadratic(), Point()

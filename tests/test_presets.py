@@ -36,7 +36,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Start(il.Initialisation):
+class Start(il.Initialization):
     def __call__(self, episode: il.Episode) -> Any:
         return episode.start.params
 
@@ -157,6 +157,21 @@ def test_modules_that_moved_are_found_under_their_old_names(name: str, new: str)
     code = f"import innerloop as il; now = il.{name}.{first}; import innerloop.{name} as old; print(old.{first} is now)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        (il, "Initialisation", "Initialization"),
+        (rl, "Penalised", "rl.Penalized"),
+        (rl, "generalised", "rl.generalized"),
+    ],
+)
+def test_names_of_version_0_2(module: Any, old: str, new: str) -> None:
+    with pytest.warns(FutureWarning, match=rf"{old} is now innerloop\.{new}, and version 0\.4") as told:
+        found = getattr(module, old)
+    assert told[0].filename == __file__
+    assert found is getattr(module, new.rpartition(".")[2])
 
 
 # -- what inner losses and rules may ask for --------------------------------------------------------------------------

@@ -345,18 +345,18 @@ def test_reptile_moves_complex_parameters_to_the_adapted_ones(vectorize: bool) -
 
 
 @pytest.mark.parametrize(
-    ("rule", "optimiser"),
+    ("rule", "optimizer"),
     [
         (lambda: il.SGD(0.05), lambda p: torch.optim.SGD(p, 0.05)),
         (lambda: il.Chain(il.Momentum(0.9), il.SGD(0.05)), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
         (lambda: il.Adam(0.05, eps=1e-15), lambda p: torch.optim.Adam(p, 0.05, eps=1e-15)),
     ],
 )
-def test_the_same_path_for_complex_parameters_as_torchs_optimiser(rule: Any, optimiser: Any) -> None:
+def test_the_same_path_for_complex_parameters_as_torchs_optimizer(rule: Any, optimizer: Any) -> None:
     """To all digits of float64, which rates have, too, though the default type is float32."""
     model, batch = Fit(), il.task.select(complex_task().query, 0)
     adapted = il.MetaLearner(model, rule(), loss=distance, steps=200).adapt(batch)
-    optimizer = optimiser(model.parameters())
+    optimizer = optimizer(model.parameters())
     for _ in range(200):
         optimizer.zero_grad()
         distance(model(batch.x), batch.y).backward()
@@ -382,7 +382,7 @@ EQUAL_TO_SGD_AT_FIRST = {
 
 
 @pytest.mark.parametrize("name", EQUAL_TO_SGD_AT_FIRST)
-def test_equal_to_sgd_at_initialisation(name: str, episodes: Callable[..., il.Task]) -> None:
+def test_equal_to_sgd_at_initialization(name: str, episodes: Callable[..., il.Task]) -> None:
     tasks, model = episodes(), il.models.conv4(ways=3, width=4, image_size=16)
     for rule in (il.SGD(0.1), EQUAL_TO_SGD_AT_FIRST[name]()):
         learner = il.MetaLearner(model, rule, steps=3)
@@ -393,7 +393,7 @@ def test_equal_to_sgd_at_initialisation(name: str, episodes: Callable[..., il.Ta
 
 
 @pytest.mark.parametrize(
-    ("rule", "optimiser"),
+    ("rule", "optimizer"),
     [
         (lambda: il.SGD(0.05), lambda p: torch.optim.SGD(p, 0.05)),
         (lambda: il.Chain(il.Momentum(0.9), il.SGD(0.05)), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
@@ -402,10 +402,10 @@ def test_equal_to_sgd_at_initialisation(name: str, episodes: Callable[..., il.Ta
     ],
 )
 @pytest.mark.usefixtures("double")
-def test_the_same_path_as_torchs_optimiser(rule: Callable, optimiser: Callable) -> None:  # type: ignore[type-arg]
+def test_the_same_path_as_torchs_optimizer(rule: Callable, optimizer: Callable) -> None:  # type: ignore[type-arg]
     x, y, model = torch.randn(5, 3), torch.randn(5, 1), nn.Linear(3, 1)
     adapted = il.MetaLearner(model, rule(), loss=nn.functional.mse_loss, steps=7).adapt(il.Batch(x, y))
-    optimizer = optimiser(model.parameters())
+    optimizer = optimizer(model.parameters())
     for _ in range(7):
         optimizer.zero_grad()
         nn.functional.mse_loss(model(x), y).backward()

@@ -15,8 +15,9 @@ from typing import Any
 
 from . import losses, metrics, models, presets, rules, schedules
 from .adapted import Adapted
+from .common.errors import warn_of_old_name
 from .episode import Episode, InnerLoss, Query, Step
-from .initializations import Initialisation, Prototypes
+from .initializations import Initialization, Prototypes
 from .learner import MetaLearner
 from .metrics import Metric
 from .objectives import Implicit, Judgement, Objective, Outcome, Reptile, Unrolled
@@ -72,6 +73,9 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    if name == "Initialisation":
+        warn_of_old_name(name, "Initialization")
+        return Initialization
     if name in ("data", "imitation", "recipe", "report", "rl", "testing", "train", "use"):
         return importlib.import_module(f".{name}", __name__)
     if name in ("checkpointing", "config"):  # the modules of these names are there for older programs only
@@ -99,7 +103,7 @@ __all__ = [
     "FewShotRegressor",
     "GradientTransform",
     "Implicit",
-    "Initialisation",
+    "Initialization",
     "InnerLoss",
     "Judgement",
     "KroneckerCurvature",

@@ -132,7 +132,7 @@ class Adapted:
                 "poorly: ask for more at once, or adapt with transductive=False, which judges each input by itself",
                 stacklevel=user_level(),
             )
-        with self._shared.apart(), TaskOperations(vectorised=False):
+        with self._shared.apart(), TaskOperations(vectorized=False):
             model = mine(self._model)
             with in_mode(model, self._statistics, training=False), without_kept_tensors(model):
                 return outputs(
@@ -147,7 +147,7 @@ class Adapted:
     def module(self) -> nn.Module:
         """A plain copy of the model with the adapted parameters, in ``eval()`` mode.
 
-        Its other buffers are the task's own. If the learner normalises by batch statistics, a batch norm that keeps
+        Its other buffers are the task's own. If the learner normalizes by batch statistics, a batch norm that keeps
         running ones has those of the support set, by which ``eval()`` mode goes; where the task was adapted to with
         ``transductive=False``, so has every batch norm, and each input is judged by itself.
 
@@ -227,11 +227,11 @@ class AdaptedTasks:
         with self._shared.apart(), self._in_mode():
             every = self.parameters, self._buffers, normal_tensors(x)
             try:
-                with TaskOperations(vectorised=True, kernels=False), without_kept_tensors(mine(model)):
+                with TaskOperations(vectorized=True, kernels=False), without_kept_tensors(mine(model)):
                     return vmap(one)(*every)
             except Exception as error:  # what cannot be vectorized; a mistake of the caller's shows once more
                 raise_interrupt_behind(error)
-                with TaskOperations(vectorised=False):
+                with TaskOperations(vectorized=False):
                     return stack([one(*select(every, index)) for index in range(size(every))])
 
     @contextmanager

@@ -16,7 +16,7 @@ from .select import head_name
 from .task import Params
 
 
-class Initialisation(ABC):
+class Initialization(ABC):
     """``episode -> start``: the adapted parameters before the first step, from the task's support set."""
 
     citation: ClassVar[str] = ""
@@ -26,7 +26,7 @@ class Initialisation(ABC):
         """The start, under the same names as ``episode.start.params``, differentiable in the meta-parameters."""
 
 
-class Prototypes(Initialisation):
+class Prototypes(Initialization):
     """A linear head made from class means (Triantafillou et al. 2020, section 3).
 
     Its weight is ``2 c_k`` and its bias ``-||c_k||^2``, where ``c_k`` is the mean feature of class k. Its logits are,
@@ -37,7 +37,7 @@ class Prototypes(Initialisation):
     Labels are class indices ``[S]``. An example with the label -100, which cross-entropy ignores, belongs to no class.
 
     Args:
-        model: the model whose head is initialised.
+        model: the model whose head is initialized.
         head: the qualified name of its linear head; the last submodule with parameters if not given.
 
     Raises:

@@ -29,7 +29,7 @@ from .engine.twins import Shared
 from .engine.undisturbed import guarded, in_turn, undisturbed
 from .engine.writes import unchanged
 from .episode import Episode, Loss, Memory, Step, check_known, detach, scalar
-from .initializations import Initialisation
+from .initializations import Initialization
 from .losses import extras_of, refuse_query_inputs
 from .objectives import Objective, Outcome, Unrolled
 from .per_step import PerStepModel, Slots, average
@@ -92,7 +92,7 @@ class MetaLearner(nn.Module):
         loss: Loss = F.cross_entropy,
         *,
         inner_loss: Loss | None = None,
-        initial: Initialisation | None = None,
+        initial: Initialization | None = None,
         output: str | None = None,
         steps: int = 1,
         batch_size: int | None = None,
@@ -282,7 +282,7 @@ class MetaLearner(nn.Module):
         with torch.no_grad(), self._shared.apart(), self._in_use():
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
-            with TaskOperations(vectorised=False), without_kept_tensors(*map(mine, self.children())):
+            with TaskOperations(vectorized=False), without_kept_tensors(*map(mine, self.children())):
                 step = episode.last(order=1)
                 losses = torch.stack([*step.losses, episode.support_loss(step, step.index)])
         last, model = step.latest, episode.model
@@ -402,7 +402,7 @@ class MetaLearner(nn.Module):
         follow(self.rule, dict(self.model.named_parameters()))
         mode = in_mode(self.model, self._training_statistics) if use >= Use.JUDGE else self._in_use()
         kept, same = without_kept_tensors(*self.children()), unchanged(self, initial=self.initial)
-        with mode as trained, torch.enable_grad(), TaskOperations(vectorised=False), kept as left, same as moved:
+        with mode as trained, torch.enable_grad(), TaskOperations(vectorized=False), kept as left, same as moved:
             known = any(earlier >= use for *_, earlier in self._examined)
             with (draws := Draws((self.model, *self.engine.parts.values()), self.parameters())):
                 episode = self._episode(select(normal_tensors(tasks), 0), *self._own())

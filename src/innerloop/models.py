@@ -21,7 +21,7 @@ def mlp(*sizes: int) -> nn.Sequential:
     """A multi-layer perceptron with ReLUs, e.g. ``mlp(1, 40, 40, 1)`` for sinusoids (Finn et al. 2017, 5.1).
 
     Weights start uniform on +-1 / sqrt(fan-in), biases at zero: small enough that inner steps at the usual rates do not
-    diverge before meta-training has begun, as they do from the He initialisation.
+    diverge before meta-training has begun, as they do from the He initialization.
     """
     if len(sizes) < 2:
         raise ValueError(f"an mlp needs an input and an output size, got {sizes}")

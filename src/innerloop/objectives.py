@@ -211,10 +211,10 @@ class Implicit(Objective):
             hessian = vjp(slope_at, minimum)[1]
             shift = self.strength + self.damping
 
-            def regularised(v: Params) -> Params:
+            def regularized(v: Params) -> Params:
                 return {name: h + shift * v[name] for name, h in hessian(v)[0].items()}
 
-            solution = conjugate_gradient(regularised, towards, self.iterations)
+            solution = conjugate_gradient(regularized, towards, self.iterations)
         query, slope = episode.query(end), slope_at(minimum)
         residual = {n: slope[n] + self.strength * (minimum[n] - start) for n, start in episode.start.params.items()}
         correction = _dot(residual, detach(solution))

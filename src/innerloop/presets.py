@@ -21,7 +21,7 @@ from .engine.compiling import Compile
 from .engine.engine import Vectorize
 from .engine.stateless import Precision, Statistics
 from .episode import Loss, Memory
-from .initializations import Initialisation, Prototypes
+from .initializations import Initialization, Prototypes
 from .learner import MetaLearner
 from .objectives import Implicit, Objective, Reptile, Unrolled
 from .select import Selection, everything, head_name, head_of, named, norms
@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     objective: Objective
     loss: Loss
     inner_loss: Loss | None
-    initial: Initialisation | None
+    initial: Initialization | None
     output: str | None
     steps: int
     batch_size: int | None

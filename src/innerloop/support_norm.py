@@ -1,4 +1,4 @@
-"""Normalisation by statistics that are inferred from a task's support set alone."""
+"""Normalization by statistics that are inferred from a task's support set alone."""
 
 from __future__ import annotations
 

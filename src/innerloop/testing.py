@@ -140,7 +140,7 @@ def _check_vmap(rule: UpdateRule, params: Params) -> None:
     batched = {name: torch.stack([p, 2 * p]) for name, p in params.items()}
     each = [step({name: p[index] for name, p in batched.items()}) for index in range(2)]
     try:
-        with TaskOperations(vectorised=True, kernels=False):
+        with TaskOperations(vectorized=True, kernels=False):
             together = vmap(step)(batched)
     except Exception as error:  # whatever torch cannot do for many tasks, and can for one
         raise_interrupt_behind(error)

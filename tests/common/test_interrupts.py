@@ -62,7 +62,7 @@ def test_an_error_that_an_interrupt_led_to_is_no_error_of_the_model(
         try:
             call(learner, tasks)
         except KeyboardInterrupt:
-            assert learner.engine.vectorised
+            assert learner.engine.vectorized
         else:
             break
     assert 2 < after < 29

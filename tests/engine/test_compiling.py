@@ -259,7 +259,7 @@ def test_what_cannot_be_recorded_still_runs_at_once(regression: Callable[..., il
     maml = il.maml(il.models.mlp(2, 8, 1), 0.1, loss=loss, compile=True)
     with pytest.raises(ValueError, match="cannot be recorded: not while recording"):
         maml.meta_gradient(regression())
-    assert maml.engine.vectorised
+    assert maml.engine.vectorized
 
 
 def test_an_error_of_compiled_code_is_told_in_plain_words() -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.engine import normalization as normalisation
-from innerloop.initializations import Initialisation
+from innerloop.engine import normalization as normalization
+from innerloop.initializations import Initialization
 
 pytestmark = pytest.mark.usefixtures("own_plans")
 
@@ -171,7 +171,7 @@ class Picky(il.Unrolled):
         return judgement._replace(objective=judgement.objective + 0 * judgement.query.output.nonzero().sum())
 
 
-class Near(Initialisation):
+class Near(Initialization):
     def __call__(self, episode: Any) -> Any:
         return {n: p + 0 * episode.task.support.x.nonzero().sum() for n, p in episode.start.params.items()}
 
@@ -214,9 +214,9 @@ def test_the_librarys_own_replacement_is_not_blamed_on_a_layer(name: str, monkey
         x.nonzero()
         return working(x, axes, eps)
 
-    working = normalisation._standardise
-    broken.__code__ = broken.__code__.replace(co_filename=normalisation.__file__)
-    monkeypatch.setattr(normalisation, "_standardise", broken)
+    working = normalization._standardise
+    broken.__code__ = broken.__code__.replace(co_filename=normalization.__file__)
+    monkeypatch.setattr(normalization, "_standardise", broken)
     norm = nn.LayerNorm(3) if name == "layer_norm" else nn.BatchNorm1d(3)
     with pytest.warns(UserWarning, match=rf"^The norm replacement of innerloop .* in {type(norm).__name__} \(1\)"):
         il.maml(nn.Sequential(nn.Linear(4, 3), norm), 0.1, compile=False).meta_gradient(tasks())
@@ -236,7 +236,7 @@ def test_what_fails_for_one_task_too_is_told_in_its_own_words(vectorize: Any) ->
     for _ in range(2):
         with pytest.raises(ValueError, match=r"second derivatives.*'_cdist_backward' is not implemented.*order=1"):
             learner.meta_gradient(tasks())
-    assert learner.engine.vectorised == (vectorize is not False)
+    assert learner.engine.vectorized == (vectorize is not False)
 
 
 @pytest.mark.parametrize("kind", ["module", "tensor"])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import innerloop as il
 from innerloop.engine import kernels
-from innerloop.engine import normalization as normalisation
+from innerloop.engine import normalization as normalization
 from innerloop.engine.convolutions import Options, convolution
 from innerloop.engine.operations import TaskOperations, norm_pool
 
@@ -49,12 +49,12 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor
     ),
     "batch norm": (
         lambda x, w, b: kernels.batch_norm(x, w, b, 1e-5)[0],
-        lambda x, w, b: normalisation.batch_norm(x, None, None, w, b, True),
+        lambda x, w, b: normalization.batch_norm(x, None, None, w, b, True),
         [(3, 2, 2, 3), (2,), (2,)],
     ),
     "batch norm and max-pool": (
         pooled,
-        lambda x, w, b: F.max_pool2d(normalisation.batch_norm(x, None, None, w, b, True), 2),
+        lambda x, w, b: F.max_pool2d(normalization.batch_norm(x, None, None, w, b, True), 2),
         [(2, 3, 4, 4), (3,), (3,)],
     ),
 }
@@ -135,7 +135,7 @@ def test_parts_that_fit_the_cache_make_no_difference(halve: int, monkeypatch: py
 
 def test_torch_runs_what_the_kernels_do_not() -> None:
     x, w = torch.randn(3, 2, 1, 5, 5), torch.randn(3, 4, 1, 3, 3)
-    with TaskOperations(vectorised=True):
+    with TaskOperations(vectorized=True):
         same = torch.func.vmap(lambda x, w: F.conv2d(x, w, padding="same"))(x, w)
         torch.testing.assert_close(same, torch.func.vmap(lambda x, w: F.conv2d(x, w, padding=1))(x, w))
         values, where = torch.func.vmap(lambda x: F.max_pool2d(x, 2, return_indices=True))(x)
@@ -155,7 +155,7 @@ def test_norm_pool_is_batch_norm_and_pooling() -> None:
             plain = F.max_pool2d(other(x), 2)
             torch.testing.assert_close(norm_pool(x, norm, 2), plain)
             other(x)
-            with TaskOperations(vectorised=True, kernels=quick):
+            with TaskOperations(vectorized=True, kernels=quick):
                 torch.testing.assert_close(norm_pool(x, norm, 2), plain)
         torch.testing.assert_close(norm.state_dict(), other.state_dict())
 
@@ -165,12 +165,12 @@ def test_a_loss_that_is_itself_a_gradient(episodes: Callable[..., il.Task]) -> N
     model, tasks = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), nn.Tanh(),
                                  nn.Flatten(), nn.Linear(2 * 4 * 4, 3)), episodes(2, size=6)  # fmt: skip
 
-    def penalised(output: Tensor, y: Tensor) -> Tensor:
+    def penalized(output: Tensor, y: Tensor) -> Tensor:
         (slope,) = torch.autograd.grad(F.cross_entropy(output, y), output, create_graph=True)
         return F.cross_entropy(output, y) + slope.square().sum()
 
     tasks = il.Task(*(il.Batch(b.x.double(), b.y) for b in tasks))
-    learner = il.maml(model, lr=0.1, inner_loss=penalised, vectorize=False)
+    learner = il.maml(model, lr=0.1, inner_loss=penalized, vectorize=False)
     assert all(torch.isfinite(g).all() for g in learner.meta_gradient(tasks)[0].values())
 
 

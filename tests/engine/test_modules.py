@@ -1,4 +1,4 @@
-"""Any module works unmodified: a zoo, each vectorised and looped with the same meta-gradient, itself untouched."""
+"""Any module works unmodified: a zoo, each vectorized and looped with the same meta-gradient, itself untouched."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def tasks(number: int = 3) -> il.Task:
 @pytest.mark.filterwarnings("ignore:.*cannot be vectorized")
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("name", ZOO)
-def test_vectorised_equals_looped(name: str, order: int) -> None:
+def test_vectorized_equals_looped(name: str, order: int) -> None:
     model, batch = ZOO[name](), tasks()
     learners = [il.maml(model, lr=0.2, order=order, steps=2, vectorize=v) for v in ("auto", False)]
     (got, outcome), (expected, reference) = (learner.meta_gradient(batch) for learner in learners)
@@ -148,7 +148,7 @@ def _modes(model: nn.Module) -> list[bool]:
     return [module.training for module in model.modules()]
 
 
-def test_a_module_that_cannot_be_vectorised_is_looped_and_named_once() -> None:
+def test_a_module_that_cannot_be_vectorized_is_looped_and_named_once() -> None:
     learner, batch = il.maml(Recurrent(), lr=0.1), tasks()
     with pytest.warns(UserWarning, match=r"GRU \(gru\) cannot be vectorized over tasks"):
         learner.meta_gradient(batch)
@@ -164,7 +164,7 @@ def test_a_mistake_in_the_data_is_reported_as_itself_not_as_a_vmap_error() -> No
     for _ in range(2):  # and the engine does not conclude that the module cannot be vectorized
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             learner.meta_gradient(batch)
-    assert learner.engine.vectorised
+    assert learner.engine.vectorized
 
 
 def test_parameters_that_a_task_never_uses_are_named_once_and_stay() -> None:
@@ -259,13 +259,13 @@ def test_an_adapted_module_has_the_running_statistics_of_the_support_set() -> No
     assert module[1].momentum == model[1].momentum
     hidden = module[0](support.x)
     torch.testing.assert_close(module[1].running_mean, hidden.mean(0))
-    torch.testing.assert_close(module[1].running_var, hidden.var(0, correction=0))  # what adapting normalised by
+    torch.testing.assert_close(module[1].running_var, hidden.var(0, correction=0))  # what adapting normalized by
     torch.testing.assert_close(module(support.x), adapted(support.x))
     together = module(batch.query.x[0])  # inductive: one by one is the same
     torch.testing.assert_close(together, torch.cat([module(x[None]) for x in batch.query.x[0]]))
 
 
-def test_inductive_use_of_a_module_that_cannot_be_vectorised() -> None:
+def test_inductive_use_of_a_module_that_cannot_be_vectorized() -> None:
     """By a fresh learner, which has not tried yet."""
 
     class Normed(Recurrent):
@@ -322,12 +322,12 @@ def test_norms_called_past_the_modules_are_right_too(function: Callable[..., Any
     torch.testing.assert_close(got, expected)
 
 
-def test_one_bad_task_does_not_end_vectorising() -> None:
+def test_one_bad_task_does_not_end_vectorizing() -> None:
     learner, batch = il.maml(nn.Linear(4, 4), lr=0.1), tasks()
     batch.support.y[2, 0] = 7
     with pytest.raises(IndexError, match="out of bounds"):
         learner.meta_gradient(batch)
-    assert learner.engine.vectorised
+    assert learner.engine.vectorized
 
 
 def test_inputs_and_targets_may_be_pytrees() -> None:
@@ -417,7 +417,7 @@ class Silenced(nn.Module):
 
 
 @pytest.mark.parametrize("of", ["module", "tensor"])
-def test_backward_hooks_run_for_they_are_not_vectorised(of: str) -> None:
+def test_backward_hooks_run_for_they_are_not_vectorized(of: str) -> None:
     y = torch.arange(3).repeat(2).expand(2, -1)
     batch = il.Batch(torch.randn(2, 6, 4), y)
     learner = il.maml(Silenced(of), 0.1)
@@ -454,7 +454,7 @@ def test_a_mistake_is_the_callers_whatever_is_demanded_and_changes_nothing(vecto
     before = learner.meta_gradient(il.Task(good, good))[0]
     with pytest.raises(IndexError, match="out of bounds"):
         learner.meta_gradient(il.Task(good, il.Batch(good.x, y + 5)))
-    assert learner.engine.vectorised
+    assert learner.engine.vectorized
     assert learner.engine.separable
     with torch.no_grad():  # a meta-gradient needs no permission
         after = learner.meta_gradient(il.Task(good, good))[0]

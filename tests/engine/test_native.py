@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import innerloop as il
 from innerloop.engine import native
-from innerloop.engine import normalization as normalisation
+from innerloop.engine import normalization as normalization
 from innerloop.engine.operations import TaskOperations
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -39,10 +39,10 @@ def norm(name: str, exact: bool) -> Callable[..., Tensor]:
     """By `native`, or by elementary operations."""
     if name.startswith("batch"):
         if exact:
-            return lambda x, w, b: normalisation.batch_norm(x, None, None, w, b, True, 0.1, 1e-2)
+            return lambda x, w, b: normalization.batch_norm(x, None, None, w, b, True, 0.1, 1e-2)
         return lambda x, w, b: native.batch_norm(x, None, None, w, b, 0.1, 1e-2)
     own = SHAPES[name][1:] if name.endswith("two axes") else (4,)
-    function: Any = normalisation.layer_norm if exact else native.layer_norm
+    function: Any = normalization.layer_norm if exact else native.layer_norm
     return lambda x, w, b: function(x, own, w, b, 1e-2)
 
 
@@ -106,7 +106,7 @@ def test_values_and_running_statistics_are_those_of_torch(layer: Callable[[], nn
     one, other = layer(), layer()
     for _ in range(2):
         x = 3 + 2 * torch.randn(shape)
-        with TaskOperations(vectorised=False):
+        with TaskOperations(vectorized=False):
             got = other(x.requires_grad_())
         assert torch.equal(got, one(x))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
@@ -126,7 +126,7 @@ def test_where_torch_would_lose_digits_it_is_not_used() -> None:
 def test_norms_under_forward_mode_derivatives(layer: nn.Module) -> None:
     layer = layer.double()
     x, direction = torch.randn(6, 4), torch.randn(6, 4)
-    with forward_ad.dual_level(), TaskOperations(vectorised=False):
+    with forward_ad.dual_level(), TaskOperations(vectorized=False):
         got = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, direction))).tangent
     torch.testing.assert_close(got, torch.func.jvp(layer, (x,), (direction,))[1])
 

@@ -36,13 +36,13 @@ def test_values_and_running_statistics_are_those_of_torch(name: str) -> None:
         for index, parameter in enumerate(layer.parameters()):
             parameter.data = torch.linspace(0.5, 2 + index, parameter.numel()).reshape(parameter.shape)
     expected = layers[0](x)
-    with TaskOperations(vectorised=True):
+    with TaskOperations(vectorized=True):
         torch.testing.assert_close(layers[1](x), expected)
     torch.testing.assert_close(dict(layers[1].named_buffers()), dict(layers[0].named_buffers()))
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_vectorised_meta_gradients_through_a_norm_equal_looped_ones(name: str) -> None:
+def test_vectorized_meta_gradients_through_a_norm_equal_looped_ones(name: str) -> None:
     make, shape = LAYERS[name]
     features = torch.Size(shape[1:]).numel()
 
@@ -59,7 +59,7 @@ def test_vectorised_meta_gradients_through_a_norm_equal_looped_ones(name: str) -
 
 
 def test_one_value_per_channel_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"), TaskOperations(vectorised=True):
+    with pytest.raises(ValueError, match="more than 1 value per channel"), TaskOperations(vectorized=True):
         nn.BatchNorm1d(3)(torch.randn(1, 3))
 
 
@@ -68,7 +68,7 @@ def test_one_value_per_channel_is_refused() -> None:
 def test_meta_gradients_through_weight_norm_agree_with_finite_differences(vectorize: bool, dim: int) -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4), dim=dim)
     expected = layer(torch.eye(3))
-    with TaskOperations(vectorised=False):
+    with TaskOperations(vectorized=False):
         torch.testing.assert_close(layer(torch.eye(3)), expected)
     learner = il.maml(nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 1)), 0.5, loss=F.mse_loss, vectorize=vectorize)
     x, y = torch.randn(2, 6, 3), torch.randn(2, 6, 1)

@@ -75,7 +75,7 @@ def test_where_tasks_differ_these_run_one_by_one(vectorize: object, regression: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         learner.meta_gradient(different)
-    assert learner.engine.vectorised
+    assert learner.engine.vectorized
     assert any("some meta-batches one by one" in reason for reason in learner.choices)
 
 
@@ -130,13 +130,13 @@ def test_operations_are_right_to_the_third_derivative(name: str, onednn: bool) -
         verdict = judge(name, Case(function, [torch.randn(shape) for shape in shapes]))
     assert verdict is not None
     assert verdict.looped.startswith("right"), verdict
-    assert verdict.vectorised.startswith("right"), verdict
+    assert verdict.vectorized.startswith("right"), verdict
 
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("vectorised", [True, False])
-def test_groups_of_one_image_with_channels_last_have_gradients(vectorised: bool, onednn: bool) -> None:
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_groups_of_one_image_with_channels_last_have_gradients(vectorized: bool, onednn: bool) -> None:
     """Torch's own by the weights are then memory that nobody has written to."""
 
     def convolved(x: Tensor, w: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def test_groups_of_one_image_with_channels_last_have_gradients(vectorised: bool,
         return F.conv2d(image, weight, groups=2)
 
     x, w = torch.randn(5, 4, 4, requires_grad=True), torch.randn(4, 2, 2, 2, requires_grad=True)
-    with torch.backends.mkldnn.flags(enabled=onednn), TaskOperations(vectorised):
+    with torch.backends.mkldnn.flags(enabled=onednn), TaskOperations(vectorized):
         torch.autograd.gradcheck(convolved, (x, w))
         torch.autograd.gradgradcheck(convolved, (x, w))
 
@@ -159,7 +159,7 @@ QUICK = [
 def test_layers_are_right_to_the_third_derivative(name: str) -> None:
     for verdict in layers.verdicts(name):
         assert verdict.looped.startswith("right"), verdict
-        assert verdict.vectorised.startswith("right"), verdict
+        assert verdict.vectorized.startswith("right"), verdict
 
 
 @pytest.mark.usefixtures("double")
@@ -168,7 +168,7 @@ def test_what_the_models_of_papers_are_made_of_is_right_to_the_third_derivative(
     model = il.models.conv4(channels=1, ways=2, width=2, image_size=16)
     verdict = judge("conv4", Case(lambda net, x: net(x), [torch.randn(3, 1, 16, 16)], module=model))
     assert verdict is not None
-    assert verdict.looped == verdict.vectorised == "right", verdict
+    assert verdict.looped == verdict.vectorized == "right", verdict
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
@@ -225,13 +225,13 @@ def test_norms_that_torch_differentiates_wrongly_are_refused(
 @pytest.mark.usefixtures("double")
 def test_native_norms_give_what_torch_gives() -> None:
     x, w, b = torch.randn(3, 4, 2), torch.randn(4), torch.randn(4)
-    for vectorised in (True, False):
+    for vectorized in (True, False):
         for call in (
             lambda: torch.native_layer_norm(x.mT, (4,), w, b, 1e-5),
             lambda: torch.native_batch_norm(x, w, b, None, None, True, 0.1, 1e-5),
         ):
             expected = call()
-            with TaskOperations(vectorised):
+            with TaskOperations(vectorized):
                 torch.testing.assert_close(call(), expected)
 
 
@@ -244,10 +244,10 @@ def test_variances_fit_where_they_fit_in_torch(shape: tuple[int, ...]) -> None:
     try:
         expected = loss()
     except ValueError:
-        with pytest.raises(ValueError, match="does not fit"), TaskOperations(vectorised=True):
+        with pytest.raises(ValueError, match="does not fit"), TaskOperations(vectorized=True):
             loss()
         return
-    with TaskOperations(vectorised=True):
+    with TaskOperations(vectorized=True):
         torch.testing.assert_close(loss(), expected)
 
 
@@ -275,7 +275,7 @@ def test_models_of_few_digits_run_at_once(name: str, dtype: torch.dtype) -> None
     learner = il.maml(model, lr=0.1, compile=False)
     grads, outcome = learner.meta_gradient(il.Task(batch, batch))
     expected, looped = il.maml(model, lr=0.1, vectorize=False).meta_gradient(il.Task(batch, batch))
-    assert learner.engine.vectorised
+    assert learner.engine.vectorized
     assert outcome.output.dtype == looped.output.dtype == dtype
     for grad_name, grad in expected.items():
         assert grads[grad_name].dtype == dtype
@@ -291,7 +291,7 @@ def test_norms_give_the_type_that_torch_gives(dtype: torch.dtype, autocast: bool
         for norm in norms:
             norm = norm.to(dtype)
             expected = norm(x)
-            for options in ({"vectorised": True}, {"vectorised": True, "kernels": False}, {"vectorised": False}):
+            for options in ({"vectorized": True}, {"vectorized": True, "kernels": False}, {"vectorized": False}):
                 with TaskOperations(**options):
                     assert norm(x).dtype == expected.dtype, norm
 
@@ -305,7 +305,7 @@ def test_binary_cross_entropy_is_right_to_any_order(weighted: bool, reduction: s
     y, weight = torch.rand(6).requires_grad_(), torch.rand(6) + 0.5
 
     def ours(z: Tensor, y: Tensor) -> Tensor:
-        with TaskOperations(vectorised=False):
+        with TaskOperations(vectorized=False):
             out = F.binary_cross_entropy(z.sigmoid(), y, weight if weighted else None, reduction=reduction)
         return out.sum()
 
@@ -334,7 +334,7 @@ def _derivative(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tenso
 def test_binary_cross_entropy_answers_as_torch_does_where_there_is_nothing_to_mend() -> None:
     x, y = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.3]).requires_grad_(), torch.tensor([0.0, 1.0, 1.0, 0.0, 0.2])
     expected = F.binary_cross_entropy(x, y)
-    with TaskOperations(vectorised=False):
+    with TaskOperations(vectorized=False):
         found = F.binary_cross_entropy(x, y)
         with pytest.raises(RuntimeError, match="between 0 and 1"):
             F.binary_cross_entropy(x + 1, y)
@@ -374,11 +374,11 @@ def test_an_index_is_in_range_for_tasks_at_once_if_it_is_for_each(name: str, ind
     i[1].view(-1)[2] = index
 
     def looped() -> Tensor:
-        with TaskOperations(vectorised=False):
+        with TaskOperations(vectorized=False):
             return torch.stack([function(*each) for each in zip(w, i, strict=True)])
 
     def at_once(kernels: bool) -> Tensor:
-        with TaskOperations(vectorised=True, kernels=kernels):
+        with TaskOperations(vectorized=True, kernels=kernels):
             return torch.vmap(function)(w, i)
 
     try:
@@ -423,12 +423,12 @@ def test_the_largest_and_the_median_are_torchs_own(name: str, special: float) ->
     x = torch.randn(3, 7)
     x[1, 2:5] = special
     for values in (x, (10 * x.nan_to_num(0, 0, 0)).long()):
-        with TaskOperations(vectorised=True):
+        with TaskOperations(vectorized=True):
             found = torch.vmap(getattr(torch, name))(values)
             along = torch.vmap(lambda row: getattr(torch, name)(row, 0)[0])(values)
         expected = torch.stack([getattr(torch, name)(row) for row in values])
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(along, expected, rtol=0, atol=0, equal_nan=True)
-    with TaskOperations(vectorised=True):
+    with TaskOperations(vectorized=True):
         pair = torch.vmap(torch.max)(x, -x)
     torch.testing.assert_close(pair, torch.maximum(x, -x), equal_nan=True)

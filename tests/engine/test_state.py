@@ -117,7 +117,7 @@ class CountingObjective(il.Unrolled):
         return judgement._replace(objective=judgement.objective * self.calls)
 
 
-class CountingStart(il.Initialisation):
+class CountingStart(il.Initialization):
     calls = 0
 
     def __call__(self, episode: Any) -> Any:

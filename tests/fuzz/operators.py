@@ -39,8 +39,8 @@ class Verdict:
         name: of the operator, the sample, and how it was called.
         wrong: the first of torch's derivatives that is wrong (by finite differences), if any.
         order: 2 if the plain loop can differentiate through an inner gradient, else 1.
-        looped, vectorised: "right", or why it was refused, or by how much it differs.
-        torch: the same of torch's own operations, vectorised.
+        looped, vectorized: "right", or why it was refused, or by how much it differs.
+        torch: the same of torch's own operations, vectorized.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Verdict:
     wrong: int | None = None
     errors: list[float | None] | None = None
     looped: str = ""
-    vectorised: str = ""
+    vectorized: str = ""
     torch: str = ""
 
     @property
     def silent(self) -> bool:
         """Whether something is wrong and nothing says so."""
-        return self.looped.startswith("differs") or self.vectorised.startswith("differs")
+        return self.looped.startswith("differs") or self.vectorized.startswith("differs")
 
 
 def judge(name: str, case: Case, dtype: torch.dtype = torch.float64, check: bool = True) -> Verdict | None:
@@ -80,7 +80,7 @@ def judge(name: str, case: Case, dtype: torch.dtype = torch.float64, check: bool
             verdict.wrong = 3  # torch has none, and we may
     if not all(value.isfinite().all() for value in expected.again.values()):
         verdict.wrong, expected.again = verdict.wrong or 3, {}  # as finite differences are to say
-    verdict.looped, verdict.vectorised = (
+    verdict.looped, verdict.vectorized = (
         _compare(name, case, dtype, rate, order, v, expected, verdict.wrong, oracle.size) for v in (False, True)
     )
     if check:
@@ -246,7 +246,7 @@ def summary(verdicts: list[Verdict]) -> dict[str, Any]:
                 return start if len(found) == len(texts) or start == "differs" else f"{start} in part"
         return "right"
 
-    kinds = {kind: worst([getattr(v, kind) for v in verdicts]) for kind in ("looped", "vectorised")}
+    kinds = {kind: worst([getattr(v, kind) for v in verdicts]) for kind in ("looped", "vectorized")}
     under = worst([v.torch for v in verdicts if v.torch])
     return {"cases": len(verdicts), "wrong": min(wrong, default=None), **kinds, "torch": under}
 
@@ -267,9 +267,9 @@ def page(results: dict[str, Any]) -> str:
         number=len(found),
         cases=sum(r["cases"] for r in found.values()),
         derivatives=rows(
-            derivatives, lambda r: f"{orders[r['wrong']]} | {what[r['looped']]} | {what[r['vectorised']]}"
+            derivatives, lambda r: f"{orders[r['wrong']]} | {what[r['looped']]} | {what[r['vectorized']]}"
         ),
-        under=rows(under, lambda r: what[r["vectorised"]]),
+        under=rows(under, lambda r: what[r["vectorized"]]),
     )
 
 

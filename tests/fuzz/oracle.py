@@ -53,7 +53,7 @@ class Substituted:
             if isinstance(part, nn.Hardsigmoid):  # torch's derivative is 1/6 in single precision, of doubles, too
                 part.forward = lambda x: (x / 6 + 0.5).clamp(0, 1)  # type: ignore[method-assign, assignment]
             if elementary and isinstance(part, (*BATCH_NORMS, *INSTANCE_NORMS)):
-                part.forward = partial(_normalise, part)  # type: ignore[method-assign]
+                part.forward = partial(_normalize, part)  # type: ignore[method-assign]
 
     def __call__(self, tensors: Tensors, *args: Any) -> tuple[Any, Tensors]:
         """The output, and the buffers afterwards."""
@@ -70,7 +70,7 @@ class Substituted:
         return output, {name: buffer.detach() for name, buffer in buffers.items()}
 
 
-def _normalise(norm: nn.modules.batchnorm._NormBase, x: Tensor) -> Tensor:
+def _normalize(norm: nn.modules.batchnorm._NormBase, x: Tensor) -> Tensor:
     """What a norm gives by the statistics of its input, which stay in it; otherwise its own."""
     if not norm.training and norm.running_mean is not None:
         return type(norm).forward(norm, x)

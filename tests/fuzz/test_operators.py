@@ -25,7 +25,7 @@ def test_the_page_is_made_of_the_results_that_are_kept() -> None:
 def test_nothing_of_the_results_is_wrong_without_a_word() -> None:
     found = results()["operators"]
     assert len(found) > 300
-    assert not [name for name, r in found.items() if "differs" in (r["looped"], r["vectorised"])]
+    assert not [name for name, r in found.items() if "differs" in (r["looped"], r["vectorized"])]
 
 
 class _Shifted(torch.autograd.Function):
@@ -49,7 +49,7 @@ def test_a_wrong_derivative_is_found_out(order: int) -> None:
     verdict = operators.judge("wrong", Case(lambda x: _Shifted.apply(x, order), [torch.randn(3)]))
     assert verdict is not None
     assert verdict.wrong == order
-    assert verdict.vectorised.startswith("refused")
+    assert verdict.vectorized.startswith("refused")
     assert verdict.looped.startswith("differs") == (order > 1)
 
 
@@ -66,7 +66,7 @@ def test_a_wrong_batching_rule_is_found_out() -> None:
     verdict = operators.judge("mixed", Case(lambda net, x: net(x), [torch.randn(3)], module=Mixed()))
     assert verdict is not None
     assert verdict.looped == "right"
-    assert verdict.vectorised.startswith("differs")
+    assert verdict.vectorized.startswith("differs")
 
 
 @pytest.mark.slow
@@ -75,9 +75,9 @@ def test_every_operator_is_right_or_refused() -> None:
     pytest.importorskip("expecttest", reason="torch's list of operators needs expecttest")
     found = operators.collect(operators.operators())
     assert len(found["operators"]) > 300
-    assert not [n for n, r in found["operators"].items() if "differs" in (r["looped"], r["vectorised"])]
+    assert not [n for n, r in found["operators"].items() if "differs" in (r["looped"], r["vectorized"])]
     if found["torch"] == results()["torch"]:
-        kinds = ("wrong", "looped", "vectorised")
+        kinds = ("wrong", "looped", "vectorized")
         kept = results()["operators"]
         assert {n: [r[k] for k in kinds] for n, r in found["operators"].items()} == {
             n: [r[k] for k in kinds] for n, r in kept.items()

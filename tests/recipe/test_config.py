@@ -358,7 +358,7 @@ def test_options_are_read_off_the_signature():
 # -- building ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_learner_is_initialised_under_its_seed():
+def test_the_learner_is_initialized_under_its_seed():
     def weights(seed):
         state = config.build_learner(config.load_recipe(BASE, seed=seed)).state_dict()
         return torch.cat([tensor.flatten() for tensor in state.values()])

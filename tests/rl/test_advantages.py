@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from innerloop.rl import Episodes, Gaussian, LinearBaseline, ValueFunction, discounted, generalised
-from innerloop.rl.advantages import normalised
+from innerloop.rl import Episodes, Gaussian, LinearBaseline, ValueFunction, discounted, generalized
+from innerloop.rl.advantages import normalized
 
 
 def episodes(seed: int = 0, tasks: int = 3, number: int = 5, horizon: int = 7, ends: bool = True) -> Episodes:
@@ -32,7 +32,7 @@ def test_gae_against_a_naive_loop(trace):
     lived = episodes()
     rewards, alive = lived.rewards.double(), lived.alive.double()
     values = torch.randn(rewards.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * alive
-    found = generalised(rewards, values, alive, 0.9, trace)
+    found = generalized(rewards, values, alive, 0.9, trace)
     for task in range(rewards.shape[0]):
         for episode in range(rewards.shape[1]):
             length = int(alive[task, episode].sum())
@@ -46,13 +46,13 @@ def test_with_lambda_1_advantages_are_returns_minus_values():
     lived = episodes()
     values = torch.randn(lived.rewards.shape) * lived.alive
     expected = (discounted(lived.rewards, 0.9) - values) * lived.alive
-    torch.testing.assert_close(generalised(lived.rewards, values, lived.alive, 0.9, 1.0), expected)
+    torch.testing.assert_close(generalized(lived.rewards, values, lived.alive, 0.9, 1.0), expected)
 
 
-def test_normalised_over_the_steps_that_happened():
+def test_normalized_over_the_steps_that_happened():
     lived = episodes()
     plain = 5 + 3 * torch.randn(lived.rewards.shape)
-    found, spread = normalised(plain, lived.alive)
+    found, spread = normalized(plain, lived.alive)
     for task in range(3):
         happened = found[task][lived.alive[task] > 0]
         assert happened.mean().abs() < 1e-5

@@ -47,7 +47,7 @@ def test_the_same_generator_gives_the_same_lives():
 
 
 @pytest.mark.parametrize("name", rl.PRESETS)
-def test_vectorised_is_looped(name):
+def test_vectorized_is_looped(name):
     found = []
     for vectorize in (True, False):
         own = learner(name, vectorize=vectorize)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from types import CodeType
 
@@ -29,3 +30,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was not enough memory, on a GPU or in the process."""
     lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return lacking or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def warn_of_old_name(old: str, new: str) -> None:
+    """Say that a name is another now, and until when the old one is known."""
+    warnings.warn(
+        f"innerloop.{old} is now innerloop.{new}, and version 0.4 will no longer know the old name",
+        FutureWarning,
+        stacklevel=user_level(),
+    )

@@ -121,8 +121,8 @@ class Compiler:
         """
         engine = learner.engine
         if self.setting and key not in self._compiled:
-            if not engine.vectorised or engine.random:
-                self.refuse("it draws random numbers" if engine.vectorised else "tasks run one by one")
+            if not engine.vectorized or engine.random:
+                self.refuse("it draws random numbers" if engine.vectorized else "tasks run one by one")
             else:
                 apart = engine, self, learner.outer, learner._stateless
                 recordable = Step(learner, step, tasks, engine.recording, apart)

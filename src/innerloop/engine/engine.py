@@ -109,7 +109,7 @@ class Engine:
         self._may_draw |= draws.possible
         self.changing |= changing
         self.separable &= separable
-        if draws.error is not None and self.vectorised:
+        if draws.error is not None and self.vectorized:
             self._run_one_by_one(draws.error)
 
     @property
@@ -128,7 +128,7 @@ class Engine:
         return self.random or self.changing
 
     @property
-    def vectorised(self) -> bool:
+    def vectorized(self) -> bool:
         """Whether tasks run at once, as far as is known."""
         return self.vectorize is not False and not self._fallback
 
@@ -236,7 +236,7 @@ class Engine:
                 self._notes.append(f"no threads, for {changed[0][0]} changes its {changed[0][1]!r} when it is called")
             yield result
 
-    def _vectorised(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
+    def _vectorized(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
         number = count(tasks)
         everywhere = hooks._global_backward_hooks or hooks._global_backward_pre_hooks
         for module in modules_of(self.model):
@@ -245,7 +245,7 @@ class Engine:
         axes = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tuple(tasks))
 
         def one(task: Task, params: Params, buffers: Params) -> Any:
-            with TaskOperations(vectorised=True, kernels=not self._is_recorded), refused_draws(self._may_draw):
+            with TaskOperations(vectorized=True, kernels=not self._is_recorded), refused_draws(self._may_draw):
                 return function(task, params, buffers)
 
         return vmap(one, (Task(*axes), 0, 0), randomness="different")(
@@ -258,7 +258,7 @@ class Engine:
         """The plan, if it is known."""
         if self._is_recorded or (self.vectorize == "auto" and self._depends_on_plan and not self._fallback):
             return Plan(number)
-        if not self.vectorised:
+        if not self.vectorized:
             return Plan(ONE_BY_ONE)
         if self.given is not None:
             return Plan(min(self.given.size or number, number), self._threads(params, self.given.threads))
@@ -371,11 +371,11 @@ class _Job(NamedTuple):
 
     def part(self, tasks: Task) -> Any:
         """The result of some tasks, at once."""
-        return self.finish(self.engine._vectorised(self.function, tasks, self.params, self.buffers))
+        return self.finish(self.engine._vectorized(self.function, tasks, self.params, self.buffers))
 
     def one(self, index: int) -> Any:
         """The result of one task by itself."""
-        with TaskOperations(vectorised=False):
+        with TaskOperations(vectorized=False):
             found = stack([self.function(select(self.tasks, index), self.params, self.buffers)])
         return self.finish(found)
 

@@ -1,7 +1,7 @@
 """Torch's own norms for one task at a time, with right derivatives of every order.
 
 Torch's values, first and second derivatives are right here, and quick; its third derivatives are wrong (see
-`normalisation`). So only the first ones are torch's: a backward pass that is recorded, to be differentiated again,
+`normalization`). So only the first ones are torch's: a backward pass that is recorded, to be differentiated again,
 consists of other operations. Adapting to a task records none.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import kernels
-from . import normalization as normalisation
+from . import normalization as normalization
 from .stacks import place
 
 aten: Any = torch.ops.aten
@@ -43,7 +43,7 @@ def batch_norm(
     eps: float,
 ) -> Tensor:
     """``torch.nn.functional.batch_norm`` by the batch's own statistics."""
-    normalisation.values_per_channel(input)
+    normalization.values_per_channel(input)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -86,7 +86,7 @@ class _BatchNorm(Function):
             every = kernels.batch_norm_gradients(g, x, scale, mean, inverse, ctx.eps)
             found = [None if t is None else grad for t, grad in zip((x, weight, bias), every, strict=True)]
         else:
-            norm = lambda x, w, b: normalisation.batch_norm(x, None, None, w, b, True, 0.0, ctx.eps)  # noqa: E731
+            norm = lambda x, w, b: normalization.batch_norm(x, None, None, w, b, True, 0.0, ctx.eps)  # noqa: E731
             found = _gradients(norm, g, x, weight, bias)
         return *found, None, None, None, None
 
@@ -105,7 +105,7 @@ class _LayerNorm(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight, bias, mean, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
-            norm = lambda x, w, b: normalisation.layer_norm(x, ctx.shape, w, b, ctx.eps)  # noqa: E731
+            norm = lambda x, w, b: normalization.layer_norm(x, ctx.shape, w, b, ctx.eps)  # noqa: E731
             return *_gradients(norm, g, x, weight, bias), None, None
         wanted = ctx.needs_input_grad[:3]
         return *aten.native_layer_norm_backward(g, x, ctx.shape, mean, inverse, weight, bias, wanted), None, None

@@ -1,4 +1,4 @@
-"""Normalisation from elementary operations, for derivatives of derivatives under ``vmap``.
+"""Normalization from elementary operations, for derivatives of derivatives under ``vmap``.
 
 Where autograd records *through* ``vmap``, as it does here, second derivatives of torch's batch, instance and layer norm
 with a scale come out wrong, by factors and without a word (seen with torch 2.5, 2.13 and 2.15): the batching rules of

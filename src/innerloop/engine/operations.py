@@ -15,7 +15,7 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from . import elementary, embeddings, kernels, native, values
-from . import normalization as normalisation
+from . import normalization as normalization
 from .convolutions import Options, convolution
 from .stacks import place
 
@@ -23,7 +23,7 @@ from .stacks import place
 def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
     """Batch norm, then ``size x size`` max-pooling: ``[N, C, H, W] -> [N, C, H', W']``.
 
-    One operation where the batch's own statistics are used, since pooling first and normalising then gives the same and
+    One operation where the batch's own statistics are used, since pooling first and normalizing then gives the same and
     does so on fewer elements.
     """
     mode, momentum = torch.overrides._get_current_function_mode(), norm.momentum  # type: ignore[no-untyped-call]
@@ -168,7 +168,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if not training or input.ndim != 4 or not kernels.supported(input):
-        return normalisation.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return normalization.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     out, mean, variance = kernels.batch_norm(input, weight, bias, eps)
     _move_statistics(input, running_mean, running_var, mean, variance, momentum)
     return out
@@ -200,7 +200,7 @@ def _one_layer_norm(
 ) -> Tensor:
     if native.supported(input, weight, bias):
         return native.layer_norm(input, normalized_shape, weight, bias, eps)
-    return normalisation.layer_norm(input, normalized_shape, weight, bias, eps)
+    return normalization.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
 def _move_statistics(
@@ -212,9 +212,9 @@ def _move_statistics(
     momentum: float,
 ) -> None:
     """As batch norm moves its running statistics, in place; the variance given is the biased one."""
-    each = normalisation.values_per_channel(input)
-    normalisation.move(running_mean, mean, momentum)
-    normalisation.move(running_var, variance * each / (each - 1), momentum)
+    each = normalization.values_per_channel(input)
+    normalization.move(running_mean, mean, momentum)
+    normalization.move(running_var, variance * each / (each - 1), momentum)
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
@@ -245,7 +245,7 @@ def _native_layer_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
 
     def call(input: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
         axes = list(range(-len(shape), 0))
-        return norm(input, shape, weight, bias, eps), *normalisation.statistics(input, axes, eps)
+        return norm(input, shape, weight, bias, eps), *normalization.statistics(input, axes, eps)
 
     return call
 
@@ -256,7 +256,7 @@ def _native_batch_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
     def call(input: Tensor, *args: Any) -> Any:
         training, _, eps = args[4:]
         axes = [0, *range(2, input.ndim)]
-        saved = normalisation.statistics(input, axes, eps) if training else [input.new_empty(0)] * 2
+        saved = normalization.statistics(input, axes, eps) if training else [input.new_empty(0)] * 2
         return _torch_order(norm)(input, *args), *(value.flatten() for value in saved)
 
     return call
@@ -299,7 +299,7 @@ def _under_every_name(name: str) -> Iterator[Callable[..., Any]]:
 
 _NATIVE = ("_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
-    torch._weight_norm: normalisation.weight_norm,
+    torch._weight_norm: normalization.weight_norm,
     F.hardsigmoid: elementary.hardsigmoid,
     F.binary_cross_entropy: elementary.binary_cross_entropy,
     torch.special.i1: elementary.i1,
@@ -321,28 +321,28 @@ _LOOPED: _Table = {
     **_ALWAYS,
     torch.autograd.grad: values.recorded_gradient,
     F.batch_norm: _one_batch_norm,
-    F.instance_norm: normalisation.instance_norm,
+    F.instance_norm: normalization.instance_norm,
     F.layer_norm: _one_layer_norm,
     torch.layer_norm: _one_layer_norm,
     torch.native_layer_norm: _native_layer_norm(_one_layer_norm),
     torch.native_batch_norm: _native_batch_norm(_one_batch_norm),
     torch.batch_norm: _torch_order(_one_batch_norm),
-    torch.instance_norm: _torch_order(normalisation.instance_norm),
+    torch.instance_norm: _torch_order(normalization.instance_norm),
     **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
 }
-_VECTORISED: _Table = {
+_VECTORIZED: _Table = {
     **_ALWAYS,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
-    F.batch_norm: normalisation.batch_norm,
-    F.instance_norm: normalisation.instance_norm,
-    F.layer_norm: normalisation.layer_norm,
-    F.group_norm: normalisation.group_norm,
-    torch.layer_norm: normalisation.layer_norm,
-    torch.native_layer_norm: _native_layer_norm(normalisation.layer_norm),
-    torch.native_batch_norm: _native_batch_norm(normalisation.batch_norm),
-    torch.group_norm: normalisation.group_norm,
-    torch.batch_norm: _torch_order(normalisation.batch_norm),
-    torch.instance_norm: _torch_order(normalisation.instance_norm),
+    F.batch_norm: normalization.batch_norm,
+    F.instance_norm: normalization.instance_norm,
+    F.layer_norm: normalization.layer_norm,
+    F.group_norm: normalization.group_norm,
+    torch.layer_norm: normalization.layer_norm,
+    torch.native_layer_norm: _native_layer_norm(normalization.layer_norm),
+    torch.native_batch_norm: _native_batch_norm(normalization.batch_norm),
+    torch.group_norm: normalization.group_norm,
+    torch.batch_norm: _torch_order(normalization.batch_norm),
+    torch.instance_norm: _torch_order(normalization.instance_norm),
     **_CONVOLUTIONS_WHERE_TORCH_IS_WRONG,
     **{getattr(owner, own.__name__): own for own in elementary.METHODS for owner in (torch, torch.Tensor)},
     **dict.fromkeys((torch.max, torch.Tensor.max), elementary.largest),
@@ -361,7 +361,7 @@ _VECTORISED: _Table = {
     **{read: values.where_tasks_agree(read) for read in values.READS},
 }
 _KERNELS: _Table = {
-    **_VECTORISED,
+    **_VECTORIZED,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _torch_order(_batch_norm),
     **{own: make(axes, own) for own, (make, axes) in _CONVOLUTIONS.items()},
@@ -373,14 +373,14 @@ class TaskOperations(TorchFunctionMode):
     """While entered, operations run on versions that are right, and quick, for tasks.
 
     Args:
-        vectorised: whether that is under ``vmap``.
+        vectorized: whether that is under ``vmap``.
         kernels: whether the quick kernels may be used; code that records operations needs torch's own.
     """
 
-    def __init__(self, vectorised: bool, kernels: bool = True) -> None:
+    def __init__(self, vectorized: bool, kernels: bool = True) -> None:
         super().__init__()
-        self.kernels = vectorised and kernels
-        self._replaced = _KERNELS if self.kernels else _VECTORISED if vectorised else _LOOPED
+        self.kernels = vectorized and kernels
+        self._replaced = _KERNELS if self.kernels else _VECTORIZED if vectorized else _LOOPED
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -20,7 +20,7 @@ from .stacks import place
 from .threads import mine
 
 Statistics = Literal["batch", "running", "shared"]
-"""What batch norm normalises with: the statistics of the examples at hand, or the stored running ones; where every
+"""What batch norm normalizes with: the statistics of the examples at hand, or the stored running ones; where every
 inner step has its own of these, all steps may share one set."""
 
 Precision = Literal["float32", "bfloat16"]

@@ -245,7 +245,7 @@ def arguments(config: Config, name: str) -> dict[str, Any]:
 
 
 def build_learner(config: Config, device: str = "cpu", most: int | None = None) -> MetaLearner:
-    """The learner of a resolved recipe, initialised under its seed. Torch's random state is left as it was.
+    """The learner of a resolved recipe, initialized under its seed. Torch's random state is left as it was.
 
     Args:
         config: from `load_recipe`.

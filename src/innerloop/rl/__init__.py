@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .advantages import LinearBaseline, ValueFunction, discounted, generalised
+from ..common.errors import warn_of_old_name
+from .advantages import LinearBaseline, ValueFunction, discounted, generalized
 from .distributions import Categorical, Gaussian
 from .environments import Bandit, Environment, Navigation, Step, Tabular, TabularTask, best_arm
 from .interaction import Interaction, Lived
 from .locomotion import Locomotion
-from .losses import Along, Clipped, Decisions, InnerDivergence, Judging, Penalised, Sampling, divergence, ratio, score
+from .losses import Along, Clipped, Decisions, InnerDivergence, Judging, Penalized, Sampling, divergence, ratio, score
 from .outer import PPO, TRPO
 from .policies import CategoricalPolicy, GaussianPolicy, categorical_policy, gaussian_policy
 from .presets import (
@@ -33,10 +34,14 @@ from .tasks import TASKS
 MODELS = {"gaussian-policy": gaussian_policy, "categorical-policy": categorical_policy}
 """The policies that a recipe can name."""
 
+_OLD: dict[str, Any] = {"Penalised": Penalized, "generalised": generalized}
 _LATER = {"VectorTasks": "workers", "WorkerError": "workers", "Workers": "workers"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _OLD:
+        warn_of_old_name(f"rl.{name}", f"rl.{_OLD[name].__name__}")
+        return _OLD[name]
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -68,7 +73,7 @@ __all__ = [
     "Lived",
     "Locomotion",
     "Navigation",
-    "Penalised",
+    "Penalized",
     "Sampling",
     "Step",
     "Tabular",
@@ -83,7 +88,7 @@ __all__ = [
     "e_maml",
     "fomaml_trpo",
     "gaussian_policy",
-    "generalised",
+    "generalized",
     "maml_trpo",
     "meta_sgd_trpo",
     "promp",

@@ -1,4 +1,4 @@
-"""How much better than expected an action was: returns, baselines, generalised advantage estimation."""
+"""How much better than expected an action was: returns, baselines, generalized advantage estimation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def discounted(rewards: Tensor, discount: float) -> Tensor:
     return torch.stack(sums[::-1], -1)
 
 
-def generalised(rewards: Tensor, values: Tensor, alive: Tensor, discount: float, trace: float) -> Tensor:
+def generalized(rewards: Tensor, values: Tensor, alive: Tensor, discount: float, trace: float) -> Tensor:
     """Generalized advantage estimates (Schulman et al. 2016, Eq. 16); nothing comes after the horizon.
 
     Args:
@@ -35,7 +35,7 @@ def generalised(rewards: Tensor, values: Tensor, alive: Tensor, discount: float,
     return discounted((rewards + discount * later - values) * alive, discount * trace)
 
 
-def normalised(advantages: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+def normalized(advantages: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
     """Normalize advantages ``[T, E, H]`` to mean 0 and standard deviation 1 within each task.
 
     Only the steps that happened count. Returns the advantages and their divisors ``[T, 1, 1]``.
@@ -159,7 +159,7 @@ class ValueFunction:
         return torch.cat([episodes.observations, time.expand(*shape, 1)], -1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimiser, units."""
+        """Network, optimizer, units."""
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {**parts, "centre": self.centre, "spread": self.spread}
 

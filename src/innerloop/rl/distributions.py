@@ -53,7 +53,7 @@ class Categorical(NamedTuple):
     """Distributions over discrete actions.
 
     Attributes:
-        logits: ``[..., A]``, of A actions; they need not be normalised.
+        logits: ``[..., A]``, of A actions; they need not be normalized.
     """
 
     logits: Tensor

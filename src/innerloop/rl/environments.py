@@ -121,7 +121,7 @@ class Tabular:
     def tasks(self, n: int, generator: torch.Generator) -> TabularTask:
         """Draw ``n`` of them."""
         uniform = torch.rand(n, self.observations, self.actions, self.observations, generator=generator)
-        weights = -uniform.clamp_min(1e-12).log()  # exponential variates, normalised, are Dirichlet
+        weights = -uniform.clamp_min(1e-12).log()  # exponential variates, normalized, are Dirichlet
         reward = 2 * torch.rand(n, self.observations, self.actions, generator=generator) - 1
         return TabularTask(weights / weights.sum(-1, keepdim=True), reward)
 

@@ -21,7 +21,7 @@ from ..adapted import AdaptedTasks
 from ..learner import MetaLearner
 from ..metrics import RETURN
 from ..task import Batch, Task
-from .advantages import Baseline, LinearBaseline, discounted, generalised, normalised
+from .advantages import Baseline, LinearBaseline, discounted, generalized, normalized
 from .environments import Environment
 from .losses import Decisions
 from .rollouts import Episodes, rollout
@@ -47,7 +47,7 @@ class Interaction:
     Args:
         environment: the family of tasks.
         discount: of rewards, gamma.
-        trace: of generalised advantage estimation, lambda.
+        trace: of generalized advantage estimation, lambda.
         baseline: what returns are expected; the linear one unless given.
         eval_episodes: episodes of each task that an inner step is taken on when returns are asked for; as many as in
             training unless given.
@@ -154,8 +154,8 @@ class Interaction:
     def _batch(self, found: Episodes) -> Batch:
         """Episodes as examples."""
         values = self.baseline(found, discounted(found.rewards, self.discount))
-        advantages = generalised(found.rewards, values, found.alive, self.discount, self.trace)
-        plain, spread = normalised(advantages, found.alive)
+        advantages = generalized(found.rewards, values, found.alive, self.discount, self.trace)
+        plain, spread = normalized(advantages, found.alive)
         y = Decisions(found.actions, plain, found.alive, found.behaviour, _worth(found) / spread)
         return Batch(found.observations, y)
 

@@ -179,7 +179,7 @@ def inner_divergence(episode: Episode, points: Sequence[Step]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-class Penalised(Unrolled):
+class Penalized(Unrolled):
     """`Unrolled`, plus `InnerDivergence` times a strength that the outer step adapts (Rothfuss et al. 2019, Eq. 13).
 
     Args:

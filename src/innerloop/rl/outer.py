@@ -1,4 +1,4 @@
-"""Outer steps of policies: a trust region, and proximal steps. They take the place of a trainer's optimiser."""
+"""Outer steps of policies: a trust region, and proximal steps. They take the place of a trainer's optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..learner import MetaLearner
 from ..objectives import conjugate_gradient
 from ..task import Params, Task
-from .losses import InnerDivergence, Judging, Penalised, divergence
+from .losses import InnerDivergence, Judging, Penalized, divergence
 
 Mean = Callable[[Params], Params]
 """From means over this process's tasks to those over all processes'."""
@@ -196,11 +196,11 @@ class PPO:
     def _look_back(self, tasks: Task, iteration: int) -> None:
         """How far the policies went, and what the penalty is to be."""
         objective = self.learner.objective
-        judge = InnerDivergence(objective.order) if isinstance(objective, Penalised) else None
+        judge = InnerDivergence(objective.order) if isinstance(objective, Penalized) else None
         inner, _, output, _ = self.learner(tasks, iteration, objective=judge)
         means = self.mean({"kl": _divergences(output, tasks).mean(), "inner": inner.mean()})
         self.told = {"kl": float(means["kl"])}
-        if isinstance(objective, Penalised):
+        if isinstance(objective, Penalized):
             found = float(means["inner"])
             self.told |= {"inner_kl": found, "penalty": objective.strength}
             if self.target is not None and found > self.WIDE * self.target:
@@ -209,12 +209,12 @@ class PPO:
                 objective.strength /= 2
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's, and the penalty."""
+        """The optimizer's, and the penalty."""
         strength = getattr(self.learner.objective, "strength", None)
         return {"optimizer": self.optimizer.state_dict(), "strength": strength}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them up."""
         self.optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.learner.objective, Penalised):
+        if isinstance(self.learner.objective, Penalized):
             self.learner.objective.strength = state["strength"]

@@ -16,7 +16,7 @@ from ..learner import MetaLearner
 from ..presets import Options, of_parts
 from ..presets import composed as _composed
 from ..select import head_of, named
-from .losses import Along, Clipped, Penalised, Sampling, ratio, score
+from .losses import Along, Clipped, Penalized, Sampling, ratio, score
 from .outer import PPO, TRPO
 
 Inner = Literal["score", "ratio"]
@@ -138,11 +138,11 @@ def promp(
         outer_lr: the learning rate of the outer steps; see `PPO`.
         epochs: outer steps on each meta-batch.
         clip: of the outer ratios; see `Clipped`.
-        penalty: the strength of the penalty at first; see `Penalised`.
+        penalty: the strength of the penalty at first; see `Penalized`.
         target_kl: the divergence that the penalty is adapted to; ``None`` keeps its strength. See `PPO`.
         options: see `MetaLearner`.
     """
-    outer, objective = PPO(outer_lr, epochs, target_kl), Penalised(strength=penalty)
+    outer, objective = PPO(outer_lr, epochs, target_kl), Penalized(strength=penalty)
     parts: dict[str, Any] = {"rule": rules.SGD(lr), "objective": objective, "loss": Clipped(clip)}
     return composed(policy, options, outer, episodes, "ratio", **parts)
 

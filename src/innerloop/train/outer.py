@@ -112,7 +112,7 @@ class OuterStep:
         return value(self.lr, iteration)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's."""
+        """The optimizer's."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
@@ -150,7 +150,7 @@ def outer_step(
 def make_optimizer(
     optimizer: Optimizer, parameters: list[nn.Parameter], lr: float, momentum: float
 ) -> torch.optim.Optimizer:
-    """The outer optimiser by its name or factory."""
+    """The outer optimizer by its name or factory."""
     if momentum and optimizer != "sgd":
         raise ValueError(f'momentum is of optimizer="sgd"; {optimizer!r} does not take it')
     if optimizer == "adam":

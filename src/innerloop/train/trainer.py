@@ -1,4 +1,4 @@
-"""Meta-training: an outer optimiser, validation on fixed tasks, checkpoints, and a record of it all."""
+"""Meta-training: an outer optimizer, validation on fixed tasks, checkpoints, and a record of it all."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class World:
 
     @classmethod
     def current(cls) -> World:
-        """The default group of ``torch.distributed``, if it is initialised."""
+        """The default group of ``torch.distributed``, if it is initialized."""
         on = dist.is_available() and dist.is_initialized()
         return cls(dist.get_rank(), dist.get_world_size()) if on else cls()
 
