@@ -341,6 +341,18 @@ def test_reptile_whose_adam_remembers(page: Any, tasks: il.Task, vectorize: Any)
         assert_close(learner.meta_gradient(tasks)[0], expected)
 
 
+@pytest.mark.parametrize("order", [[1], [1, 2, 2, 2, 2], []])
+def test_there_is_one_order_for_each_step(tasks: il.Task, order: list[int]) -> None:
+    class Ordered(il.Objective):
+        def __call__(self, episode: il.Episode) -> il.Judgement:
+            query = episode.query(episode.last(order))
+            return il.Judgement(query.loss, query)
+
+    learner = il.maml(nn.Linear(1, 3), lr=0.1, objective=Ordered(), steps=4).double()
+    with pytest.raises(ValueError, match="4 inner steps need one order, or one for each step; got "):
+        learner.meta_gradient(tasks)
+
+
 def test_what_a_rule_keeps_is_not_kept_by_predictions(page: Any, tasks: il.Task) -> None:
     learner, _ = page("Reptile whose Adam remembers")
     before = {name: b.clone() for name, b in learner.rule.named_buffers()}

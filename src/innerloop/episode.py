@@ -239,9 +239,15 @@ class Episode:
             order: as of `step`: one for all, or one for each step.
             steps: how many; those of the episode if not given.
             start: where from; the start of the episode if not given.
+
+        Raises:
+            ValueError: there is not one order for each step.
         """
         step, number = start or self.start, self.steps if steps is None else steps
-        for each in [order] * number if isinstance(order, int) else order:
+        orders = [order] * number if isinstance(order, int) else list(order)
+        if len(orders) != number:
+            raise ValueError(f"{number} inner steps need one order, or one for each step; got {orders}")
+        for each in orders:
             step = self.step(step, each)
             yield step
 

@@ -33,7 +33,7 @@ from .initializations import Initialization
 from .losses import extras_of, refuse_query_inputs
 from .objectives import Objective, Outcome, Unrolled
 from .per_step import PerStepModel, Slots, average
-from .rules import UpdateRule, require_step
+from .rules import Chain, UpdateRule, require_step
 from .select import Selection, everything
 from .support_norm import joint
 from .task import Batch, Params, Task, count, require_batch, select, stack, tensors_of
@@ -219,6 +219,14 @@ class MetaLearner(nn.Module):
     def _takes(self, steps: int | None) -> int:
         """The number of inner steps; `None` stands for that of training."""
         return self.steps if steps is None else steps
+
+    @property
+    def carried(self) -> Params:
+        """The buffers that meta-training moves by what tasks leave: statistics of slots, and what rules keep."""
+        rules = [rule for rule in self.rule.modules() if isinstance(rule, UpdateRule)]
+        keeping = [rule for rule in rules if type(rule).keep not in (UpdateRule.keep, Chain.keep)]
+        parts = [*keeping, *([self.slots] if self.slots is not None else [])]
+        return {f"{at} {name}": buffer for at, part in enumerate(parts) for name, buffer in part.named_buffers()}
 
     def _renew(self, left: Left) -> None:
         """Take up what tasks left, on average."""

@@ -18,7 +18,30 @@ from torch.nn import functional as F
 import innerloop as il
 from innerloop.train import Interrupted, LostProcessError, World, joined
 
+
+class Remembering(il.Adam):
+    """Second moments go on from one meta-batch to the next."""
+
+    def bind(self, params: Any, steps: int) -> None:
+        super().bind(params, steps)
+        for name, tensor in params.items():
+            self.register_buffer(name.replace(".", "/"), torch.zeros_like(tensor))
+
+    def init(self, params: Any) -> Any:
+        return super().init(params)[0], {name: self.get_buffer(name.replace(".", "/")) for name in params}
+
+    def kept(self, state: Any) -> Any:
+        return state[1]
+
+    def keep(self, mean: Any) -> None:
+        for name, tensor in mean.items():
+            self.get_buffer(name.replace(".", "/")).copy_(tensor)
+
+
 LEARNERS = {
+    "remembering": lambda: il.maml(
+        il.models.mlp(1, 20, 1), rule=il.Chain(il.Clip(), Remembering(0.01)), steps=2, loss=F.mse_loss, compile=False
+    ),
     "maml": lambda: il.maml(il.models.mlp(1, 20, 1), lr=0.01, steps=2, loss=F.mse_loss, compile=False),
     "promp": lambda: il.rl.promp(il.rl.gaussian_policy(2, 2, hidden=(8,)), episodes=3, vectorize=True),
     "maml-plus-plus": lambda: il.maml_plus_plus(
@@ -51,7 +74,7 @@ class Doubles:
 def sources(name: str, action: str) -> tuple[Any, Any]:
     if name == "promp":
         return il.rl.Interaction(il.rl.Navigation(5)), il.rl.Interaction(il.rl.Navigation(5))
-    source = il.Sinusoid(5) if name == "maml" else il.Strokes(ways=3, shots=1, queries=2, size=16)
+    source = il.Sinusoid(5) if name in ("maml", "remembering") else il.Strokes(ways=3, shots=1, queries=2, size=16)
     return Doubles(source, action), Doubles(source, "")
 
 

@@ -256,7 +256,7 @@ class Trainer:
         with self.phases("gradient"):
             self.learner.compiler.steps_to_come = self.iterations - self.iteration
             grads, outcome = self.learner.meta_gradient(own, self.iteration)
-            moved = dict(self.learner.slots.named_buffers()) if self.learner.slots else {}
+            moved = self.learner.carried
             grads, outcome, asked = self.world.join(self.tasks, grads, outcome, moved, stop.asked)
             norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads.values()]))
             usable = self.faults.usable(self.iteration + 1, tasks, grads, outcome, norm)
