@@ -126,15 +126,19 @@ class InnerLoss:
     order: int = 2
 
     def loss(self, params: Params) -> Tensor:
-        """The loss, a scalar."""
-        return self._loss(*self._inputs(params))[0]
+        """The loss, a scalar: a constant where the step is of first order."""
+        loss = self._loss(*self._inputs(params))[0]
+        return loss if self.order == 2 else loss.detach()
 
     def gradient(self, params: Params) -> Params:
         """Its gradient by the adapted parameters: a constant where the step is of first order."""
-        return self.differentiated(params)[0]
+        # By new nodes of the graph, since one of the parameters may have been computed from another.
+        return self.differentiated({name: p.view_as(p) for name, p in params.items()})[0]
 
     def differentiated(self, params: Params) -> tuple[Params, Tensor, tuple[Any, Params]]:
         """The gradient and the loss, and of the call of the model the output and the module's buffers after it."""
+        if "start" in self.episode.extras:  # which the parameters themselves are before the first step
+            params = {name: p.view_as(p) for name, p in params.items()}
         inputs, episode = self._inputs(params), self.episode
         if self.order == 1 or episode.memory == "graph" or not torch.is_grad_enabled():
             return self._gradient(self.order, *inputs)
@@ -284,17 +288,19 @@ class Episode:
 
     def support_loss(self, step: Step, index: int | None = None) -> Tensor:
         """The inner loss on the whole support set, or on the mini-batch of an inner step; a scalar."""
-        return self.inner(step, index).loss(step.params)
+        return InnerLoss(self, step.buffers, step.latest, self.support(index)).loss(step.params)
 
     def inner(self, step: Step, index: int | None = None, order: int = 2) -> InnerLoss:
         """The inner loss as a function of the adapted parameters, at a place on the path.
 
         Args:
             step: the place.
-            index: of the inner step whose mini-batch it is on; ``None`` for the whole support set.
-            order: 1 takes its gradients as constants.
+            index: of an inner step, for its mini-batch and what it has of its own; ``None`` for the whole support set
+                and what the step that led here has.
+            order: 1 takes the loss and its gradients as constants.
         """
-        return InnerLoss(self, step.buffers, step.latest, self.support(index), order)
+        number = step.latest if index is None else index
+        return InnerLoss(self, step.buffers, number, self.support(index), order)
 
     def compared(self, output: Any, y: Any, known: Mapping[str, Any]) -> Tensor:
         """The inner loss of an output and targets, a scalar, which gets what it asks for of what is known."""

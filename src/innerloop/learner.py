@@ -30,7 +30,7 @@ from .engine.undisturbed import guarded, in_turn, undisturbed
 from .engine.writes import unchanged
 from .episode import Episode, Loss, Memory, Step, check_known, detach, scalar
 from .initializations import Initialization
-from .losses import extras_of, refuse_query_inputs
+from .losses import extras_of, refuse_extras, refuse_query_inputs
 from .objectives import Objective, Outcome, Unrolled
 from .per_step import PerStepModel, Slots, average
 from .rules import Chain, UpdateRule, require_step
@@ -82,6 +82,7 @@ class MetaLearner(nn.Module):
 
     outer: Any = None
     """How meta-gradients move the meta-parameters, where that is part of the algorithm (`innerloop.train.outer`)."""
+    _asking: tuple[Any, tuple[str, ...]] | None = None
 
     def __init__(
         self,
@@ -112,7 +113,12 @@ class MetaLearner(nn.Module):
         self.model, self.rule, self.loss, self.inner_loss = model, rule, loss, inner_loss or loss
         self.objective, self.initial, self.steps, self.batch_size = objective or Unrolled(), initial, steps, batch_size
         self.statistics, self.memory, self.precision, self.citation = statistics, memory, precision, citation
-        self._extras = extras_of(self.inner_loss)
+        refuse_extras(loss)
+        if "model" in self._extras and joint(model):
+            raise ValueError(
+                "an inner loss cannot ask for the model (its keyword model) where that has a SupportNorm2d, which "
+                "needs the support set beside every input"
+            )
         self._chosen = chosen = Chosen(adapt, model)
         self.selection, self.adapted = adapt.description, chosen.names
         parts = rule, loss, inner_loss, self.objective, initial
@@ -141,7 +147,7 @@ class MetaLearner(nn.Module):
             self._examine(tasks := normal_tensors(tasks), judging(objective or self.objective), objective)
             judge = self.engine.isolated(self._judge, iteration=iteration, objective=objective)
             outcome, left = self.engine.map(judge, tasks, *self._own(), ("judge", "forward")[torch.is_grad_enabled()])
-            self._renew((average(left[0]), average(left[1])))
+            self._renew((average(left[0]), {}))
         return Outcome(*outcome)
 
     @guarded
@@ -221,6 +227,13 @@ class MetaLearner(nn.Module):
         return self.steps if steps is None else steps
 
     @property
+    def _extras(self) -> tuple[str, ...]:
+        """What the inner loss asks for beside output and targets."""
+        if self._asking is None or self._asking[0] is not self.inner_loss:
+            self._asking = self.inner_loss, extras_of(self.inner_loss)
+        return self._asking[1]
+
+    @property
     def carried(self) -> Params:
         """The buffers that meta-training moves by what tasks leave: statistics of slots, and what rules keep."""
         rules = [rule for rule in self.rule.modules() if isinstance(rule, UpdateRule)]
@@ -233,7 +246,7 @@ class MetaLearner(nn.Module):
         slots, state = left
         if self.training and slots and self.slots is not None:
             in_turn(partial(self.slots.renew, slots), self._shared)
-        if self.training and state:
+        if self.training and state and all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
             in_turn(partial(self.rule.keep, state), self._shared)
 
     # -- using what was learned ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -122,14 +123,19 @@ def extras_of(loss: Any) -> tuple[str, ...]:
     - ``step``: the index of the inner step, from 0;
     - ``query``: the inputs of the query set; ``model``: a function of inputs, the model's output with ``params``.
 
+    What a `functools.partial` fixes is not asked for.
+
     Raises:
         ValueError: it has another keyword-only parameter, without a default.
     """
+    fixed = set[str]()
+    while isinstance(loss, partial):
+        fixed, loss = fixed | loss.keywords.keys(), loss.func
     try:
         parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()
     except (TypeError, ValueError):  # functions of torch that are written in C have none
         return ()
-    named = [parameter for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
+    named = [p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in fixed]
     strange = [p.name for p in named if p.name not in EXTRAS and p.default is p.empty]
     if strange:
         raise ValueError(
@@ -137,6 +143,19 @@ def extras_of(loss: Any) -> tuple[str, ...]:
             f"{strange[0]!r} a default, or fix it with functools.partial"
         )
     return tuple(p.name for p in named if p.name in EXTRAS)
+
+
+def refuse_extras(loss: Any) -> None:
+    """Refuse an outer loss that asks for what only an inner loss is given.
+
+    Raises:
+        ValueError: it does.
+    """
+    if asked := extras_of(loss):
+        raise ValueError(
+            f"the outer loss asks for {', '.join(asked)}, which only an inner loss is given: make it the inner_loss=, "
+            "and give a loss= of output and targets"
+        )
 
 
 def refuse_query_inputs(extras: Collection[str]) -> None:

@@ -226,10 +226,29 @@ STRAY = 1e-2
 """How far from the start a rule is asked whether it rests, as a part of the size of a parameter, or of one."""
 
 
+class _Quadratic(NamedTuple):
+    """An inner loss with given slopes at some parameters, and none at the start, for rules that ask for it."""
+
+    slopes: Params
+    params: Params
+    start: Params
+    order: int = 1
+
+    def gradient(self, params: Params) -> Params:
+        """Linear in the distance from the start."""
+        away = {name: p - self.start[name] for name, p in self.params.items()}
+        return {name: self.slopes[name] / away[name] * (p - self.start[name]) for name, p in params.items()}
+
+    def loss(self, params: Params) -> Tensor:
+        """Half the slope times the distance."""
+        slopes = self.gradient(params)
+        return torch.stack([(slopes[n] * (p - self.start[n])).sum().real for n, p in params.items()]).sum() / 2
+
+
 def _moved(rule: UpdateRule, grads: Params, params: Params, start: Params) -> Tensor:
     """All elements of a rule's first update, of parameters that are away from the start."""
     given = {name: grad.clone() for name, grad in grads.items()}
-    updates, _ = rule(given, params, rule.init(start), 0)
+    updates, _ = rule(given, params, rule.init(start), 0, _Quadratic(grads, params, start))
     return torch.cat([update.flatten() for update in as_reals(updates).values()])
 
 

@@ -197,4 +197,4 @@ def _shared(stored: Params) -> Params:
 
 def average(left: Params) -> Params:
     """Over tasks; of whole numbers, which count batches, any task's."""
-    return {name: t.mean(0) if t.is_floating_point() else t[0] for name, t in left.items()}
+    return {name: t.mean(0) if t.is_floating_point() or t.is_complex() else t[0] for name, t in left.items()}

@@ -50,8 +50,8 @@ class Options(TypedDict, total=False):
 
 
 def composed(model: nn.Module, options: Mapping[str, Any], **parts: Any) -> MetaLearner:
-    """A learner of an algorithm's own parts, but for those that are given among the options."""
-    return MetaLearner(model, **{**parts, **options})
+    """A learner of an algorithm's own parts, but for those that are given among the options (``None`` is none)."""
+    return MetaLearner(model, **{**parts, **{name: part for name, part in options.items() if part is not None}})
 
 
 def of_parts(
@@ -130,8 +130,8 @@ def reptile(model: nn.Module, lr: float = 1e-3, **options: Unpack[Options]) -> M
             FutureWarning,
             stacklevel=user_level(),
         )
-        if optimizer not in ("adam", "sgd"):
-            raise ValueError(f'the inner optimizer of Reptile was "adam" or "sgd", got {optimizer!r}: give rule=')
+        if optimizer not in ("adam", "sgd") or options.get("rule") is not None:
+            raise ValueError(f'the inner optimizer of Reptile was "adam" or "sgd", got {optimizer!r}: give rule= alone')
         rule = rules.SGD(lr) if optimizer == "sgd" else rule
     return composed(model, options, rule=rule, objective=Reptile())
 

@@ -54,6 +54,11 @@ class UpdateRule(nn.Module, ABC):
     def __call__(self, grads: Params, params: Params, state: Any, step: int, inner: Any = None) -> tuple[Params, Any]:
         """`forward`, whose arguments and result are checked."""
         require_dense(grads)
+        if self.asks and inner is None and not isinstance(self, Chain):
+            raise ValueError(
+                f"{type(self).__name__} asks for the inner loss, but was not given it: whatever calls it hands it on, "
+                "as in rule(grads, params, state, step, inner)"
+            )
         asked = {"inner": inner} if self.asks else {}
         result = super().__call__(grads, params, state, step, **asked)
         return require_updates(result, grads, params, type(self).__name__)
@@ -69,7 +74,7 @@ class UpdateRule(nn.Module, ABC):
     def kept(self, state: Any) -> Params:
         """What of the state after a task's last step is for later tasks; nothing, in most rules.
 
-        In meta-training, its mean over the tasks of a meta-batch goes to `keep`.
+        `MetaLearner.meta_gradient` gives its mean over the tasks of a meta-batch to `keep`, where it is finite.
         """
         return {}
 

@@ -119,7 +119,7 @@ def follow(rule: nn.Module, params: Params) -> None:
         params: of the model; where these have several types, the rule stays as it is.
     """
     types = {p.real.dtype for p in params.values() if p.is_floating_point() or p.is_complex()}
-    narrow = (own.dtype for own in rule.parameters() if own.is_floating_point())
+    narrow = (own.dtype for own in (*rule.parameters(), *rule.buffers()) if own.is_floating_point())
     if len(types) == 1 and any(torch.promote_types(kind, *types) != kind for kind in narrow):
         rule.to(types.pop())
 

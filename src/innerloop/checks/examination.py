@@ -104,7 +104,12 @@ def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective:
             if own.memory == "constant":
                 own_tensors = (*episode.task, episode.start.buffers, getattr(episode.model, "slots", {}))
                 given = [t for t in tensors_of(own_tensors) if t.requires_grad]
-                known = (*start.values(), *own.learned(), *(leaf for t in given for leaf in (t, *leaves_of(t))))
+                known = (
+                    *start.values(),
+                    *own.start.params.values(),
+                    *own.learned(),
+                    *(leaf for t in given for leaf in (t, *leaves_of(t))),
+                )
                 refuse_hidden(set(leaves_of(loss)).intersection(lasting), known)
             if objective is not None:
                 changing |= _take_steps(own, draws, loss, start)

@@ -218,8 +218,15 @@ def _as_now(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     now = dict(given)
     if name == "learner" and given.get("preset") in ("prototypical", "trpo", "cloned"):
         now.pop("steps", None)
-    if name == "learner" and given.get("preset") == "reptile" and now.pop("optimizer", "adam") == "sgd":
-        now["rule"] = {"name": "sgd", "lr": now.pop("lr", 1e-3)}
+    if name == "learner" and given.get("preset") == "reptile" and "optimizer" in given:
+        optimizer = now.pop("optimizer")
+        if optimizer not in ("adam", "sgd") or "rule" in given:
+            raise ValueError(
+                f"learner.optimizer = {brief(optimizer)}: in version 0.1 Reptile's inner optimizer was adam or sgd; "
+                'give learner.rule alone, such as {name = "sgd", lr = 0.1}'
+            )
+        if optimizer == "sgd":
+            now["rule"] = {"name": "sgd", "lr": now.pop("lr", 1e-3)}
     return now
 
 

@@ -40,7 +40,9 @@ def composed(
     return learner
 
 
-@of_parts(OWN, lr="rule", later_lr="rule", order="objective", weights="objective", inner="inner_loss")
+@of_parts(
+    OWN, episodes="batch_size", lr="rule", later_lr="rule", order="objective", weights="objective", inner="inner_loss"
+)
 def maml_trpo(
     policy: nn.Module,
     lr: float = 0.1,
@@ -75,7 +77,7 @@ def _rule(lr: float, later_lr: float | None) -> rules.UpdateRule:
     return rules.SGD(lr) if later_lr is None else rules.PerStepSGD((lr, later_lr), learned=False)
 
 
-@of_parts(OWN, lr="rule")
+@of_parts(OWN, episodes="batch_size", lr="rule")
 def fomaml_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -92,7 +94,7 @@ def fomaml_trpo(
     return composed(policy, options, outer, episodes, "score", rule=rules.SGD(lr), objective=objective)
 
 
-@of_parts(OWN, lr="rule", strength="objective")
+@of_parts(OWN, episodes="batch_size", lr="rule", strength="objective")
 def e_maml(
     policy: nn.Module,
     lr: float = 0.1,
@@ -115,7 +117,7 @@ def e_maml(
     return composed(policy, options, outer, episodes, "score", rule=rules.SGD(lr), objective=objective)
 
 
-@of_parts(OWN, lr="rule", penalty="objective", clip="loss")
+@of_parts(OWN, episodes="batch_size", lr="rule", penalty="objective", clip="loss")
 def promp(
     policy: nn.Module,
     lr: float = 0.1,
@@ -147,7 +149,7 @@ def promp(
     return composed(policy, options, outer, episodes, "ratio", **parts)
 
 
-@of_parts(OWN, lr="rule")
+@of_parts(OWN, episodes="batch_size", lr="rule")
 def meta_sgd_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -163,7 +165,7 @@ def meta_sgd_trpo(
     return composed(policy, options, TRPO(max_kl), episodes, "score", rule=rules.ElementwiseSGD(lr))
 
 
-@of_parts(OWN, lr="rule")
+@of_parts(OWN, episodes="batch_size", lr="rule")
 def cavia_trpo(
     policy: nn.Module, lr: float = 10.0, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -181,7 +183,7 @@ def cavia_trpo(
     return composed(policy, options, TRPO(max_kl), episodes, "score", **parts)
 
 
-@of_parts(OWN, lr="rule")
+@of_parts(OWN, episodes="batch_size", lr="rule")
 def anil_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
@@ -199,7 +201,7 @@ def anil_trpo(
     return composed(policy, options, TRPO(max_kl), episodes, "score", **parts)
 
 
-@of_parts((*OWN, "steps"), lr="rule", later_lr="rule", inner="inner_loss")
+@of_parts((*OWN, "steps"), episodes="batch_size", lr="rule", later_lr="rule", inner="inner_loss")
 def trpo(
     policy: nn.Module,
     lr: float = 0.1,

@@ -85,7 +85,8 @@ class World:
             return grads, outcome, flag
         own, device = self.bounds(total), outcome.loss.device
         weight = (own.stop - own.start) / total
-        means = [*grads.values(), *(m for m in moved.values() if m.is_floating_point())]
+        reals = [torch.view_as_real(m) if m.is_complex() else m for m in moved.values()]
+        means = [*grads.values(), *(m for m in reals if m.is_floating_point())]
         each = [outcome.objective, outcome.loss, outcome.steps]
         parts = [weight * mean.detach() for mean in means] + [_placed(part, own, total) for part in each]
         summed = self._sum([*parts, torch.tensor(float(flag), device=device)])
