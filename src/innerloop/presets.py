@@ -51,7 +51,9 @@ class Options(TypedDict, total=False):
 
 def composed(model: nn.Module, options: Mapping[str, Any], **parts: Any) -> MetaLearner:
     """A learner of an algorithm's own parts, but for those that are given among the options (``None`` is none)."""
-    return MetaLearner(model, **{**parts, **{name: part for name, part in options.items() if part is not None}})
+    own = {*parts, "rule", "adapt", "objective"}
+    given = {name: part for name, part in options.items() if part is not None or name not in own}
+    return MetaLearner(model, **{**parts, **given})
 
 
 def of_parts(

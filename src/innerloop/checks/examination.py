@@ -102,15 +102,7 @@ def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective:
                 (output, loss), start, changing = _once_more(own, before, draws, used)
                 again = detach((output, loss))
             if own.memory == "constant":
-                own_tensors = (*episode.task, episode.start.buffers, getattr(episode.model, "slots", {}))
-                given = [t for t in tensors_of(own_tensors) if t.requires_grad]
-                known = (
-                    *start.values(),
-                    *own.start.params.values(),
-                    *own.learned(),
-                    *(leaf for t in given for leaf in (t, *leaves_of(t))),
-                )
-                refuse_hidden(set(leaves_of(loss)).intersection(lasting), known)
+                refuse_hidden(set(leaves_of(loss)).intersection(lasting), _known(episode, own, start))
             if objective is not None:
                 changing |= _take_steps(own, draws, loss, start)
                 _check_parts(own, objective, loss, start, second=use == Use.DIFFERENTIATE)
@@ -122,6 +114,13 @@ def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective:
                 _judge(own)
         random = not same_random_state(before, random_state(tensors))
         return Found(random, changing, objective is None or _separable(own, draws))
+
+
+def _known(episode: Episode, own: Episode, start: Params) -> list[Tensor]:
+    """The tensors through which a recomputed inner gradient hands gradients on."""
+    tensors = tensors_of((*episode.task, episode.start.buffers, getattr(episode.model, "slots", {})))
+    given = [leaf for tensor in tensors if tensor.requires_grad for leaf in (tensor, *leaves_of(tensor))]
+    return [*start.values(), *own.start.params.values(), *own.learned(), *given]
 
 
 def _apart(episode: Episode) -> Episode:
