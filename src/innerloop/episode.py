@@ -61,6 +61,11 @@ def detach(tensors: Any) -> Any:
     return pytree.tree_map_only(Tensor, Tensor.detach, tensors)
 
 
+def anew(params: Params) -> Params:
+    """The same values as new nodes of the graph, so that a gradient by one does not run through another."""
+    return {name: tensor.view_as(tensor) for name, tensor in params.items()}
+
+
 @dataclass(frozen=True)
 class Step:
     """A place on a task's path: its start, or where an inner step led.
@@ -132,13 +137,12 @@ class InnerLoss:
 
     def gradient(self, params: Params) -> Params:
         """Its gradient by the adapted parameters: a constant where the step is of first order."""
-        # By new nodes of the graph, since one of the parameters may have been computed from another.
-        return self.differentiated({name: p.view_as(p) for name, p in params.items()})[0]
+        return self.differentiated(anew(params))[0]  # one of them may have been computed from another
 
     def differentiated(self, params: Params) -> tuple[Params, Tensor, tuple[Any, Params]]:
         """The gradient and the loss, and of the call of the model the output and the module's buffers after it."""
-        if "start" in self.episode.extras:  # which the parameters themselves are before the first step
-            params = {name: p.view_as(p) for name, p in params.items()}
+        if "start" in self.episode.extras:  # before the first step, the parameters are the start
+            params = anew(params)
         inputs, episode = self._inputs(params), self.episode
         if self.order == 1 or episode.memory == "graph" or not torch.is_grad_enabled():
             return self._gradient(self.order, *inputs)
@@ -168,10 +172,10 @@ class InnerLoss:
         output, after = model({**fixed, **params}, buffers, batch.x)
         known: dict[str, Any] = {"params": params, "start": start, "step": self.index, "query": query}
         known["model"] = lambda x: model({**fixed, **params}, buffers, x)[0]
-        # A loss that is told the adapted parameters may compute with these, which can be the model's own at the start.
-        told = {id(tensor) for tensor in (*params.values(), *(start or {}).values())} if episode.extras else ()
+        # What the loss is given it may compute with, also where it is the model's own, as at the start of the path.
+        given = {id(tensor) for tensor in (*params.values(), *(start or {}).values())} if episode.extras else ()
         own = {name: model.parameters[name] for name in params}
-        with OwnParameters({name: tensor for name, tensor in own.items() if id(tensor) not in told}):
+        with OwnParameters({name: tensor for name, tensor in own.items() if id(tensor) not in given}):
             return episode.compared(output, batch.y, known), (output, after)
 
 

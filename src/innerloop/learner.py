@@ -28,7 +28,7 @@ from .engine.threads import mine
 from .engine.twins import Shared
 from .engine.undisturbed import guarded, in_turn, undisturbed
 from .engine.writes import unchanged
-from .episode import Episode, Loss, Memory, Step, check_known, detach, scalar
+from .episode import Episode, Loss, Memory, Step, anew, check_known, detach, scalar
 from .initializations import Initialization
 from .losses import extras_of, refuse_extras, refuse_query_inputs
 from .objectives import Objective, Outcome, Unrolled
@@ -38,7 +38,7 @@ from .select import Selection, everything
 from .support_norm import joint
 from .task import Batch, Params, Task, count, require_batch, select, stack, tensors_of
 from .task_model import TaskModel
-from .updates import follow, require_start
+from .updates import follow, require_kept, require_start
 
 Left = tuple[Params, Params]
 """What tasks leave for later ones: in the slots of inner steps, and in the state of the update rule."""
@@ -131,7 +131,7 @@ class MetaLearner(nn.Module):
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics(model)
         self._stateless, self._joint, self._examined = Stateless(model, precision, output), joint(model), set[Any]()
-        self._shared = Shared(model, *self.engine.parts.values(), moving=self.slots)
+        self._shared = Shared(model, *self.engine.parts.values(), moving=self._moving)
         rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
     @undisturbed(alone=True)
@@ -210,7 +210,7 @@ class MetaLearner(nn.Module):
     def _left(self, episode: Episode, last: Step) -> Left:
         """What a task leaves for later ones: in slots, and in the rule's state."""
         slots = episode.model.left(last.buffers, self.steps) if isinstance(episode.model, PerStepModel) else {}
-        return slots, detach(episode.rule.kept(last.state)) if last.index else {}
+        return slots, detach(require_kept(episode.rule.kept(last.state), episode.rule)) if last.index else {}
 
     @property
     def _training_statistics(self) -> Statistics:
@@ -236,10 +236,15 @@ class MetaLearner(nn.Module):
     @property
     def carried(self) -> Params:
         """The buffers that meta-training moves by what tasks leave: statistics of slots, and what rules keep."""
+        named = (part.named_buffers(prefix=str(number)) for number, part in enumerate(self._moving))
+        return {name: buffer for buffers in named for name, buffer in buffers}
+
+    @property
+    def _moving(self) -> list[nn.Module]:
+        """The parts with these buffers."""
         rules = [rule for rule in self.rule.modules() if isinstance(rule, UpdateRule)]
         keeping = [rule for rule in rules if type(rule).keep not in (UpdateRule.keep, Chain.keep)]
-        parts = [*keeping, *([self.slots] if self.slots is not None else [])]
-        return {f"{at} {name}": buffer for at, part in enumerate(parts) for name, buffer in part.named_buffers()}
+        return [*keeping, *([] if self.slots is None else [self.slots])]
 
     def _renew(self, left: Left) -> None:
         """Take up what tasks left, on average."""
@@ -403,7 +408,7 @@ class MetaLearner(nn.Module):
         # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is not
         # to run through it.
         found = require_start(mine(self.initial)(episode), start.params, type(self.initial).__name__)
-        return replace(episode, start=start.at({name: tensor.view_as(tensor) for name, tensor in found.items()}))
+        return replace(episode, start=start.at(anew(found)))
 
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
         """Refuse what would be wrong without an error: hooks in each call, the rest once for each set of shapes."""

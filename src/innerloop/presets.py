@@ -57,14 +57,15 @@ def composed(model: nn.Module, options: Mapping[str, Any], **parts: Any) -> Meta
 
 
 def of_parts(
-    own: Collection[str] = (), **parts: str
+    own: Collection[str] = (), **parts: str | tuple[str, ...]
 ) -> Callable[[Callable[Arguments, MetaLearner]], Callable[Arguments, MetaLearner]]:
     """A preset that says which of its arguments belong to a part, so that replacing that part leaves them no use.
 
     Args:
         own: the options that it has values of its own for, which a recipe therefore does not give.
-        parts: by the name of an argument, that of the part, as ``lr="rule"``.
+        parts: by the name of an argument, that of the part, as ``lr="rule"``, or of all parts that it belongs to.
     """
+    of = {name: (part,) if isinstance(part, str) else part for name, part in parts.items()}
 
     def decorate(preset: Callable[Arguments, MetaLearner]) -> Callable[Arguments, MetaLearner]:
         signature = inspect.signature(preset)
@@ -73,15 +74,16 @@ def of_parts(
         def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> MetaLearner:
             given = signature.bind(*args, **kwargs).arguments
             options = given.get("options", {})
-            for name, part in parts.items():
-                if name in given and options.get(part) is not None:
+            for name, replaced in of.items():
+                if name in given and all(options.get(part) is not None for part in replaced):
+                    part = " and ".join(replaced)
                     raise ValueError(
                         f"{preset.__name__}: {name}={given[name]!r} is for the {part} that {part}= replaces: give one "
                         f"of them, or put {name} into {part}="
                     )
             return preset(*args, **kwargs)
 
-        checked.own, checked.parts = own, parts  # type: ignore[attr-defined]
+        checked.own, checked.parts = own, of  # type: ignore[attr-defined]
         return checked
 
     return decorate
@@ -138,7 +140,7 @@ def reptile(model: nn.Module, lr: float = 1e-3, **options: Unpack[Options]) -> M
     return composed(model, options, rule=rule, objective=Reptile())
 
 
-@of_parts(lr="rule", iterations="objective")
+@of_parts(lr="rule", strength=("rule", "objective"), iterations="objective")
 def imaml(
     model: nn.Module, lr: float = 0.1, strength: float = 2.0, iterations: int = 5, **options: Unpack[Options]
 ) -> MetaLearner:

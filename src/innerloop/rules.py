@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .task import Params
-from .updates import as_given, as_reals, require_dense, require_updates
+from .updates import as_given, as_reals, require_dense, require_kept, require_updates
 
 
 class UpdateRule(nn.Module, ABC):
@@ -139,7 +139,7 @@ class Chain(UpdateRule):
         return {
             f"{number}.{name}": tensor
             for number, (rule, own) in enumerate(zip(self, state, strict=True))
-            for name, tensor in rule.kept(own).items()
+            for name, tensor in require_kept(rule.kept(own), rule).items()
         }
 
     def keep(self, mean: Params) -> None:

@@ -60,6 +60,24 @@ def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tu
     return dict(updates), state
 
 
+def require_kept(found: Any, rule: nn.Module) -> Params:
+    """What a rule keeps of a task for later ones.
+
+    Args:
+        found: what its `kept` returned.
+        rule: the rule, for messages.
+
+    Raises:
+        ValueError: it is no mapping of names to tensors.
+    """
+    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise ValueError(
+            f"kept of {type(rule).__name__} returned a {type(found).__name__}, not a dict of tensors by name: return "
+            "such a dict, {} for nothing"
+        )
+    return dict(found)
+
+
 def require_start(found: Any, params: Params, initial: str) -> Params:
     """Where a task's adapted parameters start, by an initialization.
 

@@ -149,6 +149,9 @@ def test_progress_of_the_library_outlives_standard_error(stream: Any, monkeypatc
     monkeypatch.setattr(sys, "stderr", stream)
     with Progress(10) as progress:
         progress.note("text")
+        went_on = True
+    assert went_on
+    assert sys.stderr is stream
 
 
 # -- other commands ---------------------------------------------------------------------------------------------------

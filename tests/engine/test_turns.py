@@ -55,13 +55,15 @@ def test_calls_within_calls_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None
 def test_calls_that_wait_for_each_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "CORES", 1)
     monkeypatch.setattr(turns, "PATIENCE", 0.05)
-    meeting = threading.Barrier(3)
+    meeting, met = threading.Barrier(3), list[int]()
 
     def work() -> None:
         with Turn():
-            meeting.wait(60)
+            met.append(meeting.wait(60))
 
     at_once(3, work)
+    assert sorted(met) == [0, 1, 2]
+    assert not turns._working
 
 
 def test_an_interrupt_does_not_lose_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:

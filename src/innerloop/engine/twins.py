@@ -37,15 +37,15 @@ class Shared:
     Args:
         model: the learner's.
         parts: its other parts: modules, functions and other objects.
-        moving: a module whose buffers calls move, if there is one.
+        moving: modules whose buffers calls move.
 
     Attributes:
         entangled: whether running a task showed that twins would not do: a call leaves tensors in a list or a
             dictionary, which twins would share, or a copy of the model leads back to the original.
     """
 
-    def __init__(self, model: nn.Module, *parts: Any, moving: nn.Module | None = None) -> None:
-        self.model, self.moving, self.entangled = model, moving, False
+    def __init__(self, model: nn.Module, *parts: Any, moving: Iterable[nn.Module] = ()) -> None:
+        self.model, self.moving, self.entangled = model, tuple(moving), False
         self._parts = (model, *parts)
         self._leads_back: bool | None = None
 
@@ -101,8 +101,7 @@ class Originals:
 
     def __init__(self, shared: Shared) -> None:
         self._held = [(module, dict(vars(module)), _contents(module)) for module in shared.modules]
-        moving = () if shared.moving is None else shared.moving.buffers()
-        self._values = [(buffer, buffer.clone()) for buffer in moving]
+        self._values = [(buffer, buffer.clone()) for module in shared.moving for buffer in module.buffers()]
 
     def restore(self) -> None:
         """Put everything back."""

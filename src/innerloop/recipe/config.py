@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,14 +156,14 @@ def _merge(base: Config, over: Mapping[str, Any]) -> Config:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = {**base[key], **value} if both else value
         if key == "learner" and both:
-            _give_way(merged[key], value.keys())
+            _give_way(merged[key], {*value})
     return merged
 
 
-def _give_way(learner: Config, given: Collection[str]) -> None:
+def _give_way(learner: Config, given: set[str]) -> None:
     """Take out arguments of parts that are given now, and were not before: ``rule`` replaces the ``lr`` of earlier."""
-    for name, part in getattr(PRESETS.get(str(learner.get("preset"))), "parts", {}).items():
-        if part in given and name not in given:
+    for name, parts in getattr(PRESETS.get(str(learner.get("preset"))), "parts", {}).items():
+        if given.issuperset(parts) and name not in given:
             learner.pop(name, None)
 
 
@@ -198,8 +198,8 @@ def _complete(name: str, given: Mapping[str, Any]) -> Config:
     given = _as_now(name, given)
     known, plain = section.options(name, given), {k: v for k, v in given.items() if k != section.key}
     defaults = {key: encode(option.default) for key, option in known.items() if option.default is not REQUIRED}
-    for key, part in getattr(section.function(name, given), "parts", {}).items():
-        if given.get(part, "none") != "none":  # takes the place of what the key is for
+    for key, parts in getattr(section.function(name, given), "parts", {}).items():
+        if all(given.get(part, "none") != "none" for part in parts):  # which take the place of what the key is for
             defaults.pop(key, None)
     plain = {**{key: value for key, value in defaults.items() if value is not MISMATCH}, **plain}
     for key, value in plain.items():
