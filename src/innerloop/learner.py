@@ -235,7 +235,7 @@ class MetaLearner(nn.Module):
 
     @property
     def carried(self) -> Params:
-        """The buffers that meta-training moves by what tasks leave: statistics of slots, and what rules keep."""
+        """The buffers that meta-training moves by what tasks leave (statistics of slots, and what rules keep)."""
         named = (part.named_buffers(prefix=str(number)) for number, part in enumerate(self._moving))
         return {name: buffer for buffers in named for name, buffer in buffers}
 

@@ -123,7 +123,7 @@ def extras_of(loss: Any) -> tuple[str, ...]:
     - ``step``: the index of the inner step, from 0;
     - ``query``: the inputs of the query set; ``model``: a function of inputs, the model's output with ``params``.
 
-    What a `functools.partial` fixes is not asked for.
+    What a ``functools.partial`` fixes is not asked for.
 
     Raises:
         ValueError: it has another keyword-only parameter, without a default.
