@@ -96,6 +96,10 @@ def test_a_signal_to_one_process_stops_all_after_the_same_iteration(tmp_path):
     assert Checkpoints(tmp_path).newest()["iteration"] == 10
 
 
+def test_a_process_that_leaves_first_does_not_fail_the_others(tmp_path):
+    assert train(2, tmp_path, "maml", 5, "leave") == [(0, ""), (0, "")]
+
+
 def test_what_is_not_finite_in_one_process_stops_all(tmp_path):
     ended = train(2, tmp_path, "maml", 50, "poison")
     for code, said in ended:
