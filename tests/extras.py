@@ -201,10 +201,10 @@ def demo(folder: Path) -> None:
     listening, server = serving.listen(), serving.server(*answers)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
-    with urllib.request.urlopen(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=60) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=600) as page:
         assert b"innerloop" in page.read()
     server.should_exit = True
-    thread.join(10)
+    thread.join(600)
 
 
 def adapters(folder: Path) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import innerloop as il
+
+from .held import Held
 
 peft = pytest.importorskip("peft", reason="needs the extra adapters")
 transformers = pytest.importorskip("transformers", reason="needs the extra adapters")
@@ -369,37 +368,15 @@ def test_reentrant_checkpointing_is_refused() -> None:
         learner(checkpointed(with_lora(), use_reentrant=True)).meta_gradient(texts())
 
 
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The most bytes of tensors, made meanwhile, that were there at once."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
-        self._seen = weakref.WeakKeyDictionary[Any, int]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
-                self._seen[storage] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage.nbytes())
-        self.most = max(self.most, self.now)
-        return result
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
 def peak(checkpoint: bool, **options: Any) -> int:
     model = transformer(num_hidden_layers=6, hidden_size=32, intermediate_size=64, max_position_embeddings=32)
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
     model = peft.get_peft_model(model, config)
     own = learner(checkpointed(model, use_reentrant=False) if checkpoint else model.train(), steps=1, **options)
     batch = il.Batch({"input_ids": torch.randint(1, 20, (2, 8, 32))}, torch.randint(3, (2, 8)))
-    with Peak() as counted:
+    with Held() as held:
         own.meta_gradient(il.Task(batch, batch))
-    return counted.most
+    return held.most
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

@@ -26,7 +26,7 @@ def command(*words, cwd, env=()):
 
 def innerloop(*words, cwd, env=()):
     arguments, options = command(*words, cwd=cwd, env=env)
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=600, **options)
 
 
 def call(capsys, *words):
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsy
     words = ["train", "sinusoid-maml", *TINY, "--set", "train.iterations=300"]
     arguments, options = command(*words, "--run", "run", cwd=tmp_path)
     program = [sys.executable, str(Path(__file__).parent / "signalled.py"), str(int(number)), "100"]
-    done = subprocess.run([*program, *arguments[3:]], capture_output=True, text=True, timeout=120, **options)
+    done = subprocess.run([*program, *arguments[3:]], capture_output=True, text=True, timeout=600, **options)
     err = done.stderr
     assert done.returncode == code, err
     assert "Traceback" not in err

@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def run(*words: str | Path, cwd: Path) -> str:
     result = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300, cwd=cwd, check=False
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=600, cwd=cwd, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def table(root: Path, *options: str) -> int:
-    return subprocess.run([sys.executable, root / "experiments" / "table.py", *options], timeout=60).returncode
+    return subprocess.run([sys.executable, root / "experiments" / "table.py", *options], timeout=600).returncode
 
 
 @pytest.mark.parametrize("folder", ["experiments", "benchmarks"])
@@ -137,7 +137,7 @@ def tree(tmp_path: Path) -> Path:
 
 def family(tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "experiments/run.py", "tiny", *options]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def test_everything_that_comes_with_the_package_is_there_in_a_zip(tmp_path: Path
                 file.write(path, path.relative_to(PACKAGE.parent))
     environment = {**os.environ, "PYTHONPATH": str(archive), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CODE]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["where"].startswith(str(archive))

@@ -39,7 +39,7 @@ def environment(**more: str) -> dict[str, str]:
 def shell(script: str, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which "$@" is the program."""
     line = ["bash", "-c", script, "bash", *PROGRAM, *words]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment(**more))
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=cwd, env=environment(**more))
 
 
 def whole(run: Path) -> bool:
@@ -97,7 +97,7 @@ def test_a_terminal_that_goes_does_not_end_a_training(tmp_path: Path) -> None:
     process, terminal = on_a_terminal(*words, cwd=tmp_path, controlling=False)
     read_until(terminal, b"/400")
     os.close(terminal)
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=600) == 0
     assert "test" in json.loads((tmp_path / "run" / "results.json").read_text())
 
 
@@ -108,7 +108,7 @@ def test_a_closed_terminal_saves_a_checkpoint(tmp_path: Path) -> None:
         if select.select([terminal], [], [], 0.01)[0]:  # lest the process waits for a reader
             os.read(terminal, 4096)
     os.close(terminal)
-    assert process.wait(timeout=120) == 129
+    assert process.wait(timeout=600) == 129
     assert Checkpoints(tmp_path / "run").newest()["iteration"] > 0
 
 
@@ -130,7 +130,7 @@ def test_sighup_ends_like_sigterm_unless_it_is_ignored(ignored: bool, tmp_path: 
         time.sleep(0.01)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == (0 if ignored else 129), err
     assert ("--run run --resume" in err) is not ignored
     assert Checkpoints(tmp_path / "run").newest()["iteration"] > 0

@@ -50,7 +50,7 @@ def running(listening: socket.socket, answers: Answering) -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
     demo.should_exit = True
-    thread.join(10)
+    thread.join(600)
 
 
 @pytest.fixture(scope="session")

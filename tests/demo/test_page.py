@@ -15,7 +15,7 @@ import pytest
 from .figures import CASES, drawn
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-playwright.expect.set_options(timeout=30_000)
+playwright.expect.set_options(timeout=600_000)
 expect = playwright.expect
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
@@ -25,6 +25,7 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 def opened(browser: Any, address: str, heard: tuple[str, ...] = (), **options: Any) -> Iterator[Any]:
     """The page; afterwards it must have complained of nothing else than ``heard``, and asked nobody but its server."""
     context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, "reduced_motion": "reduce", **options})
+    context.set_default_timeout(600_000)  # a busy machine takes its time
     tab, said, asked = context.new_page(), [], []
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))

@@ -279,7 +279,7 @@ def test_so_many_adaptations_run_at_once_and_too_many_are_told_to_come_back(numb
     def adapt():
         running.append(1)
         most.append(len(running))
-        go.wait(60)
+        go.wait(600)
         running.pop()
 
     async def crowd():

@@ -51,13 +51,13 @@ def test_it_serves_until_ctrl_c(saved, recipe):
     try:
         address = process.stdout.readline().split(" ")[0]
         assert address.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(address + "api/about", timeout=60) as response:
+        with urllib.request.urlopen(address + "api/about", timeout=600) as response:
             about = json.load(response)
         assert [name for name, found in about.items() if found] == [
             "functions" if recipe == "sinusoid-maml" else "characters"
         ]
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=600)
         assert (process.returncode, err) == (130, "")
     finally:
         process.kill()
@@ -103,7 +103,7 @@ def test_the_browser_is_opened_where_it_is_wanted(small, monkeypatch, capsys, br
         serve(listening, *small, browser=browser)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
     for thread in set(threading.enumerate()) - set(before):
-        thread.join(60)
+        thread.join(600)
     assert capsys.readouterr().out == f"{address} (Ctrl-C ends it)\n"
     assert (opened.get_nowait() == address) if browser else opened.empty()
 

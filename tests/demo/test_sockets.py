@@ -32,7 +32,7 @@ from .figures import drawn
 
 ROOT = Path(__file__).parents[2]
 THREADS = 2
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds after which a test fails that would otherwise wait forever. Nothing is expected to be quicker."""
 LINE, HOOK = [[[0.1, 0.2], [0.8, 0.7]]], [[[0.1, 0.1], [0.1, 0.9], [0.5, 0.9]], [[0.7, 0.2]]]
 ASKED = {"characters": [[LINE], [HOOK]], "drawing": HOOK, "steps": 1}

@@ -320,7 +320,7 @@ def test_compiled_steps_wait_for_who_works_on_the_modules(
 
     def waits(output: Tensor, y: Tensor) -> Tensor:
         inside.set()
-        go.wait(60)
+        go.wait(600)
         return F.mse_loss(output, y)
 
     model = nn.Linear(2, 1)
@@ -331,9 +331,9 @@ def test_compiled_steps_wait_for_who_works_on_the_modules(
     first = threading.Thread(target=lambda: il.maml(model, loss=waits, vectorize=False)(tasks))
     second = threading.Thread(target=lambda: found.append(compiled.meta_gradient(tasks)[0]))
     first.start()
-    assert inside.wait(60)
+    assert inside.wait(600)
     second.start()
-    assert lock.complete.wait(60)
+    assert lock.complete.wait(600)
     assert not found
     go.set()
     first.join()

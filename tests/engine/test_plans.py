@@ -115,7 +115,7 @@ def test_threads_come_to_one_plan(regression: Callable[..., il.Task], monkeypatc
 
     def measure(found: search.Search, *_: Any) -> None:
         found.plan, found.found = search.Plan(next(number)), True
-        meeting.wait(60)
+        meeting.wait(600)
 
     monkeypatch.setattr("innerloop.engine.engine.measure", measure)
     results: list[Tensor] = []
@@ -123,7 +123,7 @@ def test_threads_come_to_one_plan(regression: Callable[..., il.Task], monkeypatc
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert len(results) == 2
     assert torch.equal(*results)
     assert len(maml.engine.plans.made) == 1

@@ -20,7 +20,7 @@ def at_once(threads: int, work: object) -> None:
     for thread in started:
         thread.start()
     for thread in started:
-        thread.join(60)
+        thread.join(600)
         assert not thread.is_alive()
 
 
@@ -59,7 +59,7 @@ def test_calls_that_wait_for_each_other_end(monkeypatch: pytest.MonkeyPatch) -> 
 
     def work() -> None:
         with Turn():
-            met.append(meeting.wait(60))
+            met.append(meeting.wait(600))
 
     at_once(3, work)
     assert sorted(met) == [0, 1, 2]

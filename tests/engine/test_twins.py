@@ -150,7 +150,7 @@ def test_threads_that_meet_at_a_fresh_learner_examine_a_task_once(monkeypatch: p
     def examine(self: il.MetaLearner, *args: Any) -> None:
         lock.note()
         examined.append(threading.get_ident())
-        assert lock.complete.wait(60)  # all threads wait for this one, or have come here, too
+        assert lock.complete.wait(600)  # all threads wait for this one, or have come here, too
         examine_first(self, *args)
 
     monkeypatch.setattr(il.MetaLearner, "_examine_first", examine)

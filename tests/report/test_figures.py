@@ -88,7 +88,7 @@ def test_a_solved_episode_is_solved(characters: il.MetaLearner) -> None:
 
 def test_without_matplotlib_the_extra_is_named() -> None:
     code = "import sys; sys.modules['matplotlib'] = None; from innerloop.report import new_figure; new_figure(1, 1)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert "pip install 'innerloop[plot]'" in result.stderr
 
 

@@ -21,6 +21,7 @@ from innerloop.report.page import page
 def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
     """The page, scrolled through once; afterwards it must have neither complained nor asked for anything."""
     context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
+    context.set_default_timeout(600_000)  # a busy machine takes its time
     tab, heard, asked = context.new_page(), [], []
     tab.on("console", lambda message: heard.append(message.text))
     tab.on("pageerror", lambda error: heard.append(str(error)))

@@ -108,7 +108,7 @@ def test_watching_ends_with_the_run(tmp_path: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(training(40)) + "\n")
     (run / "results.json").write_text('{"iterations": 40, "test": null}')
-    watching.join(60)
+    watching.join(600)
     assert not watching.is_alive()
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.index("1 of 40") < text.index("40, finished")

@@ -22,7 +22,7 @@ def lives(run: Path, name: str, number: int, kills: int) -> int:
     """How many lives were ended before a training came to its own end."""
     command = [sys.executable, str(LIVES), str(run), name, str(int(number)), str(kills), "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

@@ -36,7 +36,7 @@ def train(size: int, run: Path, name: str, iterations: int, action: str = "") ->
         environment = {**os.environ, **address, **own}
         pipe = subprocess.PIPE
         processes.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True))
-    return [(p.returncode, said) for p, (said, _) in [(p, p.communicate(timeout=120)) for p in processes]]
+    return [(p.returncode, said) for p, (said, _) in [(p, p.communicate(timeout=600)) for p in processes]]
 
 
 def succeed(*arguments) -> None:
@@ -112,7 +112,7 @@ def test_restarting_by_torchrun(tmp_path):
     """As `torchrun` does when one of its processes fails."""
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     arguments = [str(SCRIPT), str(tmp_path / "run"), "maml", "50", "die-once"]
-    done = subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     succeed(1, tmp_path / "one", "maml", 50)
     assert_close(tmp_path / "run", tmp_path / "one")
@@ -148,7 +148,7 @@ def test_two_hosts(tmp_path):
             command += [str(tmp_path / f"run{len(agents)}"), "maml", "50"]
             network = {"GLOO_SOCKET_IFNAME": names[len(agents)]} if before else {}
             agents.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **network}))
-        assert [agent.wait(timeout=120) for agent in agents] == [0, 0]
+        assert [agent.wait(timeout=600) for agent in agents] == [0, 0]
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False) if shutil.which(

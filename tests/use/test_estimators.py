@@ -199,7 +199,7 @@ def test_an_exported_model_runs_outside_the_library(learner: il.MetaLearner, tmp
         pass
     np.save(tmp_path / "x.npy", new)
     words = [sys.executable, "-c", OUTSIDE, *expected[1:]]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=600, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     logits = module(given).detach().numpy()
     for name in expected:
