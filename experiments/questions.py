@@ -1,6 +1,6 @@
 """What a learned loss goes by, asked of a trained run by changing the videos that it is shown:
 python experiments/questions.py RUN [--tasks N]; the answers go to imitation/questions.json, and from there, by
-``write``, between ``<!-- questions -->`` and ``<!-- /questions -->`` of IMITATION.md.
+``write``, between ``<!-- questions -->`` and ``<!-- /questions -->`` of docs/imitation.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from innerloop.imitation import Imitation, Reach
 from innerloop.imitation.worlds import Scenes
 
 HERE = Path(__file__).parent
-RESULT, PAGE = HERE / "imitation" / "questions.json", HERE.parent / "IMITATION.md"
+RESULT, PAGE = HERE / "imitation" / "questions.json", HERE.parent / "docs" / "imitation.md"
 
 
 class Partly(Reach):

@@ -24,15 +24,15 @@ from .pages import BUILT, LONG, QUICKER, ROOT, NoRuleError, Page, blocks, near, 
 
 REPLACED = {
     "README.md": {"range(1_000)": "range(3)", "num_tasks=600": "num_tasks=10"},
-    "RUNNING.md": {
+    "docs/running.md": {
         "runs/omniglot-5w1s-maml-seed0": "broken", "world=world": "world=world, iterations=2, val_tasks=2",
     },
-    "RL.md": {
+    "docs/rl.md": {
         "horizon=100": "horizon=4", "iterations=80": "iterations=2", "tasks=40": "tasks=2", "episodes=20": "episodes=3",
         "num_tasks=100": "num_tasks=2", "validate_every=10": "validate_every=2, val_tasks=2",
         "rl.Interaction(family), ...": "rl.Interaction(family), iterations=1, tasks=2",
     },
-    "IMITATION.md": {
+    "docs/imitation.md": {
         "filters=16": "filters=4", "iterations=2000": "iterations=2", "tasks=16": "tasks=2",
         "num_tasks=200": "num_tasks=2", "validate_every=250": "validate_every=2, val_tasks=2",
     },
@@ -62,12 +62,12 @@ from tests.use.photographs import SEVEN, write
 write("mine", "new")
 write("alphabet", "new", SEVEN)
 """,
-    "RECORD.md": """
+    "docs/record.md": """
 from innerloop import cli
 SHORT = ["train.iterations=3", "train.tasks=2", "train.val_tasks=2", "model.width=4", "evaluate.num_tasks=2"]
 cli.run(["train", "omniglot-5w1s-quick", "--quiet", *(word for value in SHORT for word in ("--set", value))])
 """,
-    "RUNNING.md": """
+    "docs/running.md": """
 import torch
 from pathlib import Path
 from torch.nn import functional as F
@@ -84,7 +84,7 @@ try:
 except il.train.NonFiniteError:
     pass
 """,
-    "RL.md": """
+    "docs/rl.md": """
 import gymnasium, numpy, torch
 
 class MyEnvironment(gymnasium.Env):
@@ -104,7 +104,7 @@ class MyEnvironment(gymnasium.Env):
 """What pages speak of without making it."""
 TOLERANCE = 0.3
 """Part of a number by which what a page shows may differ from what is printed: other machines round otherwise."""
-NEEDED = {"RL.md": ("gymnasium", "mujoco"), "IMITATION.md": ("mujoco",)}
+NEEDED = {"docs/rl.md": ("gymnasium", "mujoco"), "docs/imitation.md": ("mujoco",)}
 """Packages of extras that a page is about."""
 
 
@@ -152,7 +152,7 @@ def name_of(page: Path) -> str:
 def run(page: Path, pictures: Path, long: bool) -> None:
     """All of a page; what it shows as printed is what was, numbers apart where something was shortened."""
     name = name_of(page)
-    for package in NEEDED.get(name, ()) if long or name == "RL.md" else ():
+    for package in NEEDED.get(name, ()) if long or name == "docs/rl.md" else ():
         pytest.importorskip(package)
     found = Page(page, REPLACED.get(name, {}), SETTINGS.get(name, ""), long=long, pictures=pictures)
     found.run()

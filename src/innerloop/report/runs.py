@@ -44,7 +44,7 @@ class Run:
 
     Attributes:
         path: the run directory.
-        lines: those of ``metrics.jsonl`` by kind, in the order of iterations; see RECORD.md.
+        lines: those of ``metrics.jsonl`` by kind, in the order of iterations; see docs/record.md.
         config: the resolved recipe, empty for a run without one.
         results: what ``results.json`` has, empty while the run goes on.
         damaged: how many lines could not be read, and are left out; a last one that was cut off is not counted.

@@ -30,7 +30,7 @@ MACHINE_FIELDS = (
 differ between two runs of the same computation."""
 
 SCHEMA = 1
-"""The version of what ``metrics.jsonl`` holds; see RECORD.md."""
+"""The version of what ``metrics.jsonl`` holds; see docs/record.md."""
 _BEGIN = re.compile(rb'\{"kind": "[a-z]+", "iteration": ([0-9]{1,15}), "')
 
 

@@ -41,7 +41,7 @@ class Phases:
 
 
 class Recorder:
-    """Writes the lines of ``metrics.jsonl``; RECORD.md says what is in them.
+    """Writes the lines of ``metrics.jsonl``; docs/record.md says what is in them.
 
     Args:
         metrics: where they go.
