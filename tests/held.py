@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Held(TorchDispatchMode):
     """The bytes of tensors that were made within this context and still exist.
 
     Unlike the memory of the process, they do not depend on what ran before.
@@ -21,7 +21,7 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.now = self.most = 0
         self._seen = weakref.WeakKeyDictionary[Any, int]()
 
