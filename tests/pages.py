@@ -23,6 +23,7 @@ from typing import Any
 
 from innerloop import cli
 from innerloop.recipe import config
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -294,7 +295,7 @@ def python(page: Page, words: list[str]) -> None:
     if words[1] == "-m":
         path = ROOT / f"{words[2].replace('.', '/')}.py"
     elif Path(words[1]).is_file():
-        subprocess_of([sys.executable, *words[1:]])
+        subprocess_of(forked.python(*words[1:]))
         return
     else:
         path = ROOT / words[1]

@@ -14,6 +14,7 @@ from innerloop import cli
 from innerloop.__main__ import main
 from innerloop.recipe import config
 from innerloop.train.record import MACHINE_FIELDS
+from tests.forked import python
 
 TINY = ["--set", "train.iterations=20", "--set", "train.tasks=3", "--set", "train.val_tasks=3", "--set",
         "evaluate.num_tasks=5", "--set", "train.log_every=5", "--set", "model.sizes=[1, 8, 1]"]  # fmt: skip
@@ -21,7 +22,7 @@ TINY = ["--set", "train.iterations=20", "--set", "train.tasks=3", "--set", "trai
 
 def command(*words, cwd, env=()):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **dict(env)}
-    return [sys.executable, "-m", "innerloop", *map(str, words)], {"cwd": cwd, "env": environment}
+    return python("-m", "innerloop", *words), {"cwd": cwd, "env": environment}
 
 
 def innerloop(*words, cwd, env=()):
@@ -204,9 +205,9 @@ def records(run):
 def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys, number, code):
     monkeypatch.chdir(tmp_path)
     words = ["train", "sinusoid-maml", *TINY, "--set", "train.iterations=300"]
-    arguments, options = command(*words, "--run", "run", cwd=tmp_path)
-    program = [sys.executable, str(Path(__file__).parent / "signalled.py"), str(int(number)), "100"]
-    done = subprocess.run([*program, *arguments[3:]], capture_output=True, text=True, timeout=600, **options)
+    _, options = command(cwd=tmp_path)
+    program = python(Path(__file__).parent / "signalled.py", int(number), 100, *words, "--run", "run")
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600, **options)
     err = done.stderr
     assert done.returncode == code, err
     assert "Traceback" not in err

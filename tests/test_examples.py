@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import python
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(*words: str | Path, cwd: Path) -> str:
-    result = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=600, cwd=cwd, check=False
-    )
+    result = subprocess.run(python(*words), capture_output=True, text=True, timeout=600, cwd=cwd, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

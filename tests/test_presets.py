@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import innerloop as il
 from innerloop import imitation, rl
 from innerloop.presets import Options
 from innerloop.recipe import config
+from tests.forked import python
 
 
 def network() -> nn.Module:
@@ -152,13 +152,13 @@ def test_the_optimizer_of_reptile_is_now_a_rule(optimizer: str, rule: type) -> N
 )
 def test_modules_that_moved_are_found_under_their_old_names(name: str, new: str) -> None:
     code = f"import warnings; warnings.simplefilter('error'); import innerloop.{name}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(python("-c", code), capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
         f"FutureWarning: innerloop.{name} is now {new}, and version 0.4 will no longer know the old name"
     )
     first = {"config": "load_recipe", "checkpointing": "task_contexts"}[name]
     code = f"import innerloop as il; now = il.{name}.{first}; import innerloop.{name} as old; print(old.{first} is now)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(python("-c", code), capture_output=True, text=True)
     assert done.stdout.split() == ["True"], done.stderr
 
 

@@ -23,6 +23,7 @@ from innerloop.common import streams
 from innerloop.train.checkpoint import Checkpoints
 from innerloop.train.progress import Progress
 from innerloop.train.record import dumps
+from tests.forked import python
 
 TRAIN = [
     *("train", "sinusoid-maml", "--set", "train.iterations=12", "--set", "train.tasks=2", "--set", "train.val_tasks=2"),
@@ -38,7 +39,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def shell(script: str, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which "$@" is the program."""
-    line = ["bash", "-c", script, "bash", *PROGRAM, *words]
+    line = ["bash", "-c", script, "bash", *python("-m", "innerloop", *words)]
     return subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=cwd, env=environment(**more))
 
 

@@ -11,12 +11,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from innerloop.recipe import experiment, sweep
 from innerloop.recipe.sweep import Domain, load_space
+from tests.forked import python
 
 pytest.importorskip("optuna")
 
@@ -76,15 +78,15 @@ def test_wrong_spaces_are_refused_before_any_work(tmp_path, text, message):
 
 
 def worker(
-    folder: Path, url: str, trials: int, *more: str, program: tuple[str, ...] = ("-m", "innerloop")
+    folder: Path, url: str, trials: int, *more: str, program: Sequence[str] | None = None
 ) -> subprocess.Popen[str]:
     words = ["sweep", "sinusoid-maml", "--space", str(folder / "space.toml"), "--trials", str(trials), "--json",
              "--storage", url, "--folder", str(folder / "runs"), *more]  # fmt: skip
     words += [word for override in SHORT for word in ("--set", override)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "INNERLOOP_SWEEP_STALE": "6"}
     pipe = subprocess.PIPE
-    command = [sys.executable, *program, *words]
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    program = program or python("-m", "innerloop")
+    return subprocess.Popen([*program, *words], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> dict:
@@ -116,7 +118,8 @@ def text(path: Path) -> str:
 def survive(tmp_path: Path, url: str, trials: int = 20) -> float:
     """Two workers, one of which is killed in the midst of a trial, and is not replaced; the best score."""
     space(tmp_path, SPACE)
-    doomed, other = (worker(tmp_path, url, trials) for _ in range(2))
+    itself = sys.executable, "-m", "innerloop"  # which the kill is to hit
+    doomed, other = (worker(tmp_path, url, trials, program=itself) for _ in range(2))
     runs = tmp_path / "runs"
     until(lambda: len(finished(runs)) >= 3)
 
@@ -155,7 +158,7 @@ def default(tmp_path: Path) -> float:
     """The score of the recipe as it is."""
     words = ["train", "sinusoid-maml", "--run", str(tmp_path / "default"), "--quiet"]
     words += [word for override in SHORT for word in ("--set", override)]
-    subprocess.run([sys.executable, "-m", "innerloop", *words], check=True, capture_output=True)
+    subprocess.run(python("-m", "innerloop", *words), check=True, capture_output=True)
     return json.loads((tmp_path / "default" / "results.json").read_text())["validation"][0]["score"]
 
 
@@ -209,7 +212,7 @@ def postgresql(tmp_path_factory):
 def test_an_interrupted_worker_goes_on_with_its_trial(tmp_path):
     space(tmp_path, SPACE)
     url, runs = f"sqlite:///{tmp_path / 'sweep.db'}", tmp_path / "runs"
-    signalled = str(Path(__file__).parents[1] / "signalled.py"), str(int(signal.SIGTERM)), "20"
+    signalled = python(Path(__file__).parents[1] / "signalled.py", int(signal.SIGTERM), 20)
     first = worker(tmp_path, url, 3, program=signalled)
     _, err = first.communicate(timeout=600)
     assert first.returncode == 143, err

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from innerloop.train.claim import claimed, is_claimed
+from tests.forked import python
 
 HOLD = """
 import sys
@@ -55,7 +56,7 @@ def test_a_directory_into_which_nothing_came_is_unmade(tmp_path):
 
 def test_a_second_trainer_is_refused_and_touches_nothing(tmp_path, holder):
     before = sorted(tmp_path.rglob("*"))
-    command = [sys.executable, "-m", "innerloop", "train", "sinusoid-maml", "--run", str(tmp_path / "run")]
+    command = python("-m", "innerloop", "train", "sinusoid-maml", "--run", tmp_path / "run")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

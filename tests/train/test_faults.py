@@ -18,6 +18,7 @@ from innerloop.train import NonFiniteError, load_failed
 from innerloop.train.checkpoint import Checkpoints
 from innerloop.train.faults import OutOfMemoryError, enough_memory
 from innerloop.train.record import Metrics
+from tests.forked import python
 
 
 class Poisoned:
@@ -299,7 +300,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk, 
     for setting in ("iterations=30", "validate_every=10", "checkpoint_every=5", "val_tasks=4", "log_every=1"):
         words += ["--set", f"train.{setting}"]
     words += ["--set", "evaluate.num_tasks=4", "--run"]
-    program = [sys.executable, "-m", "innerloop", *words]
+    program = python("-m", "innerloop", *words)
     full = subprocess.run([*program, str(disk / "run")], capture_output=True, text=True)
     assert full.returncode == 1
     assert full.stderr.startswith("error: [Errno 28] No space left on device")
@@ -316,7 +317,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk, 
 def test_a_directory_that_may_not_be_written_to(small_disk):
     disk, _ = small_disk
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    command = [sys.executable, "-m", "innerloop", "train", "sinusoid-maml", "--run", str(disk / "run"), "--quiet"]
+    command = python("-m", "innerloop", "train", "sinusoid-maml", "--run", disk / "run", "--quiet")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: [Errno 30] Read-only file system")

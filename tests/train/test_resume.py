@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from innerloop.train.record import MACHINE_FIELDS
+from tests.forked import python
 
 LIVES = Path(__file__).parent / "lives.py"
 
 
 def lives(run: Path, name: str, number: int, kills: int) -> int:
     """How many lives were ended before a training came to its own end."""
-    command = [sys.executable, str(LIVES), str(run), name, str(int(number)), str(kills), "0"]
+    command = python(LIVES, run, name, int(number), kills, 0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ import torch
 
 from innerloop.train import World
 from innerloop.train.checkpoint import Checkpoints
+from tests.forked import python
 
 SCRIPT = Path(__file__).parent / "processes.py"
 
@@ -29,7 +30,7 @@ def train(size: int, run: Path, name: str, iterations: int, action: str = "") ->
     """Of every process, its exit code and what it said."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
                "PYTHONFAULTHANDLER": "1"}  # what aborts says where  # fmt: skip
-    command = [sys.executable, str(SCRIPT), str(run), name, str(iterations), action]
+    command = python(SCRIPT, run, name, iterations, action)
     processes = []
     for rank in range(size):
         own = {"RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {}
