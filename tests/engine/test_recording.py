@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import cProfile
 import functools
+import pstats
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -221,6 +224,36 @@ def test_a_recording_that_fails_leaves_everything_as_it_was(loss: Any, monkeypat
         maml.compiler.setting = False
         expected = learner(False, model=copy.deepcopy(modules[1]), loss=own, inner_loss=modules[0])
         torch.testing.assert_close(maml.meta_gradient(tasks()), expected.meta_gradient(tasks()))
+
+
+def test_cprofile_sees_what_runs_and_goes_on_afterwards(interpreted: None) -> None:
+    """It is a profiler of C, which `sys.setprofile` does not take."""
+
+    def between() -> None:
+        pass
+
+    def afterwards() -> None:
+        pass
+
+    def broken(output: Tensor, y: Tensor) -> Tensor:
+        raise RuntimeError("own words")
+
+    profiler = cProfile.Profile()
+    maml = learner(True)
+    profiler.enable()
+    try:
+        before = sys.getprofile()
+        maml.meta_gradient(tasks())
+        assert sys.getprofile() is before
+        between()
+        with pytest.raises(RuntimeError, match="own words"):
+            learner(False, loss=broken).meta_gradient(tasks())
+        assert sys.getprofile() is before
+        afterwards()
+    finally:
+        profiler.disable()
+    seen = {name for _, _, name in pstats.Stats(profiler).stats}
+    assert {"between", "afterwards", "meta_gradient"} <= seen
 
 
 def test_inductor_that_fails_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

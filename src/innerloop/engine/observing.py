@@ -8,7 +8,6 @@ import pickle
 import random
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class Observer:
         return [f for f in functions if f.__module__ is None or not f.__module__.startswith(_GENERATED)]
 
     def __enter__(self) -> Observer:
-        self._before: Callable[..., Any] | None = sys.getprofile()
+        self._before: Any = sys.getprofile()
         self._start: types.FrameType | None = sys._getframe(1)
         self._collecting = gc.isenabled()
         gc.disable()  # whose callbacks are no part of what runs
@@ -63,7 +62,7 @@ class Observer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.setprofile(self._before)
+        profile_by(self._before)
         self._start = None  # which keeps the frames of all callers alive, and what is in them
         if self._collecting:
             gc.enable()
@@ -103,6 +102,14 @@ class Observer:
                 kind = "standard" if standard else "other"
             self._kinds[file] = kind
         return kind
+
+
+def profile_by(profiler: Any) -> None:
+    """Have Python call a profile function again, or none, or cProfile, which is no function."""
+    if profiler is None or callable(profiler):
+        sys.setprofile(profiler)
+    else:
+        profiler.enable()
 
 
 def _module_of(owner: Any) -> str:

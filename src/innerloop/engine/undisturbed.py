@@ -23,6 +23,7 @@ from ..common.interrupts import chain, interrupt_behind, mark_call, releasing
 from .attention import by_mathematics
 from .checkpointing import function_modes
 from .contracts import normal_mode
+from .observing import profile_by
 from .stacks import functorch, under
 from .threads import mine
 from .turns import Turn
@@ -153,7 +154,7 @@ class Surroundings:
             torch.cuda.set_rng_state_all(self._cuda)
         by_mathematics.leave(self._attention)
         if sys.getprofile() is not self._profile:
-            sys.setprofile(self._profile)
+            profile_by(self._profile)
         if self._collecting:
             gc.enable()
         for every, were in zip(_GLOBAL_HOOKS, self._hooks, strict=True):
