@@ -256,6 +256,17 @@ def test_cprofile_sees_what_runs_and_goes_on_afterwards(interpreted: None) -> No
     assert {"between", "afterwards", "meta_gradient"} <= seen
 
 
+def test_a_profiler_that_could_not_go_on_keeps_a_step_from_being_compiled() -> None:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, with_stack=True):
+        before = sys.getprofile()
+        with pytest.raises(ValueError, match="the profiler TraceContext is at work and could not go on afterwards"):
+            learner(True).meta_gradient(tasks())
+        assert sys.getprofile() is before is not None
+        learner("auto").meta_gradient(tasks())
+        assert sys.getprofile() is before
+
+
 def test_inductor_that_fails_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor
 

@@ -55,6 +55,8 @@ class Observer:
 
     def __enter__(self) -> Observer:
         self._before: Any = sys.getprofile()
+        if not (self._before is None or callable(self._before) or hasattr(self._before, "enable")):
+            raise RuntimeError(f"the profiler {type(self._before).__name__} is at work and could not go on afterwards")
         self._start: types.FrameType | None = sys._getframe(1)
         self._collecting = gc.isenabled()
         gc.disable()  # whose callbacks are no part of what runs
