@@ -54,9 +54,10 @@ class Observer:
         return [f for f in functions if f.__module__ is None or not f.__module__.startswith(_GENERATED)]
 
     def __enter__(self) -> Observer:
-        self._before: Any = sys.getprofile()
-        if not (self._before is None or callable(self._before) or hasattr(self._before, "enable")):
-            raise RuntimeError(f"the profiler {type(self._before).__name__} is at work and could not go on afterwards")
+        before: Any = sys.getprofile()  # of C, it need not be a function
+        if not (before is None or callable(before) or hasattr(before, "enable")):
+            raise RuntimeError(f"the profiler {type(before).__name__} is at work and could not go on afterwards")
+        self._before = before
         self._start: types.FrameType | None = sys._getframe(1)
         self._collecting = gc.isenabled()
         gc.disable()  # whose callbacks are no part of what runs
