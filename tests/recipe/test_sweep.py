@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
 
 from innerloop.recipe import experiment, sweep
@@ -78,12 +80,12 @@ def test_wrong_spaces_are_refused_before_any_work(tmp_path, text, message):
 
 
 def worker(
-    folder: Path, url: str, trials: int, *more: str, program: Sequence[str] | None = None
+    folder: Path, url: str, trials: int, *more: str, program: Sequence[str] | None = None, stale: int = 600
 ) -> subprocess.Popen[str]:
     words = ["sweep", "sinusoid-maml", "--space", str(folder / "space.toml"), "--trials", str(trials), "--json",
              "--storage", url, "--folder", str(folder / "runs"), *more]  # fmt: skip
     words += [word for override in SHORT for word in ("--set", override)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "INNERLOOP_SWEEP_STALE": "6"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "INNERLOOP_SWEEP_STALE": str(stale)}
     pipe = subprocess.PIPE
     program = program or python("-m", "innerloop")
     return subprocess.Popen([*program, *words], env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -119,7 +121,7 @@ def survive(tmp_path: Path, url: str, trials: int = 20) -> float:
     """Two workers, one of which is killed in the midst of a trial, and is not replaced; the best score."""
     space(tmp_path, SPACE)
     itself = sys.executable, "-m", "innerloop"  # which the kill is to hit
-    doomed, other = (worker(tmp_path, url, trials, program=itself) for _ in range(2))
+    doomed, other = (worker(tmp_path, url, trials, program=itself, stale=6) for _ in range(2))
     runs = tmp_path / "runs"
     until(lambda: len(finished(runs)) >= 3)
 
@@ -363,3 +365,51 @@ def test_the_same_seed_gives_the_same_trials(tmp_path):
     assert not [params for params, _ in otherwise if params in [params for params, _ in once]]
     drawn = [params["learner.lr"] for params, _ in once]
     assert len(set(drawn)) == len(drawn)
+
+
+def reports(*_, loggers, **__):
+    for logger in loggers:
+        logger.log(1, {"validation/mse": 1.0})
+    raise AssertionError("a trial that others have taken over takes no reports")
+
+
+def ends_well(*_, **__):
+    return SimpleNamespace(score=1.0), None
+
+
+def ends_badly(*_, **__):
+    raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("goes_on", [reports, ends_well, ends_badly])
+def test_a_worker_that_was_taken_for_dead_goes_on_with_other_trials(tmp_path, monkeypatch, goes_on):
+    work = sweep.Sweep("sinusoid-maml", (), {"train.lr": Domain(choices=(0.1,))}, tmp_path, experiment.Place())
+    study, lines = work.study(f"sqlite:///{tmp_path / 'sweep.db'}", "mine"), []
+
+    def conduct(*words, **options):
+        if len(study.trials) > 1:
+            return ends_well()
+        study.tell(0, state=optuna.trial.TrialState.FAIL)  # as another worker does, without a sign of life for long
+        sweep._again(study, study.trials[0])
+        return goes_on(*words, **options)
+
+    monkeypatch.setattr(experiment, "conduct", conduct)
+    work.run(study, 2, lines.append)
+    first, second, third = study.trials
+    assert (first.state.name, second.state.name, third.state.name) == ("FAIL", "COMPLETE", "COMPLETE")
+    assert second.user_attrs[sweep.AGAIN] == 0
+    assert "trial 0: left to another worker, after 60 s without a sign of life" in lines
+
+
+def test_a_trial_that_another_worker_still_trains_is_waited_for(tmp_path, monkeypatch):
+    work = sweep.Sweep("sinusoid-maml", (), {"train.lr": Domain(choices=(0.1,))}, tmp_path, experiment.Place())
+    study, lines, held = work.study(f"sqlite:///{tmp_path / 'sweep.db'}", "mine"), [], [True, True, True, False]
+    study.enqueue_trial({"train.lr": 0.1}, user_attrs={sweep.AGAIN: 7})
+    monkeypatch.setattr(sweep, "is_claimed", lambda run: held.pop(0))
+    monkeypatch.setattr(sweep, "POLL", 0.0)
+    monkeypatch.setattr(experiment, "conduct", ends_well)
+    work.run(study, 1, lines.append)
+    assert held == []
+    assert lines[0].startswith("trial 0: waits for the process that trains in ")
+    assert "trial-0007-seed0" in lines[0]
+    assert study.trials[0].value == 1.0

@@ -307,7 +307,30 @@ class Sweep:
             if finished + running >= trials:  # others are at the last ones, which may yet come to be done again
                 time.sleep(POLL)
                 continue
-            study.optimize(lambda trial: self._objective(study, trial, tell), n_trials=1)
+            self._work(study, tell)
+
+    def _work(self, study: Any, tell: Callable[[str], None]) -> None:
+        """Work on one trial.
+
+        A worker that was slow, or on a machine that slept, may find at the end that others took it for dead. The trial
+        is theirs then, and goes on in the same run directories.
+        """
+        lost: list[int] = []
+
+        def objective(trial: Any) -> float:
+            try:
+                return self._objective(study, trial, tell)
+            finally:
+                if study.get_trials(deepcopy=False)[trial.number].state.name == "FAIL":
+                    lost.append(trial.number)
+
+        try:
+            study.optimize(objective, n_trials=1)
+        except Exception as error:
+            raise_interrupt_behind(error)
+            if not lost or isinstance(error, OSError):
+                raise
+            tell(f"trial {lost[0]}: left to another worker, after {STALE} s without a sign of life")
 
     def _bury(self, study: Any) -> None:
         """Fail the trials of workers that died, so that they are gone on with."""
@@ -346,6 +369,10 @@ class Sweep:
         trial.set_user_attr("runs", [str(run) for run in runs])
         try:
             for run in map(refuse_link, runs):
+                if AGAIN in trial.user_attrs and is_claimed(run):
+                    tell(f"trial {trial.number}: waits for the process that trains in {shown(run)}")
+                    while is_claimed(run):
+                        time.sleep(POLL)
                 seed = int(run.name.rpartition("seed")[2])
                 settings = dict(config.load_recipe(self.recipe, overrides, seed))  # whose name is that of the sweep
                 offset = len(scores) * settings["train"]["iterations"]
