@@ -2,7 +2,7 @@
 
 `subprocess.run(python("-m", "innerloop", "list"))` does what `[sys.executable, "-m", "innerloop", "list"]` would, with
 the same streams (what is closed is closed), folder, environment, signals and exit status, up to four seconds sooner.
-Tests about importing, memory, terminals and how Python itself starts do not use it.
+Tests about importing, memory, terminals, ignored signals and how Python itself starts do not use it.
 
 The command is a small program, `client`, which hands its streams to a process that `server` forks.
 """

@@ -11,7 +11,6 @@ from .common import streams
 def main() -> None:
     """Run the command line, or say which extra it needs."""
     streams.protect()
-    gc.disable()  # importing torch makes many objects and no garbage: it takes an eighth less time
     try:
         from .cli import run
     except ModuleNotFoundError as error:
@@ -21,8 +20,7 @@ def main() -> None:
         sys.exit(f"error: the command line needs {missing}: pip install 'innerloop[cli]'")
     except KeyboardInterrupt:  # what the command line imports takes a second or two
         sys.exit(130)
-    gc.freeze()
-    gc.enable()
+    gc.freeze()  # what was imported stays, and need not be looked through for garbage again and again
     code = run(sys.argv[1:])
     if code == streams.READER_GONE:
         streams.end_by_sigpipe()

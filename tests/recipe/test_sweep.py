@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import optuna
 import pytest
 
 from innerloop.recipe import experiment, sweep
 from innerloop.recipe.sweep import Domain, load_space
+from innerloop.train import Interrupted
 from tests.forked import python
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 
 SPACE = "learner.lr = {low = 0.0001, high = 1.0, log = true}\n"
 SHORT = ("train.iterations=150", "train.validate_every=50", "train.checkpoint_every=50", "train.val_tasks=50",
@@ -399,6 +399,21 @@ def test_a_worker_that_was_taken_for_dead_goes_on_with_other_trials(tmp_path, mo
     assert (first.state.name, second.state.name, third.state.name) == ("FAIL", "COMPLETE", "COMPLETE")
     assert second.user_attrs[sweep.AGAIN] == 0
     assert "trial 0: left to another worker, after 60 s without a sign of life" in lines
+
+
+def test_an_interrupt_does_not_begin_again_what_another_worker_goes_on_with(tmp_path, monkeypatch):
+    work = sweep.Sweep("sinusoid-maml", (), {"train.lr": Domain(choices=(0.1,))}, tmp_path, experiment.Place())
+    study = work.study(f"sqlite:///{tmp_path / 'sweep.db'}", "mine")
+
+    def conduct(*_, **__):
+        study.tell(0, state=optuna.trial.TrialState.FAIL)
+        sweep._again(study, study.trials[0])
+        raise Interrupted("stopped", "", signal.SIGTERM)
+
+    monkeypatch.setattr(experiment, "conduct", conduct)
+    with pytest.raises(Interrupted):
+        work.run(study, 2, lambda _: None)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
 
 
 def test_a_trial_that_another_worker_still_trains_is_waited_for(tmp_path, monkeypatch):

@@ -54,10 +54,9 @@ class Observer:
         return [f for f in functions if f.__module__ is None or not f.__module__.startswith(_GENERATED)]
 
     def __enter__(self) -> Observer:
-        before: Any = sys.getprofile()  # of C, it need not be a function
-        if not (before is None or callable(before) or hasattr(before, "enable")):
-            raise RuntimeError(f"the profiler {type(before).__name__} is at work and could not go on afterwards")
-        self._before = before
+        self._before = sys.getprofile()
+        if not can_go_on(self._before):
+            raise RuntimeError(f"the profiler {type(self._before).__name__} is at work and could not go on afterwards")
         self._start: types.FrameType | None = sys._getframe(1)
         self._collecting = gc.isenabled()
         gc.disable()  # whose callbacks are no part of what runs
@@ -107,11 +106,19 @@ class Observer:
         return kind
 
 
+def can_go_on(profiler: Any) -> bool:
+    """Whether a profiler can be given back to Python once another one was at work.
+
+    Profilers written in C need not be functions, which `sys.setprofile` asks for. cProfile can be turned on again.
+    """
+    return profiler is None or callable(profiler) or hasattr(profiler, "enable")
+
+
 def profile_by(profiler: Any) -> None:
-    """Have Python call a profile function again, or none, or cProfile, which is no function."""
+    """Have Python go on with a profiler, or without one, if it can."""
     if profiler is None or callable(profiler):
         sys.setprofile(profiler)
-    else:
+    elif can_go_on(profiler):
         profiler.enable()
 
 

@@ -203,6 +203,11 @@ def _again(study: Any, trial: Any, died: bool = True) -> None:
         study.enqueue_trial(trial.params, user_attrs=goes_on)
 
 
+def _lost(study: Any, trial: Any) -> bool:
+    """Whether others took the worker of this trial for dead, so that the trial is theirs."""
+    return study.get_trials(deepcopy=False)[trial.number].state.name == "FAIL"  # type: ignore[no-any-return]
+
+
 class Pruning:
     """A logger that tells a trial of its validations, and ends it where they are bad.
 
@@ -316,18 +321,24 @@ class Sweep:
         is theirs then, and goes on in the same run directories.
         """
         lost: list[int] = []
+        interrupts: list[BaseException] = []
 
         def objective(trial: Any) -> float:
             try:
                 return self._objective(study, trial, tell)
+            except KeyboardInterrupt as interrupt:
+                interrupts.append(interrupt)
+                raise
             finally:
-                if study.get_trials(deepcopy=False)[trial.number].state.name == "FAIL":
+                if _lost(study, trial):
                     lost.append(trial.number)
 
         try:
             study.optimize(objective, n_trials=1)
         except Exception as error:
             raise_interrupt_behind(error)
+            if interrupts:  # Optuna fails at a trial that is lost, and forgets what ended it
+                raise interrupts[0] from None
             if not lost or isinstance(error, OSError):
                 raise
             tell(f"trial {lost[0]}: left to another worker, after {STALE} s without a sign of life")
@@ -383,7 +394,8 @@ class Sweep:
                 )  # fmt: skip
                 scores.append(result.score)
         except Interrupted:
-            _again(study, study.trials[trial.number], died=False)
+            if not _lost(study, trial):
+                _again(study, study.trials[trial.number], died=False)
             raise
         except optuna().TrialPruned:
             tell(f"trial {trial.number}: {said(values)}: pruned")
@@ -392,7 +404,8 @@ class Sweep:
             raise_interrupt_behind(error)
             busy = isinstance(error, BlockingIOError)  # another process trains in the run directory
             if busy or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
-                _again(study, study.trials[trial.number], died=False)
+                if not _lost(study, trial):
+                    _again(study, study.trials[trial.number], died=False)
                 raise
             why = reason(error)
             trial.set_user_attr("why", why)

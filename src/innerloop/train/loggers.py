@@ -157,7 +157,7 @@ LOGGERS: dict[str, Callable[[], Logger]] = {
 
 
 def numbers(kind: str, fields: Mapping[str, Any]) -> dict[str, float]:
-    """What of a line of the record is told: see docs/record.md."""
+    """The numbers of a line of the record that loggers get; docs/record.md describes the lines."""
     found = {
         f"{kind}/{key}": float(value) for key, value in fields.items() if key not in LEFT_OUT and _is_number(value)
     }
