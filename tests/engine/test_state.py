@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import gc
 import itertools
 import os
 import random
@@ -528,6 +529,20 @@ def test_state_that_changes_between_steps_is_seen(name: str, monkeypatch: pytest
             raise
     assert len(found) >= 3
     torch.testing.assert_close(found, expected[: len(found)])
+
+
+def test_state_is_seen_that_is_hidden_from_the_garbage_collector() -> None:
+    """A server that freezes its objects before it forks."""
+    fresh()
+    maml = learner(True, loss=with_global)
+    gc.freeze()
+    try:
+        maml.meta_gradient(tasks(), 0)
+        set_global(1)
+        expected = learner(False, loss=with_global).meta_gradient(tasks(), 1)
+        torch.testing.assert_close(maml.meta_gradient(tasks(), 1), expected)
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.slow

@@ -45,9 +45,10 @@ class Observer:
         self._kinds: dict[str, str] = {}
 
     def functions(self) -> list[types.FunctionType]:
-        """Those that ran and are still there."""
+        """Those that ran and are still there. To find them undoes `gc.freeze()`, which would hide them."""
         if not self._codes:
             return []
+        gc.unfreeze()
         gc.collect()  # what was made for one run only
         found = gc.get_referrers(*self._codes)
         functions = [f for f in found if isinstance(f, types.FunctionType) and f.__code__ in self._codes]
