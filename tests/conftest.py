@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import innerloop as il
-from innerloop.engine import plans
+from innerloop.common import plan_files
 
 if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # which MuJoCo reads once, when it is imported
@@ -43,7 +43,7 @@ def _as_new() -> None:
 def own_plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test measures its plans itself. Other tests share what one of them has measured."""
     own = tmp_path_factory.mktemp("plans")
-    monkeypatch.setattr(plans, "folder", lambda: own)
+    monkeypatch.setattr(plan_files, "folder", lambda: own)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ _LATER = {
     "evaluate": "train.evaluate",
     "load_ensemble": "recipe.config",
     "load_run": "recipe.config",
-    "task_contexts": "engine.checkpointing",
+    "task_contexts": "functional.checkpointing",
 }
 
 
@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
     if name in ("data", "imitation", "recipe", "report", "rl", "testing", "train", "use"):
         return importlib.import_module(f".{name}", __name__)
     if name in ("checkpointing", "config"):  # the modules of these names are there for older programs only
-        return importlib.import_module({"config": ".recipe.config"}.get(name, ".engine.checkpointing"), __name__)
+        return importlib.import_module({"config": ".recipe.config"}.get(name, ".functional.checkpointing"), __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -16,13 +16,13 @@ from torch.utils import _pytree as pytree
 
 from .common.errors import user_level
 from .common.interrupts import raise_interrupt_behind
-from .engine.contracts import normal_tensors, without_kept_tensors
-from .engine.operations import TaskOperations
-from .engine.stateless import BATCH_NORMS, INSTANCE_NORMS, Stateless, Statistics, arguments, in_mode
-from .engine.threads import copied, mine
-from .engine.twins import Shared
-from .engine.undisturbed import undisturbed
 from .episode import Episode, Step
+from .functional.contracts import normal_tensors, without_kept_tensors
+from .functional.stand_ins import copied, mine
+from .functional.stateless import BATCH_NORMS, INSTANCE_NORMS, Stateless, Statistics, arguments, in_mode
+from .functional.twins import Shared
+from .functional.undisturbed import undisturbed
+from .operations.replacements import TaskOperations
 from .support_norm import joint
 from .task import Params, rows, select, size, stack
 

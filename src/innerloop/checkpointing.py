@@ -1,7 +1,7 @@
-"""The name that `innerloop.engine.checkpointing` had up to version 0.2; version 0.4 will no longer have it."""
+"""The name that `innerloop.functional.checkpointing` had up to version 0.2; version 0.4 will no longer have it."""
 
 from .common.errors import warn_of_old_name
-from .engine import checkpointing as _now
+from .functional import checkpointing as _now
 
 warn_of_old_name("checkpointing", "task_contexts")
 globals().update({name: value for name, value in vars(_now).items() if not name.startswith("__")})

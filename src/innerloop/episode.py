@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .engine.contracts import without_kept_tensors
-from .engine.kernels import unread_gradients
-from .engine.quick import hidden_from_modes
-from .engine.stacks import recomputed, value_and_gradient
-from .engine.stateless import Precision, Statistics
-from .engine.threads import mine
-from .engine.writes import OwnParameters
+from .functional.contracts import without_kept_tensors
+from .functional.quick import hidden_from_modes
+from .functional.stacks import recomputed, value_and_gradient
+from .functional.stand_ins import mine
+from .functional.stateless import Precision, Statistics
+from .functional.writes import OwnParameters
+from .operations.kernels import unread_gradients
 from .rules import UpdateRule
 from .task import Batch, Params, Task, rows
 from .task_model import TaskModel

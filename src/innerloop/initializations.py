@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .engine.stacks import of_all_tasks
-from .engine.threads import mine
 from .episode import Episode
+from .functional.stacks import of_all_tasks
+from .functional.stand_ins import mine
 from .select import head_name
 from .task import Params
 

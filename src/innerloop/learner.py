@@ -16,22 +16,24 @@ from torch.utils import _pytree as pytree
 from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_statistics
 from .checks.dependence import Chosen, refuse_hooks
 from .checks.examination import Use, examine, judging
-from .engine.compiling import SOON, Compile, Compiler
-from .engine.contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
-from .engine.engine import Engine, Vectorize
-from .engine.operations import TaskOperations
-from .engine.quick import members_of, modules_of
-from .engine.randomness import Draws
+from .engine.compiling import SOON, Compiler
+from .engine.compiling import Compile as Compile
+from .engine.engine import Engine
+from .engine.engine import Vectorize as Vectorize
 from .engine.recording import signature, tensors
-from .engine.stateless import Precision, Stateless, Statistics, in_mode
-from .engine.threads import mine
-from .engine.twins import Shared
-from .engine.undisturbed import guarded, in_turn, undisturbed
-from .engine.writes import unchanged
 from .episode import Episode, Loss, Memory, Step, anew, check_known, detach, scalar
+from .functional.contracts import normal_tensors, refuse_inference_parameters, without_kept_tensors
+from .functional.quick import members_of, modules_of
+from .functional.randomness import Draws
+from .functional.stand_ins import mine
+from .functional.stateless import Precision, Stateless, Statistics, in_mode
+from .functional.twins import Shared
+from .functional.undisturbed import guarded, in_turn, undisturbed
+from .functional.writes import unchanged
 from .initializations import Initialization
 from .losses import extras_of, refuse_extras, refuse_query_inputs
 from .objectives import Objective, Outcome, Unrolled
+from .operations.replacements import TaskOperations
 from .per_step import PerStepModel, Slots, average
 from .rules import Chain, UpdateRule, require_step
 from .select import Selection, everything

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .engine.operations import norm_pool
+from .operations.replacements import norm_pool
 from .support_norm import SupportNorm2d
 
 Pooling = Literal["max", "stride"]

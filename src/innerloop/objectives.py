@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import grad, vjp
 
-from .engine.stacks import on_stacks, place
 from .episode import Episode, Query, detach
+from .functional.stacks import on_stacks, place
 from .rules import UpdateRule
 from .schedules import Schedule, value
 from .task import Params

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .engine.stateless import BATCH_NORMS
+from .functional.stateless import BATCH_NORMS
 from .rules import PerParameter
 from .select import Selection
 from .task import Params

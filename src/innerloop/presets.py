@@ -17,12 +17,10 @@ from typing_extensions import Unpack  # torch brings it
 
 from . import rules, schedules
 from .common.errors import user_level
-from .engine.compiling import Compile
-from .engine.engine import Vectorize
-from .engine.stateless import Precision, Statistics
 from .episode import Loss, Memory
+from .functional.stateless import Precision, Statistics
 from .initializations import Initialization, Prototypes
-from .learner import MetaLearner
+from .learner import Compile, MetaLearner, Vectorize
 from .objectives import Implicit, Objective, Reptile, Unrolled
 from .select import Selection, everything, head_name, head_of, named, norms
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .engine.stateless import Stateless
+from .functional.stateless import Stateless
 from .support_norm import support_first
 from .task import Params, rows
 

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from .common.errors import user_level
 from .common.interrupts import raise_interrupt_behind
-from .engine.diagnosis import explain
-from .engine.operations import TaskOperations
-from .engine.undisturbed import guarded
+from .functional.diagnosis import explain
+from .functional.undisturbed import guarded
+from .operations.replacements import TaskOperations
 from .rules import GradientTransform, UpdateRule
 from .task import Params, TaskSource, count
 

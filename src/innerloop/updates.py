@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engine.quick import hidden_from_modes
+from .functional.quick import hidden_from_modes
 from .task import Params
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import innerloop as il
 from innerloop.common.interrupts import Lock, releasing
-from innerloop.engine import turns
+from innerloop.functional import turns
 from innerloop.testing import check_rule
 from tests.interrupting import Interrupt
 from tests.locks import others_can_take

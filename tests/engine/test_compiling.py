@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.engine import compiling, recording, twins
+from innerloop.engine import compiling, recording
+from innerloop.functional import twins
 from tests.locks import Noting
 
 pytestmark = pytest.mark.usefixtures("own_plans")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
+from innerloop.common import plan_files
 from innerloop.engine import plans, search
 
 pytestmark = pytest.mark.usefixtures("own_plans")
@@ -27,7 +27,7 @@ def learner(width: int = 8, **options: Any) -> il.MetaLearner:
 
 
 def kept() -> list[dict[str, Any]]:
-    return [entry for _, entry in plans.entries()]
+    return [entry for _, entry in plan_files.entries()]
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(
     regression: Callable[..., il.Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(plans, "folder", lambda: tmp_path / "file" / "plans")
+    monkeypatch.setattr(plan_files, "folder", lambda: tmp_path / "file" / "plans")
     maml = learner()
     maml.meta_gradient(regression(12))
     assert len(maml.engine.plans.made) == 1
@@ -148,34 +148,11 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(
 )
 def test_a_damaged_plan_is_made_anew(content: bytes, regression: Callable[..., il.Task]) -> None:
     learner().meta_gradient(regression(12))
-    ((path, entry),) = plans.entries()
+    ((path, entry),) = plan_files.entries()
     path.write_bytes(content)
     assert not kept()
     learner().meta_gradient(regression(12))
     assert kept() == [entry | {"made": kept()[0]["made"], "decision": kept()[0]["decision"]}]
-
-
-@pytest.mark.parametrize(
-    "decision",
-    [
-        None, [], {}, {"size": 1}, {"size": -1, "threads": 1}, {"size": 1, "threads": 0}, {"size": 1.5, "threads": 1},
-        {"size": True, "threads": 1}, {"size": 10**400, "threads": 1}, {"size": 1, "threads": 1, "why": 3},
-        {"compiled": 1, "enough": 3}, {"compiled": True}, {"compiled": True, "enough": float("nan")},
-        {"compiled": True, "enough": "3"}, {"compiled": "yes", "enough": 3},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_is_no_decision_is_not_taken(decision: Any) -> None:
-    assert not plans.valid(decision)
-    found = learner().engine.plans
-    found.take({"meta-gradient": decision})
-    found.take([decision])
-    assert not found.made
-
-
-@pytest.mark.parametrize("decision", [{"size": 0, "threads": 1}, {"compiled": False, "enough": 0, "why": "so"}])
-def test_decisions(decision: Any) -> None:
-    assert plans.valid(json.loads(json.dumps(decision)))
 
 
 def test_plans_do_not_depend_on_numbers_or_addresses() -> None:
@@ -195,12 +172,12 @@ def test_plans_do_not_depend_on_numbers_or_addresses() -> None:
 
 
 def test_old_plans_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "MOST", 5)
+    monkeypatch.setattr(plan_files, "MOST", 5)
     maml = learner()
     for number in range(200):
         maml.engine.plans.put(str(number), size=1, threads=1)
     assert len(kept()) < 100
-    assert plans.clear() == len(list(plans.folder().glob("*"))) + plans.clear() or not kept()
+    assert plan_files.clear() == len(list(plan_files.folder().glob("*"))) + plan_files.clear() or not kept()
     assert not kept()
 
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 import innerloop as il
 from innerloop.engine import engine, search, threads
+from innerloop.functional import stand_ins
 
 pytestmark = pytest.mark.usefixtures("own_plans")
 
@@ -194,14 +195,14 @@ def test_what_counts_its_calls_is_not_measured(
 
 def test_results_come_in_order_from_threads_with_their_share() -> None:
     def work(item: int) -> tuple[int, int, bool, bool]:
-        return item, torch.get_num_threads(), torch.is_grad_enabled(), threads.mine(model) is model
+        return item, torch.get_num_threads(), torch.is_grad_enabled(), stand_ins.mine(model) is model
 
     model = nn.Linear(2, 1)
     with torch.no_grad():
         found = list(threads.side_by_side(work, range(20), 2, model))
     assert found == [(item, 1, False, False) for item in range(20)]
     assert torch.get_num_threads() == 2
-    assert threads.mine(model) is model
+    assert stand_ins.mine(model) is model
 
 
 def test_errors_come_out_and_the_rest_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,14 +223,6 @@ def test_errors_come_out_and_the_rest_is_not_begun(monkeypatch: pytest.MonkeyPat
     with pytest.raises(KeyError):
         list(threads.side_by_side(work, range(1000), 2, nn.Linear(2, 1)))
     assert set(begun) <= {0, 1, 2, 3}
-
-
-def test_a_copy_shares_parameters_and_buffers() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    copy = threads.replica(model)
-    assert copy[0] is not model[0]
-    assert copy[0].weight is model[0].weight
-    assert copy[1].running_mean is model[1].running_mean
 
 
 def test_modes_of_one_thread_forbid_others() -> None:
@@ -254,16 +247,6 @@ def test_modules_that_are_more_than_their_copies_stay_in_one_thread(
     expected = il.maml(model, 0.1, loss=F.mse_loss, vectorize=False)
     torch.testing.assert_close(learner.meta_gradient(tasks), expected.meta_gradient(tasks))
     assert not learner.engine.separable
-
-
-def test_looking_whether_copies_will_do_leaves_the_original_alone() -> None:
-    norm = nn.BatchNorm1d(2)
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.register_forward_hook(lambda module, args, output: norm(output))
-    model.norm = norm  # the hook's copy holds on to the original
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    threads.independent(model, lambda: threads.mine(model)(torch.randn(5, 2)))
-    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
 
 
 def test_ordinary_modules_are_separable(regression: Callable[..., il.Task]) -> None:

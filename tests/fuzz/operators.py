@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from innerloop.engine.operations import TaskOperations
+from innerloop.operations.replacements import TaskOperations
 from tests.fuzz.cases import Case, Found, Oracle, by_differences, derivative_errors, innerloop
 
 SAMPLES, ELEMENTS = 6, 5_000

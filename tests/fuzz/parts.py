@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from innerloop.engine.checkpointing import task_contexts
+from innerloop.functional.checkpointing import task_contexts
 
 
 class Residual(nn.Module):

@@ -59,7 +59,7 @@ def test_a_wrong_batching_rule_is_found_out() -> None:
 
     class Mixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            from innerloop.engine.stacks import on_stacks
+            from innerloop.functional.stacks import on_stacks
 
             return on_stacks(lambda stack: (stack[:1].expand_as(stack) * stack,), x)[0]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import user_level
-from ..engine.quick import members_of, modules_of
-from ..engine.stacks import nodes_of
-from ..engine.writes import OwnParameterError
 from ..episode import Loss
+from ..functional.quick import members_of, modules_of
+from ..functional.stacks import nodes_of
+from ..functional.writes import OwnParameterError
 from ..select import Selection
 from ..task import Params
 

@@ -13,14 +13,22 @@ from torch.utils import _pytree as pytree
 
 from ..common.errors import user_level
 from ..common.interrupts import raise_interrupt_behind
-from ..engine.checkpointing import RefusedReentrant, refused_out_of_place
-from ..engine.contracts import RefusedBroadcasts, without_kept_tensors
-from ..engine.randomness import Draws
-from ..engine.stacks import RandomState, leaves_of, random_numbers_from, random_state, refuse_hidden, same_random_state
-from ..engine.stateless import DROPOUTS, NORMS, set_modes
-from ..engine.threads import independent, plain_state
-from ..engine.writes import FlagReads, model_writes, rule_writes
 from ..episode import Episode, Step, detach, scalar
+from ..functional.checkpointing import RefusedReentrant, refused_out_of_place
+from ..functional.contracts import RefusedBroadcasts, without_kept_tensors
+from ..functional.held import plain_state
+from ..functional.randomness import Draws
+from ..functional.stacks import (
+    RandomState,
+    leaves_of,
+    random_numbers_from,
+    random_state,
+    refuse_hidden,
+    same_random_state,
+)
+from ..functional.stand_ins import independent
+from ..functional.stateless import DROPOUTS, NORMS, set_modes
+from ..functional.writes import FlagReads, model_writes, rule_writes
 from ..objectives import Implicit, Unrolled
 from ..task import Params, tensors_of
 from .dependence import check_dependence, parameters_of, reached, refuse_order, refuse_own_parameters

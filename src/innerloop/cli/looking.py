@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..common import streams
+from ..common import plan_files, streams
 from ..common.disk import refuse_linked_folder, replacing, subfolder, writing
-from ..engine import plans
 from ..recipe import config
 from ..report import Run, UnreadableRunError, read_run
 from ..report.record import MOST
@@ -64,16 +63,18 @@ def plans_(
 ) -> None:
     """Show what was found out about how tasks run quickest, or remove it. Runs keep their own plans (`plans.json`)."""
     if clear:
-        number = plans.clear()
+        number = plan_files.clear()
         streams.out(
-            dumps({"removed": number}) if as_json else f"removed {number} plans from {streams.shown(plans.folder())}"
+            dumps({"removed": number})
+            if as_json
+            else f"removed {number} plans from {streams.shown(plan_files.folder())}"
         )
         return
-    found = [entry for _, entry in plans.entries()]
+    found = [entry for _, entry in plan_files.entries()]
     if as_json:
-        streams.out(dumps({"folder": str(plans.folder()), "plans": found}))
+        streams.out(dumps({"folder": str(plan_files.folder()), "plans": found}))
         return
-    streams.out(f"{len(found)} plans in {streams.shown(plans.folder())}")
+    streams.out(f"{len(found)} plans in {streams.shown(plan_files.folder())}")
     for entry in found:
         about = [str(entry.get(key)) for key in ("made", "model", "processor", "device")]
         about += [f"{entry.get('threads')} threads", f"torch {entry.get('torch')}"]

@@ -21,20 +21,22 @@ from torch.utils import _pytree as pytree
 
 from ..common.errors import is_out_of_memory, user_level
 from ..common.interrupts import raise_interrupt_behind
+from ..functional.contracts import without_kept_tensors
+from ..functional.diagnosis import HooksError, explain, first_line
+from ..functional.held import state
+from ..functional.quick import modules_of
+from ..functional.randomness import Draws, refused_draws
+from ..functional.stand_ins import mine
+from ..functional.values import TasksDifferError
+from ..operations.replacements import TaskOperations
 from ..task import Params, Task, count, select, stack
 from .allocator import give_back_freed_memory, keep_freed_memory
 from .batches import concatenated, copies, parts_of, shapes_of
-from .contracts import without_kept_tensors
-from .diagnosis import HooksError, explain, first_line
-from .operations import TaskOperations
 from .plans import Plans, measure
-from .quick import modules_of
-from .randomness import Draws, refused_draws
 from .search import AT_ONCE, ONE_BY_ONE, Plan, Search
 from .snapshots import Snapshot
 from .state import State, UnwatchableError
-from .threads import available, mine, side_by_side, state
-from .values import TasksDifferError
+from .threads import available, side_by_side
 
 Vectorize = Literal["auto"] | bool | int | tuple[int, int]
 

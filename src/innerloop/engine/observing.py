@@ -15,6 +15,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..common.profilers import can_go_on, profile_by
+
 _TRUSTED = tuple(
     f"{folder.resolve()}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__ or "").parent)
 )
@@ -105,22 +107,6 @@ class Observer:
                 kind = "standard" if standard else "other"
             self._kinds[file] = kind
         return kind
-
-
-def can_go_on(profiler: Any) -> bool:
-    """Whether a profiler can be given back to Python once another one was at work.
-
-    Profilers written in C need not be functions, which `sys.setprofile` asks for. cProfile can be turned on again.
-    """
-    return profiler is None or callable(profiler) or hasattr(profiler, "enable")
-
-
-def profile_by(profiler: Any) -> None:
-    """Have Python go on with a profiler, or without one, if it can."""
-    if profiler is None or callable(profiler):
-        sys.setprofile(profiler)
-    elif can_go_on(profiler):
-        profiler.enable()
 
 
 def _module_of(owner: Any) -> str:

@@ -10,35 +10,25 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..common.disk import cache_folder, read_text, writing
+from ..common import plan_files
 from ..common.errors import is_out_of_memory
 from ..common.interrupts import raise_interrupt_behind
+from ..common.machine import processor
 from .search import Plan, Search, quick
 
 PATIENCE = 3.0
 """Seconds that finding a plan may take, or little more."""
 LONG = 1.0
 """Seconds of a trial that is not repeated."""
-VERSION = 1
-"""Of the files, and of what measuring means: files of another version are not read."""
-MOST = 1000
-"""Plans that are kept in the user's folder. The oldest go."""
-LIMIT = 2**16
-"""Bytes of one."""
-LARGEST = 2**31
-
 Decision = Mapping[str, Any]
 """``{"size", "threads"}``, how many tasks run at once and in how many threads, or ``{"compiled", "enough"}``, whether a
 step is compiled, and after how many runs that has paid; both with a ``"why"`` in words."""
@@ -76,7 +66,7 @@ class Plans:
             but: what it depends on as well, except for a run that goes on.
         """
         if name not in self.made and not self.fresh:
-            found = _read(self._path(name, but))
+            found = plan_files.read(self._path(name, but))
             if found is not None:
                 self._keep(name, found["decision"])
         return self.made.get(name)
@@ -95,14 +85,14 @@ class Plans:
         if name in self.made:  # by another thread
             return self.made[name]
         about = {"model": type(self._model).__name__, "for": name, **machine(self._model)}
-        entry = {"version": VERSION, "made": time.strftime("%Y-%m-%d %H:%M"), **about, "decision": decision}
-        return self._keep(name, _write(self._path(name, but), entry, replace=self.fresh)["decision"])
+        entry = {"version": plan_files.VERSION, "made": time.strftime("%Y-%m-%d %H:%M"), **about, "decision": decision}
+        return self._keep(name, plan_files.write(self._path(name, but), entry, replace=self.fresh)["decision"])
 
     def take(self, made: Any) -> None:
         """Take over decisions that were made before, as far as they are valid."""
         items = made.items() if isinstance(made, Mapping) else ()
         self.made.update(
-            {name: dict(decision) for name, decision in items if isinstance(name, str) and valid(decision)}
+            {name: dict(decision) for name, decision in items if isinstance(name, str) and plan_files.valid(decision)}
         )
 
     def _keep(self, name: str, decision: Decision) -> Decision:
@@ -112,19 +102,13 @@ class Plans:
         return decision
 
     def _path(self, *names: str) -> Path:
-        about = [VERSION, machine(self._model), *map(_told, (self._model, self._parts, self._options)), *names]
-        return folder() / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
-
-
-def valid(decision: Any) -> bool:
-    """Whether something from a file is a decision."""
-    if not isinstance(decision, dict) or not isinstance(decision.get("why", ""), str):
-        return False
-    numbers = {key: value for key, value in decision.items() if type(value) in (int, float) and 0 <= value < LARGEST}
-    if "compiled" in decision:
-        return type(decision["compiled"]) is bool and "enough" in numbers
-    counts = numbers.get("size"), numbers.get("threads")
-    return all(type(count) is int for count in counts) and counts[1] != 0
+        about = [
+            plan_files.VERSION,
+            machine(self._model),
+            *map(_told, (self._model, self._parts, self._options)),
+            *names,
+        ]
+        return plan_files.folder() / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
 
 
 def measure(search: Search, seconds: Callable[[Plan], float], possible: Callable[[Plan], bool]) -> None:
@@ -161,17 +145,6 @@ def measure(search: Search, seconds: Callable[[Plan], float], possible: Callable
 
 
 # -- what a plan depends on -------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def processor() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def machine(model: nn.Module) -> dict[str, Any]:
@@ -211,76 +184,3 @@ def _told(part: Any, depth: int = 3) -> str:
     else:
         told = repr(part)
     return re.sub(r" at 0x[0-9a-fA-F]+", "", told)
-
-
-# -- the user's folder ------------------------------------------------------------------------------------------------
-
-
-def folder() -> Path:
-    """Where plans are kept."""
-    return cache_folder() / "plans"
-
-
-def entries() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The plans in the user's folder, with what they are for."""
-    for path in sorted(folder().glob("*.json"), key=_age):
-        if (entry := _read(path)) is not None:
-            yield path, entry
-
-
-def clear() -> int:
-    """Remove all plans from the user's folder; how many there were."""
-    found = list(folder().glob("*.json"))
-    for path in found:
-        path.unlink(missing_ok=True)
-    return len(found)
-
-
-def _age(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A plan, or ``None`` if there is none that can be used."""
-    try:
-        entry = json.loads(read_text(path, LIMIT))
-    except (OSError, ValueError, RecursionError):
-        return None
-    usable = isinstance(entry, dict) and entry.get("version") == VERSION and valid(entry.get("decision"))
-    return entry if usable else None
-
-
-def _write(path: Path, entry: dict[str, Any], replace: bool) -> dict[str, Any]:
-    """Keep a plan, unless there is one.
-
-    Returns:
-        What is kept. A folder that cannot be written to keeps nothing, and every learner measures.
-    """
-    text = json.dumps(entry, indent=1).encode()
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not replace and (before := _first(path, text)) is not None:
-            return before
-        if replace or _read(path) is None:
-            with writing(path) as file:
-                file.write(text)
-        if path.name.startswith("0"):  # now and then
-            for old in sorted(path.parent.glob("*.json"), key=_age)[:-MOST]:
-                old.unlink(missing_ok=True)
-    return entry
-
-
-def _first(path: Path, text: bytes) -> dict[str, Any] | None:
-    """Write a file that is not there yet; else what another process wrote first, if that can be used."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{time.monotonic_ns()}")
-    try:
-        temporary.write_bytes(text)
-        os.link(temporary, path)  # fails if the file is there; nobody sees half of it
-    except OSError:
-        return _read(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return None

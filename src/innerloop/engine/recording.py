@@ -21,8 +21,8 @@ from torch.nn.modules import module as nn_module
 from torch.utils import _pytree as pytree
 
 from ..common.interrupts import raise_interrupt_behind
+from ..functional.quick import members_of, modules_of
 from .observing import Observer, RandomState, Reads
-from .quick import members_of, modules_of
 from .snapshots import Snapshot
 from .state import State, UnwatchableError
 

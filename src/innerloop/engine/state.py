@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .places import ABSENT, PLAIN, Content, Place, by_value, content, equal, slots
+from ..functional.places import ABSENT, PLAIN, Content, Place, by_value, content, equal, slots
 
 MOST_ENTRIES = 20_000
 """More would take longer to compare than compiling saves."""

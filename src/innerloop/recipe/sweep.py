@@ -28,7 +28,7 @@ from typing import Any
 from ..common.disk import read_text, refuse_link, refuse_linked_database
 from ..common.interrupts import raise_interrupt_behind
 from ..common.streams import brief, is_utf8, shown
-from ..engine.undisturbed import guarded
+from ..functional.undisturbed import guarded
 from ..train import Interrupted
 from ..train.claim import is_claimed
 from ..train.evaluate import judged_by

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..engine.contracts import RefusedBroadcasts
-from ..engine.undisturbed import guarded
+from ..functional.contracts import RefusedBroadcasts
+from ..functional.undisturbed import guarded
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
 from ..task import InteractiveSource, Source, Task, TaskSource, select, to

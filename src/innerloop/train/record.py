@@ -19,8 +19,8 @@ from typing import IO, Any
 import torch
 
 from ..common.disk import naming, opened, writing
+from ..common.machine import processor
 from ..common.streams import json_safe
-from ..engine.plans import processor
 from .loggers import Logger, numbers
 
 MACHINE_FIELDS = (

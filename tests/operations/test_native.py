@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import innerloop as il
-from innerloop.engine import native
-from innerloop.engine import normalization as normalization
-from innerloop.engine.operations import TaskOperations
+from innerloop.operations import native
+from innerloop.operations import normalization as normalization
+from innerloop.operations.replacements import TaskOperations
 
 pytestmark = pytest.mark.usefixtures("double")
 

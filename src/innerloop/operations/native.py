@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from ..functional.stacks import place
 from . import kernels
 from . import normalization as normalization
-from .stacks import place
 
 aten: Any = torch.ops.aten
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.engine.operations import TaskOperations
+from innerloop.operations.replacements import TaskOperations
 
 pytestmark = pytest.mark.usefixtures("double")
 

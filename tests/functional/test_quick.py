@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import innerloop as il
-from innerloop.engine.quick import hidden_from_modes, identical, members_of, modules_of
+from innerloop.functional.quick import hidden_from_modes, identical, members_of, modules_of
 
 
 class Nested(nn.Module):

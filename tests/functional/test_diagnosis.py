@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.engine import normalization as normalization
 from innerloop.initializations import Initialization
+from innerloop.operations import normalization as normalization
 
 pytestmark = pytest.mark.usefixtures("own_plans")
 

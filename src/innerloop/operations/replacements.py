@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from . import elementary, embeddings, kernels, native, values
+from ..functional import values
+from ..functional.stacks import place
+from . import elementary, embeddings, kernels, native
 from . import normalization as normalization
 from .convolutions import Options, convolution
-from .stacks import place
 
 
 def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:

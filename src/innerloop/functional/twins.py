@@ -19,8 +19,9 @@ from torch import nn
 
 from ..common.interrupts import Lock
 from .contracts import has_tensors
+from .held import held_by, reached
 from .quick import identical, modules_of
-from .threads import StandIns, held_by, mine, reached, standing_in
+from .stand_ins import StandIns, mine, standing_in
 
 _OWN = ("_parameters", "_buffers", "_modules")
 _DICTS = (*_OWN, "_forward_hooks", "_forward_pre_hooks")

@@ -178,7 +178,7 @@ def _culprit(error: BaseException, model: nn.Module, parts: Parts) -> tuple[str,
             loss = kind if kind in parts else "loss"
             found = f"The {loss} {_called(parts.get(loss))}", parts.get(loss)
     last = Path(frames[-1].f_code.co_filename) if frames else Path()
-    if last.parent == Path(__file__).parent and last.name in _OWN and not isinstance(error, NotImplementedError):
+    if last.parent == Path(HERE, "operations") and last.name in _OWN and not isinstance(error, NotImplementedError):
         return f"The {_OWN[last.name]} replacement of innerloop ({frames[-1].f_code.co_name}) in {found[0]}", None
     return found
 

@@ -17,7 +17,7 @@ from .checkpointing import function_modes, running, with_function_modes
 from .contracts import without_kept_tensors
 from .quick import modules_of
 from .stacks import place
-from .threads import mine
+from .stand_ins import mine
 
 Statistics = Literal["batch", "running", "shared"]
 """What batch norm normalizes with: the statistics of the examples at hand, or the stored running ones; where every

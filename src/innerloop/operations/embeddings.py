@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..functional.stacks import place
 from .elementary import in_range
-from .stacks import place
 
 
 def embedding(

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from ..functional.stacks import on_stacks, place
 from .convolutions import unread_gradients as unread_gradients
 from .derivatives import second_derivative
 from .layout import column, fold, pieces, result, unfold
-from .stacks import on_stacks, place
 
 aten: Any = torch.ops.aten
 Window = tuple[list[int], list[int], list[int], list[int], bool]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.engine.operations import TaskOperations
+from innerloop.operations.replacements import TaskOperations
 from tests import layers
 from tests.fuzz.cases import Case
 from tests.fuzz.operators import judge

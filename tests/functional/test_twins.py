@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.engine import turns, twins
-from innerloop.engine.attention import by_mathematics
+from innerloop.functional import turns, twins
+from innerloop.functional.attention import by_mathematics
 from innerloop.task import select
-from tests.engine.test_undisturbed import assert_equal, surroundings
+from tests.functional.test_undisturbed import assert_equal, surroundings
 from tests.interrupting import Attending, Looping, Recurring
 from tests.locks import Noting
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.engine.diagnosis import first_line
+from innerloop.functional.diagnosis import first_line
 
 HIDDEN = np.random.default_rng(5)
 

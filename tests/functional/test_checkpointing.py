@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import innerloop as il
-from innerloop.engine.checkpointing import task_contexts
+from innerloop.functional.checkpointing import task_contexts
 
 
 class Net(nn.Module):

@@ -12,10 +12,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 import innerloop as il
-from innerloop.engine import kernels
-from innerloop.engine import normalization as normalization
-from innerloop.engine.convolutions import Options, convolution
-from innerloop.engine.operations import TaskOperations, norm_pool
+from innerloop.operations import kernels
+from innerloop.operations import normalization as normalization
+from innerloop.operations.convolutions import Options, convolution
+from innerloop.operations.replacements import TaskOperations, norm_pool
 
 pytestmark = pytest.mark.usefixtures("double")
 POOL: kernels.Window = ([2, 2], [2, 2], [0, 0], [1, 1], False)

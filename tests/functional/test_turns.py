@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import innerloop as il
-from innerloop.engine import turns
-from innerloop.engine.turns import Turn
+from innerloop.functional import turns
+from innerloop.functional.turns import Turn
 
 
 def at_once(threads: int, work: object) -> None:

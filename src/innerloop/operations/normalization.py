@@ -5,7 +5,7 @@ with a scale come out wrong, by factors and without a word (seen with torch 2.5,
 their backward seem to take the saved statistics for constants. While tasks run at once, these functions stand in for
 torch's (see `operations`). Torch's own third derivatives of these norms are wrong everywhere, and so is the second of
 weight norm (``gradgradcheck`` fails on torch 2.13), so these functions stand in for them in looped tasks, too. Group
-norm's batching rule fails on images with channels last. ``tests/engine/test_normalization.py`` fails without this.
+norm's batching rule fails on images with channels last. ``tests/operations/test_normalization.py`` fails without this.
 """
 
 from __future__ import annotations

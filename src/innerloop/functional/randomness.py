@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .held import held_by, reached
 from .places import Content, content
 from .stacks import random_state, same_random_state
-from .threads import held_by, reached
 
 
 class DrawsError(NotImplementedError):

@@ -20,12 +20,12 @@ from torch.nn.modules import module as hooks
 from torch.utils import _python_dispatch as dispatch
 
 from ..common.interrupts import chain, interrupt_behind, mark_call, releasing
+from ..common.profilers import profile_by
 from .attention import by_mathematics
 from .checkpointing import function_modes
 from .contracts import normal_mode
-from .observing import profile_by
 from .stacks import functorch, under
-from .threads import mine
+from .stand_ins import mine
 from .turns import Turn
 from .twins import Originals, Shared
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
 import innerloop as il
-from innerloop.engine import attention, turns, twins
-from innerloop.engine.attention import by_mathematics
-from innerloop.engine.stacks import functorch
+from innerloop.functional import attention, turns, twins
+from innerloop.functional.attention import by_mathematics
+from innerloop.functional.stacks import functorch
 from innerloop.task import select
 from tests.interrupting import MODELS, Interrupt, prepared
 from tests.locks import others_can_take
@@ -194,7 +194,7 @@ def test_an_error_leaves_the_switch_of_attention_as_it_was_set_after_earlier_cal
 
 def test_errors_without_the_state_of_function_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch 2.5 has no function that returns it."""
-    monkeypatch.setattr("innerloop.engine.undisturbed._FUNCTION_STATE", None)
+    monkeypatch.setattr("innerloop.functional.undisturbed._FUNCTION_STATE", None)
 
     def fails(logits: Tensor, labels: Tensor) -> Tensor:
         raise ArithmeticError("no loss")

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..functional.stacks import on_stacks
 from .layout import fold, fold_weight, result, unfold, unfold_weight
-from .stacks import on_stacks
 
 aten: Any = torch.ops.aten
 
