@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
+from .common import private
 from .common.errors import user_level
 from .common.interrupts import raise_interrupt_behind
 from .episode import Episode, Step
@@ -60,7 +60,7 @@ def _warn_of_spectral_norms(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         hooks = module._forward_pre_hooks.values()
-        if isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
+        if isinstance(module, private.SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
             warnings.warn(
                 f"the spectral norm in {name!r} keeps what it estimates in buffers, which are a task's own, so that it "
                 "does not follow meta-training: after every outer update, call the model once in train() mode under "

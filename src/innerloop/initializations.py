@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .common import private
 from .episode import Episode
 from .functional.stacks import of_all_tasks
 from .functional.stand_ins import mine
@@ -97,7 +98,7 @@ def require_classes(labels: Any, outputs: int, head: str) -> None:
         kind = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"prototypes need class indices, whole numbers [S], as the support set's targets; got {kind}")
     labels = of_all_tasks(labels)
-    if torch._C._len_torch_dispatch_stack():  # of a recording, which has no values
+    if private.number_of_dispatch_modes():  # of a recording, which has no values
         return
     wrong = labels[((labels < 0) | (labels >= outputs)) & (labels != -100)]
     if len(wrong):

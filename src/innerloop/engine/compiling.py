@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common.interrupts import raise_interrupt_behind
+from ..common.private import TorchDispatchMode
 from ..task import Task
 from .recording import Step, Trial, UnsuitableError
 

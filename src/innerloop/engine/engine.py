@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 
+from ..common import private
 from ..common.errors import is_out_of_memory, user_level
 from ..common.interrupts import raise_interrupt_behind
 from ..functional.contracts import without_kept_tensors
@@ -240,7 +240,7 @@ class Engine:
 
     def _vectorized(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
         number = count(tasks)
-        everywhere = hooks._global_backward_hooks or hooks._global_backward_pre_hooks
+        everywhere = any(private.GLOBAL_BACKWARD_HOOKS)
         for module in modules_of(self.model):
             if module._backward_hooks or module._backward_pre_hooks or everywhere:
                 raise HooksError(module)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..common.private import TorchDispatchMode
 from ..common.profilers import can_go_on, profile_by
 
 _TRUSTED = tuple(

@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules import module as nn_module
 from torch.utils import _pytree as pytree
 
+from ..common import private
 from ..common.interrupts import raise_interrupt_behind
 from ..functional.quick import members_of, modules_of
 from .observing import Observer, RandomState, Reads
@@ -51,8 +52,7 @@ def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hasha
 
 def surroundings() -> Hashable:
     """The settings of torch that say what operations do."""
-    stack: Any = torch.overrides._get_current_function_mode_stack
-    functions = stack() if torch._C._len_torch_function_stack() else ()
+    functions = private.function_modes() if private.number_of_function_modes() else ()
     return (
         torch.get_default_dtype(),
         tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda")),
@@ -338,12 +338,10 @@ class Recorded:
 
     def compile(self) -> Callable[[Sequence[Tensor]], Any]:
         """The same function, of a list of tensors, compiled."""
-        import torch._inductor
-
         options: dict[str, Any] = {"triton.cudagraphs": True} if self.example[0].device.type == "cuda" else {}
         try:
             with torch.no_grad():
-                compiled = torch._inductor.compile(self.graph, self.example, options)
+                compiled = private.inductor().compile(self.graph, self.example, options)
                 compiled(*self.example)
         except Exception as error:
             raise_interrupt_behind(error)
@@ -351,7 +349,7 @@ class Recorded:
         spec, held = self._spec, self._held
 
         def run(tensors: Sequence[Tensor]) -> Any:
-            with torch.no_grad(), torch._C._DisableAutocast():
+            with torch.no_grad(), private.without_autocast():
                 values = (*tensors, *(tensor.detach() for tensor in held))
                 return pytree.tree_unflatten(compiled(*(t.contiguous() for t in values)), spec)
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..common import private
 from ..functional.places import ABSENT, PLAIN, Content, Place, by_value, content, equal, slots
 
 MOST_ENTRIES = 20_000
@@ -202,7 +203,7 @@ class State:
             self._todo.extend((part, name) for part in (item if isinstance(item, set) else ()))
         elif isinstance(item, (io.IOBase, Iterator)) and (isinstance(item, io.IOBase) or not hasattr(item, "__dict__")):
             raise UnwatchableError(f"{name} is a {type(item).__name__}, whose position cannot be seen")
-        elif type(item).__module__ not in ("typing", "torch._ops"):
+        elif type(item).__module__ not in ("typing", private.OPERATORS):
             self._instance(item, name)
 
     def _instance(self, item: Any, name: str) -> None:

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ..common import private
 from ..functional.stacks import place
 from ..functional.stand_ins import mine, present, replica, standing_in
 
@@ -30,7 +31,7 @@ def available() -> int:
 
     It is 1 where modes or transforms that are set for this thread alone would not apply in other threads.
     """
-    modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    modes = private.number_of_function_modes() + private.number_of_dispatch_modes()
     special = modes or place() != "plain" or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
     return 1 if special or not _own_numbers() else torch.get_num_threads()
 

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from ..common import private
 from .attention import by_mathematics
 from .quick import modules_of
 from .stacks import place, under
@@ -120,7 +121,7 @@ class RefusedReentrant(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Refuse operations on learned parameters that run inside CheckpointFunction.forward."""
         callers = list(self._callers())
-        if func is torch._C._set_grad_enabled and _FORWARD not in callers[:4]:  # which turns them off by itself
+        if func is private.set_grad_enabled and _FORWARD not in callers[:4]:  # which turns them off by itself
             self._recorded = args[0]
         if self._recorded and any(id(one) in self._learned for one in args) and _FORWARD in callers:
             raise ValueError(
@@ -161,17 +162,12 @@ def refused_out_of_place(model: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-def function_modes() -> list[Any]:
-    """The modes that torch's functions run under here, the innermost last."""
-    return list(torch.overrides._get_current_function_mode_stack())  # type: ignore[no-untyped-call]
-
-
 @contextmanager
 def with_function_modes(modes: list[Any]) -> Iterator[None]:
     """Code that runs under these modes, those that it does not run under already being entered."""
     with ExitStack() as stack:
         for mode in modes:
-            if not any(mode is present for present in function_modes()):
+            if not any(mode is present for present in private.function_modes()):
                 stack.enter_context(mode)
         yield
 
@@ -185,7 +181,7 @@ class _AsBefore:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.state = model, _apart(_state(model))
-        self.modes = function_modes()
+        self.modes = private.function_modes()
         with under([]) as self.transforms:
             pass
 

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from operator import is_
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..common import private
+
 _PLAIN = (Tensor, nn.Parameter)
-_OURS = (f"{__name__.partition('.')[0]}.", "torch.utils._device")
+_OURS = (f"{__name__.partition('.')[0]}.", private.DEVICE_MODES)
 """Where the modes are from that need not see the library's operations; that of `torch.device` changes new tensors."""
 
 
@@ -24,10 +25,10 @@ def hidden_from_modes(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
         tensors: what is worked on. A subclass may define operations of its own, so nothing is hidden then, nor from
             modes that are not the library's.
     """
-    stack = range(torch._C._len_torch_function_stack())
-    own = all(type(torch._C._get_function_stack_at(level)).__module__.startswith(_OURS) for level in stack)
+    stack = range(private.number_of_function_modes())
+    own = all(type(private.function_mode_at(level)).__module__.startswith(_OURS) for level in stack)
     plain = own and all(type(tensor) in _PLAIN for tensor in tensors)
-    return torch._C.DisableTorchFunction() if plain else nullcontext()
+    return private.without_function_modes() if plain else nullcontext()
 
 
 def modules_of(*parts: Any) -> list[nn.Module]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..common.private import TorchDispatchMode
 from .held import held_by, reached
 from .places import Content, content
 from .stacks import random_state, same_random_state

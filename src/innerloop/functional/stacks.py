@@ -14,33 +14,31 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import Function
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from ..common import private
 from ..task import Params
 from .quick import hidden_from_modes
-
-functorch: Any = torch._C._functorch
 
 Place = Literal["plain", "vmap", "other"]
 
 
 def place() -> Place:
     """Where this code runs: under no function transform, under one ``vmap``, or under others."""
-    level = functorch.maybe_current_level()
+    level = private.transform_level()
     if level is None:
         return "plain"
-    kind = functorch.peek_interpreter_stack().key()
-    return "vmap" if level == 1 and kind == functorch.TransformType.Vmap else "other"
+    kind = private.innermost_transform().key()
+    return "vmap" if level == 1 and kind == private.TransformType.Vmap else "other"
 
 
 def of_all_tasks(tensor: Tensor) -> Tensor:
     """What is inside of the wrappers of function transforms."""
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = functorch.get_unwrapped(tensor)
+    while private.is_wrapped(tensor):
+        tensor = private.unwrapped(tensor)
     return tensor
 
 
@@ -48,19 +46,19 @@ def of_all_tasks(tensor: Tensor) -> Tensor:
 def under(transforms: Sequence[Any]) -> Iterator[list[Any]]:
     """Code that runs under these function transforms, the innermost first, in place of those that it yields."""
     present: list[Any] = []
-    while functorch.peek_interpreter_stack() is not None:
-        present.append(functorch.pop_dynamic_layer_stack())
+    while private.innermost_transform() is not None:
+        present.append(private.pop_transform())
     try:
         for transform in reversed(transforms):
-            functorch.push_dynamic_layer_stack(transform)
+            private.push_transform(transform)
         try:
             yield list(present)
         finally:
             for _ in transforms:
-                functorch.pop_dynamic_layer_stack()
+                private.pop_transform()
     finally:
         while present:
-            functorch.push_dynamic_layer_stack(present.pop())
+            private.push_transform(present.pop())
 
 
 def on_stacks(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -70,12 +68,12 @@ def on_stacks(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> tu
     """
     if place() != "vmap":
         return tuple(result[0] for result in function(*(tensor[None] for tensor in tensors)))
-    interpreter: Any = retrieve_current_functorch_interpreter()
+    interpreter = private.interpreter()
     level, number = interpreter.level(), interpreter.batch_size()
-    unwrapped = [functorch._unwrap_batched(tensor, level) for tensor in tensors]
+    unwrapped = [private.unwrap_batched(tensor, level) for tensor in tensors]
     with interpreter.lower():
         results = function(*(_stack(tensor, axis, number) for tensor, axis in unwrapped))
-    return tuple(functorch._add_batch_dim(result, 0, level) for result in results)
+    return tuple(private.add_batch_dim(result, 0, level) for result in results)
 
 
 def _stack(tensor: Tensor, axis: int | None, number: int) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from ..common import private
 from ..task import Params
 from .attention import by_mathematics
-from .checkpointing import function_modes, running, with_function_modes
+from .checkpointing import running, with_function_modes
 from .contracts import without_kept_tensors
 from .quick import modules_of
 from .stacks import place
@@ -175,7 +176,7 @@ class Stateless:
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
         """A context with the modes that the module and torch's operations have now, autocasting among them."""
         modes = [getattr(module, "training", False) for module in modules_of(mine(self.model))]
-        functions, autocast = function_modes(), _autocast_now()
+        functions, autocast = private.function_modes(), _autocast_now()
 
         @contextmanager
         def context() -> Iterator[None]:

@@ -16,23 +16,19 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 
 import torch
-from torch.nn.modules import module as hooks
-from torch.utils import _python_dispatch as dispatch
 
+from ..common import private
 from ..common.interrupts import chain, interrupt_behind, mark_call, releasing
 from ..common.profilers import profile_by
 from .attention import by_mathematics
-from .checkpointing import function_modes
 from .contracts import normal_mode
-from .stacks import functorch, under
+from .stacks import under
 from .stand_ins import mine
 from .turns import Turn
 from .twins import Originals, Shared
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-_GLOBAL_HOOKS = (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
 _FLAGS = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode")
-_FUNCTION_STATE = getattr(torch._C, "_get_torch_function_state", None)  # since torch 2.6
 
 
 def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
@@ -125,9 +121,9 @@ class Surroundings:
 
     def __init__(self) -> None:
         self._grad = torch.is_grad_enabled()
-        self._functions, self._dispatch = function_modes(), dispatch._get_current_dispatch_mode_stack()
-        self._seen = _FUNCTION_STATE() if _FUNCTION_STATE else None
-        self._depth, self._transforms = functorch.get_dynamic_layer_stack_depth(), list[Any]()
+        self._functions, self._dispatch = private.function_modes(), private.dispatch_modes()
+        self._seen = private.function_state() if private.function_state else None
+        self._depth, self._transforms = private.transform_depth(), list[Any]()
         if self._depth:
             with under([]) as self._transforms:
                 pass
@@ -135,18 +131,18 @@ class Surroundings:
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         self._attention = by_mathematics.depth
         self._profile, self._collecting = sys.getprofile(), gc.isenabled()
-        self._hooks = [dict(every) for every in _GLOBAL_HOOKS]
-        self._flags = [getattr(dispatch, name, None) for name in _FLAGS]
+        self._hooks = [dict(every) for every in private.GLOBAL_FORWARD_HOOKS]
+        self._flags = [getattr(private.dispatch, name, None) for name in _FLAGS]
         devices = ("cpu", "cuda") if self._cuda else ("cpu",)
         self._autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
         self._nested = _autocast_depth()
 
     def restore(self) -> None:
         """Put everything back."""
-        if functorch.get_dynamic_layer_stack_depth() > self._depth:
-            functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._depth)
-        for transform in reversed(self._transforms[: self._depth - functorch.get_dynamic_layer_stack_depth()]):
-            functorch.push_dynamic_layer_stack(transform)
+        if private.transform_depth() > self._depth:
+            private.pop_transforms_to(self._depth)
+        for transform in reversed(self._transforms[: self._depth - private.transform_depth()]):
+            private.push_transform(transform)
         self._restore_modes()
         torch.set_grad_enabled(self._grad)
         torch.set_rng_state(self._random)
@@ -157,24 +153,24 @@ class Surroundings:
             profile_by(self._profile)
         if self._collecting:
             gc.enable()
-        for every, were in zip(_GLOBAL_HOOKS, self._hooks, strict=True):
+        for every, were in zip(private.GLOBAL_FORWARD_HOOKS, self._hooks, strict=True):
             for key in every.keys() - were.keys():
                 del every[key]
 
     def _restore_modes(self) -> None:
-        if self._seen is not None:
-            torch._C._set_torch_function_state(self._seen)  # type: ignore[attr-defined]
-        while torch._C._len_torch_function_stack():
-            torch._C._pop_torch_function_stack()
+        if private.set_function_state is not None:
+            private.set_function_state(self._seen)
+        while private.number_of_function_modes():
+            private.pop_function_mode()
         for mode in self._functions:
-            torch._C._push_on_torch_function_stack(mode)
-        if dispatch._get_current_dispatch_mode_stack() != self._dispatch:
-            while torch._C._len_torch_dispatch_stack():
-                dispatch._pop_mode()
+            private.push_function_mode(mode)
+        if private.dispatch_modes() != self._dispatch:
+            while private.number_of_dispatch_modes():
+                private.pop_dispatch_mode()
             for mode in self._dispatch:
-                dispatch._push_mode(mode)
+                private.push_dispatch_mode(mode)
         for name, value in zip(_FLAGS, self._flags, strict=True):
-            setattr(dispatch, name, value)
+            setattr(private.dispatch, name, value)
         for device, enabled, dtype in self._autocast:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)

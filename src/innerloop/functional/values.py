@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common import private
 from ..task import tensors_of
-from .stacks import functorch, of_all_tasks, place, under
+from .stacks import of_all_tasks, place, under
 
 _TORCH, _FUNCTIONAL = str(Path(torch.__file__).parent), torch.autograd.functional.__file__
 _HERE = str(Path(__file__).parents[1])
@@ -68,7 +69,7 @@ def gradient(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
     while frame.f_back and frame.f_code is not torch.autograd.grad.__code__:
         frame = frame.f_back
     asking = frame.f_back.f_code.co_filename if frame.f_back else ""
-    wrapped = any(functorch.is_functorch_wrapped_tensor(t) for t in tensors_of((outputs, inputs)))
+    wrapped = any(private.is_wrapped(t) for t in tensors_of((outputs, inputs)))
     if wrapped and not asking.startswith(_FUNC):
         raise GradientsError
     return recorded_gradient(outputs, inputs, *args, **kwargs)
@@ -91,7 +92,7 @@ def recorded_gradient(outputs: Any, *args: Any, **kwargs: Any) -> Any:
 def reads_requires_grad(tensor: Tensor) -> bool:
     """What the stack of all tasks says; functorch's wrappers say no, which torch's own bookkeeping goes by."""
     asking = sys._getframe(2).f_code.co_filename
-    if asking == _FUNCTIONAL and functorch.is_functorch_wrapped_tensor(tensor):
+    if asking == _FUNCTIONAL and private.is_wrapped(tensor):
         raise GradientsError
     return bool((tensor if asking.startswith(_TORCH) else of_all_tasks(tensor)).requires_grad)
 
@@ -108,7 +109,7 @@ def hidden_graph(name: str) -> Callable[[Tensor], Any]:
 
     def read(tensor: Tensor) -> Any:
         asking = sys._getframe(2).f_code.co_filename
-        if functorch.is_functorch_wrapped_tensor(tensor) and not asking.startswith((_TORCH, _HERE)):
+        if private.is_wrapped(tensor) and not asking.startswith((_TORCH, _HERE)):
             raise NotImplementedError(f"code that looks at a tensor's {name} would not see the graph")
         return getattr(tensor, name)
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
+from ..common import private
 from ..functional import values
 from ..functional.stacks import place
 from . import elementary, embeddings, kernels, native
@@ -27,7 +27,7 @@ def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
     One operation where the batch's own statistics are used, since pooling first and normalizing then gives the same and
     does so on fewer elements.
     """
-    mode, momentum = torch.overrides._get_current_function_mode(), norm.momentum  # type: ignore[no-untyped-call]
+    mode, momentum = private.function_mode(), norm.momentum
     own = norm.training or norm.running_mean is None
     if own and momentum is not None and isinstance(mode, TaskOperations) and mode.kernels and kernels.supported(x):
         window: kernels.Window = ([size, size], [size, size], [0, 0], [1, 1], False)
@@ -154,7 +154,7 @@ def _max_pool2d(
     if return_indices or input.ndim != 4 or not kernels.supported(input):
         pool = F.max_pool2d_with_indices if return_indices else F.max_pool2d
         return pool(input, kernel_size, stride, padding, dilation, ceil_mode)
-    sides = [list(_pair(v)) for v in (kernel_size, stride or kernel_size, padding, dilation)]
+    sides = [_each(2, v) for v in (kernel_size, stride or kernel_size, padding, dilation)]
     return kernels.max_pool2d(input, (sides[0], sides[1], sides[2], sides[3], ceil_mode))
 
 
@@ -219,7 +219,7 @@ def _move_statistics(
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
-    if _pair(output_size) == (1, 1):  # torch's own changes strides in place, one task after the other
+    if _each(2, output_size) == [1, 1]:  # torch's own changes strides in place, one task after the other
         return input.mean((-2, -1), keepdim=True)
     return F.adaptive_avg_pool2d(input, output_size)
 
@@ -300,7 +300,7 @@ def _under_every_name(name: str) -> Iterator[Callable[..., Any]]:
 
 _NATIVE = ("_native_batch_norm_legit", "_batch_norm_with_update")
 _ALWAYS: _Table = {
-    torch._weight_norm: normalization.weight_norm,
+    private.weight_norm: normalization.weight_norm,
     F.hardsigmoid: elementary.hardsigmoid,
     F.binary_cross_entropy: elementary.binary_cross_entropy,
     torch.special.i1: elementary.i1,

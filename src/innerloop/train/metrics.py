@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.loss import _Loss
 from torch.utils import _pytree as pytree
 
+from ..common import private
 from ..common.errors import is_out_of_memory
 from ..losses import LOSSES
 from ..metrics import Metric, name_of, unwrapped
@@ -165,7 +165,7 @@ def _described(metric: Any, loss: Any) -> Metric:
 
 
 def _is_loss(metric: Any) -> bool:
-    if isinstance(metric, _Loss):
+    if isinstance(metric, private.Loss):
         return True
     function = unwrapped(metric)
     name = name_of(function)
