@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
 import innerloop as il
+from innerloop.common import private
 from innerloop.functional import attention, turns, twins
 from innerloop.functional.attention import by_mathematics
-from innerloop.functional.stacks import functorch
 from innerloop.task import select
 from tests.interrupting import MODELS, Interrupt, prepared
 from tests.locks import others_can_take
@@ -57,7 +57,7 @@ def surroundings(learner: il.MetaLearner) -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "function modes": torch._C._len_torch_function_stack(),
         "dispatch modes": torch._C._len_torch_dispatch_stack(),
-        "transforms": functorch.get_dynamic_layer_stack_depth(),
+        "transforms": private.transform_depth(),
         "random": torch.get_rng_state(),
         "attention": (torch.backends.cuda.flash_sdp_enabled(), by_mathematics.depth),
         "autocast": torch.is_autocast_enabled("cpu"),
@@ -194,7 +194,8 @@ def test_an_error_leaves_the_switch_of_attention_as_it_was_set_after_earlier_cal
 
 def test_errors_without_the_state_of_function_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch 2.5 has no function that returns it."""
-    monkeypatch.setattr("innerloop.functional.undisturbed._FUNCTION_STATE", None)
+    monkeypatch.setattr(private, "function_state", None)
+    monkeypatch.setattr(private, "set_function_state", None)
 
     def fails(logits: Tensor, labels: Tensor) -> Tensor:
         raise ArithmeticError("no loss")

@@ -158,7 +158,7 @@ class Surroundings:
                 del every[key]
 
     def _restore_modes(self) -> None:
-        if private.set_function_state is not None:
+        if self._seen is not None and private.set_function_state is not None:
             private.set_function_state(self._seen)
         while private.number_of_function_modes():
             private.pop_function_mode()
