@@ -32,7 +32,7 @@ INSIDE = (
     "task", "episode", "adapted", "objectives", "engine.engine", "engine.compiling", "per_step",
     "support_norm", "task_model", "train.outer", "train.trace",
     "train.accuracy", "train.metrics",
-    "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym", "imitation.worlds",
+    "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym", "imitation.environments",
     "imitation.policies", "use.pictures", "use.adapting", "use.saved",
 )  # fmt: skip
 """Modules that docstrings refer to."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from innerloop.imitation import Look, Visuomotor
+from innerloop.imitation import SpatialSoftmax, Visuomotor
 
 
 def test_a_look_goes_to_the_brightest_place_and_tells_what_all_filters_find_there() -> None:
     maps = torch.zeros(1, 2, 9, 9)
     maps[0, 0, 2, 6], maps[0, 1, 2, 6], maps[0, 1, 8, 0] = 50.0, 3.0, 60.0
-    points, seen = Look()(maps)
+    points, seen = SpatialSoftmax()(maps)
     torch.testing.assert_close(points, torch.tensor([[0.5, -1.0, -0.5, 1.0]]), atol=1e-4, rtol=0)  # x, x, y, y
     torch.testing.assert_close(seen, torch.tensor([[50.0, 3.0, 0.0, 60.0]]), atol=1e-3, rtol=0)
 
@@ -23,7 +23,7 @@ def test_the_gradient_of_what_is_seen_is_what_is_there() -> None:
     there = torch.zeros(1, 1, 8, 8)
     there[..., 5, 1] = 100.0
     maps = torch.einsum("pc,nchw->nphw", weight, colours)
-    _, seen = Look()(torch.cat([there, maps[:, 1:]], 1))
+    _, seen = SpatialSoftmax()(torch.cat([there, maps[:, 1:]], 1))
     (grad,) = torch.autograd.grad(seen.view(2, 2)[0, 1], weight)
     torch.testing.assert_close(grad[1], colours[0, :, 5, 1], atol=1e-4, rtol=1e-4)
 

@@ -106,8 +106,8 @@ class Knowing(torch.nn.Module):
         super().__init__()
         self.weight, self.world, self.which = torch.nn.Parameter(torch.zeros(())), world, which
 
-    def forward(self, images: torch.Tensor, state: torch.Tensor) -> imitation.Behaviour:
-        return imitation.Behaviour((self.weight + state), state, state, state)
+    def forward(self, images: torch.Tensor, state: torch.Tensor) -> imitation.Behavior:
+        return imitation.Behavior((self.weight + state), state, state, state)
 
 
 def test_what_a_policy_does_is_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:

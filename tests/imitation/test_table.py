@@ -10,8 +10,8 @@ import torch
 import innerloop as il
 from innerloop import imitation
 from innerloop.imitation import Table
-from innerloop.imitation.bodies import Body, robots, somebodys, stage
-from innerloop.imitation.worlds import scenes
+from innerloop.imitation.environments import scenes
+from innerloop.imitation.simulation import Simulation, robots, somebodys, stage
 
 pytest.importorskip("mujoco")
 
@@ -36,7 +36,7 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Table:
     return Table(cases=2, frames=3, moments=2, size=16)
 
 
-def body(table: Table, seed: int = 0, demonstrator: int | None = None) -> Body:
+def body(table: Table, seed: int = 0, demonstrator: int | None = None) -> Simulation:
     generator = rng(seed)
     return table._body(scenes(1, table.objects, "train", generator).objects[0], generator, demonstrator)
 
@@ -89,14 +89,14 @@ def test_shapes_are_touched_as_they_are_seen() -> None:
     """Objects are moved by a finger, whatever their shape, unless it is to pass over them."""
     kind = stage(1, False)
     for identity, parts in ((0, [1, 0, 0, 0]), (1, [0, 1, 0, 0]), (2, [0, 0, 1, 1])):
-        situation = Body(kind, torch.tensor([identity]), torch.zeros(1, 2), torch.tensor([0.0, -0.3]), robots())
+        situation = Simulation(kind, torch.tensor([identity]), torch.zeros(1, 2), torch.tensor([0.0, -0.3]), robots())
         kind.touch(situation)
         assert kind.model.geom_contype[25:29].tolist() == parts
         assert situation.present[0].tolist() == parts
         for _ in range(6):
             situation.move(torch.tensor([0.0, 1.0]))
         assert situation.places[0, 1] > 0.1
-    over = Body(kind, torch.tensor([0]), torch.zeros(1, 2), torch.tensor([0.0, -0.3]), robots(), solid=False)
+    over = Simulation(kind, torch.tensor([0]), torch.zeros(1, 2), torch.tensor([0.0, -0.3]), robots(), solid=False)
     for _ in range(6):
         over.move(torch.tensor([0.0, 1.0]))
     assert over.places.abs().max() < 1e-6

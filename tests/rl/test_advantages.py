@@ -5,18 +5,18 @@ import copy
 import pytest
 import torch
 
-from innerloop.rl import Episodes, Gaussian, LinearBaseline, ValueFunction, discounted, generalized
+from innerloop.rl import Gaussian, LinearBaseline, Rollout, ValueFunction, discounted, generalized
 from innerloop.rl.advantages import normalized
 
 
-def episodes(seed: int = 0, tasks: int = 3, number: int = 5, horizon: int = 7, ends: bool = True) -> Episodes:
+def episodes(seed: int = 0, tasks: int = 3, number: int = 5, horizon: int = 7, ends: bool = True) -> Rollout:
     g = torch.Generator().manual_seed(seed)
     shape = (tasks, number, horizon)
     last = torch.randint(1, horizon + 1, (tasks, number, 1), generator=g) if ends else horizon
     alive = (torch.arange(horizon) < last).float().expand(shape)
     behaviour = Gaussian(torch.zeros(*shape, 1), torch.zeros(*shape, 1))
     observations = torch.randn(*shape, 2, generator=g)
-    return Episodes(observations, torch.zeros(*shape, 1), torch.randn(shape, generator=g) * alive, alive, behaviour)
+    return Rollout(observations, torch.zeros(*shape, 1), torch.randn(shape, generator=g) * alive, alive, behaviour)
 
 
 def test_returns_against_a_naive_loop():

@@ -95,7 +95,7 @@ def main(run: Path, name: str, iterations: int, action: str) -> int:
         except (LostProcessError, il.train.NonFiniteError) as error:
             print(f"process {world.rank} after {time.perf_counter():.0f}: {type(error).__name__}: {error}")
             return 1
-        same = world.everybody([p.detach() for p in learner.state_dict().values()])
+        same = world.all_gather([p.detach() for p in learner.state_dict().values()])
         assert all(torch.equal(a, b) for other in same for a, b in zip(other, same[0], strict=True))
         assert isinstance(world, World)
         if action == "leave" and world.rank:

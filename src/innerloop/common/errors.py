@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import torch
 
@@ -39,3 +41,21 @@ def warn_of_old_name(old: str, new: str) -> None:
         FutureWarning,
         stacklevel=user_level(),
     )
+
+
+def under_old_name(package: str, name: str, old: Mapping[str, Any]) -> Any:
+    """What a package has under a name that is another now, for its ``__getattr__``.
+
+    Args:
+        package: its ``__name__``.
+        name: what was asked for.
+        old: the classes and functions by their old names.
+
+    Raises:
+        AttributeError: it never had one of that name.
+    """
+    if name not in old:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    own = package.partition(".")[2]
+    warn_of_old_name(f"{own}.{name}", f"{own}.{old[name].__name__}")
+    return old[name]

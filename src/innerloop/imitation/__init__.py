@@ -1,12 +1,18 @@
 """One-shot imitation from a video of somebody else: the inner loss is learned, since a video has no actions."""
 
+from __future__ import annotations
+
+from typing import Any
+
+from ..common.errors import under_old_name
+from .environments import Demonstration, Environment, Observation
 from .plane import Reach
 from .policies import (
     MODELS,
-    Behaviour,
+    Behavior,
     Contextual,
-    Eye,
-    Look,
+    Encoder,
+    SpatialSoftmax,
     Visuomotor,
     Watching,
     contextual,
@@ -17,24 +23,36 @@ from .presets import PRESETS, cloned, cloning, daml, mil
 from .source import Imitation
 from .table import Table
 from .tasks import TASKS
-from .worlds import Demonstration, Seen, World
+
+_OLD = {
+    "Behaviour": Behavior,
+    "Eye": Encoder,
+    "Look": SpatialSoftmax,
+    "Seen": Observation,
+    "World": Environment,
+}
+
+
+def __getattr__(name: str) -> Any:
+    return under_old_name(__name__, name, _OLD)
+
 
 __all__ = [
     "MODELS",
     "PRESETS",
     "TASKS",
-    "Behaviour",
+    "Behavior",
     "Contextual",
     "Demonstration",
-    "Eye",
+    "Encoder",
+    "Environment",
     "Imitation",
-    "Look",
+    "Observation",
     "Reach",
-    "Seen",
+    "SpatialSoftmax",
     "Table",
     "Visuomotor",
     "Watching",
-    "World",
     "cloned",
     "cloning",
     "contextual",

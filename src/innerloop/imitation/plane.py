@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common.ranges import require_at_least
 from .drawing import SHAPES, clouds, colour, from_segment, from_shape, grid, paint, to_bytes
-from .worlds import MOST, Demonstration, Scenes, Seen, Split, hues, number_of, scenes
+from .environments import MOST, Demonstration, Observation, Scenes, Split, hues, number_of, scenes
 
 RADIUS = 0.2
 """Of an object."""
@@ -141,7 +141,7 @@ class Reach:
         actions = left / left.norm(dim=-1, keepdim=True).clamp_min(STRIDE)
         return self._with_robot(self._table(tasks, places, generator), robot), robot, actions
 
-    def reset(self, tasks: Scenes, episodes: int, generator: torch.Generator) -> Seen:
+    def reset(self, tasks: Scenes, episodes: int, generator: torch.Generator) -> Observation:
         """The beginning of episodes of every task."""
         n = len(tasks.objects)
         self._lying = self._places(n * episodes, generator).view(n, episodes, self.objects, 2)
@@ -149,7 +149,7 @@ class Reach:
         self._before = self._table(tasks, self._lying, generator)
         return self._seen()
 
-    def step(self, actions: Tensor) -> Seen:
+    def step(self, actions: Tensor) -> Observation:
         """Actions ``[T, E, 2]`` in strides; longer ones are shortened."""
         strides = actions / actions.norm(dim=-1, keepdim=True).clamp_min(1)
         self._robot = (self._robot + STRIDE * strides).clamp(-1, 1)
@@ -165,8 +165,8 @@ class Reach:
     def _start(n: int, episodes: int, generator: torch.Generator) -> Tensor:
         return 1.6 * torch.rand(n, episodes, 2, generator=generator) - 0.8
 
-    def _seen(self) -> Seen:
-        return Seen(self._with_robot(self._before, self._robot), self._robot.clone())
+    def _seen(self) -> Observation:
+        return Observation(self._with_robot(self._before, self._robot), self._robot.clone())
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from ..common.ranges import require_at_least
 from ..models import BiasTransformed, Recurrent
 
 
-class Behaviour(NamedTuple):
+class Behavior(NamedTuple):
     """What a policy makes of S sequences of H steps.
 
     Attributes:
@@ -27,7 +27,7 @@ class Behaviour(NamedTuple):
     hidden: Tensor
 
 
-class Look(nn.Module):
+class SpatialSoftmax(nn.Module):
     """The spatial softmax of each filter, and the mean features under it (Levine et al. 2016, section 5.1).
 
     The softmax of a filter over the picture has a mean position; the features of all filters are averaged under the
@@ -51,8 +51,8 @@ class Look(nn.Module):
         return torch.cat([weights.sum(-2) @ across, weights.sum(-1) @ down], -1), seen.flatten(1)
 
 
-class Eye(nn.Module):
-    """Convolutions, the first of which halves the picture, and a `Look`.
+class Encoder(nn.Module):
+    """Convolutions, the first of which halves the picture, and a `SpatialSoftmax`.
 
     Args:
         filters: of each convolution.
@@ -68,7 +68,7 @@ class Eye(nn.Module):
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight)
                 nn.init.zeros_(part.bias)  # type: ignore[arg-type]
-        self.filters, self.look = nn.Sequential(*parts), Look()
+        self.filters, self.look = nn.Sequential(*parts), SpatialSoftmax()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures, uint8 ``[S, H, 3, h, w]`` -> points ``[S, H, 2 P]`` and what is seen there, ``[S, H, P * P]``."""
@@ -111,7 +111,7 @@ class Policy(nn.Module):
         )  # fmt: skip
         self.state, self.actions = state, actions
         self.sizes = {"actions": actions, "points": 2 * filters, "seen": filters**2, "hidden": hidden[-1]}
-        self.eye = Eye(filters, layers)
+        self.eye = Encoder(filters, layers)
         sizes = (2 * filters + self.more(filters) + state, *hidden)
         self.body = nn.ModuleList(BiasTransformed(i, o, transformation) for i, o in zip(sizes, hidden, strict=False))
         self.head = BiasTransformed(hidden[-1], actions, transformation)
@@ -120,12 +120,12 @@ class Policy(nn.Module):
         """Numbers that the hidden layers are told beside points and state."""
         return 0
 
-    def behave(self, points: Tensor, seen: Tensor, state: Tensor, *more: Tensor) -> Behaviour:
+    def behave(self, points: Tensor, seen: Tensor, state: Tensor, *more: Tensor) -> Behavior:
         """From what the eye gives, ``[S, H, ...]``, the state, and whatever else the hidden layers are told."""
         hidden = torch.cat([points, *more, state], -1)
         for layer in self.body:
             hidden = torch.relu(layer(hidden))
-        return Behaviour(self.head(hidden), points, seen, hidden)
+        return Behavior(self.head(hidden), points, seen, hidden)
 
 
 class Visuomotor(Policy):
@@ -134,7 +134,7 @@ class Visuomotor(Policy):
     Where the state is not given, as in a video of another demonstrator, it is zero. Arguments are those of `Policy`.
     """
 
-    def forward(self, images: Tensor, state: Tensor | None = None) -> Behaviour:
+    def forward(self, images: Tensor, state: Tensor | None = None) -> Behavior:
         """Pictures, uint8 ``[S, H, 3, h, w]``, and states ``[S, H, state]``."""
         points, seen = self.eye(images)
         return self.behave(points, seen, points.new_zeros(*points.shape[:2], self.state) if state is None else state)
@@ -153,7 +153,7 @@ class Contextual(Policy):
         """What is seen now, and points and what is seen in the last picture."""
         return 2 * filters + 2 * filters**2
 
-    def forward(self, images: Tensor, state: Tensor, demonstration: Tensor) -> Behaviour:
+    def forward(self, images: Tensor, state: Tensor, demonstration: Tensor) -> Behavior:
         """Pictures, states, and the demonstration ``[S, frames, 3, h, w]``."""
         points, seen = self.eye(images)
         shown = torch.cat(self.eye(demonstration[:, -1:]), -1).expand(-1, images.shape[1], -1)
@@ -191,7 +191,7 @@ class Watching(Policy):
         """What is seen now, and what is remembered."""
         return filters**2 + self.memory
 
-    def forward(self, images: Tensor, state: Tensor, demonstration: Tensor) -> Behaviour:
+    def forward(self, images: Tensor, state: Tensor, demonstration: Tensor) -> Behavior:
         """Pictures, states, and the demonstration ``[S, frames, 3, h, w]``."""
         points, seen = self.eye(images)
         remembered = self.watch(torch.cat(self.eye(demonstration), -1))[:, -1:].expand(-1, images.shape[1], -1)

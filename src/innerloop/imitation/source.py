@@ -11,8 +11,8 @@ from torch import Tensor
 from ..learner import MetaLearner
 from ..metrics import SUCCESS
 from ..task import Batch, Task, to
+from .environments import Demonstration, Environment, Split
 from .presets import cloning
-from .worlds import Demonstration, Split, World
 
 Shown = Literal["video", "robot"]
 
@@ -34,7 +34,7 @@ class Imitation:
 
     metric = SUCCESS
 
-    def __init__(self, world: World, split: Split = "train", shown: Shown = "video") -> None:
+    def __init__(self, world: Environment, split: Split = "train", shown: Shown = "video") -> None:
         if shown not in ("video", "robot"):
             raise ValueError(f'what is shown is "video" or "robot", got {shown!r}')
         self.world, self.split, self.shown = world, split, shown
@@ -108,8 +108,8 @@ class Imitation:
     ) -> Iterator[Tensor]:
         """Attempt each task once after ``steps`` inner steps.
 
-        Yields the robot's pictures, ``horizon + 1`` times ``[T, 3, h, w]``. Afterwards, `World.success` says how each
-        attempt ended.
+        Yields the robot's pictures, ``horizon + 1`` times ``[T, 3, h, w]``. Afterwards, `Environment.success` says how
+        each attempt ended.
         """
         there = next(learner.parameters()).device
         support = to(support, there)

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..common.ranges import require_at_least
 from ..data.cache import kept
 from ..data.progress import progress
-from .bodies import HALF, STRIDE, Body, robots, somebodys, stage
-from .worlds import Demonstration, Seen, Split, scenes
+from .environments import Demonstration, Observation, Split, scenes
+from .simulation import HALF, STRIDE, Simulation, robots, somebodys, stage
 
 Goal = Literal["push", "reach"]
 
@@ -94,7 +94,7 @@ class Table:
         if self.moments > PICTURES:
             raise ValueError(f"demonstrations have {PICTURES} pictures, got moments = {self.moments}")
         self._made: dict[Split, Cases] = {}
-        self._episodes: list[Body] = []
+        self._episodes: list[Simulation] = []
 
     def demonstrated(self, split: Split) -> Cases:
         """All cases of a split, which are made at the first call and then kept."""
@@ -149,14 +149,14 @@ class Table:
                 return torch.stack(images), torch.stack(states), torch.stack(actions)
         raise RuntimeError(f"the expert did not {self.goal} the object within {TRIES} tries")
 
-    def _body(self, objects: Tensor, generator: torch.Generator, demonstrator: int | None = None) -> Body:
+    def _body(self, objects: Tensor, generator: torch.Generator, demonstrator: int | None = None) -> Simulation:
         """A table of these objects, at the robot unless it is a demonstrator's."""
         places, tip = _places(len(objects), generator), _start(generator)
         looks = robots() if demonstrator is None else somebodys(demonstrator, generator)
         kind = stage(len(objects), demonstrator is not None)
-        return Body(kind, objects, places, tip, looks, solid=self.goal == "push")
+        return Simulation(kind, objects, places, tip, looks, solid=self.goal == "push")
 
-    def _plan(self, body: Body) -> Tensor:
+    def _plan(self, body: Simulation) -> Tensor:
         """What an expert does now, in strides of at most 1: behind the object, then through it; or straight to it."""
         way = body.places[0] - body.tip
         if self.goal == "push":
@@ -195,7 +195,7 @@ class Table:
         index = cases[:, None, None], which[..., None], moments.sort(2).values
         return Demonstration(*(part[index] for part in (found.images, found.state, found.actions)))
 
-    def reset(self, tasks: tuple[Split, Tensor], episodes: int, generator: torch.Generator) -> Seen:
+    def reset(self, tasks: tuple[Split, Tensor], episodes: int, generator: torch.Generator) -> Observation:
         """The beginning of episodes of every task."""
         split, cases = tasks
         objects = self.demonstrated(split).objects[cases]
@@ -203,7 +203,7 @@ class Table:
         self._episodes = [self._body(own, generator) for own in objects for _ in range(episodes)]
         return self._seen()
 
-    def step(self, actions: Tensor) -> Seen:
+    def step(self, actions: Tensor) -> Observation:
         """Actions ``[T, E, 2]`` in strides; longer ones are shortened."""
         for body, action in zip(self._episodes, actions.flatten(0, 1), strict=True):
             body.move(action)
@@ -213,17 +213,17 @@ class Table:
         """Whether it is done, ``[T, E]``."""
         return torch.tensor([self._done(body) for body in self._episodes]).view(self._shape)
 
-    def _done(self, body: Body) -> bool:
+    def _done(self, body: Simulation) -> bool:
         if self.goal == "reach":
             distances = (body.places - body.tip).norm(dim=-1)
             return bool(distances[0] < CLOSE and distances.argmin() == 0)
         pushed = body.places[:, 1] - body.begun[:, 1]
         return bool(pushed[0] > FAR and (pushed[1:].abs() < FAR / 2).all())
 
-    def _seen(self) -> Seen:
+    def _seen(self) -> Observation:
         pictures = torch.stack([body.picture(self.size) for body in self._episodes])
         states = torch.stack([body.state for body in self._episodes])
-        return Seen(pictures.view(*self._shape, *pictures.shape[1:]), states.view(*self._shape, -1))
+        return Observation(pictures.view(*self._shape, *pictures.shape[1:]), states.view(*self._shape, -1))
 
 
 def _whole(parts: tuple[Any, ...]) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..data import Sources
+from .environments import Environment
 from .plane import Reach
 from .source import Imitation, Shown
 from .table import Goal, Table
-from .worlds import World
 
 
-def sources(world: World, shown: Shown) -> Sources:
+def sources(world: Environment, shown: Shown) -> Sources:
     """To train, to choose and to report by: of one world, whose splits share neither objects nor demonstrators."""
     return Sources(*(Imitation(world, split, shown) for split in ("train", "val", "test")))
 

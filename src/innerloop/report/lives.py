@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..learner import MetaLearner
-from ..rl import Episodes, Interaction, Locomotion, Navigation, Step, rollout
+from ..rl import Interaction, Locomotion, Navigation, Rollout, Step, rollout
 from ..task import Source
 from .figures import AFTER, BEFORE, TRUTH, new_figure
 from .series import NothingToDrawError
@@ -41,7 +41,7 @@ class Lives:
     """
 
     tasks: Any
-    episodes: tuple[Episodes, ...]
+    episodes: tuple[Rollout, ...]
 
     def title(self, task: int) -> str:
         """Mean returns of a task before and after adaptation."""
@@ -92,20 +92,20 @@ def _rewards(axes: Axes, found: Lives, task: int) -> None:
     axes.set_ylabel("reward")
 
 
-def _ends(found: Lives) -> Iterator[tuple[Episodes, str]]:
+def _ends(found: Lives) -> Iterator[tuple[Rollout, str]]:
     yield found.episodes[0], "before adaptation"
     last = len(found.episodes) - 1
     yield found.episodes[last], f"after {last} step{'s' * (last != 1)}"
 
 
-def _way(episodes: Episodes, task: int, number: int) -> tuple[list[float], list[float]]:
+def _way(episodes: Rollout, task: int, number: int) -> tuple[list[float], list[float]]:
     """Where a point went, until the end."""
     alive = episodes.alive[task, number] > 0
     x, y = episodes.observations[task, number][alive].unbind(-1)
     return x.tolist(), y.tolist()
 
 
-def _earned(episodes: Episodes, task: int) -> Tensor:
+def _earned(episodes: Rollout, task: int) -> Tensor:
     """Mean rewards of the steps of a task's episodes."""
     return episodes.rewards[task].mean(0)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..imitation import Eye, Imitation
+from ..imitation import Encoder, Imitation
 from ..learner import MetaLearner
 from ..losses import TemporalLoss
 from ..task import Batch, select, to
@@ -127,7 +127,7 @@ def gaze(learner: MetaLearner, source: Imitation, steps: int | None = None, seed
         NothingToDrawError: nothing is learned from the demonstration, or the policy has no such filters.
     """
     eye = getattr(learner.model, "eye", None)
-    if not isinstance(eye, Eye) or not isinstance(learner.inner_loss, TemporalLoss):
+    if not isinstance(eye, Encoder) or not isinstance(learner.inner_loss, TemporalLoss):
         raise NothingToDrawError("there is no learned loss that looks at what an eye sees")
     found = attempt(learner, source, steps, seed=seed)
     last, titles = len(found.pictures) - 1, ["end of the demonstration", "what the update learns from",
@@ -152,13 +152,13 @@ def gaze(learner: MetaLearner, source: Imitation, steps: int | None = None, seed
     return figure
 
 
-def _adapted_eye(learner: MetaLearner, support: Batch, steps: int) -> Eye:
+def _adapted_eye(learner: MetaLearner, support: Batch, steps: int) -> Encoder:
     eye = learner.adapt(support, steps).module().eye
-    assert isinstance(eye, Eye)
+    assert isinstance(eye, Encoder)
     return eye
 
 
-def _where(eye: Eye, picture: Tensor) -> Tensor:
+def _where(eye: Encoder, picture: Tensor) -> Tensor:
     """How much all filters together look at each place of a picture ``[1, 3, h, w]``."""
     with torch.no_grad():
         maps = eye.filters(picture.to(eye.look.sharpness) / 255 - 0.5)[0].cpu()

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..common.errors import warn_of_old_name
+from ..common.errors import under_old_name
 from .advantages import LinearBaseline, ValueFunction, discounted, generalized
 from .distributions import Categorical, Gaussian
 from .environments import Bandit, Environment, Navigation, Step, Tabular, TabularTask, best_arm
-from .interaction import Interaction, Lived
+from .interaction import Experience, Interaction
 from .locomotion import Locomotion
 from .losses import Along, Clipped, Decisions, InnerDivergence, Judging, Penalized, Sampling, divergence, ratio, score
 from .outer import PPO, TRPO
@@ -28,22 +28,19 @@ from .presets import (
     promp,
     trpo,
 )
-from .rollouts import Episodes, rollout
+from .rollouts import Rollout, rollout
 from .tasks import TASKS
 
 MODELS = {"gaussian-policy": gaussian_policy, "categorical-policy": categorical_policy}
 """The policies that a recipe can name."""
 
-_OLD: dict[str, Any] = {"Penalised": Penalized, "generalised": generalized}
+_OLD = {"Episodes": Rollout, "Lived": Experience, "Penalised": Penalized, "generalised": generalized}
 _LATER = {"VectorTasks": "workers", "WorkerError": "workers", "Workers": "workers"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OLD:
-        warn_of_old_name(f"rl.{name}", f"rl.{_OLD[name].__name__}")
-        return _OLD[name]
     if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return under_old_name(__name__, name, _OLD)
     try:
         return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
     except ModuleNotFoundError as error:
@@ -63,17 +60,17 @@ __all__ = [
     "Clipped",
     "Decisions",
     "Environment",
-    "Episodes",
+    "Experience",
     "Gaussian",
     "GaussianPolicy",
     "InnerDivergence",
     "Interaction",
     "Judging",
     "LinearBaseline",
-    "Lived",
     "Locomotion",
     "Navigation",
     "Penalized",
+    "Rollout",
     "Sampling",
     "Step",
     "Tabular",

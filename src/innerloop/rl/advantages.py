@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .rollouts import Episodes
+from .rollouts import Rollout
 
 
 def discounted(rewards: Tensor, discount: float) -> Tensor:
@@ -49,11 +49,11 @@ def normalized(advantages: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
 class Baseline(Protocol):
     """What returns are expected."""
 
-    def __call__(self, episodes: Episodes, returns: Tensor) -> Tensor:
+    def __call__(self, episodes: Rollout, returns: Tensor) -> Tensor:
         """Values ``[T, E, H]`` for steps whose discounted returns were ``[T, E, H]``."""
         ...
 
-    def learn(self, episodes: Episodes, returns: Tensor) -> None:
+    def learn(self, episodes: Rollout, returns: Tensor) -> None:
         """For the meta-batches to come."""
         ...
 
@@ -78,7 +78,7 @@ class LinearBaseline:
     def __init__(self, ridge: float = 1e-5) -> None:
         self.ridge = ridge
 
-    def __call__(self, episodes: Episodes, returns: Tensor) -> Tensor:
+    def __call__(self, episodes: Rollout, returns: Tensor) -> Tensor:
         """See `Baseline`."""
         features = self._features(episodes.observations).flatten(1, 2)
         rows = features * episodes.alive.flatten(1)[..., None]
@@ -88,7 +88,7 @@ class LinearBaseline:
         values: Tensor = (features @ weights).view_as(returns).to(returns.dtype)
         return values * episodes.alive
 
-    def learn(self, episodes: Episodes, returns: Tensor) -> None:
+    def learn(self, episodes: Rollout, returns: Tensor) -> None:
         """Nothing is kept."""
 
     @staticmethod
@@ -134,12 +134,12 @@ class ValueFunction:
         self.horizon, self.epochs = horizon, epochs
 
     @torch.no_grad()
-    def __call__(self, episodes: Episodes, returns: Tensor) -> Tensor:
+    def __call__(self, episodes: Rollout, returns: Tensor) -> Tensor:
         """See `Baseline`."""
         values: Tensor = self.centre + self.spread * self.network(self._inputs(episodes))[..., 0]
         return values * episodes.alive
 
-    def learn(self, episodes: Episodes, returns: Tensor) -> None:
+    def learn(self, episodes: Rollout, returns: Tensor) -> None:
         """See `Baseline`."""
         x, alive = self._inputs(episodes), episodes.alive
         if not self.spread:
@@ -153,7 +153,7 @@ class ValueFunction:
                 loss.backward()
                 self.optimizer.step()
 
-    def _inputs(self, episodes: Episodes) -> Tensor:
+    def _inputs(self, episodes: Rollout) -> Tensor:
         shape = episodes.rewards.shape
         time = torch.arange(shape[2], dtype=episodes.rewards.dtype)[:, None] / self.horizon
         return torch.cat([episodes.observations, time.expand(*shape, 1)], -1)

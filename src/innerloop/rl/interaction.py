@@ -24,10 +24,10 @@ from ..task import Batch, Task
 from .advantages import Baseline, LinearBaseline, discounted, generalized, normalized
 from .environments import Environment
 from .losses import Decisions
-from .rollouts import Episodes, rollout
+from .rollouts import Rollout, rollout
 
 
-class Lived(NamedTuple):
+class Experience(NamedTuple):
     """What the policies of T tasks lived through after some inner steps.
 
     Attributes:
@@ -37,7 +37,7 @@ class Lived(NamedTuple):
     """
 
     policy: Callable[[Tensor], Any]
-    episodes: Episodes
+    episodes: Rollout
     batch: Batch
 
 
@@ -112,7 +112,7 @@ class Interaction:
 
     def episodes(
         self, learner: MetaLearner, tasks: Any, steps: int, generator: torch.Generator, number: int | None = None
-    ) -> Iterator[Lived]:
+    ) -> Iterator[Experience]:
         """Collect episodes of given tasks after 0, 1, ..., ``steps`` inner steps, and their training data.
 
         Each step uses the episodes before it.
@@ -135,7 +135,7 @@ class Interaction:
 
             found = rollout(self.environment, policy, tasks, number, generator)
             support.append(pytree.tree_map(partial(_like, like), self._batch(found)))
-            yield Lived(policy, found, support[-1])
+            yield Experience(policy, found, support[-1])
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
         """Mean returns of ``n`` new tasks after 0, 1, ..., ``steps`` inner steps, ``[n, steps + 1]``.
@@ -151,7 +151,7 @@ class Interaction:
         """Of the last meta-batch: mean returns after 0, 1, ... inner steps, and environment steps so far."""
         return self._told
 
-    def _batch(self, found: Episodes) -> Batch:
+    def _batch(self, found: Rollout) -> Batch:
         """Episodes as examples."""
         values = self.baseline(found, discounted(found.rewards, self.discount))
         advantages = generalized(found.rewards, values, found.alive, self.discount, self.trace)
@@ -169,7 +169,7 @@ class Interaction:
         self.baseline.load_state_dict(state["baseline"])
 
 
-def _worth(found: Episodes) -> Tensor:
+def _worth(found: Rollout) -> Tensor:
     """How much more reward a step an episode had than those of the other tasks, ``[T, E, 1]``."""
     each = found.rewards.sum(2, keepdim=True) / found.alive.sum(2, keepdim=True)
     tasks = each.mean(1, keepdim=True)

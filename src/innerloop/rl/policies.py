@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu"
 MIN_STD = 1e-6
 
 
-class Body(nn.Module):
+class MLP(nn.Module):
     """Linear layers and activations; weights Xavier-uniform, biases zero."""
 
     def __init__(self, sizes: Sequence[int], activation: Activation) -> None:
@@ -50,7 +50,7 @@ class Policy(nn.Module):
         require_at_least(0, context=context)
         self.observations, self.actions = observations, actions
         sizes = (observations + context, *hidden)
-        self.body, self.head = Body(sizes, activation), nn.Linear(sizes[-1], actions)
+        self.body, self.head = MLP(sizes, activation), nn.Linear(sizes[-1], actions)
         self.context = nn.Parameter(torch.zeros(context), requires_grad=False) if context else None
         nn.init.zeros_(self.head.bias)
 

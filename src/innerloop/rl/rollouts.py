@@ -13,7 +13,7 @@ from .distributions import Distribution
 from .environments import Environment
 
 
-class Episodes(NamedTuple):
+class Rollout(NamedTuple):
     """What T tasks x E episodes of at most H steps were like.
 
     Attributes:
@@ -49,7 +49,7 @@ def rollout(
     episodes: int,
     generator: torch.Generator,
     greedy: bool = False,
-) -> Episodes:
+) -> Rollout:
     """Live through episodes of every task.
 
     Args:
@@ -79,10 +79,10 @@ def rollout(
             break
     behaviours = pytree.tree_map(lambda *leaves: torch.stack(leaves, 2), *behaviour)
     observations, actions, rewards, lives = (torch.stack(parts, 2) for parts in (seen, done, earned, lived))
-    return _padded(Episodes(observations, actions, rewards, lives, behaviours), environment.horizon)
+    return _padded(Rollout(observations, actions, rewards, lives, behaviours), environment.horizon)
 
 
-def _padded(found: Episodes, horizon: int) -> Episodes:
+def _padded(found: Rollout, horizon: int) -> Rollout:
     """To the whole horizon: that tasks of all meta-batches have one shape is worth more than a few zeros."""
     lacking = horizon - found.rewards.shape[2]
     if not lacking:
@@ -91,5 +91,5 @@ def _padded(found: Episodes, horizon: int) -> Episodes:
     def pad(leaf: Tensor) -> Tensor:
         return torch.cat([leaf, leaf.new_zeros(*leaf.shape[:2], lacking, *leaf.shape[3:])], 2)
 
-    padded: Episodes = pytree.tree_map(pad, found)
+    padded: Rollout = pytree.tree_map(pad, found)
     return padded

@@ -159,7 +159,7 @@ def evaluate(
             if start // batch % world.size == world.rank:  # dealt out in turn
                 parts.append(_judged(learner, known, to(tasks, device), steps, transductive))
     found, scale = _gathered(world, [scores for scores, _ in parts]), Scale.of(known)
-    _warn(scale, [counts for each in world.everybody([counts for _, counts in parts]) for counts in each], found)
+    _warn(scale, [counts for each in world.all_gather([counts for _, counts in parts]) for counts in each], found)
     return Evaluation.of(found, scale, transductive and learner.depends_on_query_set)
 
 
@@ -229,7 +229,7 @@ def _lived(
 
 def _gathered(world: World, scores: list[Tensor]) -> Tensor:
     """Of all processes, whose batches were dealt out in turn."""
-    turns = zip_longest(*world.everybody(scores))
+    turns = zip_longest(*world.all_gather(scores))
     return torch.cat([part for turn in turns for part in turn if part is not None])
 
 

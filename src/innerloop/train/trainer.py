@@ -317,7 +317,7 @@ class Trainer:
         if found:
             self._compare(found.get("environment", {}))
         if self.world.size > 1:  # all begin with what the first one has
-            found = self.world.told(found or self._state())
+            found = self.world.broadcast(found or self._state())
         if found:
             self._restore(found)
         self.recorder.begin(self.iteration, self.tasks, self.device)
@@ -379,10 +379,12 @@ class Trainer:
         self.iteration, self.faults.skipped = state["iteration"], state.get("skipped", 0)
 
     def _finish(self) -> Result:
-        best = self.world.told(self.checkpoints.best if self.checkpoints else [])
+        best = self.world.broadcast(self.checkpoints.best if self.checkpoints else [])
         result = Result(self.iteration, self.phases.training, tuple(best), self._best)
         if best:
-            self.learner.load_state_dict(self.world.told(self.checkpoints and self.checkpoints.weights()["learner"]))
+            self.learner.load_state_dict(
+                self.world.broadcast(self.checkpoints and self.checkpoints.weights()["learner"])
+            )
         if self.run is not None:
             results = {"iterations": self.iteration, "seconds": self.phases.training, "validation": list(best)}
             write_results(self.run, {**results, "environment": environment(self.device)})

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ..common.errors import warn_of_old_name
 from ..objectives import Outcome
 from ..task import Params, Task, count, select
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others, who may be compiling, before it takes them for lost. One that ended is
 missed at once."""
+
+_OLD = {"told": "broadcast", "everybody": "all_gather"}
 
 
 class LostProcessError(ConnectionError):
@@ -44,6 +47,12 @@ class World:
         """The default group of ``torch.distributed``, if it is initialized."""
         on = dist.is_available() and dist.is_initialized()
         return cls(dist.get_rank(), dist.get_world_size()) if on else cls()
+
+    def __getattr__(self, name: str) -> Any:
+        if (new := _OLD.get(name)) is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warn_of_old_name(f"train.World.{name}", f"train.World.{new}")
+        return getattr(self, new)
 
     @property
     def first(self) -> bool:
@@ -89,7 +98,7 @@ class World:
         means = [*grads.values(), *(m for m in reals if m.is_floating_point())]
         each = [outcome.objective, outcome.loss, outcome.steps]
         parts = [weight * mean.detach() for mean in means] + [_placed(part, own, total) for part in each]
-        summed = self._sum([*parts, torch.tensor(float(flag), device=device)])
+        summed = self._all_reduce([*parts, torch.tensor(float(flag), device=device)])
         for mean, value in zip(means[len(grads) :], summed[len(grads) :], strict=False):
             mean.copy_(value)
         objective, loss, steps, flags = summed[len(means) :]
@@ -102,13 +111,13 @@ class World:
             return means
         own = self.bounds(total)
         weight = (own.stop - own.start) / total
-        return dict(zip(means, self._sum([weight * mean.detach() for mean in means.values()]), strict=True))
+        return dict(zip(means, self._all_reduce([weight * mean.detach() for mean in means.values()]), strict=True))
 
     def whole(self, own: Tensor, total: int) -> Tensor:
         """Of T tasks ``[T, ...]``, from what this process has of its own."""
-        return own if self.size == 1 else self._sum([_placed(own, self.bounds(total), total)])[0]
+        return own if self.size == 1 else self._all_reduce([_placed(own, self.bounds(total), total)])[0]
 
-    def _sum(self, tensors: list[Tensor]) -> list[Tensor]:
+    def _all_reduce(self, tensors: list[Tensor]) -> list[Tensor]:
         """Over all processes, by one collective operation."""
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _losses():
@@ -116,7 +125,7 @@ class World:
         parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
         return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process has, in all of them."""
         if self.size == 1:
             return value
@@ -125,7 +134,7 @@ class World:
             dist.broadcast_object_list(box, 0)
         return box[0]
 
-    def everybody(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What each process has, in order of their ranks."""
         if self.size == 1:
             return [value]

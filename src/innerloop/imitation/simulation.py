@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..rl.simulator import mujoco_for, renderer
 from .drawing import colour
-from .worlds import hues, number_of
+from .environments import hues, number_of
 
 CONTROL, PHYSICS = 10, 0.01
 """Physical steps in one of the robot, and how long one takes."""
@@ -148,7 +148,7 @@ class Stage:
         self.model = self.mujoco.MjModel.from_xml_string(_xml(objects, *(OTHER if other else ROBOT)))
         self._renderers: dict[int, Any] = {}
 
-    def picture(self, body: Body, size: int) -> Tensor:
+    def picture(self, body: Simulation, size: int) -> Tensor:
         """Of a table as it is now, uint8 ``[3, size, size]``.
 
         Raises:
@@ -164,7 +164,7 @@ class Stage:
         fine = torch.from_numpy(self._renderers[size].render().copy()).movedim(-1, 0).float()
         return F.avg_pool2d(fine, SMOOTH).round().to(torch.uint8)
 
-    def _paint(self, body: Body) -> None:
+    def _paint(self, body: Simulation) -> None:
         """Give the model, which all tables share, the looks of one."""
         colours, width, last = self.model.geom_rgba, self.model.geom_size, TILES**2
         colours[:last, :3] = body.looks.tiles.numpy()
@@ -179,7 +179,7 @@ class Stage:
         width[-1, 0] = FINGER
         self.model.light_diffuse[0] = body.looks.lamp
 
-    def touch(self, body: Body) -> None:
+    def touch(self, body: Simulation) -> None:
         """Have the shapes touched that this table's objects have, and no others."""
         last = TILES**2
         flat = (body.present * body.solid).flatten().numpy()
@@ -193,7 +193,7 @@ def stage(objects: int, other: bool) -> Stage:
     return Stage(objects, other)
 
 
-class Body:
+class Simulation:
     """One table with its objects and an arm.
 
     Args:

@@ -10,8 +10,7 @@ import torch
 
 from innerloop.imitation import Reach
 from innerloop.imitation.drawing import from_shape, grid, paint
-from innerloop.imitation.plane import RADIUS, arms
-from innerloop.imitation.worlds import (
+from innerloop.imitation.environments import (
     ALIKE,
     ARCS,
     DEMONSTRATORS,
@@ -22,6 +21,7 @@ from innerloop.imitation.worlds import (
     hues,
     objects_of,
 )
+from innerloop.imitation.plane import RADIUS, arms
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""What worlds of imitation have in common: a task is an object that somebody reaches for, and a robot that saw it."""
+"""What environments of imitation share: a task is an object that somebody reaches for, and a robot that saw it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _alike(hues: Tensor, number: int) -> Tensor:
     return alike
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """What a robot knows of E episodes of T tasks: pictures, uint8 ``[T, E, 3, h, w]``, and its state ``[T, E, S]``."""
 
     images: Tensor
@@ -91,7 +91,7 @@ class Demonstration(NamedTuple):
     actions: Tensor
 
 
-class World(Protocol):
+class Environment(Protocol):
     """Where somebody demonstrates and a robot imitates.
 
     Attributes:
@@ -120,11 +120,11 @@ class World(Protocol):
         """An expert does each task at the robot so many times, and each time the objects lie somewhere else."""
         ...
 
-    def reset(self, tasks: Any, episodes: int, generator: torch.Generator) -> Seen:
+    def reset(self, tasks: Any, episodes: int, generator: torch.Generator) -> Observation:
         """The beginning of episodes of every task, of which `step` and `success` then speak."""
         ...
 
-    def step(self, actions: Tensor) -> Seen:
+    def step(self, actions: Tensor) -> Observation:
         """Actions ``[T, E, A]``."""
         ...
 
