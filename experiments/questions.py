@@ -17,7 +17,7 @@ from torch import Tensor
 import innerloop as il
 from innerloop.common.disk import write_text
 from innerloop.imitation import Imitation, Reach
-from innerloop.imitation.worlds import Scenes
+from innerloop.imitation.environments import Scenes
 
 HERE = Path(__file__).parent
 RESULT, PAGE = HERE / "imitation" / "questions.json", HERE.parent / "docs" / "imitation.md"
