@@ -38,7 +38,8 @@ INSIDE = (
 """Modules that docstrings refer to."""
 
 ORDER = [
-    f"innerloop.{name}" for name in ("task", "select", "rules", "objectives", "initializations", "episode", "learner")
+    f"innerloop.{name}"
+    for name in ("task", "select", "rules", "optimizers", "objectives", "initializations", "episode", "learner")
 ]
 """The modules of the core in the order of the one sentence."""
 

@@ -18,6 +18,7 @@ FLOORS = [
     ("engine",),
     ("support_norm", "select", "updates"),
     ("rules", "losses"),
+    ("optimizers",),
     ("task_model",),
     ("episode", "per_step"),
     ("objectives", "initializations", "adapted"),

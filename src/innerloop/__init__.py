@@ -21,6 +21,19 @@ from .initializations import Initialization, Prototypes
 from .learner import MetaLearner
 from .metrics import Metric
 from .objectives import Implicit, Judgement, Objective, Outcome, Reptile, Unrolled
+from .optimizers import (
+    Adam,
+    AdamW,
+    Clip,
+    ClipNorm,
+    KroneckerCurvature,
+    Momentum,
+    Proximal,
+    RMSprop,
+    ScaleByAdam,
+    ScaleByRMSprop,
+    WeightDecay,
+)
 from .presets import (
     anil,
     boil,
@@ -35,19 +48,7 @@ from .presets import (
     prototypical,
     reptile,
 )
-from .rules import (
-    SGD,
-    Adam,
-    Chain,
-    Clip,
-    ElementwiseSGD,
-    GradientTransform,
-    KroneckerCurvature,
-    Momentum,
-    PerStepSGD,
-    Proximal,
-    UpdateRule,
-)
+from .rules import SGD, Chain, ElementwiseSGD, GradientTransform, PerGroup, PerStepSGD, UpdateRule
 from .select import Selection, adapters, body, everything, head, head_of, named, norms
 from .task import Batch, Params, Task, TaskSource
 
@@ -90,10 +91,12 @@ def __dir__() -> list[str]:
 __all__ = [
     "SGD",
     "Adam",
+    "AdamW",
     "Adapted",
     "Batch",
     "Chain",
     "Clip",
+    "ClipNorm",
     "ElementwiseSGD",
     "Ensemble",
     "Episode",
@@ -113,12 +116,16 @@ __all__ = [
     "Objective",
     "Outcome",
     "Params",
+    "PerGroup",
     "PerStepSGD",
     "Pretrained",
     "Prototypes",
     "Proximal",
     "Query",
+    "RMSprop",
     "Reptile",
+    "ScaleByAdam",
+    "ScaleByRMSprop",
     "Selection",
     "Sinusoid",
     "Step",
@@ -128,6 +135,7 @@ __all__ = [
     "Trainer",
     "Unrolled",
     "UpdateRule",
+    "WeightDecay",
     "adapters",
     "anil",
     "body",

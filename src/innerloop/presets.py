@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypedDict
 from torch import nn
 from typing_extensions import Unpack  # torch brings it
 
-from . import rules, schedules
+from . import optimizers, rules, schedules
 from .common.errors import user_level
 from .episode import Loss, Memory
 from .functional.stateless import Precision, Statistics
@@ -124,7 +124,7 @@ def reptile(model: nn.Module, lr: float = 1e-3, **options: Unpack[Options]) -> M
         lr: of the inner Adam.
         options: as in `MetaLearner`; ``rule=SGD(lr)`` for plain inner steps.
     """
-    rule: rules.UpdateRule = rules.Adam(lr, betas=(0.0, 0.999))
+    rule: rules.UpdateRule = optimizers.Adam(lr, betas=(0.0, 0.999))
     if (optimizer := options.pop("optimizer", None)) is not None:  # type: ignore[typeddict-item]
         warnings.warn(
             "reptile takes rule= in place of optimizer=, which version 0.4 will no longer know: give rule=il.SGD(lr), "
@@ -151,7 +151,7 @@ def imaml(
         iterations: of conjugate gradients.
         options: as in `MetaLearner`.
     """
-    rule = rules.Chain(rules.Proximal(strength), rules.SGD(lr))
+    rule = rules.Chain(optimizers.Proximal(strength), rules.SGD(lr))
     return composed(model, options, rule=rule, objective=Implicit(strength, iterations))
 
 
@@ -229,7 +229,7 @@ def meta_curvature(model: nn.Module, lr: float = 0.01, **options: Unpack[Options
         lr: of the inner steps.
         options: as in `MetaLearner`.
     """
-    return composed(model, options, rule=rules.Chain(rules.KroneckerCurvature(), rules.SGD(lr)))
+    return composed(model, options, rule=rules.Chain(optimizers.KroneckerCurvature(), rules.SGD(lr)))
 
 
 @of_parts(lr="rule", learned_rates="rule", multi_step="objective", first_order="objective", per_step_norms="per_step")

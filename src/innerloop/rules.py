@@ -1,9 +1,10 @@
 """Update rules: how one inner step turns gradients into a move of the adapted parameters.
 
 A rule is an ``nn.Module``, so whatever it holds as a parameter that requires a gradient is meta-learned with the
-model. Rules that only reshape the gradient (`Clip`, `Momentum`, `Proximal`, `KroneckerCurvature`) are
-`GradientTransform`s; a `Chain` puts them in front of a rule that takes the step:
+model. Rules that only reshape the gradient (those of `optimizers`) are `GradientTransform`s; a `Chain` puts them in
+front of a rule that takes the step, and `PerGroup` gives parameters rules of their own:
 
+>>> from innerloop import Clip, Momentum
 >>> rule = Chain(Clip(10.0), Momentum(0.9), SGD(0.01))
 >>> rule.bind({"w": torch.zeros(3)}, steps=1)
 >>> state = rule.init({"w": torch.zeros(3)})
@@ -16,14 +17,15 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .task import Params
-from .updates import as_given, as_reals, require_dense, require_kept, require_updates
+from .updates import require_dense, require_kept, require_updates
 
 
 class UpdateRule(nn.Module, ABC):
@@ -46,15 +48,18 @@ class UpdateRule(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.asks = "inner" in inspect.signature(cls.forward).parameters
+        inner = inspect.signature(cls.forward).parameters.get("inner")
+        cls.asks = inner is not None
+        cls._needs = inner is not None and inner.default is inspect.Parameter.empty
 
     asks: ClassVar[bool] = False
     """Whether `forward` takes the inner loss."""
+    _needs: ClassVar[bool] = False
 
     def __call__(self, grads: Params, params: Params, state: Any, step: int, inner: Any = None) -> tuple[Params, Any]:
         """`forward`, whose arguments and result are checked."""
         require_dense(grads)
-        if self.asks and inner is None and not isinstance(self, Chain):
+        if self._needs and inner is None:
             raise ValueError(
                 f"{type(self).__name__} asks for the inner loss, but was not given it: whatever calls it hands it on, "
                 "as in rule(grads, params, state, step, inner)"
@@ -136,17 +141,11 @@ class Chain(UpdateRule):
 
     def kept(self, state: Any) -> Params:
         """What of the states of all rules is for later tasks, by the number of the rule and the name."""
-        return {
-            f"{number}.{name}": tensor
-            for number, (rule, own) in enumerate(zip(self, state, strict=True))
-            for name, tensor in require_kept(rule.kept(own), rule).items()
-        }
+        return _kept(self, state)
 
     def keep(self, mean: Params) -> None:
         """Hand on to each rule what is its own."""
-        for number, rule in enumerate(self):
-            start = f"{number}."
-            rule.keep({name.removeprefix(start): t for name, t in mean.items() if name.startswith(start)})
+        _keep(self, mean)
 
     def rates(self) -> Params:
         """The meta-learned rates of all rules."""
@@ -159,6 +158,117 @@ class Chain(UpdateRule):
             grads, after = rule(grads, params, before, step, inner)
             states.append(after)
         return grads, tuple(states)
+
+
+class PerGroup(UpdateRule):
+    """Rules for groups of parameters, as the parameter groups of ``torch.optim``.
+
+    >>> rule = PerGroup({"head.*": SGD(0.1), "*": SGD(0.01)})
+
+    Args:
+        groups: rules by a pattern of parameter names, with ``*`` for any characters. The first pattern that matches a
+            parameter counts.
+
+    Raises:
+        ValueError: there are no groups, or the rule of one only transforms gradients; in `bind`, if no pattern matches
+            a parameter, or no parameter is left for a pattern.
+    """
+
+    def __init__(self, groups: Mapping[str, UpdateRule]) -> None:
+        super().__init__()
+        if not groups:
+            raise ValueError('PerGroup needs a rule by a pattern of names at least, such as {"*": SGD(0.01)}')
+        for rule in groups.values():
+            require_step(rule)
+        self.patterns, self.rules = tuple(groups), nn.ModuleList(groups.values())
+        self._names: list[list[str]] = []
+
+    def bind(self, params: Params, steps: int) -> None:
+        """Find the group of each parameter, and bind each rule to its own."""
+        found: list[list[str]] = [[] for _ in self.patterns]
+        for name in params:
+            matching = [number for number, pattern in enumerate(self.patterns) if fnmatchcase(name, pattern)]
+            if not matching:
+                raise ValueError(
+                    f"PerGroup has no rule for {name!r}: its patterns are {', '.join(map(repr, self.patterns))}; a "
+                    'last one of "*" is for all others'
+                )
+            found[matching[0]].append(name)
+        for pattern, names in zip(self.patterns, found, strict=True):
+            if not names:
+                raise ValueError(
+                    f"PerGroup has a rule for {pattern!r}, but no parameter that adapts is left for it: they are "
+                    f"{', '.join(map(repr, params))}, and the first pattern that matches counts"
+                )
+        self._names = found
+        for _, rule, own in self._each(params):
+            rule.bind(own, steps)
+
+    def _each(self, *tensors: Params) -> Iterator[tuple[Any, ...]]:
+        """The pattern and the rule of each group, and its part of some tensors."""
+        for pattern, rule, names in zip(self.patterns, self.rules, self._names, strict=True):
+            yield pattern, rule, *({name: each[name] for name in names} for each in tensors)
+
+    def init(self, params: Params) -> Any:
+        """The states of all rules, a tuple."""
+        return tuple(rule.init(own) for _, rule, own in self._each(params))
+
+    def kept(self, state: Any) -> Params:
+        """What of the states of all rules is for later tasks, by the number of the group and the name."""
+        return _kept(self.rules, state)
+
+    def keep(self, mean: Params) -> None:
+        """Hand on to each rule what is its own."""
+        _keep(self.rules, mean)
+
+    def rates(self) -> Params:
+        """The meta-learned rates of all rules; a rate for all parameters of a group has the name of its pattern."""
+        return {name or pattern: rate for pattern, rule in self._each() for name, rate in rule.rates().items()}
+
+    def forward(self, grads: Params, params: Params, state: Any, step: int, *, inner: Any = None) -> tuple[Params, Any]:
+        """Take one step of each rule; returns all updates and the new state of each rule."""
+        updates: Params = {}
+        states = []
+        for (_, rule, own, at), before in zip(self._each(grads, params), state, strict=True):
+            found, after = rule(own, at, before, step, inner and _Within(inner, params))
+            updates.update(found)
+            states.append(after)
+        return updates, tuple(states)
+
+
+class _Within(NamedTuple):
+    """The inner loss as a function of some of the parameters, the others staying where they are."""
+
+    inner: Any
+    params: Params
+
+    @property
+    def order(self) -> int:
+        return int(self.inner.order)
+
+    def loss(self, params: Params) -> Tensor:
+        loss: Tensor = self.inner.loss({**self.params, **params})
+        return loss
+
+    def gradient(self, params: Params) -> Params:
+        found = self.inner.gradient({**self.params, **params})
+        return {name: found[name] for name in params}
+
+
+def _kept(rules: Iterable[Any], states: Iterable[Any]) -> Params:
+    """What of the states of rules is for later tasks, by the number of the rule and the name."""
+    return {
+        f"{number}.{name}": tensor
+        for number, (rule, own) in enumerate(zip(rules, states, strict=True))
+        for name, tensor in require_kept(rule.kept(own), rule).items()
+    }
+
+
+def _keep(rules: Iterable[Any], mean: Params) -> None:
+    """Hand on to each rule what is its own."""
+    for number, rule in enumerate(rules):
+        start = f"{number}."
+        rule.keep({name.removeprefix(start): t for name, t in mean.items() if name.startswith(start)})
 
 
 def require_step(rule: UpdateRule) -> None:
@@ -188,7 +298,7 @@ class PerParameter(nn.Module):
         return {name.replace("/", "."): p for name, p in self.named_parameters() if p.requires_grad}
 
 
-class _Rated(nn.Module):
+class Rated(nn.Module):
     """A rule with a rate, or rates, ``lr``, which start at ``initial_lr``: a number, or several."""
 
     initial_lr: Any
@@ -215,7 +325,7 @@ class _Rated(nn.Module):
         self._exactly()
 
 
-class SGD(_Rated, UpdateRule):
+class SGD(Rated, UpdateRule):
     """Gradient descent: the update is ``-lr * g`` (Finn et al. 2017, Eq. 1).
 
     Args:
@@ -242,7 +352,7 @@ class SGD(_Rated, UpdateRule):
         return {name: rate * grad for name, grad in grads.items()}, state
 
 
-class PerStepSGD(_Rated, UpdateRule):
+class PerStepSGD(Rated, UpdateRule):
     """Learned rates, one for each parameter tensor and step (LSLR; Antoniou et al. 2019, section 4).
 
     They may turn negative. Beyond the trained number of steps the last step's rates are repeated.
@@ -273,7 +383,7 @@ class PerStepSGD(_Rated, UpdateRule):
         return {n: -rates[n][min(step, len(rates[n]) - 1)] * grad for n, grad in grads.items()}, state
 
 
-class ElementwiseSGD(_Rated, UpdateRule):
+class ElementwiseSGD(Rated, UpdateRule):
     """A learned rate for every single weight (Meta-SGD; Li et al. 2017, Eq. 1). Rates may turn negative.
 
     Args:
@@ -299,156 +409,3 @@ class ElementwiseSGD(_Rated, UpdateRule):
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         """Return ``-lr[name] * g``, elementwise; the state passes through."""
         return {name: -self.lr[name] * grad for name, grad in grads.items()}, state
-
-
-class Adam(_Rated, UpdateRule):
-    """Adam with a fresh state on every task (Kingma and Ba 2015, Algorithm 1). Reptile uses ``betas=(0, 0.999)``.
-
-    The root is of the second moment *plus* ``eps`` squared. The paper adds ``eps`` to the root, whose derivative is
-    infinite at a gradient of zero: the meta-gradient would be NaN. For gradients well above ``eps`` the two agree. The
-    real and the imaginary part of complex parameters are two parameters; moments of 16-bit parameters are float32.
-
-    Args:
-        lr: the inner rate, which is not learned.
-        betas: of the running means of gradients and of their squares.
-        eps: keeps the root from zero. Where a gradient is zero, its derivative is 1 / eps: use 1e-4 for float16.
-    """
-
-    citation = "Kingma, Ba. Adam: A Method for Stochastic Optimization. ICLR 2015. arXiv:1412.6980"
-
-    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        super().__init__()
-        self.initial_lr = float(lr)
-        self.lr = nn.Parameter(torch.tensor(self.initial_lr), requires_grad=False)
-        self.betas, self.eps = betas, eps
-
-    def bind(self, params: Params, steps: int) -> None:
-        """Give the rate at least the type of the parameters."""
-        self._fit(self.lr, params)
-
-    def init(self, params: Params) -> Any:
-        """The first and the second moments, all zero."""
-        return tuple({n: torch.zeros_like(p) for n, p in as_reals(params).items()} for _ in range(2))
-
-    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        """Return Adam's updates with bias correction, and the new moments."""
-        (b1, b2), (first, second), reals = self.betas, state, as_reals(grads)
-        first = {n: b1 * first[n] + (1 - b1) * g for n, g in reals.items()}
-        second = {n: b2 * second[n] + (1 - b2) * g.square() for n, g in reals.items()}
-        c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
-        scale = {n: (v / c2 + self.eps**2).sqrt() for n, v in second.items()}
-        rate = -self.lr / c1
-        return as_given({n: rate * m / scale[n] for n, m in first.items()}, params), (first, second)
-
-
-class Momentum(GradientTransform):
-    """Heavy-ball momentum: the gradient handed on is the velocity ``v <- momentum * v + g`` (Polyak 1964).
-
-    Args:
-        momentum: the part of the velocity that is kept.
-    """
-
-    def __init__(self, momentum: float = 0.9) -> None:
-        super().__init__()
-        self.momentum = momentum
-
-    def init(self, params: Params) -> Any:
-        """The velocity of each parameter, zero at first."""
-        return {name: torch.zeros_like(p) for name, p in params.items()}
-
-    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        """Return the new velocity, as gradient and as state."""
-        velocity = {name: self.momentum * state[name] + grad for name, grad in grads.items()}
-        return velocity, velocity
-
-
-class Clip(GradientTransform):
-    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10).
-
-    Of complex elements, the real and the imaginary part are clamped.
-
-    Args:
-        limit: above 0.
-
-    Raises:
-        ValueError: it is not.
-    """
-
-    def __init__(self, limit: float = 10.0) -> None:
-        super().__init__()
-        if limit <= 0:
-            raise ValueError(f"Clip needs a limit above 0, got {limit}")
-        self.limit = limit
-
-    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        """Return the clamped gradient; the state passes through."""
-        clamped = {name: grad.clamp(-self.limit, self.limit) for name, grad in as_reals(grads).items()}
-        return as_given(clamped, grads), state
-
-
-class Proximal(GradientTransform):
-    """Adds the gradient of ``strength / 2 * ||params - start||^2`` (Rajeswaran et al. 2019, Eq. 3).
-
-    Args:
-        strength: of the pull towards the meta-parameters, lambda in the paper.
-    """
-
-    citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
-
-    def __init__(self, strength: float = 2.0) -> None:
-        super().__init__()
-        self.strength = strength
-
-    def init(self, params: Params) -> Any:
-        """The parameters at the start of the task."""
-        return dict(params)
-
-    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        """Return the gradient plus the pull towards the start; the state passes through."""
-        return {name: grad + self.strength * (params[name] - state[name]) for name, grad in grads.items()}, state
-
-
-class KroneckerCurvature(GradientTransform):
-    """A learned linear map of each gradient tensor (Meta-Curvature; Park and Oliva 2019, section 3.1).
-
-    It has one square matrix for each axis, the identity at first. Axes past the second are flattened into one, as the
-    paper does with the spatial axes of a convolution.
-    """
-
-    citation = "Park, Oliva. Meta-Curvature. NeurIPS 2019. arXiv:1902.03356"
-
-    def bind(self, params: Params, steps: int) -> None:
-        """Make the identity matrices of each parameter."""
-        factors = {
-            f"{name}:{axis}": torch.eye(length, dtype=p.dtype, device=p.device)
-            for name, p in params.items()
-            for axis, length in enumerate(self._view(p))
-        }
-        self.factors = PerParameter(factors)
-
-    @staticmethod
-    def _view(tensor: Tensor) -> tuple[int, ...]:
-        return tuple(tensor.shape) if tensor.ndim <= 2 else (*tensor.shape[:2], tensor[0, 0].numel())
-
-    def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        """Return the mapped gradient; the state passes through."""
-        return {name: self._transform(name, grad) for name, grad in grads.items()}, state
-
-    def _transform(self, name: str, grad: Tensor) -> Tensor:
-        out = grad.reshape(self._view(grad))
-        for axis in range(out.ndim):
-            out = torch.tensordot(self.factors[f"{name}:{axis}"], out.movedim(axis, 0), dims=1).movedim(0, axis)
-        return out.reshape(grad.shape)
-
-
-RULES: dict[str, type[UpdateRule]] = {
-    "sgd": SGD,
-    "per-step-sgd": PerStepSGD,
-    "elementwise-sgd": ElementwiseSGD,
-    "adam": Adam,
-    "momentum": Momentum,
-    "clip": Clip,
-    "proximal": Proximal,
-    "kronecker-curvature": KroneckerCurvature,
-}
-"""The rules that a recipe can name."""

@@ -154,3 +154,9 @@ def as_reals(tensors: Params) -> Params:
 def as_given(reals: Params, like: Params) -> Params:
     """Convert the result of `as_reals` back to the types of other tensors."""
     return {n: torch.complex(*t.unbind(-1)) if like[n].is_complex() else t.to(like[n].dtype) for n, t in reals.items()}
+
+
+def root(square: Tensor) -> Tensor:
+    """The square root, whose derivative at zero counts as zero in place of infinity; zero for what is negative."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)

@@ -141,8 +141,8 @@ def learned_loss() -> nn.Module:
 RULES: dict[str, Callable[[], il.UpdateRule]] = {
     "SGD": lambda: il.SGD(0.1),
     "Meta-SGD": lambda: il.rules.ElementwiseSGD(0.1),
-    "Adam": lambda: il.rules.Adam(0.1),
-    "proximal": lambda: il.rules.Chain(il.rules.Proximal(0.5), il.rules.Momentum(), il.SGD(0.1)),
+    "Adam": lambda: il.Adam(0.1),
+    "proximal": lambda: il.Chain(il.Proximal(0.5), il.Momentum(), il.SGD(0.1)),
 }
 
 

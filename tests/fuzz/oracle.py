@@ -396,11 +396,13 @@ def rule_step(
     if isinstance(rule, il.Proximal):
         return {n: g + rule.strength * (params[n] - state[n]) for n, g in grads.items()}, state
     if isinstance(rule, il.Adam):
-        (b1, b2), (m, v) = rule.betas, state
+        (b1, b2), (m, v) = rule.scale.betas, state
         m = {n: b1 * m[n] + (1 - b1) * g for n, g in grads.items()}
         v = {n: b2 * v[n] + (1 - b2) * g * g for n, g in grads.items()}
         unbiased = {n: (m[n] / (1 - b1 ** (step + 1)), v[n] / (1 - b2 ** (step + 1))) for n in grads}
-        return {n: -theta[f"{name}.lr"] * a / (b + rule.eps**2).sqrt() for n, (a, b) in unbiased.items()}, (m, v)
+        roots = {n: torch.where(b > 0, b.where(b > 0, torch.ones_like(b)).sqrt(), 0) for n, (_, b) in unbiased.items()}
+        rate = -theta[f"{name}.lr"]
+        return {n: rate * a / (roots[n] + rule.scale.eps) for n, (a, _) in unbiased.items()}, (m, v)
     if isinstance(rule, il.KroneckerCurvature):
         return {
             n: _kronecker([own("factors", f"{n}:{a}") for a in range(min(g.ndim, 3))], g) for n, g in grads.items()

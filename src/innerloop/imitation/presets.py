@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Unpack  # torch brings it
 
-from .. import rules
+from .. import optimizers, rules
 from ..learner import MetaLearner
 from ..losses import TemporalLoss
 from ..presets import Options, composed, of_parts
@@ -80,7 +80,7 @@ def mil(policy: Policy, lr: float = 0.1, clip: float | None = None, **options: U
 
 
 def _rule(lr: float, clip: float | None) -> rules.UpdateRule:
-    return rules.SGD(lr) if clip is None else rules.Chain(rules.Clip(clip), rules.SGD(lr))
+    return rules.SGD(lr) if clip is None else rules.Chain(optimizers.Clip(clip), rules.SGD(lr))
 
 
 @of_parts(("loss", "steps"))

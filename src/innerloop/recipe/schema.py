@@ -14,7 +14,8 @@ from ..common.streams import brief, shown
 from ..episode import Loss
 from ..losses import LOSSES
 from ..metrics import Metric
-from ..rules import RULES, Chain, UpdateRule
+from ..optimizers import RULES
+from ..rules import Chain, UpdateRule
 from ..schedules import SCHEDULES
 from ..train.metrics import METRICS
 
@@ -143,6 +144,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return lookup("loss", value, LOSSES, where)
     if _is_schedule(kind) and isinstance(value, dict):
         return _convert_schedule(value, where)
+    if origin is collections.abc.Mapping and isinstance(value, dict):
+        return {key: convert(one, arguments[1], f"{where}.{key}") for key, one in value.items()}
     if kind is UpdateRule and isinstance(value, dict | list):
         return _convert_rule(value, where)
     return MISMATCH
@@ -219,6 +222,8 @@ def _describe_kind(kind: Any) -> str:
         return f"one of {', '.join(LOSSES)}"
     if kind is UpdateRule:
         return 'a table {name = "sgd", ...}'
+    if origin is collections.abc.Mapping:
+        return f"a table, of which each value is {item}" if (item := _describe(arguments[1])) else ""
     return 'a table {schedule = "linear", ...}' if _is_schedule(kind) else ""
 
 
