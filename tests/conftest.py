@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # which MuJoCo reads once, when it is imported
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# Signals that are ignored here (by nohup, or in the background of a shell) still are, but what tests start gets them.
+for _signal in signal.Signals:
+    if _signal.name in ("SIGINT", "SIGHUP", "SIGQUIT") and signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, lambda *_: None)
 
 # Tests run in several processes on few cores; threads inside them only get in each other's way.
 torch.set_num_threads(int(os.environ.get("INNERLOOP_TEST_THREADS", "1")))

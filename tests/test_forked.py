@@ -64,3 +64,13 @@ def test_it_ends_with_who_asked_for_it() -> None:
     assert process.stdout.readline() == "ready\n"
     process.kill()
     assert process.stdout.read() == ""
+
+
+@pytest.mark.slow
+def test_the_tests_pass_where_signals_are_ignored() -> None:
+    """As in the background of a shell, and under nohup."""
+    words = [sys.executable, "-m", "pytest", "-q", f"{__file__}::{test_signals_reach_it.__name__}"]
+    found = subprocess.run(
+        ["sh", "-c", 'trap "" INT HUP QUIT; exec "$@"', "sh", *words], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout
