@@ -227,6 +227,11 @@ def line_search(learner: Any, task: il.Task) -> Tensor:
     return plain.query(params)
 
 
+def _root(square: Tensor) -> Tensor:
+    """The square root, whose slope at zero counts as zero."""
+    return torch.where(square > 0, square.where(square > 0, torch.ones_like(square)).sqrt(), 0.0)
+
+
 def curved_adam(learner: Any, task: il.Task) -> Tensor:
     plain, curvature = Plain(learner, task), next(iter(learner.rule))
     params = plain.start
@@ -235,7 +240,7 @@ def curved_adam(learner: Any, task: il.Task) -> Tensor:
         grads, _ = curvature(slope(plain.support(params), params), params, (), step)
         first = {n: 0.9 * first[n] + 0.1 * g for n, g in grads.items()}
         second = {n: 0.999 * second[n] + 0.001 * g**2 for n, g in grads.items()}
-        scale = {n: (v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8 for n, v in second.items()}
+        scale = {n: _root(v / (1 - 0.999 ** (step + 1))) + 1e-8 for n, v in second.items()}
         params = {n: p - 0.01 * first[n] / (1 - 0.9 ** (step + 1)) / scale[n] for n, p in params.items()}
     return plain.query(params)
 
@@ -332,7 +337,7 @@ def test_reptile_whose_adam_remembers(page: Any, tasks: il.Task, vectorize: Any)
             for step in range(3):
                 slopes = slope(plain.support(params), params)
                 second = {n: 0.999 * second[n] + 0.001 * g.detach() ** 2 for n, g in slopes.items()}
-                scale = {n: (v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8 for n, v in second.items()}
+                scale = {n: _root(v / (1 - 0.999 ** (step + 1))) + 1e-8 for n, v in second.items()}
                 params = constant({n: p - 0.01 * slopes[n] / scale[n] for n, p in params.items()})
             grads.append({n: (plain.start[n] - params[n]).detach() for n in params})
             left.append(second)

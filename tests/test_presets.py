@@ -113,7 +113,10 @@ def test_a_rule_in_a_recipe() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ('learner.rule={name="sgdd"}', r"unknown learner\.rule\.name 'sgdd'; did you mean 'sgd'\? Known: adam, clip"),
+        (
+            'learner.rule={name="sgdd"}',
+            r"unknown learner\.rule\.name 'sgdd'; did you mean 'sgd'\? Known: adam, adamw, clip, clip-norm",
+        ),
         (
             'learner.rule={name="sgd", rate=1.0}',
             r"unknown key learner\.rule\.rate.*Keys of \[learner\.rule\]: learned, lr",
