@@ -190,17 +190,3 @@ def test_an_error_leaves_the_switch_of_attention_as_it_was_set_after_earlier_cal
         assert torch.backends.cuda.flash_sdp_enabled() is not before
     finally:
         torch.backends.cuda.enable_flash_sdp(before)
-
-
-def test_errors_without_the_state_of_function_modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch 2.5 has no function that returns it."""
-    monkeypatch.setattr(private, "function_state", None)
-    monkeypatch.setattr(private, "set_function_state", None)
-
-    def fails(logits: Tensor, labels: Tensor) -> Tensor:
-        raise ArithmeticError("no loss")
-
-    il.maml(nn.Linear(3, 2), loss=F.cross_entropy).meta_gradient(TASKS)
-    with pytest.raises(ArithmeticError, match="no loss"):
-        il.maml(nn.Linear(3, 2), loss=fails).meta_gradient(TASKS)
-    assert torch.is_grad_enabled()

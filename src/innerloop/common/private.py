@@ -68,9 +68,9 @@ push_function_mode: Callable[[Any], None] = _interface("torch._C._push_on_torch_
 pop_function_mode: Callable[[], Any] = _interface("torch._C._pop_torch_function_stack")
 without_function_modes: Callable[[], Any] = _interface("torch._C.DisableTorchFunction")
 """A context in which no mode sees torch's functions."""
-function_state: Callable[[], Any] | None = getattr(torch._C, "_get_torch_function_state", None)
-"""Whether modes see torch's functions; from torch 2.6 on."""
-set_function_state: Callable[[Any], None] | None = getattr(torch._C, "_set_torch_function_state", None)
+function_state: Callable[[], Any] = _interface("torch._C._get_torch_function_state")
+"""Whether modes see torch's functions."""
+set_function_state: Callable[[Any], None] = _interface("torch._C._set_torch_function_state")
 set_grad_enabled: Any = _interface("torch._C._set_grad_enabled")
 """What a function mode is given where gradients are switched on or off."""
 

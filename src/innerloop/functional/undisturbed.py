@@ -122,7 +122,7 @@ class Surroundings:
     def __init__(self) -> None:
         self._grad = torch.is_grad_enabled()
         self._functions, self._dispatch = private.function_modes(), private.dispatch_modes()
-        self._seen = private.function_state() if private.function_state else None
+        self._seen = private.function_state()
         self._depth, self._transforms = private.transform_depth(), list[Any]()
         if self._depth:
             with under([]) as self._transforms:
@@ -158,8 +158,7 @@ class Surroundings:
                 del every[key]
 
     def _restore_modes(self) -> None:
-        if self._seen is not None and private.set_function_state is not None:
-            private.set_function_state(self._seen)
+        private.set_function_state(self._seen)
         while private.number_of_function_modes():
             private.pop_function_mode()
         for mode in self._functions:
