@@ -78,6 +78,15 @@ def torch(session: nox.Session, torch: tuple[str, ...]) -> None:
 
 
 @nox.session
+@nox.parametrize("times", [nox.param(0.02, id="quick"), nox.param(40.0, id="slow")])
+def clock(session: nox.Session, times: float) -> None:
+    """Run the fast tests by a clock that makes the machine seem much quicker or slower, on which none may depend."""
+    _install(session, "-e", ".[all,dev,docs]")
+    own = {"PYTHONPATH": str(Path("tests/clock").resolve()), "INNERLOOP_TEST_CLOCK": str(times)}
+    session.run("python", "-m", "pytest", *(session.posargs or FAST), env=own)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Run the fast tests, and print which lines and branches no test reaches."""
     _install(session, "-e", ".[all,dev]")
