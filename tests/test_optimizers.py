@@ -176,7 +176,7 @@ def test_a_limit_that_is_none_is_refused(limit: float) -> None:
 
 
 def test_groups_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="a rule by a pattern of names at least"):
+    with pytest.raises(ValueError, match="at least one rule, by a pattern of names"):
         il.PerGroup({})
     with pytest.raises(ValueError, match="ClipNorm transforms gradients and takes no step"):
         il.PerGroup({"*": il.ClipNorm()})
@@ -216,6 +216,51 @@ def test_a_group_may_ask_for_the_inner_loss() -> None:
         return F.mse_loss(torch.func.functional_call(model, kept, x), y).item()
 
     torch.testing.assert_close(adapted, moved(min((0.01, 0.1), key=loss)))
+
+
+class Counting(il.SGD):
+    """Keeps how far its tasks went, and has another buffer, which it leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+        self.register_buffer("way", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("fixed", torch.ones(2))
+
+    def init(self, params: Any) -> Any:
+        return self.way
+
+    def forward(self, grads: Any, params: Any, state: Any, step: int) -> Any:
+        updates, _ = super().forward(grads, params, state, step)
+        return updates, state + torch.stack([update.abs().sum() for update in updates.values()]).sum()
+
+    def kept(self, state: Any) -> Any:
+        return {"way": state.detach()}
+
+    def keep(self, mean: Any) -> None:
+        self.way.copy_(mean["way"])
+
+
+@pytest.mark.parametrize("groups", [lambda rule: il.PerGroup({"*": rule}), lambda rule: il.Chain(rule)])
+def test_rules_within_others_keep_what_is_theirs(groups: Callable[[il.UpdateRule], il.UpdateRule]) -> None:
+    x, y = torch.randn(3, 4, 3).double(), torch.randn(3, 4, 1).double()
+    tasks, found = il.Task(il.Batch(x, y), il.Batch(x, y)), []
+    for wrap in (lambda rule: rule, groups):
+        torch.manual_seed(0)
+        rule = Counting()
+        learner = il.MetaLearner(network(), wrap(rule), loss=F.mse_loss, steps=2)
+        learner.meta_gradient(tasks)
+        assert rule.way > 0
+        found.append((rule.way, [tuple(buffer.shape) for buffer in learner.carried.values()]))
+    assert found[0] == found[1]
+
+
+def test_a_rule_in_a_group_that_keeps_nothing_carries_nothing() -> None:
+    class Fixed(il.SGD):
+        def __init__(self) -> None:
+            super().__init__(0.1)
+            self.register_buffer("fixed", torch.ones(2))
+
+    assert il.MetaLearner(network(), il.PerGroup({"*": Fixed()}), loss=F.mse_loss).carried == {}
 
 
 def test_recipes_can_name_them() -> None:

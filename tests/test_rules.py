@@ -25,7 +25,8 @@ def test_every_rule_of_the_library_is_tested_here() -> None:
     members = [*inspect.getmembers(rules), *inspect.getmembers(optimizers)]
     classes = [c for _, c in members if isinstance(c, type) and not isinstance(c, types.GenericAlias)]
     concrete = {c for c in classes if issubclass(c, rules.UpdateRule) and not c.__name__.startswith("_")}
-    contract = {rules.UpdateRule, rules.GradientTransform, rules.Chain, rules.PerGroup}
+    contract = {rules.UpdateRule, rules.GradientTransform, rules.OneRate}
+    contract |= {rules.Composed, rules.Chain, rules.PerGroup}
     assert concrete == {*contract, *STEPS, *TRANSFORMS}
 
 

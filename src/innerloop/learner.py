@@ -35,7 +35,7 @@ from .losses import extras_of, refuse_extras, refuse_query_inputs
 from .objectives import Objective, Outcome, Unrolled
 from .operations.replacements import TaskOperations
 from .per_step import PerStepModel, Slots, average
-from .rules import Chain, UpdateRule, require_step
+from .rules import Composed, UpdateRule, require_step
 from .select import Selection, everything
 from .support_norm import joint
 from .task import Batch, Params, Task, count, require_batch, select, stack, tensors_of
@@ -245,7 +245,7 @@ class MetaLearner(nn.Module):
     def _moving(self) -> list[nn.Module]:
         """The parts with these buffers."""
         rules = [rule for rule in self.rule.modules() if isinstance(rule, UpdateRule)]
-        keeping = [rule for rule in rules if type(rule).keep not in (UpdateRule.keep, Chain.keep)]
+        keeping = [rule for rule in rules if type(rule).keep not in (UpdateRule.keep, Composed.keep)]
         return [*keeping, *([] if self.slots is None else [self.slots])]
 
     def _renew(self, left: Left) -> None:

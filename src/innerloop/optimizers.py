@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .rules import SGD, ElementwiseSGD, GradientTransform, PerGroup, PerParameter, PerStepSGD, Rated, UpdateRule
+from .rules import SGD, ElementwiseSGD, GradientTransform, OneRate, PerGroup, PerParameter, PerStepSGD, UpdateRule
 from .task import Params
 from .updates import as_given, as_reals, root
 
@@ -239,29 +239,7 @@ class KroneckerCurvature(GradientTransform):
         return out.reshape(grad.shape)
 
 
-class _OneRate(Rated, UpdateRule):
-    """A rule with one rate for all parameters.
-
-    Args:
-        lr: the rate.
-        learned: whether it is meta-learned.
-    """
-
-    def __init__(self, lr: float, learned: bool) -> None:
-        super().__init__()
-        self.initial_lr = float(lr)
-        self.lr = nn.Parameter(torch.tensor(self.initial_lr), requires_grad=learned)
-
-    def bind(self, params: Params, steps: int) -> None:
-        """Give the rate at least the type of the parameters."""
-        self._fit(self.lr, params)
-
-    def rates(self) -> Params:
-        """The rate under an empty name, if it is meta-learned."""
-        return {"": self.lr} if self.lr.requires_grad else {}
-
-
-class Adam(_OneRate):
+class Adam(OneRate):
     """Adam with a fresh state on every task (Kingma and Ba 2015, Algorithm 1). Reptile uses ``betas=(0, 0.999)``.
 
     It is ``Chain(ScaleByAdam(betas, eps), SGD(lr))``; `ScaleByAdam` says what happens where gradients are zero.
@@ -334,7 +312,7 @@ class AdamW(Adam):
         return _decayed(updates, params, -self.lr * self.weight_decay), state
 
 
-class RMSprop(_OneRate):
+class RMSprop(OneRate):
     """RMSprop with a fresh state on every task (Tieleman and Hinton 2012, as ``torch.optim.RMSprop``).
 
     It is ``Chain(ScaleByRMSprop(alpha, eps, centered), Momentum(momentum), SGD(lr))``.

@@ -109,7 +109,32 @@ class GradientTransform(UpdateRule, ABC):
     """A rule whose output is again a gradient: it needs a rule behind it in a `Chain` that takes the step."""
 
 
-class Chain(UpdateRule):
+class Composed(UpdateRule, ABC):
+    """A rule that is made of others, ``rules``, and whose state is a tuple of theirs."""
+
+    def __init__(self, rules: Iterable[UpdateRule]) -> None:
+        super().__init__()
+        self.rules = nn.ModuleList(rules)
+
+    def __iter__(self) -> Iterator[UpdateRule]:
+        return iter(self.rules)  # type: ignore[arg-type]
+
+    def kept(self, state: Any) -> Params:
+        """What of the states of all rules is for later tasks, by the number of the rule and the name."""
+        return {
+            f"{number}.{name}": tensor
+            for number, (rule, own) in enumerate(zip(self, state, strict=True))
+            for name, tensor in require_kept(rule.kept(own), rule).items()
+        }
+
+    def keep(self, mean: Params) -> None:
+        """Hand on to each rule what is its own."""
+        for number, rule in enumerate(self):
+            start = f"{number}."
+            rule.keep({name.removeprefix(start): t for name, t in mean.items() if name.startswith(start)})
+
+
+class Chain(Composed):
     """Rules one after another: each transforms the gradient for the next, the last takes the step.
 
     Args:
@@ -120,15 +145,11 @@ class Chain(UpdateRule):
     """
 
     def __init__(self, *rules: UpdateRule) -> None:
-        super().__init__()
         names = [type(rule).__name__ for rule in rules]
         if not rules or not all(isinstance(rule, GradientTransform) for rule in rules[:-1]):
             raise ValueError(f"a Chain is gradient transforms followed by one rule that takes the step; got {names}")
         require_step(rules[-1])
-        self.rules = nn.ModuleList(rules)
-
-    def __iter__(self) -> Iterator[UpdateRule]:
-        return iter(self.rules)  # type: ignore[arg-type]
+        super().__init__(rules)
 
     def bind(self, params: Params, steps: int) -> None:
         """Bind each rule."""
@@ -138,14 +159,6 @@ class Chain(UpdateRule):
     def init(self, params: Params) -> Any:
         """The states of all rules, a tuple."""
         return tuple(rule.init(params) for rule in self)
-
-    def kept(self, state: Any) -> Params:
-        """What of the states of all rules is for later tasks, by the number of the rule and the name."""
-        return _kept(self, state)
-
-    def keep(self, mean: Params) -> None:
-        """Hand on to each rule what is its own."""
-        _keep(self, mean)
 
     def rates(self) -> Params:
         """The meta-learned rates of all rules."""
@@ -160,7 +173,7 @@ class Chain(UpdateRule):
         return grads, tuple(states)
 
 
-class PerGroup(UpdateRule):
+class PerGroup(Composed):
     """Rules for groups of parameters, as the parameter groups of ``torch.optim``.
 
     >>> rule = PerGroup({"head.*": SGD(0.1), "*": SGD(0.01)})
@@ -175,12 +188,12 @@ class PerGroup(UpdateRule):
     """
 
     def __init__(self, groups: Mapping[str, UpdateRule]) -> None:
-        super().__init__()
         if not groups:
-            raise ValueError('PerGroup needs a rule by a pattern of names at least, such as {"*": SGD(0.01)}')
+            raise ValueError('PerGroup needs at least one rule, by a pattern of names, such as {"*": SGD(0.01)}')
         for rule in groups.values():
             require_step(rule)
-        self.patterns, self.rules = tuple(groups), nn.ModuleList(groups.values())
+        super().__init__(groups.values())
+        self.patterns = tuple(groups)
         self._names: list[list[str]] = []
 
     def bind(self, params: Params, steps: int) -> None:
@@ -206,20 +219,12 @@ class PerGroup(UpdateRule):
 
     def _each(self, *tensors: Params) -> Iterator[tuple[Any, ...]]:
         """The pattern and the rule of each group, and its part of some tensors."""
-        for pattern, rule, names in zip(self.patterns, self.rules, self._names, strict=True):
+        for pattern, rule, names in zip(self.patterns, self, self._names, strict=True):
             yield pattern, rule, *({name: each[name] for name in names} for each in tensors)
 
     def init(self, params: Params) -> Any:
         """The states of all rules, a tuple."""
         return tuple(rule.init(own) for _, rule, own in self._each(params))
-
-    def kept(self, state: Any) -> Params:
-        """What of the states of all rules is for later tasks, by the number of the group and the name."""
-        return _kept(self.rules, state)
-
-    def keep(self, mean: Params) -> None:
-        """Hand on to each rule what is its own."""
-        _keep(self.rules, mean)
 
     def rates(self) -> Params:
         """The meta-learned rates of all rules; a rate for all parameters of a group has the name of its pattern."""
@@ -230,7 +235,7 @@ class PerGroup(UpdateRule):
         updates: Params = {}
         states = []
         for (_, rule, own, at), before in zip(self._each(grads, params), state, strict=True):
-            found, after = rule(own, at, before, step, inner and _Within(inner, params))
+            found, after = rule(own, at, before, step, None if inner is None else _Within(inner, params))
             updates.update(found)
             states.append(after)
         return updates, tuple(states)
@@ -253,22 +258,6 @@ class _Within(NamedTuple):
     def gradient(self, params: Params) -> Params:
         found = self.inner.gradient({**self.params, **params})
         return {name: found[name] for name in params}
-
-
-def _kept(rules: Iterable[Any], states: Iterable[Any]) -> Params:
-    """What of the states of rules is for later tasks, by the number of the rule and the name."""
-    return {
-        f"{number}.{name}": tensor
-        for number, (rule, own) in enumerate(zip(rules, states, strict=True))
-        for name, tensor in require_kept(rule.kept(own), rule).items()
-    }
-
-
-def _keep(rules: Iterable[Any], mean: Params) -> None:
-    """Hand on to each rule what is its own."""
-    for number, rule in enumerate(rules):
-        start = f"{number}."
-        rule.keep({name.removeprefix(start): t for name, t in mean.items() if name.startswith(start)})
 
 
 def require_step(rule: UpdateRule) -> None:
@@ -325,15 +314,15 @@ class Rated(nn.Module):
         self._exactly()
 
 
-class SGD(Rated, UpdateRule):
-    """Gradient descent: the update is ``-lr * g`` (Finn et al. 2017, Eq. 1).
+class OneRate(Rated, UpdateRule):
+    """A rule with one rate ``lr`` for all parameters.
 
     Args:
         lr: the inner rate.
-        learned: whether the rate, one scalar for all, is meta-learned.
+        learned: whether the rate is meta-learned.
     """
 
-    def __init__(self, lr: float = 0.01, learned: bool = False) -> None:
+    def __init__(self, lr: float, learned: bool) -> None:
         super().__init__()
         self.initial_lr = float(lr)
         self.lr = nn.Parameter(torch.tensor(self.initial_lr), requires_grad=learned)
@@ -345,6 +334,18 @@ class SGD(Rated, UpdateRule):
     def rates(self) -> Params:
         """The rate under an empty name, if it is meta-learned."""
         return {"": self.lr} if self.lr.requires_grad else {}
+
+
+class SGD(OneRate):
+    """Gradient descent: the update is ``-lr * g`` (Finn et al. 2017, Eq. 1).
+
+    Args:
+        lr: the inner rate.
+        learned: whether the rate, one scalar for all, is meta-learned.
+    """
+
+    def __init__(self, lr: float = 0.01, learned: bool = False) -> None:
+        super().__init__(lr, learned)
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         """Return ``-lr * g``; the state passes through."""
