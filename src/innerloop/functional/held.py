@@ -25,8 +25,11 @@ def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
     What one call changes, calls in several threads would change at the same time.
 
     Args:
-        parts: by what they are. Values are told apart by equality where they are plain, else by identity; tensors also
-            by how often they were written to in place.
+        parts: the objects, each under a word for what it is.
+
+    Returns:
+        What stands for each value: a plain value itself, the identity of any other, and for a tensor also how often it
+        was written to in place.
     """
     return {
         (f"the {kind} {owner}", name, index): [_fingerprint(leaf) for leaf in pytree.tree_leaves(value)]
