@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 import innerloop as il
 
 from .held import Held
+from .torches import AT_ONCE_AND_ONE_BY_ONE, checkpoints_at_once
 
 peft = pytest.importorskip("peft", reason="needs the extra adapters")
 transformers = pytest.importorskip("transformers", reason="needs the extra adapters")
@@ -342,7 +343,7 @@ def checkpointed(model: nn.Module, **options: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("memory", ["graph", "constant"])
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("vectorize", AT_ONCE_AND_ONE_BY_ONE)
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(("kind", "attention"), [("Bert", "sdpa"), ("GPT2", "eager")])
 def test_checkpointing_changes_no_gradient(kind: str, attention: str, order: int, vectorize: bool, memory: str) -> None:
@@ -355,6 +356,7 @@ def test_checkpointing_changes_no_gradient(kind: str, attention: str, order: int
     same({name: own.get_parameter(name).grad for name in expected}, expected)
 
 
+@checkpoints_at_once
 def test_checkpointing_repeats_dropout() -> None:
     grads = []
     for prepare in (nn.Module.train, lambda model: checkpointed(model, use_reentrant=False)):
@@ -380,12 +382,13 @@ def peak(checkpoint: bool, **options: Any) -> int:
     return held.most
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("vectorize", AT_ONCE_AND_ONE_BY_ONE)
 def test_checkpointing_halves_memory_in_first_order(vectorize: bool) -> None:
     with_, without = (peak(checkpoint, order=1, vectorize=vectorize) for checkpoint in (True, False))
     assert with_ < 0.6 * without
 
 
+@checkpoints_at_once
 def test_in_second_order_constant_memory_does_what_checkpointing_cannot() -> None:
     """What a layer computed is needed for the gradient of its gradient, of every step."""
     graph, checkpoint, constant = (

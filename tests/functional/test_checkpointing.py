@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 import innerloop as il
 from innerloop.functional.checkpointing import task_contexts
 
+from ..torches import AT_ONCE_AND_ONE_BY_ONE, checkpoints_at_once
+
 
 class Net(nn.Module):
     """Its middle is checkpointed, if there are options for that, with another checkpoint within."""
@@ -55,9 +57,52 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(number)
 
 
+class NotAtOnce(torch.autograd.Function):
+    """The identity, without a rule for `vmap`. Torch 2.6 passes what it checkpoints through such a function."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class NetOfOldTorch(Net):
+    """Its checkpoints do not run under `vmap`, whichever torch is installed."""
+
+    def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return super()._run(function, x if self.options is None else NotAtOnce.apply(x))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("order", [1, 2])
+def test_tasks_run_one_by_one_where_torch_cannot_checkpoint_at_once(
+    order: int, regression: Callable[..., il.Task]
+) -> None:
+    tasks, options = regression(4), {"loss": F.mse_loss, "steps": 2, "order": order}
+    torch.manual_seed(1)
+    expected = il.maml(Net(None), 0.3, vectorize=False, **options).meta_gradient(tasks)
+    torch.manual_seed(1)
+    kept = il.maml(NetOfOldTorch(RIGHT), 0.3, **options)
+    with pytest.warns(UserWarning, match="one by one"):
+        found = kept.meta_gradient(tasks)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    kept = il.maml(NetOfOldTorch(RIGHT), 0.3, vectorize=True, **options)
+    with pytest.raises(ValueError, match="vectorize=True forbids running tasks one by one"):
+        kept.meta_gradient(tasks)
+
+
 @pytest.mark.usefixtures("double", "two_threads")
 @pytest.mark.parametrize("memory", ["graph", "constant"])
-@pytest.mark.parametrize("vectorize", [True, False, 2, (1, 2)])
+@pytest.mark.parametrize(
+    "vectorize", [*AT_ONCE_AND_ONE_BY_ONE, *(pytest.param(some, marks=checkpoints_at_once) for some in (2, (1, 2)))]
+)
 @pytest.mark.parametrize("order", [1, 2])
 def test_gradients_are_those_without(
     order: int, vectorize: Any, memory: Any, regression: Callable[..., il.Task]
@@ -72,7 +117,7 @@ def test_gradients_are_those_without(
     assert not kept.model.calls
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("vectorize", AT_ONCE_AND_ONE_BY_ONE)
 def test_random_numbers_are_drawn_again(vectorize: bool, regression: Callable[..., il.Task]) -> None:
     tasks, grads = regression(3), []
     for options in (None, RIGHT):
@@ -82,6 +127,7 @@ def test_random_numbers_are_drawn_again(vectorize: bool, regression: Callable[..
     torch.testing.assert_close(grads[1], grads[0])
 
 
+@checkpoints_at_once
 def test_modes_are_those_of_the_first_run(regression: Callable[..., il.Task]) -> None:
     tasks, grads = regression(3), []
     for options in (None, RIGHT):
