@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -181,3 +182,42 @@ def test_the_warning_names_the_layer_and_the_line() -> None:
     said = first_line(caught[0].message)  # type: ignore[arg-type]
     assert said.startswith("Noisy (the model itself) cannot run")
     assert "test_randomness.py, line" in said
+
+
+class Strange:
+    """Whatever it is asked for, it raises no AttributeError, as lazy modules and proxies do not."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(f"asked for {name}")
+
+
+def lazy_module() -> ModuleType:
+    module = ModuleType("lazy")
+    module.__dict__["__getattr__"] = Strange().__getattr__
+    return module
+
+
+def function_of_one() -> Callable[[], Any]:
+    module = lazy_module()
+    return lambda: module
+
+
+@pytest.mark.parametrize("make", [Strange, lazy_module, function_of_one])
+def test_objects_are_not_asked_for_what_they_do_not_have(
+    make: Callable[[], Any], regression: Callable[..., il.Task]
+) -> None:
+    held = make()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.kept = nn.Linear(2, 1), held
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert held is not None
+            return self.layer(x)  # type: ignore[no-any-return]
+
+    learner = il.maml(Net(), loss=F.mse_loss)
+    learner.meta_gradient(regression())
+    learner.predict(regression())
+    assert learner.engine.vectorized

@@ -278,11 +278,19 @@ def _places(place: Any, seen: set[int]) -> Iterator[Any]:
             yield from _places(inner, seen)
 
 
+def attribute(value: Any, name: str, default: Any = None) -> Any:
+    """An attribute of any object, without its ``__getattr__``, which may import, load or raise whatever it likes."""
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return default
+
+
 def _container(value: Any) -> Any:
     """What a value keeps others in, if it does."""
     if isinstance(value, _CONTAINERS):
         return value
-    return getattr(value, "__dict__", None) if not isinstance(value, _NOT_FOLLOWED) else None
+    return attribute(value, "__dict__") if not isinstance(value, _NOT_FOLLOWED) else None
 
 
 def _restore(place: Any, kept: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .contracts import MOST_ENTRIES
+from .contracts import MOST_ENTRIES, attribute
 
 _LIBRARIES = frozenset(("torch", "innerloop", "numpy", *sys.stdlib_module_names))
 
@@ -49,7 +49,7 @@ def held_by(part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     owner = part.__self__ if isinstance(part, MethodType) else part
     for one in owner.modules() if isinstance(owner, nn.Module) else (owner,):
         code = getattr(type(one), "forward" if isinstance(one, nn.Module) else "__call__", None)
-        held = {**variables_of(one), **variables_of(code), **vars(type(one)), **getattr(one, "__dict__", {})}
+        held = {**variables_of(one), **variables_of(code), **vars(type(one)), **attribute(one, "__dict__", {})}
         buffers = held.pop("_buffers", None) or {}
         for tensors in ("_parameters", "_modules"):  # a task's take their places for a while
             held.pop(tensors, None)
@@ -97,9 +97,9 @@ def _inside(leaf: Any) -> Iterable[Any]:
         return leaf.func, leaf.args, leaf.keywords
     if isinstance(leaf, weakref.ref):
         return (leaf(),)
-    library = isinstance(leaf, ModuleType) and leaf.__name__.partition(".")[0] in _LIBRARIES
+    library = isinstance(leaf, ModuleType) and str(attribute(leaf, "__name__")).partition(".")[0] in _LIBRARIES
     closed = isinstance(leaf, (type, torch.Tensor, nn.Module)) or library
-    return () if closed else list(getattr(leaf, "__dict__", {}).values())
+    return () if closed else list(attribute(leaf, "__dict__", {}).values())
 
 
 def _fingerprint(value: Any) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..common.private import TorchDispatchMode
+from .contracts import attribute
 from .held import held_by, reached
 from .places import Content, content
 from .stacks import random_state, same_random_state
@@ -140,9 +141,8 @@ def _global() -> Iterator[Content]:
 
 def _of_random(value: Any) -> bool:
     """Whether a value is a module that has random numbers, or a function of one."""
-    owner = value if isinstance(value, ModuleType) else getattr(value, "__module__", None) or ""
-    name = getattr(owner, "__name__", owner)
-    bound = isinstance(getattr(value, "__self__", None), random.Random)
+    name = attribute(value, "__name__" if isinstance(value, ModuleType) else "__module__")
+    bound = isinstance(attribute(value, "__self__"), random.Random)
     return bound or (isinstance(name, str) and name.partition(".")[0] in ("random", "numpy"))
 
 
