@@ -87,19 +87,19 @@ def ask(run: Path, tasks: int) -> dict[str, dict[str, float]]:
     """Success, and how often the robot ends nearest to the object that was meant, in per cent, for every change."""
     learner, sources, _ = il.load_run(run)
     assert isinstance(sources.test, Imitation)
-    own = {field.name: getattr(sources.test.world, field.name) for field in fields(Reach)}
+    own = {field.name: getattr(sources.test.environment, field.name) for field in fields(Reach)}
     answers = {}
     for question, (kind, change) in QUESTIONS.items():
         source, generator = Imitation(kind(**own), "test"), torch.Generator().manual_seed(0)
-        drawn = source.world.tasks(tasks, "test", generator)
+        drawn = source.environment.tasks(tasks, "test", generator)
         shown = source.shows(drawn, generator)
         changed = il.Batch({"images": change(shown.x["images"])}, shown.y)
         for _ in source.attempt(learner, drawn, changed, learner.steps, torch.Generator().manual_seed(1)):
             pass
-        distances = (source.world._lying - source.world._robot[..., None, :]).norm(dim=-1)[:, 0]
+        distances = (source.environment._lying - source.environment._robot[..., None, :]).norm(dim=-1)[:, 0]
         nearest = (distances.argmin(-1) == 0).float().mean()
         answers[question] = {
-            "success": 100 * source.world.success().float().mean().item(),
+            "success": 100 * source.environment.success().float().mean().item(),
             "nearest": 100 * nearest.item(),
         }
     return answers

@@ -224,3 +224,13 @@ def test_a_resumed_training_comes_to_what_an_undisturbed_one_does(tmp_path: Path
     parts.fit(resume=True)
     for (name, one), other in zip(whole.learner.named_parameters(), parts.learner.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_the_environment_is_taken_by_its_old_name_with_a_warning() -> None:
+    reach = world()
+    with pytest.warns(FutureWarning, match=r"argument world= of Imitation is now environment=, and version 0\.4"):
+        source = imitation.Imitation(world=reach)  # type: ignore[call-arg]
+    with pytest.warns(FutureWarning, match=r"imitation\.Imitation\.world is now innerloop\.imitation\.Imitation\.env"):
+        assert source.world is reach
+    with pytest.raises(TypeError, match="multiple values for argument"):
+        imitation.Imitation(reach, environment=reach, world=reach)  # type: ignore[call-arg, misc]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 HERE, TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
 """The folders of this library and of torch."""
@@ -41,6 +45,32 @@ def warn_of_old_name(old: str, new: str) -> None:
         FutureWarning,
         stacklevel=user_level(),
     )
+
+
+def takes_old_argument(old: str, new: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function be called by the old name of a keyword argument, with a `FutureWarning`.
+
+    Args:
+        old: the former name.
+        new: the name in the function's signature.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if old in kwargs and new not in kwargs:
+                warnings.warn(
+                    f"the argument {old}= of {function.__qualname__.removesuffix('.__init__')} is now {new}=, and "
+                    "version 0.4 will no longer know the old name",
+                    FutureWarning,
+                    stacklevel=user_level(),
+                )
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def under_old_name(package: str, name: str, old: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..common.errors import takes_old_argument, warn_of_old_name
 from ..learner import MetaLearner
 from ..metrics import SUCCESS
 from ..task import Batch, Task, to
@@ -21,7 +22,7 @@ class Imitation:
     """One-shot imitation: the support set is a demonstration, the query set one by an expert at the robot.
 
     Args:
-        world: where.
+        environment: where the robot acts and is watched.
         split: whose objects and demonstrators: ``"train"``, ``"val"`` or ``"test"``.
         shown: ``"video"``: pictures of somebody else, and nothing of actions or states; ``"robot"``: the robot itself,
             with pictures, states and actions.
@@ -34,10 +35,17 @@ class Imitation:
 
     metric = SUCCESS
 
-    def __init__(self, world: Environment, split: Split = "train", shown: Shown = "video") -> None:
+    @takes_old_argument("world", "environment")
+    def __init__(self, environment: Environment, split: Split = "train", shown: Shown = "video") -> None:
         if shown not in ("video", "robot"):
             raise ValueError(f'what is shown is "video" or "robot", got {shown!r}')
-        self.world, self.split, self.shown = world, split, shown
+        self.environment, self.split, self.shown = environment, split, shown
+
+    @property
+    def world(self) -> Environment:
+        """The environment by its former name."""
+        warn_of_old_name("imitation.Imitation.world", "imitation.Imitation.environment")
+        return self.environment
 
     def require(self, learner: MetaLearner) -> None:
         """Refuse a learner that cannot act or adapt here.
@@ -47,9 +55,11 @@ class Imitation:
                 for them.
         """
         for name in ("state", "actions"):
-            has, wanted = getattr(learner.model, name, None), getattr(self.world, name)
+            has, wanted = getattr(learner.model, name, None), getattr(self.environment, name)
             if has is not None and has != wanted:
-                raise ValueError(f"model.{name} = {has}, but the robot of {type(self.world).__name__} has {wanted}")
+                raise ValueError(
+                    f"model.{name} = {has}, but the robot of {type(self.environment).__name__} has {wanted}"
+                )
         if learner.steps and _reads(learner):
             raise ValueError(
                 f"{type(learner.model).__name__} reads the demonstration and takes no inner steps on it: its preset is "
@@ -63,20 +73,20 @@ class Imitation:
 
     def collect(self, learner: MetaLearner, n: int, generator: torch.Generator) -> Task:
         """``n`` tasks, and what a policy of this kind reads of them."""
-        tasks = self.world.tasks(n, self.split, generator)
+        tasks = self.environment.tasks(n, self.split, generator)
         if self.shown == "robot":
-            both = self.world.demonstration(tasks, 2, generator)
+            both = self.environment.demonstration(tasks, 2, generator)
             support, query = (_batch(Demonstration(*(part[:, at] for part in both))) for at in (slice(1), slice(1, 2)))
         else:
-            support, query = self.shows(tasks, generator), _batch(self.world.demonstration(tasks, 1, generator))
+            support, query = self.shows(tasks, generator), _batch(self.environment.demonstration(tasks, 1, generator))
         query.x.update(_read(learner, support))
         return Task(support if learner.steps else query, query)  # of which no step is taken
 
     def shows(self, tasks: Any, generator: torch.Generator) -> Batch:
         """The demonstrations of tasks, as support sets."""
         if self.shown == "robot":
-            return _batch(self.world.demonstration(tasks, 1, generator))
-        video = self.world.video(tasks, generator)
+            return _batch(self.environment.demonstration(tasks, 1, generator))
+        video = self.environment.video(tasks, generator)
         return Batch({"images": video}, torch.zeros(*video.shape[:2], 0))
 
     def returns(self, learner: MetaLearner, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
@@ -85,14 +95,14 @@ class Imitation:
         Every number of steps starts from the same state. K is ``steps``, or 0 if the policy was trained without inner
         steps.
         """
-        tasks = self.world.tasks(n, self.split, generator)
+        tasks = self.environment.tasks(n, self.split, generator)
         support = self.shows(tasks, generator)
         begin = generator.get_state()
         found = []
         for step in range(self.steps(learner, steps) + 1):
             for _ in self.attempt(learner, tasks, support, step, generator.set_state(begin)):
                 pass
-            found.append(100.0 * self.world.success()[:, 0])
+            found.append(100.0 * self.environment.success()[:, 0])
         return torch.stack(found, 1)
 
     @staticmethod
@@ -114,11 +124,11 @@ class Imitation:
         there = next(learner.parameters()).device
         support = to(support, there)
         policy, read = learner.adapt_all(support, steps), _read(learner, support)
-        seen = self.world.reset(tasks, 1, generator)
+        seen = self.environment.reset(tasks, 1, generator)
         yield seen.images[:, 0]
-        for _ in range(self.world.horizon):
+        for _ in range(self.environment.horizon):
             now = {"images": seen.images[:, :, None], "state": seen.state[:, :, None]}
-            seen = self.world.step(policy({**to(now, there), **read}).actions[:, :, 0].cpu())
+            seen = self.environment.step(policy({**to(now, there), **read}).actions[:, :, 0].cpu())
             yield seen.images[:, 0]
 
     def report(self) -> Mapping[str, Any]:

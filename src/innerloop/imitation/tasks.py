@@ -11,9 +11,9 @@ from .source import Imitation, Shown
 from .table import Goal, Table
 
 
-def sources(world: Environment, shown: Shown) -> Sources:
-    """To train, to choose and to report by: of one world, whose splits share neither objects nor demonstrators."""
-    return Sources(*(Imitation(world, split, shown) for split in ("train", "val", "test")))
+def sources(environment: Environment, shown: Shown) -> Sources:
+    """Return the training, validation and test tasks, which share neither objects nor demonstrators."""
+    return Sources(*(Imitation(environment, split, shown) for split in ("train", "val", "test")))
 
 
 def reach_2d_tasks(

@@ -52,13 +52,13 @@ def attempt(learner: MetaLearner, source: Imitation, steps: int | None, tasks: i
     """Let the robot attempt unseen tasks; the same seed gives the same ones."""
     source.require(learner)
     generator = torch.Generator().manual_seed(seed)
-    drawn = source.world.tasks(tasks, source.split, generator)
+    drawn = source.environment.tasks(tasks, source.split, generator)
     support, begin = source.shows(drawn, generator), generator.get_state()
     pictures, success = [], []
     for step in range(source.steps(learner, steps) + 1):
         seen = source.attempt(learner, drawn, support, step, generator.set_state(begin))
         pictures.append(torch.stack(list(seen), 1))
-        success.append(source.world.success()[:, 0])
+        success.append(source.environment.success()[:, 0])
     return Attempts(support, tuple(pictures), torch.stack(success))
 
 
