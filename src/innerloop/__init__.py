@@ -50,7 +50,7 @@ from .presets import (
 )
 from .rules import SGD, Chain, ElementwiseSGD, GradientTransform, PerGroup, PerStepSGD, UpdateRule
 from .select import Selection, adapters, body, everything, head, head_of, named, norms
-from .task import Batch, Params, Task, TaskSource
+from .task import Batch, FiniteSource, Padded, Params, Task, Tasks, TaskSource
 
 __version__ = "0.2.0"
 
@@ -104,6 +104,7 @@ __all__ = [
     "FewShot",
     "FewShotClassifier",
     "FewShotRegressor",
+    "FiniteSource",
     "GradientTransform",
     "Implicit",
     "Initialization",
@@ -115,6 +116,7 @@ __all__ = [
     "Momentum",
     "Objective",
     "Outcome",
+    "Padded",
     "Params",
     "PerGroup",
     "PerStepSGD",
@@ -132,6 +134,7 @@ __all__ = [
     "Strokes",
     "Task",
     "TaskSource",
+    "Tasks",
     "Trainer",
     "Unrolled",
     "UpdateRule",

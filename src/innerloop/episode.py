@@ -23,8 +23,9 @@ from .functional.stand_ins import mine
 from .functional.stateless import Precision, Statistics
 from .functional.writes import OwnParameters
 from .operations.kernels import unread_gradients
+from .padding import averaged
 from .rules import UpdateRule
-from .task import Batch, Params, Task, rows
+from .task import Batch, Padded, Params, Task, rows
 from .task_model import TaskModel
 
 Loss = Callable[..., Tensor]
@@ -127,7 +128,7 @@ class InnerLoss:
     episode: Episode
     buffers: Params
     index: int
-    batch: Batch
+    batch: Batch | Padded
     order: int = 2
 
     def loss(self, params: Params) -> Tensor:
@@ -166,7 +167,7 @@ class InnerLoss:
         return value_and_gradient(inner, params, order)
 
     def _loss(
-        self, params: Params, batch: Batch, fixed: Params, buffers: Params, start: Params | None, query: Any
+        self, params: Params, batch: Batch | Padded, fixed: Params, buffers: Params, start: Params | None, query: Any
     ) -> tuple[Tensor, tuple[Any, Params]]:
         episode, model = self.episode, self.episode.model.stateless
         output, after = model({**fixed, **params}, buffers, batch.x)
@@ -176,7 +177,7 @@ class InnerLoss:
         given = {id(tensor) for tensor in (*params.values(), *(start or {}).values())} if episode.extras else ()
         own = {name: model.parameters[name] for name in params}
         with OwnParameters({name: tensor for name, tensor in own.items() if id(tensor) not in given}):
-            return episode.compared(output, batch.y, known), (output, after)
+            return episode.compared(output, batch, known), (output, after)
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ class Episode:
         """The same, the model being handed the support set and ``x`` in one batch."""
         return self.model.beside(self.task.support.x, step.params, step.buffers, x, step.latest)
 
-    def support(self, index: int | None = None) -> Batch:
+    def support(self, index: int | None = None) -> Batch | Padded:
         """The support examples of an inner step: all of them, or the step's mini-batch."""
         if index is None or self.batch_size is None:
             return self.task.support
@@ -306,16 +307,16 @@ class Episode:
         number = step.latest if index is None else index
         return InnerLoss(self, step.buffers, number, self.support(index), order)
 
-    def compared(self, output: Any, y: Any, known: Mapping[str, Any]) -> Tensor:
-        """The inner loss of an output and targets, a scalar, which gets what it asks for of what is known."""
-        return scalar(self.inner_loss(output, y, **{name: known[name] for name in self.extras}))
+    def compared(self, output: Any, batch: Batch | Padded, known: Mapping[str, Any]) -> Tensor:
+        """The inner loss of an output on examples, a scalar, which gets what it asks for of what is known."""
+        return scalar(averaged(self.inner_loss, output, batch, **{name: known[name] for name in self.extras}))
 
     def query(self, step: Step) -> Query:
         """The outer loss on the query set."""
         with without_kept_tensors(mine(self.model.stateless.model)):  # later steps go on from what earlier steps left
             output, after = self.answer(step, self.task.query.x)
             buffers = self.model.seen(step.buffers, after, step.latest)
-            return Query(replace(step, buffers=buffers), scalar(self.loss(output, self.task.query.y)), output)
+            return Query(replace(step, buffers=buffers), scalar(averaged(self.loss, output, self.task.query)), output)
 
     def learned(self) -> list[Tensor]:
         """The meta-parameters that the graph of an inner loss may reach by itself.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -32,14 +32,41 @@ from .functional.undisturbed import guarded, in_turn, undisturbed
 from .functional.writes import unchanged
 from .initializations import Initialization
 from .losses import extras_of, refuse_extras, refuse_query_inputs
-from .objectives import Objective, Outcome, Unrolled
+from .objectives import Implicit, Objective, Outcome, Reptile, Unrolled
 from .operations.replacements import TaskOperations
+from .padding import ignores_padding, terms_of
 from .per_step import PerStepModel, Slots, average
 from .rules import Composed, UpdateRule, require_step
 from .select import Selection, everything
 from .support_norm import joint
-from .task import Batch, Params, Task, count, require_batch, select, stack, tensors_of
+from .task import (
+    Batch,
+    Padded,
+    Params,
+    Task,
+    Tasks,
+    count,
+    is_stacked,
+    joined,
+    kind_of,
+    require_batch,
+    select,
+    singles,
+    stack,
+    tensors_of,
+)
 from .task_model import TaskModel
+from .unequal import (
+    Group,
+    equal_groups,
+    in_order,
+    outputs_of,
+    padded_groups,
+    stacked_in_order,
+    tasks_of,
+    together,
+    weighted_mean,
+)
 from .updates import follow, require_kept, require_start
 
 Left = tuple[Params, Params]
@@ -133,57 +160,94 @@ class MetaLearner(nn.Module):
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics(model)
         self._stateless, self._joint, self._examined = Stateless(model, precision, output), joint(model), set[Any]()
+        self._padding: dict[Any, bool] = {}
         self._shared = Shared(model, *self.engine.parts.values(), moving=self._moving)
         rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
     @undisturbed(alone=True)
-    def forward(self, tasks: Task, iteration: int = 0, objective: Objective | None = None) -> Outcome:
+    def forward(self, tasks: Tasks, iteration: int = 0, objective: Objective | None = None) -> Outcome:
         """Adapt to every task and judge the result.
 
         Args:
-            tasks: a meta-batch, every tensor with a leading task axis ``[T, ...]``.
+            tasks: a meta-batch, every tensor with a leading task axis ``[T, ...]``, or a list of tasks.
             iteration: the outer iteration, for schedules.
             objective: another than the learner's own, to judge by.
         """
+        judge = self.engine.isolated(self._judge, iteration=iteration, objective=objective)
+        purpose = ("judge", "forward")[torch.is_grad_enabled()]
+
+        def run(group: Group) -> tuple[Outcome, Left]:
+            return self.engine.map(judge, group.tasks, *self._own(), purpose, group.kind)  # type: ignore[no-any-return]
+
         with in_mode(self.model, self._training_statistics):
-            self._examine(tasks := normal_tensors(tasks), judging(objective or self.objective), objective)
-            judge = self.engine.isolated(self._judge, iteration=iteration, objective=objective)
-            outcome, left = self.engine.map(judge, tasks, *self._own(), ("judge", "forward")[torch.is_grad_enabled()])
-            self._renew((average(left[0]), {}))
-        return Outcome(*outcome)
+            use = judging(objective or self.objective)
+            groups = self._groups(normal_tensors(tasks), use, run, objective)
+            outcomes, left = zip(*map(run, groups), strict=True)
+            self._renew((weighted_mean(groups, [average(each[0]) for each in left]), {}))
+        return Outcome(*outcomes[0]) if is_stacked(tasks) else together(groups, [Outcome(*each) for each in outcomes])
 
     @guarded
     @torch.enable_grad()
-    def meta_gradient(self, tasks: Task, iteration: int = 0) -> tuple[Params, Outcome]:
+    def meta_gradient(self, tasks: Tasks, iteration: int = 0) -> tuple[Params, Outcome]:
         """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
 
         Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
+
+        Args:
+            tasks: a meta-batch, every tensor with a leading task axis ``[T, ...]``, or a list of tasks.
+            iteration: the outer iteration, for schedules.
         """
         with self._shared.lock:
-            values, step = tensors(self, tasks := normal_tensors(tasks)), partial(self._gradients, iteration=iteration)
-            key = signature(self, tasks, values), self.steps, self.batch_size, self.objective.constants(iteration)
-            if (compiled := self.compiler.get(key)) is not None:  # runs on values, and needs no snapshot of the modules
-                refuse_hooks(self.model, self.rule, self.adapted, judged=True)
-                grads, outcome, left = compiled(values, partial(in_turn, partial(step, tasks), self._shared))
-            else:
-                self._examine(tasks, judging(self.objective))
-                lasting = partial(self._lasting, iteration)
-                run = partial(self.compiler.run, self, key, step, tasks, values, lasting)
-                grads, outcome, left = in_turn(run, self._shared)
-            self._renew(left)
-            return grads, outcome
+            if is_stacked(tasks := normal_tensors(tasks)):
+                grads, outcome, left = self._step(Group.of_equal(tasks), iteration)
+                self._renew(left)
+                return grads, outcome
+            total = count(tasks)
+
+            def run(group: Group) -> tuple[Params, Outcome, Left]:
+                return self._step(group, iteration, total)
+
+            groups = self._groups(tasks, judging(self.objective), run)
+            grads_of, outcomes, left_of = zip(*map(run, groups), strict=True)
+            self._renew(tuple(weighted_mean(groups, means) for means in zip(*left_of, strict=True)))
+            grads = {name: torch.stack([each[name] for each in grads_of]).sum(0) for name in grads_of[0]}
+            return grads, together(groups, outcomes)
+
+    def _step(self, group: Group, iteration: int, total: int | None = None) -> tuple[Params, Outcome, Left]:
+        """The part of a group in the meta-gradient of a meta-batch of ``total`` tasks, compiled or not."""
+        tasks, values = group.tasks, tensors(self, group.tasks)
+        step = partial(self._gradients, iteration=iteration, total=total, kind=group.kind)
+        key = signature(self, tasks, values), self.steps, self.batch_size, total, self.objective.constants(iteration)
+        if (compiled := self.compiler.get(key)) is not None:  # runs on values, and needs no snapshot of the modules
+            refuse_hooks(self.model, self.rule, self.adapted, judged=True)
+            return compiled(values, partial(in_turn, partial(step, tasks), self._shared))  # type: ignore[no-any-return]
+        if not group.kind:
+            self._examine(tasks, judging(self.objective))
+        if group.kind and self.compiler.setting is not True:  # hardly any shapes come twice
+            return in_turn(partial(step, tasks), self._shared)  # type: ignore[no-any-return]
+        run = partial(self.compiler.run, self, key, step, tasks, values, partial(self._lasting, iteration))
+        return in_turn(run, self._shared)  # type: ignore[no-any-return]
 
     def _lasting(self, iteration: int) -> bool:
         """Whether the objective is some iterations later what it is now."""
         return self.objective.constants(iteration) == self.objective.constants(iteration + SOON)
 
-    def _gradients(self, tasks: Task, iteration: int) -> tuple[Params, Outcome, Left]:
-        """The meta-gradient, the outcome, and what the tasks leave for later ones."""
+    def _gradients(
+        self, tasks: Task, iteration: int, total: int | None = None, kind: str = ""
+    ) -> tuple[Params, Outcome, Left]:
+        """The meta-gradient, the outcome, and what the tasks leave for later ones.
+
+        Args:
+            tasks: some tasks of a meta-batch.
+            iteration: the outer iteration.
+            total: the number of tasks in the meta-batch; ``None`` if these are all.
+            kind: of the group; see `innerloop.unequal.Group`.
+        """
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not learned:
             raise ValueError("nothing to meta-learn: every parameter of the learner is frozen (requires_grad=False)")
-        number, total, outcomes = count(tasks), [torch.zeros_like(p) for p in learned.values()], []
+        number, summed, outcomes = total or count(tasks), [torch.zeros_like(p) for p in learned.values()], []
 
         def differentiate(result: tuple[Outcome, Left]) -> tuple[Sequence[Tensor], tuple[Outcome, Left]]:
             # The mean's own: in a backward pass that is not linear, dividing afterwards would give something else.
@@ -192,11 +256,11 @@ class MetaLearner(nn.Module):
 
         with in_mode(self.model, self._training_statistics):
             judge = self.engine.isolated(self._judge, iteration=iteration)
-            for grads, outcome in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient", differentiate):
-                total = [a + b for a, b in zip(total, grads, strict=True)]
+            for grads, outcome in self.engine.chunks(judge, tasks, *self._own(), "meta-gradient", differentiate, kind):
+                summed = [a + b for a, b in zip(summed, grads, strict=True)]
                 outcomes.append(outcome)
         outcome, left = pytree.tree_map(lambda *parts: torch.cat(parts), *outcomes)
-        return dict(zip(learned, total, strict=True)), Outcome(*outcome), (average(left[0]), average(left[1]))
+        return dict(zip(learned, summed, strict=True)), Outcome(*outcome), (average(left[0]), average(left[1]))
 
     def _judge(
         self, task: Task, params: Params, buffers: Params, *, iteration: int, objective: Objective | None = None
@@ -261,14 +325,15 @@ class MetaLearner(nn.Module):
     @undisturbed()
     @torch.no_grad()
     def predict(
-        self, tasks: Task, steps: int | None = None, transductive: bool = True, at: Collection[int] | None = None
+        self, tasks: Tasks, steps: int | None = None, transductive: bool = True, at: Collection[int] | None = None
     ) -> Any:
         """The model's output on the query sets after 0, 1, ..., K inner steps: ``[T, K + 1, Q, ...]``.
 
-        Keeps no graph, and turns dropout off.
+        Of tasks of different sizes, it is a list with ``[K + 1, Q, ...]`` for each task. Keeps no graph, and turns
+        dropout off.
 
         Args:
-            tasks: a meta-batch of T tasks.
+            tasks: a meta-batch of T tasks, or a list of them.
             steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
             transductive: batch norm normalizes the query set by its own statistics. If false, or if there is a single
                 query example, each is normalized together with the support set alone, so that it is judged as if it
@@ -278,20 +343,25 @@ class MetaLearner(nn.Module):
         """
         if at is not None and (not at or len(set(at)) < len(at) or not set(at) <= set(range(self._takes(steps) + 1))):
             raise ValueError(f"at= has different numbers of steps from 0 to {self._takes(steps)}, got {list(at)}")
-        single = all(leaf.shape[1] == 1 for leaf in pytree.tree_leaves(tasks.query.x) if isinstance(leaf, Tensor))
-        alone = self.depends_on_query_set and (single or not transductive)
 
-        def predictions(task: Task, params: Params, buffers: Params) -> Any:
+        def predictions(task: Task, params: Params, buffers: Params, alone: bool) -> Any:
             episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
             # Outputs are taken along the way, since buffers move with the parameters.
             output = partial(outputs, episode, x=task.query.x, statistics=self.statistics, alone=alone)
             path = chain((episode.start,), episode.path(order=1))
             return stack([output(step) for step in path if at is None or step.index in at])
 
-        self._examine(tasks, Use.ADAPT if self._takes(steps) else Use.ANSWER)
-        with self._shared.apart(), self._in_use():
-            tasks, own = normal_tensors(tasks), self._own(self.statistics == "shared")
-            return self.engine.map(self.engine.isolated(predictions), tasks, *own, "predict")
+        def run(group: Group) -> Any:
+            alone = self.depends_on_query_set and (not transductive or set(group.queries) == {1})
+            predict = self.engine.isolated(predictions, alone=alone)
+            with self._shared.apart(), self._in_use():
+                own = self._own(self.statistics == "shared")
+                return self.engine.map(predict, group.tasks, *own, "predict", group.kind)
+
+        groups = self._groups(normal_tensors(tasks), Use.ADAPT if self._takes(steps) else Use.ANSWER, run)
+        if is_stacked(tasks):
+            return run(groups[0])
+        return in_order(groups, [list(outputs_of(group, run(group), axis=1)) for group in groups])
 
     @undisturbed()
     def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
@@ -321,11 +391,13 @@ class MetaLearner(nn.Module):
 
     @undisturbed()
     @torch.no_grad()
-    def adapt_all(self, support: Batch, steps: int | None = None, batch_size: int | None = None) -> AdaptedTasks:
+    def adapt_all(
+        self, support: Batch | Padded | list[Batch], steps: int | None = None, batch_size: int | None = None
+    ) -> AdaptedTasks:
         """Adapt to many tasks at once, with dropout turned off.
 
         Args:
-            support: the examples of T tasks: ``x`` is ``[T, S, ...]``.
+            support: the examples of T tasks: ``x`` is ``[T, S, ...]``; or a list with the support set of each task.
             steps: inner steps; ``None`` takes as many as in training.
             batch_size: support examples per inner step; ``None`` takes as many as in training.
         """
@@ -337,13 +409,21 @@ class MetaLearner(nn.Module):
             step, model = replace(episode, batch_size=batch_size or self.batch_size).last(order=1), episode.model
             return model.parameters(step.params, step.latest), model.buffers_at(step.buffers, step.latest)
 
-        task = normal_tensors(Task(require_batch(support), support))
-        if self._takes(steps):
-            self._examine(task, Use.ADAPT)
-        with self._shared.apart(), self._in_use():
-            # Copies, so that training on does not change what was adapted.
-            params, buffers = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
-            params, buffers = self.engine.map(self.engine.isolated(last), task, params, buffers, "adapt")
+        def run(group: Group) -> tuple[Params, Params]:
+            with self._shared.apart(), self._in_use():
+                # Copies, so that training on does not change what was adapted.
+                own = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
+                return self.engine.map(  # type: ignore[no-any-return]
+                    self.engine.isolated(last), group.tasks, *own, "adapt", group.kind
+                )
+
+        tasks, use = normal_tensors(tasks_of(support)), Use.ADAPT if self._takes(steps) else None
+        groups = self._groups(tasks, use, run, pads=batch_size is None)
+        adapted = [run(group) for group in groups]
+        params, buffers = (
+            {name: stacked_in_order(groups, [each[kind][name] for each in adapted]) for name in adapted[0][kind]}
+            for kind in (0, 1)
+        )
         return AdaptedTasks(self._stateless, self.statistics, params, buffers, self._shared)
 
     @property
@@ -412,12 +492,72 @@ class MetaLearner(nn.Module):
         found = require_start(mine(self.initial)(episode), start.params, type(self.initial).__name__)
         return replace(episode, start=start.at(anew(found)))
 
-    def _examine(self, tasks: Task, use: Use, objective: Objective | None = None) -> None:
-        """Refuse what would be wrong without an error: hooks in each call, the rest once for each set of shapes."""
+    def _groups(
+        self,
+        tasks: Tasks,
+        use: Use | None,
+        run: Callable[[Group], Any],
+        objective: Objective | None = None,
+        pads: bool = True,
+    ) -> list[Group]:
+        """Examine a meta-batch, and decide which of its tasks run at once.
+
+        Args:
+            tasks: the meta-batch.
+            use: what is done with it; ``None`` examines and pads nothing.
+            run: does it with a group.
+            objective: another than the learner's own.
+            pads: whether tasks of different sizes may be padded.
+        """
+        tasks = tasks if is_stacked(tasks) else joined(singles(tasks))
+        if not isinstance(tasks, list):
+            if use is not None:
+                self._examine(tasks, use, objective)
+            return [Group.of_equal(tasks)]
+        if use is None:
+            return equal_groups(tasks)
+        self._examine(stack(tasks[:1]), use, objective, sizes=False)
+        if not pads or not self._pads(tasks, objective or self.objective):
+            return equal_groups(tasks)
+        groups = partial(padded_groups, tasks)
+        kind = groups(1)[0].kind
+        return groups(self.engine.groups(kind, len(tasks), lambda number: list(map(run, groups(number)))))
+
+    def _pads(self, tasks: list[Task], objective: Objective) -> bool:
+        """Whether examples that fill up change nothing but rounding."""
+        plain = self.initial is None and self.slots is None and not self._extras and not self._joint
+        whole = self.batch_size is None and type(objective) in (Unrolled, Reptile, Implicit)
+        known = terms_of(self.loss) is not None and terms_of(self.inner_loss) is not None
+        engine = self.engine
+        if not (plain and whole and known and engine.vectorized) or engine.random or engine.changing:
+            return False
+        if depends_on_inputs(self.model, self._training_statistics):
+            return False
+        key = kind_of(tasks[0]), self.model.training
+        if key not in self._padding:
+            self._padding[key] = self._ignores_padding(tasks)
+        return self._padding[key]
+
+    @undisturbed(alone=True)
+    @torch.no_grad()
+    def _ignores_padding(self, tasks: list[Task]) -> bool:
+        with TaskOperations(vectorized=False), without_kept_tensors(*self.children()):
+            return ignores_padding(partial(self._stateless, *self._own()), tasks)
+
+    def _examine(self, tasks: Task, use: Use, objective: Objective | None = None, sizes: bool = True) -> None:
+        """Refuse what would be wrong without an error: hooks in each call, the rest once for each set of shapes.
+
+        Args:
+            tasks: of which the first is examined.
+            use: what is done with them.
+            objective: another than the learner's own.
+            sizes: whether the numbers of examples count as part of the shapes.
+        """
         with self._shared.lock:
             refuse_hooks(self.model, self.rule, self.adapted, use >= Use.JUDGE)
-            every = *tensors_of(tasks), *members_of(modules_of(self.model))[0]
-            shapes = [(tensor.shape[1:], tensor.dtype, tensor.requires_grad) for tensor in every]
+            data, own = tensors_of(tasks), members_of(modules_of(self.model))[0]
+            every = [(t.shape[1 if sizes else 2 :], t) for t in data] + [(p.shape[1:], p) for p in own]
+            shapes = [(shape, tensor.dtype, tensor.requires_grad) for shape, tensor in every]
             if (key := (*shapes, self.model.training, use)) not in self._examined:
                 self._examine_first(tasks, use, objective)
                 self._examined.add(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -26,15 +26,36 @@ class Batch(NamedTuple):
     y: Any
 
 
+class Padded(NamedTuple):
+    """Examples of T tasks of different sizes, filled up to the largest one.
+
+    What the examples that fill up hold does not matter: they change no result.
+
+    Attributes:
+        x: as of a `Batch`: ``[T, S, ...]``, S being the size of the largest task.
+        y: likewise.
+        mask: ``[T, S]``, true for the examples of a task and false for those that fill up.
+    """
+
+    x: Any
+    y: Any
+    mask: Tensor
+
+
 class Task(NamedTuple):
     """A support set (adapted on) and a query set (judged on), each with a leading task axis.
 
     With T tasks, S support and Q query examples: ``support.x`` is ``[T, S, ...]``, ``query.x`` is ``[T, Q, ...]``.
-    A meta-batch is one such `Task`; a single task is the same thing without the leading axis.
+    A meta-batch is one such `Task`; a single task is the same thing without the leading axis. A meta-batch of tasks of
+    different sizes is a list of single tasks, or one `Task` of `Padded` sets.
     """
 
-    support: Batch
-    query: Batch
+    support: Batch | Padded
+    query: Batch | Padded
+
+
+Tasks = Task | list[Task]
+"""A meta-batch: tasks of equal sizes, stacked along a leading axis, or a list of single tasks."""
 
 
 @runtime_checkable
@@ -52,7 +73,7 @@ class TaskSource(Protocol):
     True
     """
 
-    def sample(self, n: int, generator: torch.Generator) -> Task:
+    def sample(self, n: int, generator: torch.Generator) -> Tasks:
         """Draw ``n`` tasks; all randomness comes from ``generator``, so the same state gives the same tasks."""
         ...
 
@@ -90,11 +111,78 @@ class InteractiveSource(Protocol):
 Source = TaskSource | InteractiveSource
 
 
-def draw(source: Source, learner: Any, n: int, generator: torch.Generator) -> Task:
-    """A meta-batch of ``n`` tasks for a learner."""
+@runtime_checkable
+class FiniteSource(Protocol):
+    """A source of a fixed number of tasks, of which an evaluation takes each once at most.
+
+    A source of this kind is also a `TaskSource`.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of tasks."""
+        ...
+
+    def __getitem__(self, index: int) -> Task:
+        """Return one task, without a leading axis."""
+        ...
+
+
+def draw(source: Source, learner: Any, n: int, generator: torch.Generator) -> Tasks:
+    """Draw a meta-batch of ``n`` tasks for a learner; tasks of equal sizes are stacked."""
     if isinstance(source, InteractiveSource):
         return source.collect(learner, n, generator)
-    return source.sample(n, generator)
+    tasks = source.sample(n, generator)
+    return tasks if is_stacked(tasks) else joined(singles(tasks))
+
+
+def is_stacked(tasks: Any) -> bool:
+    """Whether a meta-batch is one `Task` of equal tasks without padding."""
+    return not isinstance(tasks, list) and not any(isinstance(part, Padded) for part in tasks)
+
+
+def singles(tasks: Tasks) -> list[Task]:
+    """Take a meta-batch apart into single tasks without padding.
+
+    Raises:
+        ValueError: there is no task, or a mask does not fit.
+        TypeError: an entry of a list is no `Task`.
+    """
+    if not isinstance(tasks, list):
+        return [Task(*map(unpadded, select(tasks, index))) for index in range(count(tasks))]
+    if not tasks:
+        raise ValueError("a meta-batch needs at least one task, got an empty list")
+    if strange := [type(task).__name__ for task in tasks if not isinstance(task, Task)]:
+        raise TypeError(f"a list of tasks holds Task(Batch(x, y), Batch(x, y)) for each task, got a {strange[0]}")
+    return [Task(*map(unpadded, task)) for task in tasks]
+
+
+def unpadded(part: Batch | Padded) -> Batch:
+    """Return the examples of one task without those that fill up.
+
+    Raises:
+        ValueError: the mask is no vector of booleans with an entry for each example, or leaves no example.
+    """
+    if not isinstance(part, Padded):
+        return part
+    number, mask = size(part.x), part.mask
+    if mask.dtype != torch.bool or mask.shape != (number,) or not bool(mask.any()):
+        raise ValueError(
+            f"the mask of a padded set has a boolean for each example, at least one of which is true; got "
+            f"{int(mask.sum())} true ones in {tuple(mask.shape)} of {mask.dtype} for {number} examples of a task"
+        )
+    return Batch(*pytree.tree_map_only(Tensor, lambda leaf: leaf[mask], (part.x, part.y)))
+
+
+def joined(tasks: Sequence[Task]) -> Tasks:
+    """Stack single tasks if their shapes are equal; else return them as a list."""
+    return stack(tasks) if len({layout(task) for task in tasks}) == 1 else list(tasks)
+
+
+def layout(tasks: Any) -> Hashable:
+    """Return the shapes and types of the tensors in tasks, and whatever else they hold."""
+    leaves, structure = pytree.tree_flatten(tasks)
+    plain = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+    return str(structure), tuple(plain)
 
 
 def tensors_of(tasks: Any) -> list[Tensor]:
@@ -109,13 +197,20 @@ def tensors_of(tasks: Any) -> list[Tensor]:
     return found
 
 
-def count(tasks: Task) -> int:
+def kind_of(task: Task) -> Hashable:
+    """Return what two tasks share that differ in their sizes alone."""
+    return layout(pytree.tree_map_only(Tensor, lambda leaf: leaf[:1], task))
+
+
+def count(tasks: Tasks) -> int:
     """The number of tasks T in a meta-batch.
 
     Raises:
         ValueError: the leading axes disagree or lack, or there is no tensor, or no task.
         TypeError: there is an array that is no tensor, which nothing would split by tasks.
     """
+    if isinstance(tasks, list):
+        return len(tasks)
     for leaf in pytree.tree_leaves(tasks):
         if not isinstance(leaf, Tensor) and getattr(leaf, "shape", None):
             raise TypeError(
@@ -138,6 +233,8 @@ def require_batch(support: Any) -> Batch:
     Raises:
         TypeError: it is not a `Batch`.
     """
+    if isinstance(support, Padded):
+        return unpadded(support)
     if not isinstance(support, Batch):
         hint = "give its support set, task.support" if isinstance(support, Task) else "give Batch(x, y)"
         raise TypeError(f"to adapt takes the support set of one task, a Batch, got a {type(support).__name__}: {hint}")
@@ -146,6 +243,8 @@ def require_batch(support: Any) -> Batch:
 
 def select(tasks: Any, index: int | slice) -> Any:
     """One task (an int) or some of them (a slice) of a meta-batch."""
+    if isinstance(tasks, list) and tasks and isinstance(tasks[0], Task):
+        return tasks[index]
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tasks)
 
 
@@ -177,5 +276,5 @@ def size(x: Any) -> int:
 
 
 def stack(items: Sequence[Any]) -> Any:
-    """Pytrees of tensors, stacked along a new first axis."""
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *items)
+    """Pytrees of tensors, stacked along a new first axis. Of other leaves, the first one is taken."""
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *items)

@@ -30,7 +30,7 @@ from ..functional.stand_ins import independent
 from ..functional.stateless import DROPOUTS, NORMS, set_modes
 from ..functional.writes import FlagReads, model_writes, rule_writes
 from ..objectives import Implicit, Unrolled
-from ..task import Params, tensors_of
+from ..task import Batch, Padded, Params, tensors_of
 from .dependence import check_dependence, parameters_of, reached, refuse_order, refuse_own_parameters
 
 
@@ -157,7 +157,7 @@ def _first(episode: Episode, draws: Draws) -> Run:
             require_tensors(output := episode.output(episode.start, batch.x))
         episode.model.stateless.asks |= reads.found
         with RefusedBroadcasts(output, batch.y):
-            loss = _compared(episode, output, batch.y, episode.start)
+            loss = _compared(episode, output, batch, episode.start)
     if episode.memory == "constant" and draws.error is not None and not draws.error.repeats:
         raise ValueError(
             f'memory="constant" computes inner steps again in the backward pass, but {type(model).__name__} or its '
@@ -178,10 +178,10 @@ def _parameters(episode: Episode) -> Params:
     return episode.model.parameters(episode.start.params, 0)
 
 
-def _compared(episode: Episode, output: Any, y: Any, step: Step) -> Tensor:
+def _compared(episode: Episode, output: Any, batch: Batch | Padded, step: Step) -> Tensor:
     """The inner loss of an output of the support set."""
     known = {"params": step.params, "start": episode.start.params, "step": 0, "query": episode.task.query.x}
-    return episode.compared(output, y, {**known, "model": lambda x: episode.output(step, x)})
+    return episode.compared(output, batch, {**known, "model": lambda x: episode.output(step, x)})
 
 
 def _moved_on(tensors: list[Tensor]) -> RandomState:
@@ -270,7 +270,7 @@ def _again(episode: Episode, before: RandomState, draws: Draws, params: Params) 
     batch = episode.support(0)
     with random_numbers_from(before), draws:
         output = episode.output(step := episode.start.at(params), batch.x)
-        return output, _compared(episode, output, batch.y, step)
+        return output, _compared(episode, output, batch, step)
 
 
 def _require_same(first: Run, again: Run, episode: Episode, before: RandomState, draws: Draws, params: Params) -> None:

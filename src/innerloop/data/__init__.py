@@ -1,6 +1,7 @@
 """Task sources: functions, sequences, invented characters, and few-shot episodes from images."""
 
 from .episodes import FewShot
+from .fixed import FixedTasks, SplitTasks, from_tasks
 from .folders import image_folder
 from .functions import Linear, Lines, Sinusoid, Sinusoids
 from .images import ClassImages, Splits
@@ -16,6 +17,7 @@ __all__ = [
     "TASKS",
     "ClassImages",
     "FewShot",
+    "FixedTasks",
     "Linear",
     "Lines",
     "Oscillator",
@@ -23,10 +25,12 @@ __all__ = [
     "Sinusoid",
     "Sinusoids",
     "Sources",
+    "SplitTasks",
     "Splits",
     "Strokes",
     "few_shot",
     "from_arrays",
+    "from_tasks",
     "image_folder",
     "mini_imagenet",
     "omniglot",

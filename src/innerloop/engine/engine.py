@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -46,6 +47,9 @@ PerTask = Callable[[Task, Params, Params], Any]
 Result = TypeVar("Result")
 
 _recording: ContextVar[Any] = ContextVar("the engine whose operations are recorded", default=None)
+
+UNMEASURED = 4
+"""The number of groups of tasks of different sizes where nothing is measured."""
 
 PARTS = ("update rule", "loss", "inner loss", "objective", "initialization")
 """What a learner consists of, beside its model."""
@@ -162,9 +166,9 @@ class Engine:
 
         return isolated
 
-    def map(self, function: PerTask, tasks: Task, params: Params, buffers: Params, purpose: str) -> Any:
+    def map(self, function: PerTask, tasks: Task, params: Params, buffers: Params, purpose: str, kind: str = "") -> Any:
         """The function's results for every task, stacked along a leading task axis."""
-        return concatenated(list(self.chunks(function, tasks, params, buffers, purpose, lambda result: result)))
+        return concatenated(list(self.chunks(function, tasks, params, buffers, purpose, lambda result: result, kind)))
 
     def chunks(
         self,
@@ -174,6 +178,7 @@ class Engine:
         buffers: Params,
         purpose: str,
         finish: Callable[[Any], Result],
+        kind: str = "",
     ) -> Iterator[Result]:
         """What becomes of the results of some tasks at a time, in order.
 
@@ -185,11 +190,14 @@ class Engine:
             purpose: what the results are for, in a word: choices are made for each purpose and shape of tasks.
             finish: what is done with the stacked results of a chunk before the next one is begun; so what is needed
                 to differentiate them is held for one chunk (a thread) at a time.
+            kind: what plans are for instead of the shapes of the tasks, where these hardly come twice. It is measured
+                on the first `AT_ONCE` tasks of this kind or more.
         """
-        job, done = _Job(self, function, tasks, params, buffers, f"{purpose} {shapes_of(tasks)}", finish), 0
+        job, done = _Job(self, function, tasks, params, buffers, f"{purpose} {kind or shapes_of(tasks)}", finish), 0
         number, name = count(tasks), job.name
         keep_freed_memory(grow=name not in self._grown)
-        plan = self._plan(name, number, params) or self._found(job, number, purpose)
+        plan = self._plan(name, number, params)
+        plan = plan or (Plan(number) if kind and number < AT_ONCE else self._found(job, number, purpose))
         while plan.size and done < number:
             parts = parts_of(tasks, plan.size, done)
             random_state = torch.get_rng_state()
@@ -209,6 +217,31 @@ class Engine:
             yield job.one(index)
         if self.lean:  # what is kept from step to step takes bits of what was freed, so that memory would grow for ever
             self._grown.add(name)
+
+    def groups(self, kind: str, tasks: int, run: Callable[[int], Any]) -> int:
+        """The number of groups of tasks of different sizes, the tasks of one group being filled up and run at once.
+
+        Few groups start fewer operations, and many fill up less. 1, 2, 4, ... are measured as long as that helps.
+
+        Args:
+            kind: of the tasks.
+            tasks: how many there are.
+            run: runs them in so many groups, without a trace.
+        """
+        if torch.are_deterministic_algorithms_enabled():
+            return UNMEASURED
+        name = f"groups {kind}"
+        if (decision := self.plans.get(name)) is None:
+            times: dict[int, float] = {}
+            random_state, number = torch.get_rng_state(), 1
+            while number <= tasks and (number == 1 or times[number // 2] == min(times.values())):
+                run(number)
+                times[number] = min(_timed(partial(run, number)) for _ in range(2))
+                number *= 2
+            torch.set_rng_state(random_state)
+            best = min(times, key=lambda number: times[number])
+            decision = self.plans.put(name, size=best, threads=1, why=f"{best} of {', '.join(map(str, times))} tried")
+        return int(decision["size"])
 
     def _seconds(self, job: _Job, plan: Plan, purpose: str) -> float:
         """What all tasks take by a plan, measured on as many as show it."""
@@ -386,6 +419,14 @@ class _Job(NamedTuple):
         with torch.random.fork_rng([]):
             for index in range(count(self.tasks)):
                 self.one(index)
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _given(vectorize: Vectorize) -> Plan | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from functools import partial
+from itertools import islice, zip_longest
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..functional.contracts import RefusedBroadcasts
 from ..functional.undisturbed import guarded
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
-from ..task import InteractiveSource, Source, Task, TaskSource, select, to
+from ..task import FiniteSource, InteractiveSource, Source, Task, Tasks, TaskSource, joined, select, singles, to
 from .accuracy import accuracy as accuracy
 from .accuracy import floating
 from .ensemble import Ensemble
@@ -133,7 +134,7 @@ def evaluate(
         source: where the tasks come from. In those of an `InteractiveSource` the learner acts, and what it comes to
             is the score; ``transductive`` then says nothing, and no ``metric`` is given.
         num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one; of those that are
-            acted in, the first whole batches.
+            acted in, the first whole batches. A `FiniteSource` with fewer tasks is evaluated on each of them once.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
         transductive: whether batch norm sees a task's whole query set; see `MetaLearner.predict`.
         metric: the name of one (`innerloop.train.METRICS`), an `innerloop.Metric`, a metric of torchmetrics, or a loss
@@ -152,10 +153,11 @@ def evaluate(
         scale = judged_by(learner, source, metric)
         return Evaluation.of(_lived(learner, source, num_tasks, steps, seed, batch, world), scale, False, acting=True)
     known, generator = chosen(metric, learner.loss), torch.Generator().manual_seed(seed)
+    drawn, num_tasks = _drawing(source, num_tasks, generator)
     with _seeded(device, seed):
         for start in range(0, num_tasks, batch):
-            tasks = _draw(source, min(batch, num_tasks - start), generator)
-            known = known or default(learner.loss, tasks.query.y)
+            tasks = drawn(min(batch, num_tasks - start))
+            known = known or default(learner.loss, _first(tasks).query.y)
             if start // batch % world.size == world.rank:  # dealt out in turn
                 parts.append(_judged(learner, known, to(tasks, device), steps, transductive))
     found, scale = _gathered(world, [scores for scores, _ in parts]), Scale.of(known)
@@ -164,11 +166,18 @@ def evaluate(
 
 
 def _judged(
-    learner: MetaLearner | Ensemble, metric: Metric, tasks: Task, steps: int | None, transductive: bool
+    learner: MetaLearner | Ensemble, metric: Metric, tasks: Tasks, steps: int | None, transductive: bool
 ) -> tuple[Tensor, tuple[int, int]]:
     """The scores ``[T, K + 1]`` of tasks, and how many outputs are not finite, of how many."""
-    output = learner.predict(tasks, steps, transductive)
-    return score(Judge(metric, learner.loss), output, tasks.query.y).cpu(), _predictions(output)
+    output, judge = learner.predict(tasks, steps, transductive), Judge(metric, learner.loss)
+    if not isinstance(tasks, list):
+        return score(judge, output, tasks.query.y).cpu(), _predictions(output)
+    scores, counts = [], []
+    for task, own in zip(tasks, output, strict=True):
+        own, y = pytree.tree_map_only(Tensor, lambda leaf: leaf[None], (own, task.query.y))
+        scores.append(score(judge, own, y).cpu())
+        counts.append(_predictions(own))
+    return torch.cat(scores), (sum(bad for bad, _ in counts), sum(every for _, every in counts))
 
 
 def rehearse(
@@ -196,7 +205,7 @@ def rehearse(
     device = next(learner.parameters()).device
     with _seeded(device, seed):
         tasks = to(_draw(source, 2, torch.Generator().manual_seed(seed)), device)
-        judge = Judge(known or default(learner.loss, tasks.query.y), learner.loss)
+        judge = Judge(known or default(learner.loss, _first(tasks).query.y), learner.loss)
         for index in range(2):
             support, query = select(tasks, index)
             judge(learner.adapt(support, steps, transductive)(query.x), query.y)
@@ -241,12 +250,24 @@ def _check(num_tasks: int, batch: int, steps: int | None) -> None:
         )
 
 
-def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Task:
+def _drawing(source: TaskSource, num_tasks: int, generator: torch.Generator) -> tuple[Callable[[int], Tasks], int]:
+    """A function that draws the next so many tasks, and how many are evaluated."""
+    if not isinstance(source, FiniteSource):
+        return partial(_draw, source, generator=generator), num_tasks
+    if len(source) < 2:
+        raise ValueError(f"an evaluation needs at least 2 tasks (for the interval), and the source has {len(source)}")
+    order = iter(torch.randperm(len(source), generator=generator).tolist())
+    return lambda n: joined([source[index] for index in islice(order, n)]), min(num_tasks, len(source))
+
+
+def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Tasks:
     # One at a time: what a source draws for n tasks at once would depend on n.
     # Of one that draws more than it is asked for, the first, so that there are as many scores as tasks were asked for.
-    tasks = [select(source.sample(1, generator), slice(0, 1)) for _ in range(n)]
-    joined: Task = pytree.tree_map(lambda *leaves: None if leaves[0] is None else torch.cat(leaves), *tasks)
-    return joined
+    return joined([singles(select(source.sample(1, generator), slice(0, 1)))[0] for _ in range(n)])
+
+
+def _first(tasks: Tasks) -> Task:
+    return tasks[0] if isinstance(tasks, list) else tasks
 
 
 @torch.no_grad()
@@ -315,4 +336,5 @@ def judged_by(learner: MetaLearner | Ensemble, source: Source, metric: Judged | 
         return scale
     if (known := chosen(metric, learner.loss)) is not None:
         return Scale.of(known)
-    return Scale.of(default(learner.loss, source.sample(1, torch.Generator().manual_seed(0)).query.y))
+    tasks = source.sample(1, torch.Generator().manual_seed(0))
+    return Scale.of(default(learner.loss, _first(tasks).query.y))

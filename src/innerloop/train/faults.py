@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..common.errors import is_out_of_memory
 from ..common.ranges import require_at_least
 from ..learner import MetaLearner
 from ..objectives import Outcome
-from ..task import Batch, Params, Task, count, select, stack, to
+from ..task import Batch, Params, Task, Tasks, count, joined, select, to
 from .checkpoint import Checkpoints, load, save
 from .world import World
 
@@ -54,7 +54,7 @@ class Faults:
         self.learner, self.world, self.checkpoints, self.policy, self.most = learner, world, checkpoints, policy, most
         self.skipped = 0
 
-    def usable(self, iteration: int, tasks: Task, grads: Params, outcome: Outcome, norm: Tensor) -> bool:
+    def usable(self, iteration: int, tasks: Tasks, grads: Params, outcome: Outcome, norm: Tensor) -> bool:
         """Whether an update can be made, or is to be skipped.
 
         Args:
@@ -88,7 +88,7 @@ class Faults:
             f"{message}{self._keep(iteration, tasks, indices)}. A smaller lr, inner or outer, often helps"
         )
 
-    def _each(self, tasks: Task, iteration: int) -> Tensor:
+    def _each(self, tasks: Tasks, iteration: int) -> Tensor:
         """Whether the gradient of each task by itself is finite."""
         own, device, alone = self.world.bounds(count(tasks)), next(self.learner.parameters()).device, []
         self.learner.training = False  # itself alone, not its modules: statistics stay as they are
@@ -99,18 +99,22 @@ class Faults:
         self.learner.training = True
         return self.world.whole(torch.tensor(alone, dtype=torch.float32, device=device), count(tasks)) > 0
 
-    def _keep(self, iteration: int, tasks: Task, indices: list[int]) -> str:
+    def _keep(self, iteration: int, tasks: Tasks, indices: list[int]) -> str:
         """Save the tasks at fault, to look at them and to try again; where."""
         if self.checkpoints is None:
             return ""
-        failed = to(stack([select(tasks, index) for index in indices]), "cpu")
-        plain = {name: part._asdict() for name, part in failed._asdict().items()}
+        failed = to(joined([select(tasks, index) for index in indices]), "cpu")
+        plain = [_plain(task) for task in failed] if isinstance(failed, list) else _plain(failed)
         path, last = self.checkpoints.directory.parent / FAILED, self.checkpoints.iterations()[-1]
         save(path, {"iteration": iteration, "tasks": plain, "learner": self.learner.state_dict()})
         return f"; see {path}. The last good checkpoint, of iteration {last}, is kept"
 
 
-def load_failed(run: Path) -> tuple[Task, Params, int]:
+def _plain(task: Task) -> dict[str, Any]:
+    return {name: part._asdict() for name, part in task._asdict().items()}
+
+
+def load_failed(run: Path) -> tuple[Tasks, Params, int]:
     """Load the tasks that stopped a training, the state of its learner then, and the outer iteration.
 
     This is all that a repeated attempt needs. The iteration is counted from 0, as `MetaLearner.meta_gradient` takes it.
@@ -120,8 +124,10 @@ def load_failed(run: Path) -> tuple[Task, Params, int]:
         ValueError: the file is damaged.
     """
     found = load(run / FAILED)
-    tasks = Task(*(Batch(**found["tasks"][part]) for part in Task._fields))
-    return tasks, found["learner"], found["iteration"] - 1
+    kept, tasks = found["tasks"], list[Task]()
+    for each in kept if isinstance(kept, list) else [kept]:
+        tasks.append(Task(*(Batch(**each[part]) for part in Task._fields)))
+    return tasks if isinstance(kept, list) else tasks[0], found["learner"], found["iteration"] - 1
 
 
 @contextmanager

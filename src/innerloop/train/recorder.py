@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common.ranges import require_at_least
 from ..learner import MetaLearner
 from ..objectives import Outcome
-from ..task import Params, Task, select, to
+from ..task import Params, Tasks, select, to
 from .evaluate import Evaluation
 from .record import SCHEMA, Metrics, environment, peak_memory
 from .trace import trace
@@ -77,7 +77,7 @@ class Recorder:
             self.metrics.append("run", 0, **about, environment=environment(device))
             self._rates(0)
 
-    def tasks(self, iteration: int, tasks: Task, grads: Params, outcome: Outcome) -> None:
+    def tasks(self, iteration: int, tasks: Tasks, grads: Params, outcome: Outcome) -> None:
         """What happens within some tasks, if it is time, before the update of that iteration."""
         if not self.trace_every or not due(iteration, self.trace_every, self.iterations):
             return

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..learner import MetaLearner
-from ..task import Task, select, size
+from ..task import Task, Tasks, select, size, stack
 from .evaluate import score
 from .metrics import Judge, default, tells_classes
 
 
-def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> dict[str, Any]:
+def trace(learner: MetaLearner, tasks: Tasks, steps: Tensor, every: int = 1) -> dict[str, Any]:
     """How T tasks are learned by K inner steps, from the parameters as they are.
 
     Args:
@@ -28,6 +28,10 @@ def trace(learner: MetaLearner, tasks: Task, steps: Tensor, every: int = 1) -> d
         default metric (plain cross-entropy on class indices), ``support_accuracy`` and ``query_accuracy``, likewise,
         in per cent.
     """
+    if isinstance(tasks, list):
+        each = [trace(learner, stack([task]), own[None], every) for task, own in zip(tasks, steps, strict=True)]
+        joint = (set(each[0]) - {"after"}) if each else set[str]()
+        return {key: [row for one in each for row in one[key]] if key in joint else each[0][key] for key in each[0]}
     after = sorted({*range(0, learner.steps, every), learner.steps})
     told: dict[str, Any] = {
         "steps": epochs(steps, size(select(tasks.support.x, 0)), learner.batch_size),

@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 from ..common.errors import warn_of_old_name
 from ..objectives import Outcome
-from ..task import Params, Task, count, select
+from ..task import Params, Tasks, count, select
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others, who may be compiling, before it takes them for lost. One that ended is
@@ -69,9 +69,9 @@ class World:
             raise ValueError(f"{self.size} processes need meta-batches of at least as many tasks, got tasks={total}")
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
-    def share(self, tasks: Task) -> Task:
+    def share(self, tasks: Tasks) -> Tasks:
         """This process's part of a meta-batch."""
-        part: Task = tasks if self.size == 1 else select(tasks, self.bounds(count(tasks)))
+        part: Tasks = tasks if self.size == 1 else select(tasks, self.bounds(count(tasks)))
         return part
 
     def join(
