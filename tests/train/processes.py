@@ -43,6 +43,7 @@ LEARNERS = {
         il.models.mlp(1, 20, 1), rule=il.Chain(il.Clip(), Remembering(0.01)), steps=2, loss=F.mse_loss, compile=False
     ),
     "maml": lambda: il.maml(il.models.mlp(1, 20, 1), lr=0.01, steps=2, loss=F.mse_loss, compile=False),
+    "unequal": lambda: il.maml(il.models.mlp(1, 20, 1), lr=0.01, steps=2, loss=F.mse_loss),
     "promp": lambda: il.rl.promp(il.rl.gaussian_policy(2, 2, hidden=(8,)), episodes=3, vectorize=True),
     "maml-plus-plus": lambda: il.maml_plus_plus(
         il.models.conv4(channels=1, ways=3, width=4, image_size=16, running=True), steps=2, compile=False
@@ -56,7 +57,7 @@ class Doubles:
     def __init__(self, source: il.TaskSource, action: str) -> None:
         self.source, self.action, self.draws = source, action, 0
 
-    def sample(self, n: int, generator: torch.Generator) -> il.Task:
+    def sample(self, n: int, generator: torch.Generator) -> il.Tasks:
         self.draws += n > 1
         if self.draws == 10 and os.environ.get("RANK", "0") == "1":
             if self.action == "die":
@@ -66,6 +67,8 @@ class Doubles:
             elif self.action == "die-once" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
                 os.kill(os.getpid(), signal.SIGKILL)
         tasks = self.source.sample(n, generator)
+        if isinstance(tasks, list):
+            return [il.Task(*(il.Batch(x.double(), y.double()) for x, y in task)) for task in tasks]
         if self.action == "poison" and self.draws == 10:
             tasks.query.y[n - 2, 0] = float("nan")
         return il.Task(*(il.Batch(x.double(), y.double() if y.is_floating_point() else y) for x, y in tasks))
@@ -74,6 +77,11 @@ class Doubles:
 def sources(name: str, action: str) -> tuple[Any, Any]:
     if name == "promp":
         return il.rl.Interaction(il.rl.Navigation(5)), il.rl.Interaction(il.rl.Navigation(5))
+    if name == "unequal":
+        drawn = [il.Sinusoid(5).sample(1, torch.Generator().manual_seed(n)) for n in range(30)]
+        own = [il.task.select(task, 0) for task in drawn]
+        cut = [il.Task(il.Batch(*(part[: 2 + n % 4] for part in t.support)), t.query) for n, t in enumerate(own)]
+        return (Doubles(il.data.from_tasks(cut), action), Doubles(il.data.from_tasks(cut), ""))
     source = il.Sinusoid(5) if name in ("maml", "remembering") else il.Strokes(ways=3, shots=1, queries=2, size=16)
     return Doubles(source, action), Doubles(source, "")
 

@@ -87,6 +87,21 @@ def test_the_task_that_stopped_it_can_be_tried_again(tmp_path):
     assert outcome.loss.isnan().all()
 
 
+def test_tasks_of_different_sizes_that_stopped_it_can_be_tried_again(tmp_path):
+    def task(points, value):
+        x = torch.rand(points, 1)
+        return x, value * x, x, value * x
+
+    source = il.data.from_tasks([task(4, 1.0), task(5, float("inf")), task(6, 1.0), task(7, float("inf"))])
+    with pytest.raises(NonFiniteError, match=r"the loss of tasks \d, \d"):
+        trainer(source, tmp_path, tasks=4).fit()
+    tasks, state, iteration = load_failed(tmp_path)
+    assert sorted(len(task.support.x) for task in tasks) == [5, 7]
+    learner = trainer(Poisoned()).learner
+    learner.load_state_dict(state)
+    assert not learner.meta_gradient(tasks, iteration)[1].loss.isfinite().any()
+
+
 def test_unknown_policies_are_refused():
     with pytest.raises(ValueError, match='"stop" or "skip", got \'ignore\''):
         trainer(Poisoned(), non_finite="ignore")

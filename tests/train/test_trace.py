@@ -106,3 +106,18 @@ def test_steps_are_told_by_passes(steps: int, examples: int, batch_size: int | N
     told = epochs(values, examples, batch_size)
     assert [[len(epoch) for epoch in task] for task in told] == [expected, expected]
     assert [loss for task in told for epoch in task for loss in epoch] == values.flatten().tolist()
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_tasks_of_different_sizes_are_traced_each_by_itself(batch_size: int | None) -> None:
+    tasks = [il.Task(il.Batch(torch.randn(n, 2), torch.arange(n) % 3), il.Batch(torch.randn(3, 2), torch.arange(3)))
+             for n in (3, 7, 4)]  # fmt: skip
+    learner = il.maml(il.models.mlp(2, 8, 3), lr=0.2, steps=3, batch_size=batch_size)
+    steps = learner(tasks).steps
+    told = trace(learner, tasks, steps)
+    for index, task in enumerate(tasks):
+        alone = trace(learner, il.task.stack([task]), steps[index : index + 1])
+        for name in ("support_loss", "query_loss", "support_accuracy", "query_accuracy"):
+            assert told[name][index] == pytest.approx(alone[name][0], rel=1e-4)
+        assert told["steps"][index] == alone["steps"][0]
+    assert told["after"] == [0, 1, 2, 3]

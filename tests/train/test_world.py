@@ -67,7 +67,7 @@ def assert_close(run: Path, other: Path) -> None:
     assert losses(run) == pytest.approx(losses(other), abs=1e-6)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("maml-plus-plus", "promp", "remembering")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("maml-plus-plus", "promp", "remembering", "unequal")]
 
 
 @pytest.mark.parametrize("name", ["maml", *SLOW])
