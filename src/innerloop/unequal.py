@@ -89,7 +89,7 @@ def _group(tasks: Sequence[Task], places: list[int]) -> Group:
     own = [tasks[place] for place in places]
     queries = [size(task.query.x) for task in own]
     equal = len({layout(task) for task in own}) == 1
-    stacked = stack(own) if equal else Task(filled([t.support for t in own]), filled([t.query for t in own]))
+    stacked = stack(own) if equal else Task(*map(filled, zip(*own, strict=True)))
     examples = " ".join("x".join(map(str, leaf.shape[1:])) or "number" for leaf in tensors_of(own[0]))
     return Group(places, stacked, queries, f"unequal {examples}")
 
@@ -111,7 +111,7 @@ def filled(parts: Sequence[Batch], copy: int = 0) -> Padded:
 
     full = stack([Batch(*pytree.tree_map(fill, tuple(part))) for part in parts])
     mask = torch.arange(most) < torch.tensor(sizes)[:, None]
-    return Padded(*full, mask.to(next(leaf.device for leaf in pytree.tree_leaves(full) if isinstance(leaf, Tensor))))
+    return Padded(full.x, full.y, mask.to(tensors_of(full)[0].device))
 
 
 # -- results ----------------------------------------------------------------------------------------------------------

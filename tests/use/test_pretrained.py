@@ -359,3 +359,44 @@ def test_models_of_the_package_have_checksums(name: str, tmp_path: Path) -> None
     for path in folder.iterdir():
         assert path.read_bytes() == (kept / path.name).read_bytes()
     assert json.loads((kept / "config.json").read_text())["sha256"].keys() == {path.name for path in folder.iterdir()}
+
+
+def made(width: int = 8) -> il.MetaLearner:
+    torch.manual_seed(width)
+    return il.maml(il.models.mlp(1, width, 1), lr=0.01, loss=torch.nn.functional.mse_loss)
+
+
+@pytest.fixture(scope="module")
+def python_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, il.MetaLearner]:
+    path, learner, source = tmp_path_factory.mktemp("runs") / "python", made(), il.Sinusoid(5)
+    il.Trainer(
+        learner, source, source, path, iterations=4, tasks=2, val_tasks=4, validate_every=2, progress=False
+    ).fit()
+    return path, learner
+
+
+def test_a_run_made_in_python_is_loaded_into_a_learner(python_run: tuple[Path, il.MetaLearner], tmp_path: Path) -> None:
+    path, trained = python_run
+    for load in (Pretrained.load, Pretrained.from_run):
+        model = load(path, learner=made())
+        for name, tensor in trained.state_dict().items():
+            assert torch.equal(tensor, model.learner.state_dict()[name])
+    folder = model.save_pretrained(tmp_path / "kept")
+    again = Pretrained.load(folder, learner=made())
+    assert torch.equal(again.learner.model[0].weight, trained.model[0].weight)
+
+
+def test_a_run_made_in_python_says_what_it_needs(python_run: tuple[Path, il.MetaLearner]) -> None:
+    path, _ = python_run
+    with pytest.raises(FileNotFoundError, match=r"made in Python, without a recipe .*load\(run, learner=\.\.\.\)"):
+        Pretrained.load(path)
+    with pytest.raises(ValueError, match=r"run .* do not fit MetaLearner: of another shape: model\.0\.weight"):
+        Pretrained.load(path, learner=made(9))
+
+
+def test_a_run_by_a_recipe_is_loaded_into_a_learner_of_its_kind(run: Path) -> None:
+    own = Pretrained.load(run).learner
+    for parameter in own.parameters():
+        parameter.data.zero_()
+    model = Pretrained.load(run, learner=own)
+    assert torch.equal(outputs(model), outputs(Pretrained.load(run)))

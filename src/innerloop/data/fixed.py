@@ -107,7 +107,9 @@ class SplitTasks(FixedTasks):
 
 def _whole(task: Any, number: int) -> Task:
     if isinstance(task, Task):
-        return _checked(Task(*(part if isinstance(part, Padded) else _batch(*part, number) for part in task)), number)
+        return _checked(
+            Task(*(part if isinstance(part, Padded) else _batch(part.x, part.y, number) for part in task)), number
+        )
     if not isinstance(task, (tuple, list)) or len(task) != 4:
         hint = "; for pairs (x, y) give shots= as well" if isinstance(task, (tuple, list)) and len(task) == 2 else ""
         raise TypeError(
@@ -127,7 +129,7 @@ def _checked(task: Task, number: int) -> Task:
 def _examples(task: Any, number: int, shots: int) -> Batch:
     if not isinstance(task, (tuple, list)) or len(task) != 2:
         raise TypeError(f"with shots=, task {number} is (x, y), all examples of the task; got {_described(task)}")
-    examples = _batch(*task, number)
+    examples = _batch(task[0], task[1], number)
     if size(examples.x) <= shots:
         raise ValueError(
             f"task {number} has {size(examples.x)} examples, and shots={shots} leaves none for its query set: give "

@@ -26,8 +26,9 @@ from ..learner import MetaLearner
 from ..schedules import SCHEDULES
 from ..task import InteractiveSource, TaskSource
 from ..train import Ensemble, Stateful, Trainer, evaluate
-from ..train.checkpoint import Checkpoints
+from ..train.checkpoint import Checkpoints, holds_run
 from ..train.checkpoint import differences as differences
+from ..weights import load_weights
 from .refusals import UnfitError, blaming, speaking_of
 from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
 from .toml import Config as Config
@@ -87,6 +88,10 @@ SECTIONS = {
 }
 TOP = {"description": Option(str, ""), "seed": Option(int, 0), "extends": Option(str, "")}
 
+WEIGHTS = {"weights": Option(str, ""), "fresh": Option(tuple[str, ...], ())}
+"""Keys of every model: a file with weights to begin with, and patterns of names that it leaves out; see
+`innerloop.weights.load_weights`."""
+
 SHARED = {"ways": "ways", "image_size": "size", "channels": "channels"}
 """Arguments of a model that must be what the tasks say, and how they are called there."""
 
@@ -115,6 +120,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | Non
         config = _read(name)
         for text in overrides:
             override(config, text)
+            _find_weights(config, Path())
             section, _, key = text.partition("=")[0].strip().partition(".")
             if section == "learner":
                 _give_way(config[section], {key})
@@ -141,12 +147,20 @@ def _read(name: str | Path, chain: tuple[Path, ...] = ()) -> Config:
         raise ValueError(f"more than {DEPTH} recipes extend each other: {shown(chain[0])}, {shown(chain[1])}, ...")
     try:
         config = parse(read_text(path))
+        _find_weights(config, path.parent)
         base = convert(config.pop("extends", ""), str, "extends")
     except ValueError as error:
         if chain and shown(path) not in str(error):
             raise ValueError(f"extends {shown(path)}: {error}") from error
         raise
     return _merge(_read(base, (*chain, path)), config) if base else config
+
+
+def _find_weights(config: Mapping[str, Any], folder: Path) -> None:
+    """Make the path of a model's weights one from the root; in a recipe it is relative to the recipe's folder."""
+    model = config.get("model")
+    if isinstance(model, dict) and isinstance(model.get("weights"), str) and model["weights"]:
+        model["weights"] = str((folder / expanded(model["weights"])).absolute())
 
 
 def _merge(base: Config, over: Mapping[str, Any]) -> Config:
@@ -196,6 +210,7 @@ def _complete(name: str, given: Mapping[str, Any]) -> Config:
     """A section, checked, with its defaults."""
     section = SECTIONS[name]
     given = _as_now(name, given)
+    beside = {key: convert(given.pop(key), WEIGHTS[key].hint, f"model.{key}") for key in _beside(name, given)}
     known, plain = section.options(name, given), {k: v for k, v in given.items() if k != section.key}
     defaults = {key: encode(option.default) for key, option in known.items() if option.default is not REQUIRED}
     for key, parts in getattr(section.function(name, given), "parts", {}).items():
@@ -207,7 +222,18 @@ def _complete(name: str, given: Mapping[str, Any]) -> Config:
         if schedule and {"iterations"} <= plain.keys() & inspect.signature(schedule).parameters.keys():
             plain[key] = {"iterations": plain["iterations"], **value}  # over the whole training
     convert_all(name, plain, known)
-    return {**({section.key: given[section.key]} if section.key else {}), **plain}
+    if beside.get("fresh") and not beside.get("weights"):
+        raise ValueError("model.fresh says which weights of model.weights are left out, and there is no model.weights")
+    return {
+        **({section.key: given[section.key]} if section.key else {}),
+        **plain,
+        **{key: encode(value) for key, value in beside.items()},
+    }
+
+
+def _beside(name: str, given: Mapping[str, Any]) -> list[str]:
+    """The keys of a section that are no arguments of what it names."""
+    return [key for key in WEIGHTS if name == "model" and key in given]
 
 
 def _as_now(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,26 +273,31 @@ def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
 def arguments(config: Config, name: str) -> dict[str, Any]:
     """The arguments that a section of a resolved recipe stands for, such as those of the `Trainer`."""
     section = SECTIONS[name]
-    given = {key: value for key, value in config[name].items() if key != section.key}
+    given = {k: v for k, v in config[name].items() if k != section.key and k not in _beside(name, config[name])}
     return convert_all(name, given, section.options(name, config[name]))
 
 
-def build_learner(config: Config, device: str = "cpu", most: int | None = None) -> MetaLearner:
+def build_learner(config: Config, device: str = "cpu", most: int | None = None, weights: bool = True) -> MetaLearner:
     """The learner of a resolved recipe, initialized under its seed. Torch's random state is left as it was.
 
     Args:
         config: from `load_recipe`.
         device: as in `build`.
         most: how many numbers the model may take: where a recipe and weights come from elsewhere, those that there are.
+        weights: whether the model begins with the weights that the recipe names, if it does.
 
     Raises:
         UnfitError: the model takes more.
+        FileNotFoundError: there is no file with these weights.
         ValueError: a value that its model or its preset refuses; the message begins with the section.
     """
     preset = SECTIONS["learner"].function("learner", config["learner"])
     with torch.random.fork_rng([]):
         torch.manual_seed(config["seed"])
         model = build_model(config["model"], most)
+        if weights and config["model"].get("weights"):
+            with speaking_of("model"):
+                load_weights(model, config["model"]["weights"], fresh=config["model"].get("fresh", ()))
         with speaking_of("learner"):
             learner: MetaLearner = preset(model, **arguments(config, "learner"))
     return learner.to(find_device(device))
@@ -368,6 +399,11 @@ def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] 
     """
     path = Path(run) / "config.toml"
     if not path.is_file():
+        if holds_run(Path(run)):
+            raise FileNotFoundError(
+                f"the run {run} was made in Python, without a recipe (config.toml): load it by "
+                "innerloop.Pretrained.load(run, learner=...), with a learner built as it was for the training"
+            )
         raise FileNotFoundError(f"{run} is not a run directory: it has no config.toml")
     config = load_recipe(path, overrides)
     for changed in differences(load_recipe(path), config):
@@ -377,7 +413,7 @@ def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] 
     weights = Checkpoints(Path(run)).weights()["learner"]
     try:
         with blaming(path):
-            learner = build_learner(config, device, numbers(weights))
+            learner = build_learner(config, device, numbers(weights), weights=False)
         if overrides and not any(p.requires_grad for p in learner.rule.parameters()):  # a recipe may say rates anew
             given = {f"rule.{name}": value for name, value in learner.rule.state_dict().items()}
             weights = {name: value for name, value in weights.items() if not name.startswith("rule.")} | given
@@ -414,6 +450,6 @@ def load_ensemble(
     best, sources, config = load_run(run, root, device, overrides)
     learners = [best]
     for kept in Checkpoints(Path(run)).best_weights(number)[1:] if number > 1 else ():
-        learners.append(build_learner(config, device))
+        learners.append(build_learner(config, device, weights=False))
         learners[-1].load_state_dict(kept["learner"])
     return Ensemble(learners), sources, config

@@ -18,7 +18,9 @@ from ..learner import MetaLearner
 from ..metrics import Scale
 from ..recipe import config
 from ..recipe.refusals import UnfitError
+from ..train.checkpoint import Checkpoints, holds_run
 from ..train.record import dumps
+from ..weights import fill
 from . import contents
 from .card import card, predicted
 from .contents import CARD, FORMAT, SETTINGS, WEIGHTS
@@ -44,18 +46,24 @@ class Pretrained:
     name: str = "a learner"
 
     @classmethod
-    def load(cls, source: str | Path, device: str = "cpu") -> Pretrained:
+    def load(cls, source: str | Path, device: str = "cpu", *, learner: MetaLearner | None = None) -> Pretrained:
         """From a run directory, a folder that `save_pretrained` wrote, or by the name of one that comes with us.
+
+        Args:
+            source: the run directory, the folder or the name.
+            device: where the learner is, if it is made by a recipe.
+            learner: one to load the weights into, built as it was for the training. It is needed where the learner was
+                made in Python, without a recipe.
 
         Raises:
             FileNotFoundError: there is nothing of the kind.
-            ValueError: files that are damaged or do not fit each other.
+            ValueError: files that are damaged or do not fit each other or the learner, or no recipe and no learner.
         """
         folder = shipped().get(str(source)) or expanded(source)
-        if (folder / "config.toml").is_file():
-            return cls.from_run(folder, device)
+        if (folder / "config.toml").is_file() or holds_run(folder):
+            return cls.from_run(folder, device, learner=learner)
         if (folder / SETTINGS).is_file():
-            return cls.from_pretrained(folder, device=device)
+            return cls.from_pretrained(folder, learner=learner, device=device)
         if folder.is_file():
             raise ValueError(
                 f"{source} is a file: if `innerloop adapt --save` wrote it, it is adapted already, and opened by "
@@ -67,9 +75,13 @@ class Pretrained:
         )
 
     @classmethod
-    def from_run(cls, run: str | Path, device: str = "cpu") -> Pretrained:
-        """The best validated weights of a run; see `innerloop.recipe.config.load_learner`."""
-        learner, recipe = config.load_learner(run, device)
+    def from_run(cls, run: str | Path, device: str = "cpu", *, learner: MetaLearner | None = None) -> Pretrained:
+        """The best validated weights of a run; see `load` and `innerloop.recipe.config.load_learner`."""
+        recipe: config.Config = {}
+        if learner is None:
+            learner, recipe = config.load_learner(run, device)
+        else:
+            fill(learner, Checkpoints(Path(run)).weights()["learner"], f"the run {shown(run)}")
         path = Path(run) / "results.json"
         found = contents.parsed(path) if path.is_file() else {}
         contents.require(
@@ -114,7 +126,7 @@ class Pretrained:
         held = _header(folder / WEIGHTS)
         try:
             recipe = config.resolve(told["recipe"]) if told["recipe"] else {}
-            learner = config.build_learner(recipe, device, held.numbers) if learner is None else learner
+            learner = config.build_learner(recipe, device, held.numbers, weights=False) if learner is None else learner
         except UnfitError as error:
             raise ValueError(f"the weights in {folder / WEIGHTS} do not fit the learner: {error}") from error
         except Exception as error:  # what another program wrote can fail in any way
