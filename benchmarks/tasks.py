@@ -63,6 +63,7 @@ def prepare(row: Row, folder: Path, root: str | None, quick: bool) -> Prepared:
 def _tasks(row: Row, root: str | None, quick: bool) -> tuple[il.Task, str]:
     source, data = _source(row, root, quick)
     tasks = source.sample(row.tasks, torch.Generator().manual_seed(0))
+    assert isinstance(tasks, il.Task)
     if row.kind == "pairs":  # the loss of two classes wants numbers
         tasks = il.Task(*(il.Batch(part.x, part.y.float()) for part in tasks))
     if row.kind == "images":

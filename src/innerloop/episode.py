@@ -25,7 +25,7 @@ from .functional.writes import OwnParameters
 from .operations.kernels import unread_gradients
 from .padding import averaged
 from .rules import UpdateRule
-from .task import Batch, Padded, Params, Task, rows
+from .task import Batch, Params, Task, rows
 from .task_model import TaskModel
 
 Loss = Callable[..., Tensor]
@@ -128,7 +128,7 @@ class InnerLoss:
     episode: Episode
     buffers: Params
     index: int
-    batch: Batch | Padded
+    batch: Batch
     order: int = 2
 
     def loss(self, params: Params) -> Tensor:
@@ -167,7 +167,7 @@ class InnerLoss:
         return value_and_gradient(inner, params, order)
 
     def _loss(
-        self, params: Params, batch: Batch | Padded, fixed: Params, buffers: Params, start: Params | None, query: Any
+        self, params: Params, batch: Batch, fixed: Params, buffers: Params, start: Params | None, query: Any
     ) -> tuple[Tensor, tuple[Any, Params]]:
         episode, model = self.episode, self.episode.model.stateless
         output, after = model({**fixed, **params}, buffers, batch.x)
@@ -283,7 +283,7 @@ class Episode:
         """The same, the model being handed the support set and ``x`` in one batch."""
         return self.model.beside(self.task.support.x, step.params, step.buffers, x, step.latest)
 
-    def support(self, index: int | None = None) -> Batch | Padded:
+    def support(self, index: int | None = None) -> Batch:
         """The support examples of an inner step: all of them, or the step's mini-batch."""
         if index is None or self.batch_size is None:
             return self.task.support
@@ -307,7 +307,7 @@ class Episode:
         number = step.latest if index is None else index
         return InnerLoss(self, step.buffers, number, self.support(index), order)
 
-    def compared(self, output: Any, batch: Batch | Padded, known: Mapping[str, Any]) -> Tensor:
+    def compared(self, output: Any, batch: Batch, known: Mapping[str, Any]) -> Tensor:
         """The inner loss of an output on examples, a scalar, which gets what it asks for of what is known."""
         return scalar(averaged(self.inner_loss, output, batch, **{name: known[name] for name in self.extras}))
 

@@ -41,7 +41,6 @@ from .select import Selection, everything
 from .support_norm import joint
 from .task import (
     Batch,
-    Padded,
     Params,
     Task,
     Tasks,
@@ -199,7 +198,8 @@ class MetaLearner(nn.Module):
             iteration: the outer iteration, for schedules.
         """
         with self._shared.lock:
-            if is_stacked(tasks := normal_tensors(tasks)):
+            tasks = normal_tensors(tasks)
+            if not isinstance(tasks, list) and is_stacked(tasks):
                 grads, outcome, left = self._step(Group.of_equal(tasks), iteration)
                 self._renew(left)
                 return grads, outcome
@@ -210,7 +210,8 @@ class MetaLearner(nn.Module):
 
             groups = self._groups(tasks, judging(self.objective), run)
             grads_of, outcomes, left_of = zip(*map(run, groups), strict=True)
-            self._renew(tuple(weighted_mean(groups, means) for means in zip(*left_of, strict=True)))
+            slots, state = zip(*left_of, strict=True)
+            self._renew((weighted_mean(groups, slots), weighted_mean(groups, state)))
             grads = {name: torch.stack([each[name] for each in grads_of]).sum(0) for name in grads_of[0]}
             return grads, together(groups, outcomes)
 
@@ -392,7 +393,7 @@ class MetaLearner(nn.Module):
     @undisturbed()
     @torch.no_grad()
     def adapt_all(
-        self, support: Batch | Padded | list[Batch], steps: int | None = None, batch_size: int | None = None
+        self, support: Batch | list[Batch], steps: int | None = None, batch_size: int | None = None
     ) -> AdaptedTasks:
         """Adapt to many tasks at once, with dropout turned off.
 
@@ -412,10 +413,9 @@ class MetaLearner(nn.Module):
         def run(group: Group) -> tuple[Params, Params]:
             with self._shared.apart(), self._in_use():
                 # Copies, so that training on does not change what was adapted.
-                own = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
-                return self.engine.map(  # type: ignore[no-any-return]
-                    self.engine.isolated(last), group.tasks, *own, "adapt", group.kind
-                )
+                own: tuple[Params, Params] = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
+                adapt = self.engine.isolated(last)
+                return self.engine.map(adapt, group.tasks, *own, "adapt", group.kind)  # type: ignore[no-any-return]
 
         tasks, use = normal_tensors(tasks_of(support)), Use.ADAPT if self._takes(steps) else None
         groups = self._groups(tasks, use, run, pads=batch_size is None)

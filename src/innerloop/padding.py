@@ -53,7 +53,7 @@ def _classes(terms: Tensor, y: Tensor, ignore_index: int) -> tuple[Tensor, Tenso
     return terms, counted
 
 
-def averaged(loss: Any, output: Any, part: Batch | Padded, **extras: Any) -> Tensor:
+def averaged(loss: Any, output: Any, part: Batch, **extras: Any) -> Tensor:
     """Return the loss of an output on a set, without the examples that fill up.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,20 +26,33 @@ class Batch(NamedTuple):
     y: Any
 
 
-class Padded(NamedTuple):
-    """Examples of T tasks of different sizes, filled up to the largest one.
+if TYPE_CHECKING:
 
-    What the examples that fill up hold does not matter: they change no result.
+    class Padded(Batch):
+        """A set that may stand where a `Batch` does; a named tuple cannot inherit from another one that has fields."""
 
-    Attributes:
-        x: as of a `Batch`: ``[T, S, ...]``, S being the size of the largest task.
-        y: likewise.
-        mask: ``[T, S]``, true for the examples of a task and false for those that fill up.
-    """
+        mask: Tensor
 
-    x: Any
-    y: Any
-    mask: Tensor
+        def __new__(cls, x: Any, y: Any, mask: Tensor) -> Padded: ...  # noqa: D102
+        def _replace(self, **fields: Any) -> Padded: ...
+
+else:
+
+    class Padded(NamedTuple):
+        """Examples of T tasks of different sizes, filled up to the largest one.
+
+        What the examples that fill up hold does not matter: they change no result. In a `Task`, a padded set may stand
+        where a `Batch` does.
+
+        Attributes:
+            x: as of a `Batch`: ``[T, S, ...]``, S being the size of the largest task.
+            y: likewise.
+            mask: ``[T, S]``, true for the examples of a task and false for those that fill up.
+        """
+
+        x: Any
+        y: Any
+        mask: Tensor
 
 
 class Task(NamedTuple):
@@ -50,8 +63,8 @@ class Task(NamedTuple):
     different sizes is a list of single tasks, or one `Task` of `Padded` sets.
     """
 
-    support: Batch | Padded
-    query: Batch | Padded
+    support: Batch
+    query: Batch
 
 
 Tasks = Task | list[Task]
@@ -156,7 +169,7 @@ def singles(tasks: Tasks) -> list[Task]:
     return [Task(*map(unpadded, task)) for task in tasks]
 
 
-def unpadded(part: Batch | Padded) -> Batch:
+def unpadded(part: Batch) -> Batch:
     """Return the examples of one task without those that fill up.
 
     Raises:

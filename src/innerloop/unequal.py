@@ -165,7 +165,7 @@ def together(groups: Sequence[Group], outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(objective, loss, in_order(groups, outputs), steps)
 
 
-def tasks_of(support: Batch | Padded | list[Batch]) -> Tasks:
+def tasks_of(support: Batch | list[Batch]) -> Tasks:
     """Make tasks of support sets alone, to adapt to."""
     if isinstance(support, list):
         return [Task(part, part) for part in map(require_batch, support)]

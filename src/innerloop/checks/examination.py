@@ -30,7 +30,7 @@ from ..functional.stand_ins import independent
 from ..functional.stateless import DROPOUTS, NORMS, set_modes
 from ..functional.writes import FlagReads, model_writes, rule_writes
 from ..objectives import Implicit, Unrolled
-from ..task import Batch, Padded, Params, tensors_of
+from ..task import Batch, Params, tensors_of
 from .dependence import check_dependence, parameters_of, reached, refuse_order, refuse_own_parameters
 
 
@@ -178,7 +178,7 @@ def _parameters(episode: Episode) -> Params:
     return episode.model.parameters(episode.start.params, 0)
 
 
-def _compared(episode: Episode, output: Any, batch: Batch | Padded, step: Step) -> Tensor:
+def _compared(episode: Episode, output: Any, batch: Batch, step: Step) -> Tensor:
     """The inner loss of an output of the support set."""
     known = {"params": step.params, "start": episode.start.params, "step": 0, "query": episode.task.query.x}
     return episode.compared(output, batch, {**known, "model": lambda x: episode.output(step, x)})

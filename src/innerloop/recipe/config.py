@@ -24,7 +24,7 @@ from ..common.streams import brief, shown
 from ..data import Sources
 from ..learner import MetaLearner
 from ..schedules import SCHEDULES
-from ..task import InteractiveSource, TaskSource
+from ..task import InteractiveSource, TaskSource, singles
 from ..train import Ensemble, Stateful, Trainer, evaluate
 from ..train.checkpoint import Checkpoints, holds_run
 from ..train.checkpoint import differences as differences
@@ -359,9 +359,9 @@ def _build_sources(
 
 def _check_fit(config: Config, source: TaskSource) -> None:
     """Compare the model's input with the images, before torch trips over it."""
-    model, x = config["model"], source.sample(1, torch.Generator().manual_seed(0)).support.x
+    model, x = config["model"], singles(source.sample(1, torch.Generator().manual_seed(0)))[0].support.x
     for key, axis in (("channels", -3), ("image_size", -1)):
-        if key in model and x.ndim == 5 and model[key] != x.shape[axis]:
+        if key in model and isinstance(x, Tensor) and x.ndim == 4 and model[key] != x.shape[axis]:
             raise ValueError(
                 f"model.{key} = {model[key]}, but the images of {config['tasks']['name']} have {x.shape[axis]}"
             )

@@ -17,7 +17,7 @@ import torch
 
 from ..common.disk import replacing, writing
 from ..learner import MetaLearner
-from ..task import InteractiveSource, Source, Task, draw
+from ..task import InteractiveSource, Source, Tasks, draw
 from ..train import Evaluation, Logger, Result, Stateful, Trainer, World, evaluate
 from ..train.calibration import temperature_on
 from ..train.checkpoint import Checkpoints, holds_run
@@ -211,11 +211,11 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def sample(self, n: int, generator: torch.Generator) -> Task:
+    def sample(self, n: int, generator: torch.Generator) -> Tasks:
         """As the source does."""
         return self._collect(None, n, generator)
 
-    def _collect(self, learner: Any, n: int, generator: torch.Generator) -> Task:
+    def _collect(self, learner: Any, n: int, generator: torch.Generator) -> Tasks:
         self._tell()
         return draw(self._source, learner, n, generator)
 

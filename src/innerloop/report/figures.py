@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..common.streams import shown
 from ..learner import MetaLearner
-from ..task import Task, TaskSource, select
+from ..task import Task, TaskSource, select, singles
 from ..train.evaluate import Evaluation
 
 if TYPE_CHECKING:
@@ -119,9 +118,9 @@ def episode(
     The support images have one column for each class. The frames of the query images below them show whether their
     class was predicted rightly before adaptation (upper frames) and after it.
     """
-    task = source.sample(1, torch.Generator().manual_seed(seed))
-    logits = learner.predict(task, steps, transductive)[0]
-    support, query = select(task.support, 0), select(task.query, 0)
+    task = singles(source.sample(1, torch.Generator().manual_seed(seed)))[0]
+    logits = learner.predict([task], steps, transductive)[0]
+    support, query = task
     ways = int(support.y.max()) + 1
     groups = [("support", support.x, support.y, None), *_query_rows(query, logits)]
     heights = [min(len(x) // ways, SHOTS) for _, x, _, _ in groups]
@@ -138,7 +137,7 @@ def episode(
 
 
 def episode_height(task: Task) -> float:
-    """Inches that `episode` needs for a task."""
+    """Inches that `episode` needs for a single task."""
     ways = int(task.support.y.max()) + 1
     support, query = (min(int(part.y.shape[-1]) // ways, SHOTS) for part in (task.support, task.query))
     return 1.2 + 0.85 * (support + 2 * query)
@@ -211,11 +210,10 @@ def _episode_with(
     nearest, seed = 2.0, first
     for start in range(first, first + 100, TOGETHER):
         seeds = range(start, start + TOGETHER)
-        drawn = [source.sample(1, torch.Generator().manual_seed(candidate)) for candidate in seeds]
-        tasks: Task = pytree.tree_map(lambda *leaves: torch.cat(leaves), *drawn)
-        outputs = learner.predict(tasks, taken, transductive, at=[taken])[:, 0]
-        for candidate, output, y in zip(seeds, outputs, tasks.query.y, strict=True):
-            away = abs((_told(output, y) == y).float().mean().item() - share)
+        tasks = [singles(source.sample(1, torch.Generator().manual_seed(candidate)))[0] for candidate in seeds]
+        outputs = learner.predict(tasks, taken, transductive, at=[taken])
+        for candidate, output, y in zip(seeds, outputs, (task.query.y for task in tasks), strict=True):
+            away = abs((_told(output[0], y) == y).float().mean().item() - share)
             if away < nearest:
                 nearest, seed = away, candidate
         if nearest == 0:

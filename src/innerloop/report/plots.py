@@ -14,7 +14,7 @@ from ..imitation import Imitation
 from ..learner import MetaLearner
 from ..recipe.config import arguments, load_run
 from ..rl import Interaction
-from ..task import InteractiveSource
+from ..task import InteractiveSource, singles
 from ..train import evaluate
 from . import lives
 from . import strips as film_strips
@@ -96,7 +96,7 @@ def episodes(run: Run, options: Options) -> Figure:
     learner, sources, config = load_run(run.path, options.data, options.device)
     if isinstance(sources.test, FunctionSource | InteractiveSource):
         raise NothingToDrawError(f"{run.path} is not of pictures")
-    figure = new_figure(2 * WIDTH, episode_height(sources.test.sample(1, torch.Generator().manual_seed(0))))
+    figure = new_figure(2 * WIDTH, episode_height(singles(sources.test.sample(1, torch.Generator().manual_seed(0)))[0]))
     transductive, steps = config["evaluate"].get("transductive", True), config["evaluate"].get("steps")
     parts: Any = figure.subfigures(1, 2)
     for part, name, find in zip(parts, ("most", "fewest"), (solved_episode, failed_episode), strict=True):

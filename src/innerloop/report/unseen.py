@@ -17,7 +17,7 @@ from ..imitation import Imitation
 from ..learner import MetaLearner
 from ..recipe.config import arguments, load_run
 from ..rl import Interaction
-from ..task import TaskSource, select
+from ..task import TaskSource, select, singles
 from ..train import Evaluation, evaluate
 from . import lives, strips
 from .curves import WIDTH
@@ -169,7 +169,7 @@ def pictures(
     """An unseen episode that is solved and one that is not."""
     for kind, find in (("most", solved_episode), ("fewest", failed_episode)):
         seed = find(learner, source, transductive, steps=steps)
-        height = episode_height(source.sample(1, torch.Generator().manual_seed(seed)))
+        height = episode_height(singles(source.sample(1, torch.Generator().manual_seed(seed)))[0])
         drawn = episode(new_picture(WIDTH, height), learner, source, steps, transductive, seed)
         about = (
             f"Of 100 unseen tasks, the one with the {kind} query images told right. Their frames are blue where they "

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ..episode import Loss
 from ..learner import MetaLearner
-from ..task import Task
+from ..task import Tasks
 
 
 class Ensemble:
@@ -43,7 +43,7 @@ class Ensemble:
         for learner in self.learners:
             yield from learner.parameters()
 
-    def predict(self, tasks: Task, steps: int | None = None, transductive: bool = True) -> Any:
+    def predict(self, tasks: Tasks, steps: int | None = None, transductive: bool = True) -> Any:
         """The mean of the learners' outputs; see `MetaLearner.predict`."""
         outputs = [learner.predict(tasks, steps, transductive) for learner in self.learners]
         return pytree.tree_map(lambda *each: sum(each) / len(each), *outputs)

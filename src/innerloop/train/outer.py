@@ -13,7 +13,7 @@ from torch import nn
 
 from ..common.ranges import require_at_least
 from ..schedules import Schedule, value
-from ..task import Params, Task
+from ..task import Params, Tasks
 from .faults import NonFiniteError
 
 Optimizer = Literal["adam", "sgd"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -39,7 +39,7 @@ class Outer(Protocol):
         """Plain numbers about the last step, for the record."""
         ...
 
-    def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
+    def __call__(self, grads: Params, tasks: Tasks, iteration: int) -> float:
         """Move the parameters by the meta-gradient of a meta-batch, of which this process holds a part.
 
         Returns the learning rate, or what the record shows in its place.
@@ -85,7 +85,7 @@ class OuterStep:
         self.lr, self.clip, self.clip_norm = lr, clip, clip_norm
         self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
 
-    def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
+    def __call__(self, grads: Params, tasks: Tasks, iteration: int) -> float:
         """One step; the rate it was taken at. The tasks are not looked at again."""
         lr = self.rate(iteration)
         for group in self.optimizer.param_groups:
