@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from .functional.stateless import BATCH_NORMS, INSTANCE_NORMS, Stateless, Statis
 from .functional.twins import Shared
 from .functional.undisturbed import undisturbed
 from .operations.replacements import TaskOperations
+from .rules import UpdateRule
 from .support_norm import joint
 from .task import Params, rows, select, size, stack
+from .task_model import TaskModel
 
 
 def depends_on_inputs(model: nn.Module, statistics: Statistics) -> bool:
@@ -99,6 +102,9 @@ class Adapted:
     Attributes:
         parameters: all parameters of the model, by name, the adapted ones in place.
         losses: ``[K + 1]``; support loss before each step and after the last.
+        reached: where the path ended, with the state of the update rule, to go on from.
+        path: the adapted parameters before the first and after each inner step that led here; empty unless `adapt` was
+            asked for them (``path=True``).
     """
 
     def __init__(
@@ -109,8 +115,10 @@ class Adapted:
         transductive: bool,
         dependent: bool,
         shared: Shared,
+        reached: Step,
+        path: tuple[Params, ...] = (),
     ) -> None:
-        self._shared = shared
+        self._shared, self.reached, self.path = shared, reached, path
         self._model, self._statistics, self._episode = episode.model.stateless.model, statistics, episode
         self._transductive, self._dependent, self._warned = transductive, dependent, False
         self.losses = losses
@@ -138,6 +146,32 @@ class Adapted:
                 return outputs(
                     self._episode, self._episode.start.at(self.parameters), normal_tensors(x), self._statistics, alone
                 )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values, to save and to give to `MetaLearner.restore`.
+
+        Raises:
+            ValueError: the update rule keeps something of another structure than it begins with.
+        """
+        reached, support = self.reached, self._episode.task.support
+        leaves, structure = pytree.tree_flatten(reached.state)
+        if reached.index and structure != _structure(self._episode.rule, reached.params):
+            raise ValueError(
+                f"the state of {type(self._episode.rule).__name__} has another structure than its init() returns, so "
+                "that it cannot be saved: return everything that it keeps from init()"
+            )
+        return {
+            "format": FORMAT,
+            "support": (support.x, support.y),
+            "parameters": dict(self.parameters),
+            "buffers": dict(self._episode.start.buffers),
+            "losses": self.losses,
+            "transductive": self._transductive,
+            "reached": {
+                "params": dict(reached.params), "buffers": dict(reached.buffers), "index": reached.index,
+                "state": leaves, "losses": list(reached.losses),
+            },
+        }  # fmt: skip
 
     @property
     def joint(self) -> bool:
@@ -178,6 +212,68 @@ class Adapted:
                 )
             gather_statistics(module, self._episode.task.support.x)
         return module
+
+
+FORMAT = 1
+"""The format of `Adapted.state_dict`."""
+
+
+def _structure(rule: UpdateRule, params: Params) -> Any:
+    """How the tensors of a rule's state are nested."""
+    return pytree.tree_flatten(rule.init(params))[1]
+
+
+def restored(
+    state: Mapping[str, Any], episode: Episode, statistics: Statistics, dependent: bool, shared: Shared
+) -> Adapted:
+    """Return the adapted model whose `Adapted.state_dict` is given.
+
+    Args:
+        state: its state.
+        episode: of the learner, on the support set of that model.
+        statistics: of batch norm.
+        dependent: whether predictions depend on the other inputs.
+        shared: what threads share of the learner.
+
+    Raises:
+        ValueError: it is the state of something else, or of a model that another learner adapted.
+    """
+    start = episode.start
+    reached = pytree.tree_map_only(Tensor, Tensor.clone, dict(state["reached"]))
+    own, found = ({name: p.shape for name, p in params.items()} for params in (start.params, reached["params"]))
+    if odd := sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name)):
+        shapes = [
+            str(tuple(shape)) if (shape := names.get(odd[0])) is not None else "missing" for names in (found, own)
+        ]
+        raise ValueError(
+            f"the adapted model is that of another learner: {odd[0]} is {shapes[0]} there and {shapes[1]} here"
+        )
+    kept = None
+    if reached["index"]:
+        structure = _structure(episode.rule, start.params)
+        if structure.num_leaves != len(reached["state"]):
+            raise ValueError(
+                f"the adapted model was adapted by another update rule than {type(episode.rule).__name__}: it kept "
+                f"{len(reached['state'])} values, and this one keeps {structure.num_leaves}"
+            )
+        kept = pytree.tree_unflatten(reached["state"], structure)
+    step = Step(reached["params"], reached["buffers"], reached["index"], kept, losses=tuple(reached["losses"]))
+    fixed, buffers = (pytree.tree_map(Tensor.clone, dict(state[name])) for name in ("parameters", "buffers"))
+    params = {name: fixed.pop(name) for name in start.params}
+    model = TaskModel(episode.model.stateless, fixed, episode.model.joint)
+    episode = replace(episode, model=model, start=Step(params, buffers))
+    return Adapted(statistics, episode, state["losses"].clone(), state["transductive"], dependent, shared, step)
+
+
+def require_adapted(state: Any) -> None:
+    """Refuse what no `Adapted.state_dict` returned.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    wanted = {"support", "parameters", "buffers", "losses", "transductive", "reached"}
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT or not wanted <= state.keys():
+        raise ValueError("this is not the state of an adapted model: give what its state_dict() returned")
 
 
 def refuse_joint(model: nn.Module) -> None:

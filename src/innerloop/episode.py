@@ -103,6 +103,12 @@ class Step:
         params, buffers, state, loss, output = detach((self.params, self.buffers, self.state, self.loss, self.output))
         return replace(self, params=params, buffers=buffers, state=state, loss=loss, output=output)
 
+    def kept(self) -> Step:
+        """A copy of the place, cut from the graph, with what the path needs to go on from it."""
+        parts = self.params, self.buffers, self.state, self.losses
+        params, buffers, state, losses = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), parts)
+        return Step(params, buffers, self.index, state, losses=losses)
+
 
 class Query(NamedTuple):
     """What the query set says of a place on the path.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .adapted import Adapted, AdaptedTasks, depends_on_inputs, outputs, refuse_joint, warn_of_statistics
+from . import unequal
+from .adapted import (
+    Adapted,
+    AdaptedTasks,
+    depends_on_inputs,
+    outputs,
+    refuse_joint,
+    require_adapted,
+    restored,
+    warn_of_statistics,
+)
 from .checks.dependence import Chosen, refuse_hooks
 from .checks.examination import Use, examine, judging
 from .engine.compiling import SOON, Compiler
@@ -39,33 +49,8 @@ from .per_step import PerStepModel, Slots, average
 from .rules import Composed, UpdateRule, require_step
 from .select import Selection, everything
 from .support_norm import joint
-from .task import (
-    Batch,
-    Params,
-    Task,
-    Tasks,
-    count,
-    is_stacked,
-    joined,
-    kind_of,
-    require_batch,
-    select,
-    singles,
-    stack,
-    tensors_of,
-)
+from .task import Batch, Params, Task, Tasks, count, is_stacked, kind_of, require_batch, select, stack, tensors_of
 from .task_model import TaskModel
-from .unequal import (
-    Group,
-    equal_groups,
-    in_order,
-    outputs_of,
-    padded_groups,
-    stacked_in_order,
-    tasks_of,
-    together,
-    weighted_mean,
-)
 from .updates import follow, require_kept, require_start
 
 Left = tuple[Params, Params]
@@ -175,15 +160,19 @@ class MetaLearner(nn.Module):
         judge = self.engine.isolated(self._judge, iteration=iteration, objective=objective)
         purpose = ("judge", "forward")[torch.is_grad_enabled()]
 
-        def run(group: Group) -> tuple[Outcome, Left]:
+        def run(group: unequal.Group) -> tuple[Outcome, Left]:
             return self.engine.map(judge, group.tasks, *self._own(), purpose, group.kind)  # type: ignore[no-any-return]
 
         with in_mode(self.model, self._training_statistics):
             use = judging(objective or self.objective)
             groups = self._groups(normal_tensors(tasks), use, run, objective)
             outcomes, left = zip(*map(run, groups), strict=True)
-            self._renew((weighted_mean(groups, [average(each[0]) for each in left]), {}))
-        return Outcome(*outcomes[0]) if is_stacked(tasks) else together(groups, [Outcome(*each) for each in outcomes])
+            self._renew((unequal.weighted_mean(groups, [average(each[0]) for each in left]), {}))
+        return (
+            Outcome(*outcomes[0])
+            if is_stacked(tasks)
+            else unequal.together(groups, [Outcome(*each) for each in outcomes])
+        )
 
     @guarded
     @torch.enable_grad()
@@ -200,22 +189,22 @@ class MetaLearner(nn.Module):
         with self._shared.lock:
             tasks = normal_tensors(tasks)
             if not isinstance(tasks, list) and is_stacked(tasks):
-                grads, outcome, left = self._step(Group.of_equal(tasks), iteration)
+                grads, outcome, left = self._step(unequal.Group.of_equal(tasks), iteration)
                 self._renew(left)
                 return grads, outcome
             total = count(tasks)
 
-            def run(group: Group) -> tuple[Params, Outcome, Left]:
+            def run(group: unequal.Group) -> tuple[Params, Outcome, Left]:
                 return self._step(group, iteration, total)
 
             groups = self._groups(tasks, judging(self.objective), run)
             grads_of, outcomes, left_of = zip(*map(run, groups), strict=True)
             slots, state = zip(*left_of, strict=True)
-            self._renew((weighted_mean(groups, slots), weighted_mean(groups, state)))
+            self._renew((unequal.weighted_mean(groups, slots), unequal.weighted_mean(groups, state)))
             grads = {name: torch.stack([each[name] for each in grads_of]).sum(0) for name in grads_of[0]}
-            return grads, together(groups, outcomes)
+            return grads, unequal.together(groups, outcomes)
 
-    def _step(self, group: Group, iteration: int, total: int | None = None) -> tuple[Params, Outcome, Left]:
+    def _step(self, group: unequal.Group, iteration: int, total: int | None = None) -> tuple[Params, Outcome, Left]:
         """The part of a group in the meta-gradient of a meta-batch of ``total`` tasks, compiled or not."""
         tasks, values = group.tasks, tensors(self, group.tasks)
         step = partial(self._gradients, iteration=iteration, total=total, kind=group.kind)
@@ -352,7 +341,7 @@ class MetaLearner(nn.Module):
             path = chain((episode.start,), episode.path(order=1))
             return stack([output(step) for step in path if at is None or step.index in at])
 
-        def run(group: Group) -> Any:
+        def run(group: unequal.Group) -> Any:
             alone = self.depends_on_query_set and (not transductive or set(group.queries) == {1})
             predict = self.engine.isolated(predictions, alone=alone)
             with self._shared.apart(), self._in_use():
@@ -362,16 +351,27 @@ class MetaLearner(nn.Module):
         groups = self._groups(normal_tensors(tasks), Use.ADAPT if self._takes(steps) else Use.ANSWER, run)
         if is_stacked(tasks):
             return run(groups[0])
-        return in_order(groups, [list(outputs_of(group, run(group), axis=1)) for group in groups])
+        return unequal.in_order(groups, [list(unequal.outputs_of(group, run(group), axis=1)) for group in groups])
 
     @undisturbed()
-    def adapt(self, support: Batch, steps: int | None = None, transductive: bool = True) -> Adapted:
+    def adapt(
+        self,
+        support: Batch,
+        steps: int | None = None,
+        transductive: bool = True,
+        *,
+        after: Adapted | None = None,
+        path: bool = False,
+    ) -> Adapted:
         """Adapt to one task, with dropout turned off.
 
         Args:
             support: the examples, without a task axis: ``x`` is ``[S, ...]``.
             steps: inner steps; ``None`` takes as many as in training.
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
+            after: what to go on from, with the state of its update rule: 3 steps after 2 are 5 steps. The examples may
+                be others. What the inner loop does not move is the learner's own.
+            path: whether to keep the parameters before and after each step, as `Adapted.path`.
         """
         support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
         refuse_query_inputs(self._extras)
@@ -381,14 +381,32 @@ class MetaLearner(nn.Module):
         with torch.no_grad(), self._shared.apart(), self._in_use():
             own, stored = self._own(self.statistics == "shared"), self.statistics != "batch"
             episode = self._episode(task, *own, steps, stored=stored)
+            start = episode.start if after is None else after.reached
             with TaskOperations(vectorized=False), without_kept_tensors(*map(mine, self.children())):
-                step = episode.last(order=1)
+                taken = [start, *episode.path(order=1, start=start)] if path else []
+                step = taken[-1] if path else episode.last(order=1, start=start)
                 losses = torch.stack([*step.losses, episode.support_loss(step, step.index)])
+        kept = [pytree.tree_map(Tensor.clone, detach(each.params)) for each in taken]
         last, model = step.latest, episode.model
         parts = model.fixed_at(last), step.params, model.buffers_at(step.buffers, last)
         fixed, params, buffers = pytree.tree_map(Tensor.clone, detach(parts))  # as in `adapt_all`
         episode = replace(episode, model=TaskModel(model.stateless, fixed, model.joint), start=Step(params, buffers))
-        return Adapted(self.statistics, episode, losses, transductive, self.depends_on_query_set, self._shared)
+        how = transductive, self.depends_on_query_set
+        return Adapted(self.statistics, episode, losses, *how, self._shared, step.kept(), tuple(kept))
+
+    @undisturbed()
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> Adapted:
+        """Return the adapted model whose `Adapted.state_dict` is given. It predicts and goes on as that one does.
+
+        Raises:
+            ValueError: it was adapted by another learner, or ``state`` is something else.
+        """
+        require_adapted(state)
+        with self._shared.apart(), self._in_use():
+            own, support = self._own(self.statistics == "shared"), Batch(*state["support"])
+            episode = self._episode(Task(support, support), *own, steps=0, stored=self.statistics != "batch")
+            return restored(state, episode, self.statistics, self.depends_on_query_set, self._shared)
 
     @undisturbed()
     @torch.no_grad()
@@ -410,18 +428,21 @@ class MetaLearner(nn.Module):
             step, model = replace(episode, batch_size=batch_size or self.batch_size).last(order=1), episode.model
             return model.parameters(step.params, step.latest), model.buffers_at(step.buffers, step.latest)
 
-        def run(group: Group) -> tuple[Params, Params]:
+        def run(group: unequal.Group) -> tuple[Params, Params]:
             with self._shared.apart(), self._in_use():
                 # Copies, so that training on does not change what was adapted.
                 own: tuple[Params, Params] = pytree.tree_map(Tensor.clone, self._own(self.statistics == "shared"))
                 adapt = self.engine.isolated(last)
                 return self.engine.map(adapt, group.tasks, *own, "adapt", group.kind)  # type: ignore[no-any-return]
 
-        tasks, use = normal_tensors(tasks_of(support)), Use.ADAPT if self._takes(steps) else None
+        tasks, use = normal_tensors(unequal.tasks_of(support)), Use.ADAPT if self._takes(steps) else None
         groups = self._groups(tasks, use, run, pads=batch_size is None)
         adapted = [run(group) for group in groups]
         params, buffers = (
-            {name: stacked_in_order(groups, [each[kind][name] for each in adapted]) for name in adapted[0][kind]}
+            {
+                name: unequal.stacked_in_order(groups, [each[kind][name] for each in adapted])
+                for name in adapted[0][kind]
+            }
             for kind in (0, 1)
         )
         return AdaptedTasks(self._stateless, self.statistics, params, buffers, self._shared)
@@ -496,10 +517,10 @@ class MetaLearner(nn.Module):
         self,
         tasks: Tasks,
         use: Use | None,
-        run: Callable[[Group], Any],
+        run: Callable[[unequal.Group], Any],
         objective: Objective | None = None,
         pads: bool = True,
-    ) -> list[Group]:
+    ) -> list[unequal.Group]:
         """Examine a meta-batch, and decide which of its tasks run at once.
 
         Args:
@@ -509,17 +530,17 @@ class MetaLearner(nn.Module):
             objective: another than the learner's own.
             pads: whether tasks of different sizes may be padded.
         """
-        tasks = tasks if is_stacked(tasks) else joined(singles(tasks))
+        tasks = unequal.prepared(tasks)
         if not isinstance(tasks, list):
             if use is not None:
                 self._examine(tasks, use, objective)
-            return [Group.of_equal(tasks)]
+            return [unequal.Group.of_equal(tasks)]
         if use is None:
-            return equal_groups(tasks)
+            return unequal.equal_groups(tasks)
         self._examine(stack(tasks[:1]), use, objective, sizes=False)
         if not pads or not self._pads(tasks, objective or self.objective):
-            return equal_groups(tasks)
-        groups = partial(padded_groups, tasks)
+            return unequal.equal_groups(tasks)
+        groups = partial(unequal.padded_groups, tasks)
         kind = groups(1)[0].kind
         return groups(self.engine.groups(kind, len(tasks), lambda number: list(map(run, groups(number)))))
 

@@ -14,7 +14,23 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .objectives import Outcome
-from .task import Batch, Padded, Params, Task, Tasks, count, kind_of, layout, require_batch, size, stack, tensors_of
+from .task import (
+    Batch,
+    Padded,
+    Params,
+    Task,
+    Tasks,
+    count,
+    is_stacked,
+    joined,
+    kind_of,
+    layout,
+    require_batch,
+    singles,
+    size,
+    stack,
+    tensors_of,
+)
 
 
 class Group(NamedTuple):
@@ -39,6 +55,11 @@ class Group(NamedTuple):
         number = count(tasks)
         queries = next((leaf.shape[1] for leaf in tensors_of(tasks.query.x)), 0)
         return cls(list(range(number)), tasks, [queries] * number)
+
+
+def prepared(tasks: Tasks) -> Tasks:
+    """Take padding out of a meta-batch, and stack tasks of equal sizes."""
+    return tasks if is_stacked(tasks) else joined(singles(tasks))
 
 
 def equal_groups(tasks: Sequence[Task]) -> list[Group]:
