@@ -17,7 +17,7 @@ from ..use.adapting import Adaptation, Predictions, adapt_to, counted, predict
 from ..use.heads import Head
 from ..use.pretrained import Pretrained
 from ..use.saved import Classifier
-from .app import DeviceOption, JsonOption, app
+from .app import DeviceOption, JsonOption, TrustOption, app
 
 Start = Enum("Start", {name: name for name in get_args(Head)}, type=str)  # type: ignore[misc]
 ModelArgument = Annotated[
@@ -59,6 +59,7 @@ def adapt(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
+    _trust: TrustOption = False,
 ) -> None:
     """Adapt a trained model to a few pictures of your own, and predict the classes of others.
 

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..common import streams
+from ..recipe.imports import trusting
 from ..train import NonFiniteError, OutOfMemoryError
 
 EXPECTED = (ValueError, OSError, ImportError, NonFiniteError, OutOfMemoryError)
@@ -65,6 +66,20 @@ SetOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+
+
+def _trust(context: typer.Context, wanted: bool) -> None:
+    """Trust runs until the command ends."""
+    if wanted:
+        context.with_resource(trusting())
+
+
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust", callback=_trust, help="Import the code that the run's recipe names, such as my_package.nets:ResNet."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")]
 
 

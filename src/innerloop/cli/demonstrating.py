@@ -9,7 +9,7 @@ import typer
 from ..common import streams
 from ..recipe.refusals import blaming
 from ..use import Pretrained
-from .app import app
+from .app import TrustOption, app
 
 
 @app.command()
@@ -25,6 +25,7 @@ def demo(
         int, typer.Option(min=0, max=65535, help="Of this machine.", show_default="8765, or the next free one")
     ] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page.")] = True,
+    _trust: TrustOption = False,
 ) -> None:
     """Draw a few characters, and watch a model that never saw them learn to tell them apart, in the browser.
 

@@ -15,7 +15,7 @@ from ..recipe.refusals import blaming
 from ..task import TaskSource
 from ..train import Ensemble, evaluate
 from ..train.record import dumps
-from .app import DataOption, DeviceOption, JsonOption, SetOption, app
+from .app import DataOption, DeviceOption, JsonOption, SetOption, TrustOption, app
 
 
 class Split(str, Enum):
@@ -49,6 +49,7 @@ def evaluate_(
     device: DeviceOption = "cpu",
     seed: Annotated[int | None, typer.Option(help="Of the tasks.", show_default="the recipe's")] = None,
     as_json: JsonOption = False,
+    _trust: TrustOption = False,
 ) -> None:
     """Evaluate the best validated weights of a run.
 

@@ -19,7 +19,7 @@ from ..report import Run, UnreadableRunError, read_run
 from ..report.record import MOST
 from ..train.record import dumps
 from ..use.pretrained import description, shipped
-from .app import DataOption, DeviceOption, JsonOption, app
+from .app import DataOption, DeviceOption, JsonOption, TrustOption, app
 
 # -- list -------------------------------------------------------------------------------------------------------------
 
@@ -102,6 +102,7 @@ def plot(
     task: Annotated[int, typer.Option(help="Of figures of one task: which of those recorded.")] = 0,
     data: DataOption = None,
     device: DeviceOption = "cpu",
+    _trust: TrustOption = False,
 ) -> None:
     """Draw how a run went, what its model does with unseen tasks, and, of several runs, how they compare.
 
@@ -172,6 +173,7 @@ def report(
         bool, typer.Option("--record-only", help="Leave out what takes the trained models, their data, and some time.")
     ] = False,
     data: DataOption = None,
+    _trust: TrustOption = False,
 ) -> None:
     """Write one page, for any browser and without a network, of how runs went and which is better."""
     from ..report import write_report
@@ -190,6 +192,7 @@ def film(
     output: Annotated[Path | None, typer.Option("-o", help="A GIF.", show_default="RUN/figures/film.gif")] = None,
     steps: Annotated[int | None, typer.Option(help="Inner steps.", show_default="the recipe's")] = None,
     seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
+    _trust: TrustOption = False,
 ) -> None:
     """Film unseen tasks before and after adaptation.
 

@@ -29,8 +29,9 @@ from ..train import Ensemble, Stateful, Trainer, evaluate
 from ..train.checkpoint import Checkpoints, holds_run
 from ..train.checkpoint import differences as differences
 from ..weights import load_weights
+from .imports import from_elsewhere, trusting
 from .refusals import UnfitError, blaming, speaking_of
-from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, nearest, options
+from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, named, nearest, options
 from .toml import Config as Config
 from .toml import dumps as dumps
 from .toml import override
@@ -69,7 +70,7 @@ class Section(NamedTuple):
             return self.functions[""]
         if self.key not in given:
             raise ValueError(f"[{where}] needs the key {self.key}, one of {', '.join(sorted(self.functions))}")
-        return lookup(f"{where}.{self.key}", given[self.key], self.functions)
+        return named(f"{where}.{self.key}", given[self.key], self.functions, f"{where}.{self.key}")  # type: ignore[no-any-return]
 
     def options(self, where: str, given: Mapping[str, Any]) -> dict[str, Option]:
         """Its keys, without the one that names the function."""
@@ -384,7 +385,9 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] = ()) -> tuple[MetaLearner, Config]:
+def load_learner(
+    run: str | Path, device: str = "cpu", overrides: Sequence[str] = (), trust: bool = False
+) -> tuple[MetaLearner, Config]:
     """The learner of a run directory, with the best validated weights, and the resolved recipe. Reads no data.
 
     Args:
@@ -392,6 +395,8 @@ def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] 
         device: as in `build`.
         overrides: of the recipe, as in `load_recipe`, that leave the weights what they are, such as
             ``"learner.statistics=running"``; not of its training, which is over.
+        trust: whether the run may name parts of your own (``model.name = "my_package.nets:ResNet"``), which are then
+            imported, so that their code is run.
 
     Raises:
         FileNotFoundError: it is not the directory of a run that was trained by a recipe.
@@ -405,6 +410,11 @@ def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] 
                 "innerloop.Pretrained.load(run, learner=...), with a learner built as it was for the training"
             )
         raise FileNotFoundError(f"{run} is not a run directory: it has no config.toml")
+    with trusting(trust), from_elsewhere():
+        return _load_learner(run, path, device, overrides)
+
+
+def _load_learner(run: str | Path, path: Path, device: str, overrides: Sequence[str]) -> tuple[MetaLearner, Config]:
     config = load_recipe(path, overrides)
     for changed in differences(load_recipe(path), config):
         if changed == "seed" or changed.startswith("train."):
@@ -427,11 +437,15 @@ def load_learner(run: str | Path, device: str = "cpu", overrides: Sequence[str] 
 
 
 def load_run(
-    run: str | Path, root: str | Path | None = None, device: str = "cpu", overrides: Sequence[str] = ()
+    run: str | Path,
+    root: str | Path | None = None,
+    device: str = "cpu",
+    overrides: Sequence[str] = (),
+    trust: bool = False,
 ) -> tuple[MetaLearner, Sources, Config]:
     """As `load_learner`, with the task sources, whose data are at ``root``; see `build`."""
-    learner, config = load_learner(run, device, overrides)
-    with blaming(source_of(config)):
+    learner, config = load_learner(run, device, overrides, trust)
+    with trusting(trust), from_elsewhere(), blaming(source_of(config)):
         sources = _build_sources(config, learner, root, device)
     newest = Checkpoints(Path(run)).newest()
     if isinstance(sources.train, Stateful) and "source" in newest:  # what it learned, the others may share
@@ -440,16 +454,22 @@ def load_run(
 
 
 def load_ensemble(
-    run: str | Path, number: int, root: str | Path | None = None, device: str = "cpu", overrides: Sequence[str] = ()
+    run: str | Path,
+    number: int,
+    root: str | Path | None = None,
+    device: str = "cpu",
+    overrides: Sequence[str] = (),
+    trust: bool = False,
 ) -> tuple[Ensemble, Sources, Config]:
     """As `load_run`, with the learners of a number of the best validated weights together.
 
     Raises:
         ValueError: the run does not keep as many; and what `load_run` raises.
     """
-    best, sources, config = load_run(run, root, device, overrides)
+    best, sources, config = load_run(run, root, device, overrides, trust)
     learners = [best]
     for kept in Checkpoints(Path(run)).best_weights(number)[1:] if number > 1 else ():
-        learners.append(build_learner(config, device, weights=False))
+        with trusting(trust), from_elsewhere():
+            learners.append(build_learner(config, device, weights=False))
         learners[-1].load_state_dict(kept["learner"])
     return Ensemble(learners), sources, config

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..common.disk import replacing, writing
+from ..common.disk import read_text, replacing, writing
 from ..learner import MetaLearner
 from ..task import InteractiveSource, Source, Tasks, draw
 from ..train import Evaluation, Logger, Result, Stateful, Trainer, World, evaluate
@@ -26,6 +26,7 @@ from ..train.evaluate import rehearse
 from ..train.progress import clock
 from ..train.record import environment, peak_memory, write_results
 from . import config
+from .imports import from_elsewhere, references
 from .refusals import blaming
 
 PROFILED = (5, 3)
@@ -171,7 +172,7 @@ def require_free(run: Path, settings: config.Config, resume: bool, accept_change
     saved = run / "config.toml"
     if not resume and (saved.exists() or holds_run(run)):
         raise FileExistsError(f"{run} already holds a run: add --resume to go on with it, or give another --run")
-    if resume and saved.exists() and (changed := config.differences(config.load_recipe(saved), settings)):
+    if resume and saved.exists() and (changed := config.differences(_saved(saved, settings), settings)):
         done = max(Checkpoints(run).iterations(), default=0)
         if accept_changes and done >= settings["train"]["iterations"]:  # else its recipe would tell of what never was
             raise ValueError(
@@ -185,6 +186,15 @@ def require_free(run: Path, settings: config.Config, resume: bool, accept_change
                 f"{run} was started with another {', '.join(changed)}; resume it with `{again}`, or go on under the "
                 "new recipe with --resume --accept-changes, or give another --run"
             )
+
+
+def _saved(path: Path, settings: config.Config) -> config.Config:
+    """The recipe of a run. What the user's recipe does not name is not imported for it."""
+    plain, known = config.parse(read_text(path)), references(settings)
+    if not references(plain) <= known:
+        return plain
+    with from_elsewhere(known):
+        return config.load_recipe(path)
 
 
 def make_deterministic() -> None:

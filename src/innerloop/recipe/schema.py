@@ -18,6 +18,7 @@ from ..optimizers import RULES
 from ..rules import Chain, UpdateRule
 from ..schedules import SCHEDULES
 from ..train.metrics import METRICS
+from . import imports
 
 REQUIRED = inspect.Parameter.empty
 MISMATCH = object()
@@ -42,10 +43,11 @@ def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict
     ``*args`` becomes a list under its name. ``**kwargs`` of a ``TypedDict`` that are passed on have the defaults of the
     class that the function returns, but for those that the function has values of its own for (``function.own``).
     """
-    annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    hints = get_type_hints(annotated)
+    hints = _hints(function)
     found: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and not get_args(hints[name]):
+            continue  # a function of somebody else's, which does not say what it takes
         if parameter.kind is parameter.VAR_KEYWORD:
             behind = inspect.signature(hints["return"]).parameters
             passed = get_type_hints((get_args(hints[name]) or (hints[name],))[0])
@@ -61,6 +63,19 @@ def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict
         else:
             found[name] = Option(hints[name], parameter.default)
     return {name: option for name, option in found.items() if name not in without and _describe(option.hint)}
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's arguments; without an annotation, that of the default, or `Any`."""
+    annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    try:
+        hints = get_type_hints(annotated)
+    except (NameError, TypeError):  # of names that only type checkers import
+        hints = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = type(parameter.default)
+        hints.setdefault(name, kind if kind in PLAIN else Any)
+    return hints
 
 
 def call(function: Callable[..., Value], arguments: Mapping[str, Any], *first: Any) -> Value:
@@ -82,6 +97,20 @@ def lookup(what: str, name: Any, table: Mapping[str, Value], where: str = "") ->
         return table[name]
     place, known = f"{where}: " if where else "", ", ".join(sorted(table)) or "none"
     raise ValueError(f"{place}unknown {what} {brief(name)}{nearest(name, table)} Known: {known}")
+
+
+def named(what: str, name: Any, table: Mapping[str, Any], where: str) -> Any:
+    """The entry of that name, or what a name such as ``"my_package.nets:ResNet"`` imports; see `lookup`.
+
+    Raises:
+        ValueError: there is none, or it cannot be called.
+    """
+    if not imports.is_reference(name):
+        return lookup(what, name, table, where)
+    found = imports.imported(name, where)
+    if not callable(found):
+        raise ValueError(f"{where} = {shown(name)} is a {type(found).__name__}, and a {what} is a function or a class")
+    return found
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
@@ -119,7 +148,10 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if type(value) is int and not LOWEST <= value < -LOWEST:
         raise ValueError(f"{where} = {brief(value, 20)} is an integer of more than 64 bits")
     if Metric in (members := _members(hint)) and isinstance(value, str):
-        return None if value == "none" and type(None) in members else lookup("metric", value, METRICS, where)
+        if value == "none" and type(None) in members:
+            return None
+        metric = named("metric", value, METRICS, where)
+        return metric() if isinstance(metric, type) else metric
     for kind in members:
         converted = _convert(value, kind, where)
         if converted is not MISMATCH:
@@ -129,6 +161,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
     if kind is type(None):
         return None if value == "none" else MISMATCH
     if kind is float or isinstance(kind, TypeVar):
@@ -141,7 +175,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple:
         return _convert_list(value, arguments, where)
     if kind == Loss and isinstance(value, str):
-        return lookup("loss", value, LOSSES, where)
+        loss = named("loss", value, LOSSES, where)
+        return loss() if isinstance(loss, type) else loss
     if _is_schedule(kind) and isinstance(value, dict):
         return _convert_schedule(value, where)
     if origin is collections.abc.Mapping and isinstance(value, dict):
@@ -174,7 +209,7 @@ def _convert_rule(value: Any, where: str) -> UpdateRule:
             return Chain(*parts)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-    rule = lookup(f"{where}.name", value.get("name"), RULES)
+    rule = named("rule", value.get("name"), RULES, f"{where}.name")
     given = {key: one for key, one in value.items() if key != "name"}
     return call(rule, convert_all(where, given, options(rule)))
 
@@ -208,6 +243,8 @@ def _describe(hint: Any) -> str:
 
 def _describe_kind(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return "a value"
     if isinstance(kind, type) and kind in PLAIN:
         return PLAIN[kind]
     if isinstance(kind, TypeVar):

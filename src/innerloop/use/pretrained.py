@@ -17,6 +17,7 @@ from ..common.streams import shown
 from ..learner import MetaLearner
 from ..metrics import Scale
 from ..recipe import config
+from ..recipe.imports import from_elsewhere, trusting
 from ..recipe.refusals import UnfitError
 from ..train.checkpoint import Checkpoints, holds_run
 from ..train.record import dumps
@@ -46,7 +47,9 @@ class Pretrained:
     name: str = "a learner"
 
     @classmethod
-    def load(cls, source: str | Path, device: str = "cpu", *, learner: MetaLearner | None = None) -> Pretrained:
+    def load(
+        cls, source: str | Path, device: str = "cpu", *, learner: MetaLearner | None = None, trust: bool = False
+    ) -> Pretrained:
         """From a run directory, a folder that `save_pretrained` wrote, or by the name of one that comes with us.
 
         Args:
@@ -54,6 +57,8 @@ class Pretrained:
             device: where the learner is, if it is made by a recipe.
             learner: one to load the weights into, built as it was for the training. It is needed where the learner was
                 made in Python, without a recipe.
+            trust: whether the run or the folder may name parts of your own (``model.name = "my_package.nets:ResNet"``),
+                which are then imported, so that their code is run.
 
         Raises:
             FileNotFoundError: there is nothing of the kind.
@@ -61,9 +66,9 @@ class Pretrained:
         """
         folder = shipped().get(str(source)) or expanded(source)
         if (folder / "config.toml").is_file() or holds_run(folder):
-            return cls.from_run(folder, device, learner=learner)
+            return cls.from_run(folder, device, learner=learner, trust=trust)
         if (folder / SETTINGS).is_file():
-            return cls.from_pretrained(folder, learner=learner, device=device)
+            return cls.from_pretrained(folder, learner=learner, device=device, trust=trust)
         if folder.is_file():
             raise ValueError(
                 f"{source} is a file: if `innerloop adapt --save` wrote it, it is adapted already, and opened by "
@@ -75,11 +80,13 @@ class Pretrained:
         )
 
     @classmethod
-    def from_run(cls, run: str | Path, device: str = "cpu", *, learner: MetaLearner | None = None) -> Pretrained:
+    def from_run(
+        cls, run: str | Path, device: str = "cpu", *, learner: MetaLearner | None = None, trust: bool = False
+    ) -> Pretrained:
         """The best validated weights of a run; see `load` and `innerloop.recipe.config.load_learner`."""
         recipe: config.Config = {}
         if learner is None:
-            learner, recipe = config.load_learner(run, device)
+            learner, recipe = config.load_learner(run, device, trust=trust)
         else:
             fill(learner, Checkpoints(Path(run)).weights()["learner"], f"the run {shown(run)}")
         path = Path(run) / "results.json"
@@ -101,6 +108,7 @@ class Pretrained:
         learner: MetaLearner | None = None,
         revision: str | None = None,
         device: str = "cpu",
+        trust: bool = False,
     ) -> Pretrained:
         """From a folder that `save_pretrained` wrote, or what `push_to_hub` put on the Hugging Face Hub.
 
@@ -109,6 +117,7 @@ class Pretrained:
             learner: one to load the weights into, where it was not made by a recipe.
             revision: of the repository: a branch, a tag or a commit.
             device: where the learner is.
+            trust: see `load`.
 
         Raises:
             FileNotFoundError: the folder lacks a file.
@@ -125,8 +134,9 @@ class Pretrained:
             )
         held = _header(folder / WEIGHTS)
         try:
-            recipe = config.resolve(told["recipe"]) if told["recipe"] else {}
-            learner = config.build_learner(recipe, device, held.numbers, weights=False) if learner is None else learner
+            with trusting(trust), from_elsewhere():
+                recipe = config.resolve(told["recipe"]) if told["recipe"] and learner is None else told["recipe"]
+                learner = learner or config.build_learner(recipe, device, held.numbers, weights=False)
         except UnfitError as error:
             raise ValueError(f"the weights in {folder / WEIGHTS} do not fit the learner: {error}") from error
         except Exception as error:  # what another program wrote can fail in any way
