@@ -32,6 +32,7 @@ REPLACED = {
         "num_tasks=100": "num_tasks=2", "validate_every=10": "validate_every=2, val_tasks=2",
         "rl.Interaction(family), ...": "rl.Interaction(family), iterations=1, tasks=2",
     },
+    "docs/unequal.md": {"iterations=2_000": "iterations=2"},
     "docs/imitation.md": {
         "filters=16": "filters=4", "iterations=2000": "iterations=2", "tasks=16": "tasks=2",
         "num_tasks=200": "num_tasks=2", "validate_every=250": "validate_every=2, val_tasks=2",
@@ -61,6 +62,10 @@ write("MINE", "NEW")
 from tests.use.photographs import SEVEN, write
 write("mine", "new")
 write("alphabet", "new", SEVEN)
+""",
+    "docs/parts.md": """
+from tests.use.photographs import write
+write("mine", "new")
 """,
     "docs/record.md": """
 from innerloop import cli

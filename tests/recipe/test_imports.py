@@ -229,3 +229,42 @@ def test_a_sweep_over_parts_of_ones_own(folder: Path) -> None:
     assert run("sweep", "own.toml", "--space", "space.toml", "--trials", "2", "--folder", "sweep") == 0
     found = json.loads((folder / "sweep" / "sweep.json").read_text())
     assert [trial["state"] for trial in found["trials"]] == ["complete"] * 2
+
+
+NETS = """
+from pathlib import Path
+
+from torch import nn
+
+Path("imported").touch()
+
+
+class Small(nn.Module):
+    def __init__(self, ways: int, width: int = 4):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, width, 3, stride=2), nn.Linear(width, ways)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu().mean((2, 3)))
+"""
+
+
+def test_a_saved_classifier_of_ones_own_network_is_trusted_too(folder: Path) -> None:
+    from tests.use.photographs import write
+
+    pytest.importorskip("scipy")
+    (folder / "own_parts.py").write_text(NETS)
+    write("mine", "new")
+    overrides = ("model.name=own_parts:Small", "train.iterations=1", "train.tasks=2", "train.val_tasks=2")
+    words = [word for override in (*overrides, "evaluate.num_tasks=2") for word in ("--set", override)]
+    text = '[model]\nname = "own_parts:Small"\n[learner]\npreset = "maml"\n[tasks]\nname = "strokes"\n'
+    (folder / "drawn.toml").write_text(text)
+    assert run("train", "drawn.toml", "--run", "run", "--quiet", *words) == 0
+    forget()
+    assert run("adapt", "run", "--support", "mine", "--save", "mine.safetensors", "--trust") == 0
+    forget()
+    with pytest.raises(ValueError, match="own_parts:Small names code of own_parts"):
+        il.use.Classifier.load("mine.safetensors")
+    assert run("adapt", "mine.safetensors", "--query", "new") == 1
+    assert not Path("imported").exists()
+    assert run("adapt", "mine.safetensors", "--query", "new", "--trust") == 0

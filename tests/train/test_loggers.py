@@ -37,7 +37,9 @@ class Listener:
         self.closed += 1
 
 
-def train(run: Path | None, *loggers: Logger, iterations: int = 4, resume: bool = False, lr: float = 1e-3) -> None:
+def train(
+    run: Path | None, *loggers: Logger | str, iterations: int = 4, resume: bool = False, lr: float = 1e-3
+) -> None:
     torch.manual_seed(0)
     learner = il.MetaLearner(il.models.mlp(1, 8, 1), il.PerStepSGD(0.01), loss=F.mse_loss, steps=2)
     il.Trainer(
@@ -171,3 +173,19 @@ def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trackio")
     train(tmp_path / "run", LOGGERS["trackio"]())
     assert any((tmp_path / "trackio").rglob("*.db"))
+
+
+def test_loggers_are_given_by_name_or_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    listener = Listener()
+    train(tmp_path / "run", "tensorboard", listener)
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert listener.closed == 1
+    with pytest.raises(ValueError, match="unknown logger 'tensorbord': it is one of tensorboard, wandb"):
+        train(tmp_path / "other", "tensorbord")
+    for strange in (Listener, 3, print):
+        with pytest.raises(TypeError, match=r"a logger is a name \(tensorboard, .*got"):
+            train(tmp_path / "other", strange)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a list, such as \['tensorboard'\], got the string"):
+        il.Trainer(il.maml(il.models.mlp(1, 4, 1), loss=F.mse_loss), il.Sinusoid(), loggers="tensorboard")
+    assert not (tmp_path / "other").exists()

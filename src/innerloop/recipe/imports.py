@@ -89,13 +89,11 @@ def imported(name: str, where: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name in _parents(module)
+        lost = error.name if isinstance(error, ModuleNotFoundError) else None
         reason = (str(error).splitlines() or [""])[0]
-        why = (
-            f"there is no module {shown(error.name)} in {shown(here)} or among the installed packages"
-            if missing
-            else f"importing {shown(module)} failed with {type(error).__name__}: {reason}"
-        )
+        why = f"importing {shown(module)} failed with {type(error).__name__}: {reason}"
+        if lost in _parents(module):
+            why = f"there is no module {shown(lost)} in {shown(here)} or among the installed packages"
         raise ValueError(f"{where} = {shown(name)}: {why}") from error
     for part in inside.split("."):
         try:

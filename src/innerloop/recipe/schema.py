@@ -211,7 +211,8 @@ def _convert_rule(value: Any, where: str) -> UpdateRule:
             raise ValueError(f"{where}: {error}") from error
     rule = named("rule", value.get("name"), RULES, f"{where}.name")
     given = {key: one for key, one in value.items() if key != "name"}
-    return call(rule, convert_all(where, given, options(rule)))
+    made: UpdateRule = call(rule, convert_all(where, given, options(rule)))
+    return made
 
 
 def encode(value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -190,3 +190,28 @@ def _imported(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} is not installed: pip install {module}") from error
+
+
+def made(loggers: Iterable[Logger | str]) -> list[Logger]:
+    """Make the loggers that are given by name (`LOGGERS`).
+
+    Raises:
+        ImportError: the package of one is not installed.
+        TypeError: something is no logger.
+        ValueError: an unknown name.
+    """
+    if isinstance(loggers, str):
+        raise TypeError(f"loggers is a list, such as [{loggers!r}], got the string {loggers!r}")
+    found: list[Logger] = []
+    for logger in loggers:
+        if isinstance(logger, str):
+            if logger not in LOGGERS:
+                raise ValueError(f"unknown logger {logger!r}: it is one of {', '.join(LOGGERS)}, or one of your own")
+            found.append(LOGGERS[logger]())
+        elif isinstance(logger, type) or not all(callable(getattr(logger, n, None)) for n in ("begin", "log", "close")):
+            raise TypeError(
+                f"a logger is a name ({', '.join(LOGGERS)}) or an object with begin, log and close, got {logger!r}"
+            )
+        else:
+            found.append(logger)
+    return found

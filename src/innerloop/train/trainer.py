@@ -24,7 +24,7 @@ from .checkpoint import Checkpoints, differences, holds_run
 from .claim import claimed
 from .evaluate import Evaluation, evaluate, rehearse
 from .faults import Faults, NonFinite, NonFiniteError, enough_memory
-from .loggers import Logger
+from .loggers import Logger, made
 from .metrics import Judged, chosen
 from .outer import LR, Optimizer, outer_step
 from .planned import planned
@@ -107,7 +107,8 @@ class Trainer:
         max_skipped: how many updates may be skipped before training stops all the same.
         seed: of the training tasks, and of what is random in the learner, such as dropout.
         config: plain values to store in checkpoints, such as the recipe.
-        loggers: who is told of the training besides the record; see `innerloop.train.loggers`.
+        loggers: receive the numbers of the training besides the record: names such as ``"tensorboard"``
+            (`innerloop.train.LOGGERS`), or objects of your own; see `innerloop.train.loggers`.
         world: the processes to train with, each of which makes a trainer of its own; see `innerloop.train.world`.
         progress: whether to show progress on standard error.
 
@@ -149,7 +150,7 @@ class Trainer:
         max_skipped: int = 100,
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
-        loggers: Sequence[Logger] = (),
+        loggers: Sequence[Logger | str] = (),
         world: World | None = None,
         progress: bool = True,
     ) -> None:
@@ -167,7 +168,7 @@ class Trainer:
         self.checkpoints, self.phases = Checkpoints(self.run, keep_best) if self.run else None, Phases()
         self.faults = Faults(learner, self.world, self.checkpoints, non_finite, max_skipped)
         self.show, every = progress and self.world.first, validate_every if trace_every is None else trace_every
-        metrics = Metrics(self.run, loggers if self.world.first else (), self.config)
+        metrics = Metrics(self.run, made(loggers) if self.world.first else (), self.config)
         self.recorder = Recorder(metrics, learner, iterations, log_every, every, trace_tasks, trace_steps)
 
     @property

@@ -16,6 +16,7 @@ from ..train.calibration import plain, temperature
 from ..train.metrics import kind
 from .expectation import Expectation, left_out
 from .heads import Head, with_classes
+from .pictures import input_shape
 from .pretrained import Pretrained
 from .saved import require_finite
 
@@ -216,8 +217,8 @@ def _shaped(x: Tensor, model: Pretrained) -> Tensor:
         ValueError: another shape than the recipe's.
     """
     given = model.recipe.get("model", {})
-    if {"channels", "image_size"} <= given.keys():
-        shape = [given["channels"], given["image_size"], given["image_size"]]
+    if (pictured := input_shape(model.recipe)) is not None:
+        shape = list(pictured)
     elif given.get("name") == "mlp":
         shape = given["sizes"][:1]
     else:

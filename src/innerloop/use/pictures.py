@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +16,30 @@ from ..data.decode import require_pillow
 from ..data.files import Files, some
 from ..data.tasks import DRAWINGS, Drawing
 from ..data.walk import subfolders
+from ..recipe import imports
 from .pretrained import Pretrained
 
+CHANNELS = {"omniglot": 1, "strokes": 1, "mini-imagenet": 3}
+"""The channels of the pictures of tasks that have no argument for them."""
 WORKING = 256
 """The side, in pixels, that drawings are looked at in: larger ones are shrunk first."""
 FAINTEST = 0.12
 """The least difference between ink and ground, of 1 between black and white."""
 SPECK = 0.03
 """Blots smaller than this share of the largest part of a drawing are taken for dirt."""
+
+
+def input_shape(recipe: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """The channels, height and width of the pictures that a model reads, by its recipe; None if it reads others.
+
+    A network of the user's own may have no argument for them, and takes them from the pictures of its tasks.
+    """
+    tasks, network = recipe.get("tasks", {}), recipe.get("model", {})
+    ours = "image_size" in network or imports.is_reference(network.get("name"))
+    size = network.get("image_size", tasks.get("size") if ours else None)
+    known = tasks.get("channels", CHANNELS.get(str(tasks.get("name"))))
+    channels = network.get("channels", known if ours else None)
+    return (channels, size, size) if type(size) is int and type(channels) is int else None
 
 
 class Form(NamedTuple):
@@ -45,11 +62,11 @@ class Form(NamedTuple):
         Raises:
             ValueError: it was not trained on pictures, or without a recipe.
         """
-        tasks, network = model.recipe.get("tasks", {}), model.recipe.get("model", {})
-        if not {"channels", "image_size"} <= network.keys():
+        tasks = model.recipe.get("tasks", {})
+        if (shape := input_shape(model.recipe)) is None:
             what = f"tasks {tasks['name']}" if "name" in tasks else "no recipe"
             raise ValueError(f"{model.name} does not read pictures: it was trained on {what}")
-        return cls(network["image_size"], network["channels"], DRAWINGS.get(tasks["name"]))
+        return cls(shape[-1], shape[0], DRAWINGS.get(tasks["name"]))
 
     def __str__(self) -> str:
         kind = "light ink on a dark ground, " if self.drawing else ""

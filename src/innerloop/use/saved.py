@@ -16,6 +16,7 @@ from ..common.disk import read_bytes, writing
 from ..common.streams import brief
 from ..data.tasks import Drawing
 from ..recipe import config
+from ..recipe.imports import from_elsewhere, trusting
 from .contents import CLASSES, COUNT, OBJECT, SHARE, TEMPERATURE, packed_digest, packed_header, require, require_dtypes
 from .pictures import Form
 from .pretrained import packed, safetensors
@@ -77,8 +78,13 @@ class Classifier:
             file.write(content)
 
     @classmethod
-    def load(cls, path: str | Path) -> Classifier:
+    def load(cls, path: str | Path, trust: bool = False) -> Classifier:
         """From what `save` wrote.
+
+        Args:
+            path: of the file.
+            trust: whether the file may name a model of your own (``my_package.nets:ResNet``), which is then imported,
+                so that its code is run.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -97,7 +103,9 @@ class Classifier:
             if told["format"] != FORMAT:
                 raise ValueError(f"its format is {told['format']}, and this version reads {FORMAT}")
             require("it says of itself", told, TOLD)
-            module, form = _built(told["model"], len(told["classes"]), tensors), _form(told["pictures"], told["model"])
+            with trusting(trust), from_elsewhere():
+                module = _built(told["model"], len(told["classes"]), tensors)
+            form = _form(told["pictures"], told["model"])
             return cls(module, tuple(told["classes"]), told["temperature"], form, told["model"])
         except OSError:
             raise
@@ -128,7 +136,7 @@ def _form(told: dict[str, Any], recipe: dict[str, Any]) -> Form:
     """
     require("its pictures", told, PICTURES, ("drawing",))
     size, channels, drawing = (told[key] for key in Form._fields)
-    if (size, channels) != (recipe["image_size"], recipe["channels"]):
+    if (size, channels) != (recipe.get("image_size", size), recipe.get("channels", channels)):
         raise ValueError(f"its pictures are of {channels} x {size} x {size}, and its model reads others")
     if drawing:
         if drawing.keys() != set(Drawing._fields):
