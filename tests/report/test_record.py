@@ -186,7 +186,7 @@ def test_plots_name_the_runs_that_cannot_be_read(tmp_path, capsys):
     bare = write(tmp_path / "bare", BEGUN)
     assert cli.run(["plot", str(bare), "--kind", "rates", "--kind", "inner", "-o", str(tmp_path / "out")]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: nothing is drawn of {bare}: see above"]
+    assert errors == [f"error: no figure could be drawn for {bare}: see above"]
 
 
 def test_a_model_that_cannot_be_run_does_not_lose_the_others(tmp_path, capsys, monkeypatch):

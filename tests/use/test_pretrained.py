@@ -106,8 +106,8 @@ def test_nothing_is_written_over(run: Path, tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("config.json", b"{", "is damaged"),
-        ("config.json", b'{"format": 9}', "is of format 9, this version reads 1"),
-        ("config.json", b"[]", "is of format None"),
+        ("config.json", b'{"format": 9}', "has format 9, but this version reads 1"),
+        ("config.json", b"[]", "has format None"),
         ("config.json", None, "has no config.json"),
         ("model.safetensors", b"\0" * 20, "do not fit"),
         ("model.safetensors", None, "has no model.safetensors"),
@@ -210,7 +210,7 @@ def test_temperatures_that_no_logits_can_be_divided_by(run: Path, tmp_path: Path
     folder = folder_of_the_former_version(run, tmp_path / "kept")
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**told, "temperature": value}))
-    with pytest.raises(ValueError, match=r"config\.json: temperature is a number from 0\.0001 to 10,000"):
+    with pytest.raises(ValueError, match=r"config\.json: temperature must be a number from 0\.0001 to 10,000"):
         Pretrained.load(folder)
 
 
@@ -289,11 +289,11 @@ def test_a_test_that_was_not_finite_is_said(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no trained model at"):
+    with pytest.raises(FileNotFoundError, match="there is no trained model"):
         Pretrained.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no trained model at ~nobody-of-this-name/x"):
+    with pytest.raises(FileNotFoundError, match="there is no trained model ~nobody-of-this-name/x"):
         Pretrained.load("~nobody-of-this-name/x")
-    with pytest.raises(FileNotFoundError, match="no name of a repository"):
+    with pytest.raises(FileNotFoundError, match="nor the name of a Hub repository"):
         Pretrained.from_pretrained("./missing/folder")
 
 

@@ -215,11 +215,11 @@ def _sections(runs: Mapping[str, Run]) -> list[Section]:
     ]
 
 
-def _sweep(found: SweepRecord) -> Section:
-    """What the sweep found."""
-    draw = {"Trials": lambda _: sweeps.history(found), "Score by value": lambda _: sweeps.slices(found)}
-    name = f"sweep-{found.path.resolve().name}"
-    return _section(name, f"What did the sweep {found.told['study']} find?", sweeps.answer(found), {}, draw)
+def _sweep(sweep: SweepRecord) -> Section:
+    """Return the section about a sweep."""
+    draw = {"Trials": lambda _: sweeps.history(sweep), "Score by value": lambda _: sweeps.slices(sweep)}
+    name = f"sweep-{sweep.path.resolve().name}"
+    return _section(name, f"What did the sweep {sweep.summary['study']} find?", sweeps.answer(sweep), {}, draw)
 
 
 def _section(name: str, question: str, answer: Answer, runs: Mapping[str, Run], draw: Figures) -> Section:
