@@ -79,7 +79,7 @@ def test_figures_of_a_run(navigation: Path, cheetah: Path) -> None:
     for path in (navigation, cheetah):
         found = {kind: figure for kind, _, figure in plots([read_run(path)], ["paths", "episodes"], Options())}
         assert not isinstance(found["paths"], str)
-        assert "is not of pictures" in found["episodes"]
+        assert "do not have pictures" in found["episodes"]
 
 
 def test_the_report_shows_them(navigation: Path, cheetah: Path, tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def test_a_film(cheetah: Path, navigation: Path, tmp_path: Path, capsys: pytest.
         assert gif.size == (640, 480)
     capsys.readouterr()
     assert cli.run(["film", str(navigation)]) == 1
-    assert "films are of locomotion" in capsys.readouterr().err
+    assert "films need a locomotion" in capsys.readouterr().err
 
 
 def test_films_of_something_else_are_refused(tmp_path: Path) -> None:
     own, source = learner()
-    with pytest.raises(Exception, match="films are of locomotion"):
+    with pytest.raises(Exception, match="films need a locomotion"):
         film(own, source, tmp_path / "film.gif", 1)
