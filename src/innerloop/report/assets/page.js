@@ -29,7 +29,7 @@
   }
 
   // Apply the current colors of the page: each run has one shade for light pages and one for dark pages.
-  function colour(element) {
+  function color(element) {
     const figure = figures[element.dataset.figure];
     const style = swatches.map((swatch) => getComputedStyle(swatch).color);
     const update = { "line.color": [], "marker.color": [], fillcolor: [] };
@@ -63,7 +63,7 @@
     const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]; // no buttons that send data
     const options = { responsive: true, displaylogo: false, modeBarButtons: buttons };
     Plotly.newPlot(element, data, layout, options).then(() => {
-      colour(element);
+      color(element);
       element.querySelectorAll(".modebar-btn").forEach((button) => button.setAttribute("tabindex", "-1"));
       if (place.has(element.dataset.figure)) move(element, place.get(element.dataset.figure));
     });
@@ -101,7 +101,7 @@
 
   function paint() {
     button.setAttribute("aria-pressed", String(dark()));
-    drawn.forEach(colour);
+    drawn.forEach(color);
   }
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
