@@ -179,7 +179,9 @@ def report(
     output: Annotated[Path, typer.Option("-o", help="The HTML file to write.")] = Path("report.html"),
     record_only: Annotated[
         bool,
-        typer.Option("--record-only", help="Leave out what has to run the trained models on data, which takes time."),
+        typer.Option(
+            "--record-only", help="Only show the record; do not run the trained models, which needs data and time."
+        ),
     ] = False,
     data: DataOption = None,
 ) -> None:
