@@ -211,7 +211,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsy
     err = done.stderr
     assert done.returncode == code, err
     assert "Traceback" not in err
-    assert "go on with: innerloop train sinusoid-maml --set train.iterations=20 " in err
+    assert "resume with: innerloop train sinusoid-maml --set train.iterations=20 " in err
     assert err.rstrip().endswith("--run run --resume")
     assert call(capsys, *words, "--run", "run", "--resume", "--quiet")[0] == 0
     assert call(capsys, *words, "--run", "whole", "--quiet")[0] == 0

@@ -181,7 +181,7 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
     for index, (name, members) in enumerate(groups.items()):
         shared, values = seed_curves(members)
         if not shared:
-            raise NothingToDrawError(f"{name} has no validation at the same iteration of all seeds")
+            raise NothingToDrawError(f"{name} has no validations, or none at the same iteration of all seeds")
         style = _style(index)
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
         axes.plot(shared, [fmean(some) for some in values], label=in_figure(f"{name}{seeds}"), **style)

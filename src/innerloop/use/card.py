@@ -59,7 +59,7 @@ def card(
     ]
     if temperature is not None:
         parts.append(
-            f"Probabilities are calibrated on the validation split: logits are divided by {temperature:.3g}.\n"
+            f"Probabilities are of logits divided by {temperature:.3g}, as fits tasks of the validation split.\n"
         )
     if recipe:
         parts += ["## Recipe\n", f"```toml\n{dumps(recipe)}```\n"]
