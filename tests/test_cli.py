@@ -244,7 +244,7 @@ def test_version_and_help(capsys):
     ("words", "message"),
     [
         (["train", "sinusoid-mmal"], "did you mean 'sinusoid-maml'?"),
-        (["train", "none.toml"], "no recipe at none.toml"),
+        (["train", "none.toml"], "there is no recipe none.toml"),
         (["train", "sinusoid-maml", "--set", "train.iteratoins=3"], "did you mean 'iterations'?"),
         (["train", "sinusoid-maml", "--set", "train.nope=3"], "unknown key train.nope. Keys of [train]"),
         (["train", "sinusoid-maml", "--set", "learner.lr=fast"], "expected a number"),

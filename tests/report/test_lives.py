@@ -86,7 +86,7 @@ def test_the_report_shows_them(navigation: Path, cheetah: Path, tmp_path: Path) 
     pytest.importorskip("plotly")
     left_out = write_report([navigation], tmp_path / "navigation.html")
     assert not [line for line in left_out if "navigation" in line]
-    assert "Where the point goes in four unseen tasks" in (tmp_path / "navigation.html").read_text()
+    assert "The path of the point in four unseen tasks" in (tmp_path / "navigation.html").read_text()
     write_report([cheetah], tmp_path / "cheetah.html")
     assert "Mean rewards over an episode in four unseen tasks" in (tmp_path / "cheetah.html").read_text()
 

@@ -123,8 +123,8 @@ def test_nothing_is_written_over_and_what_cannot_be_is_said_first(
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("1.jpg", r"no picture of bad can be read: bad/1\.jpg \(no picture that Pillow reads\)"),
-        ("IMG_1.HEIC", r"no picture of bad can be read: bad/IMG_1\.HEIC \(HEIC is not read: export it as JPEG\)"),
+        ("1.jpg", r"no picture of bad can be read: bad/1\.jpg \(not a picture that Pillow can read\)"),
+        ("IMG_1.HEIC", r"no picture of bad can be read: bad/IMG_1\.HEIC \(HEIC is not supported: export it as JPEG\)"),
         ("", "no picture of bad can be read$"),
     ],
 )
@@ -172,7 +172,7 @@ def test_the_weights_of_a_saved_classifier_are_never_cast(photos: Path, tmp_path
     path.write_bytes(safetensors.save(weights, about))
     Classifier.load(path)
     path.write_bytes(safetensors.save({**weights, "head.weight": weights["head.weight"].to(dtype)}, about))
-    with pytest.raises(ValueError, match=f"head.weight is saved as {str(dtype)[6:]}, and the model has float32"):
+    with pytest.raises(ValueError, match=f"head.weight is saved as {str(dtype)[6:]}, but the model has float32"):
         Classifier.load(path)
 
 
@@ -277,7 +277,7 @@ def test_names_are_safe_wherever_they_go(tmp_path: Path, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     for shown in (out, err, csv_file.read_text("utf-8")):
         assert not any((ord(letter) < 32 and letter != "\n") or 0xD800 <= ord(letter) < 0xE000 for letter in shown)
-    assert "b\\xff.jpg (no picture that Pillow reads)" in err
+    assert "b\\xff.jpg (not a picture that Pillow can read)" in err
     told = json.loads(out)
     assert {os.fsencode(name.partition("/")[0]) for name in told["query"]["files"]} == set(
         map(os.fsencode, HOSTILE[:5])

@@ -150,7 +150,7 @@ def test_folders_name_what_cannot_be_read(tmp_path: Path) -> None:
     assert set(found.unreadable) == {"b.jpg", "c.jpg", "IMG_1.HEIC"}
     told = "\n".join(found.told())
     assert "IMG_1.HEIC (HEIC is not supported: export it as JPEG)" in told
-    assert "b.jpg (no picture that Pillow reads)" in told
+    assert "b.jpg (not a picture that Pillow can read)" in told
     (tmp_path / "a.PNG").unlink()
     with pytest.raises(ValueError, match=r"no picture can be read: IMG_1\.HEIC .*, b\.jpg"):
         read(tmp_path, COLOUR)
