@@ -24,15 +24,25 @@ class Split(str, Enum):
     train, val, test = "train", "val", "test"
 
 
+StepsOption = Annotated[
+    int | None, typer.Option(help="Number of inner steps; may exceed that of training.", show_default="the recipe's")
+]
+EnsembleOption = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Also evaluate an ensemble: the mean output of this many checkpoints with the best validation scores.",
+        show_default=False,
+    ),
+]
+
+
 @app.command("evaluate")
 def evaluate_(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     split: Annotated[Split, typer.Option(help="The split that tasks are drawn from.")] = Split.test,
     tasks: Annotated[int | None, typer.Option(help="Number of tasks.", show_default="the recipe's")] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Number of inner steps; may exceed that of training.", show_default="the recipe's"),
-    ] = None,
+    steps: StepsOption = None,
     transductive: Annotated[
         bool | None,
         typer.Option(
@@ -41,14 +51,7 @@ def evaluate_(
             show_default="the recipe's",
         ),
     ] = None,
-    ensemble: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Also evaluate an ensemble: the mean output of this many checkpoints with the best validation scores.",
-            show_default=False,
-        ),
-    ] = None,
+    ensemble: EnsembleOption = None,
     overrides: SetOption = None,
     data: DataOption = None,
     device: DeviceOption = "cpu",

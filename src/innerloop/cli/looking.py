@@ -88,6 +88,15 @@ def plans_(
 # -- plot -------------------------------------------------------------------------------------------------------------
 
 
+IterationOption = Annotated[
+    int | None,
+    typer.Option(
+        help="For figures of one iteration: draw the recorded one nearest to this.",
+        show_default="the last, or the best",
+    ),
+]
+
+
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
@@ -100,13 +109,7 @@ def plot(
     window: Annotated[
         int | None, typer.Option(min=1, help="Window of the running means, in points.", show_default=False)
     ] = None,
-    iteration: Annotated[
-        int | None,
-        typer.Option(
-            help="For figures of one iteration: draw the recorded one nearest to this.",
-            show_default="the last, or the best",
-        ),
-    ] = None,
+    iteration: IterationOption = None,
     task: Annotated[int, typer.Option(help="For figures of one task: the index of the recorded task.")] = 0,
     data: DataOption = None,
     device: DeviceOption = "cpu",

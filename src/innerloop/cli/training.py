@@ -75,6 +75,19 @@ FolderOption = Annotated[
 ]
 
 
+SpaceOption = Annotated[
+    Path,
+    typer.Option(
+        help="A TOML file with the search space: learner.lr = {low = 0.001, high = 1.0, log = true}, or {choices = "
+        "[...]}."
+    ),
+]
+TrialsOption = Annotated[int, typer.Option(min=1, help="Total number of trials that all workers together finish.")]
+JobsOption = Annotated[
+    int, typer.Option(min=1, help="Number of workers on this machine; they divide its cores among them.")
+]
+
+
 @app.command()
 def train(
     recipe: RecipeArgument,
@@ -135,21 +148,13 @@ def _stem(recipe: str) -> str:
 @app.command()
 def sweep(
     recipe: RecipeArgument,
-    space: Annotated[
-        Path,
-        typer.Option(
-            help="A TOML file with the search space: learner.lr = {low = 0.001, high = 1.0, log = true}, or {choices = "
-            "[...]}."
-        ),
-    ],
-    trials: Annotated[int, typer.Option(min=1, help="Total number of trials that all workers together finish.")] = 20,
+    space: SpaceOption,
+    trials: TrialsOption = 20,
     storage: StorageOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the study.", show_default="the recipe's")] = None,
     folder: FolderOption = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds that each trial is trained with.")] = 1,
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Number of workers on this machine; they divide its cores among them.")
-    ] = 1,
+    jobs: JobsOption = 1,
     overrides: SetOption = None,
     data: DataOption = None,
     download: DownloadOption = False,

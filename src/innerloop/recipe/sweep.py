@@ -89,7 +89,7 @@ class Domain:
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values to check the recipe with: the ends, or all choices."""
+        """The ends or all choices, to check the recipe with."""
         return self.choices or (self.low, self.high)
 
     def suggest(self, trial: Any, key: str) -> Any:
