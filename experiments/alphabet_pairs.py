@@ -335,7 +335,7 @@ def figures(study: dict[str, Any]) -> None:
         losses, validation = figure.subplots(1, 2)
         for index, (name, run) in enumerate(runs.items()):
             problems = [run["meta_batch"] * (i + 1) for i in range(len(run["losses"]))]
-            colour = il.report.series.COLOURS[index]
+            colour = il.report.series.COLORS[index]
             window = smoothing(run)
             losses.plot(problems, run["losses"], color=colour, alpha=0.25, linewidth=0.7)
             losses.plot(problems, smooth(run["losses"], window), color=colour, label=name)
@@ -359,7 +359,7 @@ def figures(study: dict[str, Any]) -> None:
             marker,
             markersize=8,
             label=f"seen, {label}",
-            color=il.report.series.COLOURS[order != "batch"],
+            color=il.report.series.COLORS[order != "batch"],
         )
     found = study["noise"]["28-batch-8"]
     single = math.hypot(found["between"], found["within"])

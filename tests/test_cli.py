@@ -140,7 +140,7 @@ def test_a_run_is_evaluated_by_other_statistics(tmp_path, capsys):
     for override in ("seed=3", "train.iterations=9"):
         code, _, err = call(capsys, "evaluate", run, "--set", override)
         assert code == 1
-        assert f"{override.split('=')[0]} is of the training" in err
+        assert f"{override.split('=')[0]} only affects training" in err
     assert call(capsys, "evaluate", run, "--set", "learner.statistics=stored")[0] == 1
 
 
@@ -183,7 +183,7 @@ def test_an_existing_run_is_refused_untouched(trained, capsys):
     for words in (["sinusoid-maml", *TINY], ["linear-maml"], [run / "config.toml"]):
         code, out, err = call(capsys, "train", *words, "--run", run)
         assert (code, out) == (1, "")
-        assert err == f"error: {run} already holds a run: add --resume to go on with it, or give another --run\n"
+        assert err == f"error: {run} already has a run: add --resume to resume it, or give another --run\n"
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -211,7 +211,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsy
     err = done.stderr
     assert done.returncode == code, err
     assert "Traceback" not in err
-    assert "go on with: innerloop train sinusoid-maml --set train.iterations=20 " in err
+    assert "resume with: innerloop train sinusoid-maml --set train.iterations=20 " in err
     assert err.rstrip().endswith("--run run --resume")
     assert call(capsys, *words, "--run", "run", "--resume", "--quiet")[0] == 0
     assert call(capsys, *words, "--run", "whole", "--quiet")[0] == 0
@@ -244,7 +244,7 @@ def test_version_and_help(capsys):
     ("words", "message"),
     [
         (["train", "sinusoid-mmal"], "did you mean 'sinusoid-maml'?"),
-        (["train", "none.toml"], "no recipe at none.toml"),
+        (["train", "none.toml"], "there is no recipe none.toml"),
         (["train", "sinusoid-maml", "--set", "train.iteratoins=3"], "did you mean 'iterations'?"),
         (["train", "sinusoid-maml", "--set", "train.nope=3"], "unknown key train.nope. Keys of [train]"),
         (["train", "sinusoid-maml", "--set", "learner.lr=fast"], "expected a number"),

@@ -210,7 +210,7 @@ def test_watch_shows_any_name_in_an_ascii_terminal(tmp_path: Path) -> None:
 
 def test_errors_and_warnings_obey_no_control_character(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["watch", "no\x1b[2Jrun\nerror: other\udcff\u202e"]) == 1
-    assert capsys.readouterr().err == "error: no\\x1b[2Jrun\\nerror: other\\xff\\u202e is not there\n"
+    assert capsys.readouterr().err == "error: no\\x1b[2Jrun\\nerror: other\\xff\\u202e does not exist\n"
 
 
 @pytest.mark.parametrize(

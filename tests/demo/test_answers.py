@@ -134,7 +134,7 @@ def test_other_recipes_that_have_a_tab(recipe):
     ("recipe", "what"),
     [
         ("mini-imagenet-5w1s-maml", "tasks of mini-imagenet"),
-        ("image-folder-5w1s-maml", "tasks of image-folder of 3 channels"),
+        ("image-folder-5w1s-maml", "image-folder tasks with 3 channels"),
     ],
 )
 def test_a_model_of_another_kind_is_refused(recipe, what):

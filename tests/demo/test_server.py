@@ -146,31 +146,31 @@ def changed(**fields):
 
 MANY = [[0.5, 0.5]] * 1_001
 BAD = [
-    ({}, "the request has characters, drawing, steps"),
-    (changed(more=1), "the request has characters, drawing, steps"),
-    (changed(characters={}), "characters is a list of 2 to 5 characters, got an object of 0"),
-    (changed(characters=[[LINE]]), "characters has 2 to 5 characters, got 1"),
-    (changed(characters=[[LINE]] * 6), "characters has 2 to 5 characters, got 6"),
-    (changed(characters=[[LINE], []]), r"characters[1] has 1 to 5 drawings, got 0"),
-    (changed(characters=[[LINE], [LINE] * 6]), r"characters[1] has 1 to 5 drawings, got 6"),
-    (changed(characters=[[LINE], [[]]]), r"characters[1][0] has 1 to 32 strokes, got 0"),
-    (changed(characters=[[LINE], "x" * 99]), 'characters[1] is a list of 1 to 5 drawings, got "xxx'),
-    (changed(drawing=LINE * 33), "drawing has 1 to 32 strokes, got 33"),
-    (changed(drawing=[[]]), "drawing[0] has 1 to 1000 points, got 0"),
-    (changed(drawing=[MANY]), "drawing[0] has 1 to 1000 points, got 1001"),
-    (changed(drawing=[[[0.5]]]), "drawing[0][0] has 2 numbers, got 1"),
-    (changed(drawing=[[[0.5, 0.5, 0.5]]]), "drawing[0][0] has 2 numbers, got 3"),
-    (changed(drawing=[[[0.5, 1.01]]]), "drawing[0][0] has numbers from 0 to 1, got 1.01"),
-    (changed(drawing=[[[math.nan, 0.5]]]), "drawing[0][0] has numbers from 0 to 1, got NaN"),
-    (changed(drawing=[[[math.inf, 0.5]]]), "drawing[0][0] has numbers from 0 to 1, got Infinity"),
-    (changed(drawing=[[[10**400, 0.5]]]), "drawing[0][0] has numbers from 0 to 1, got an integer too large"),
-    (changed(drawing=[[[True, 0.5]]]), "drawing[0][0] has numbers from 0 to 1, got true"),
-    (changed(drawing=[[["0", None]]]), 'drawing[0][0] has numbers from 0 to 1, got "0"'),
-    (changed(steps=-1), "steps is an integer from 0 to 20, got -1"),
-    (changed(steps=21), "steps is an integer from 0 to 20, got 21"),
-    (changed(steps=1.0), "steps is an integer from 0 to 20, got 1.0"),
-    (changed(steps=True), "steps is an integer from 0 to 20, got true"),
-    (changed(steps=None), "steps is an integer from 0 to 20, got null"),
+    ({}, "the request must have characters, drawing, steps"),
+    (changed(more=1), "the request must have characters, drawing, steps"),
+    (changed(characters={}), "characters must be a list of 2 to 5 characters, got an object of 0"),
+    (changed(characters=[[LINE]]), "characters must have 2 to 5 characters, got 1"),
+    (changed(characters=[[LINE]] * 6), "characters must have 2 to 5 characters, got 6"),
+    (changed(characters=[[LINE], []]), r"characters[1] must have 1 to 5 drawings, got 0"),
+    (changed(characters=[[LINE], [LINE] * 6]), r"characters[1] must have 1 to 5 drawings, got 6"),
+    (changed(characters=[[LINE], [[]]]), r"characters[1][0] must have 1 to 32 strokes, got 0"),
+    (changed(characters=[[LINE], "x" * 99]), 'characters[1] must be a list of 1 to 5 drawings, got "xxx'),
+    (changed(drawing=LINE * 33), "drawing must have 1 to 32 strokes, got 33"),
+    (changed(drawing=[[]]), "drawing[0] must have 1 to 1000 points, got 0"),
+    (changed(drawing=[MANY]), "drawing[0] must have 1 to 1000 points, got 1001"),
+    (changed(drawing=[[[0.5]]]), "drawing[0][0] must have 2 numbers, got 1"),
+    (changed(drawing=[[[0.5, 0.5, 0.5]]]), "drawing[0][0] must have 2 numbers, got 3"),
+    (changed(drawing=[[[0.5, 1.01]]]), "drawing[0][0] must have numbers from 0 to 1, got 1.01"),
+    (changed(drawing=[[[math.nan, 0.5]]]), "drawing[0][0] must have numbers from 0 to 1, got NaN"),
+    (changed(drawing=[[[math.inf, 0.5]]]), "drawing[0][0] must have numbers from 0 to 1, got Infinity"),
+    (changed(drawing=[[[10**400, 0.5]]]), "drawing[0][0] must have numbers from 0 to 1, got an integer too large"),
+    (changed(drawing=[[[True, 0.5]]]), "drawing[0][0] must have numbers from 0 to 1, got true"),
+    (changed(drawing=[[["0", None]]]), 'drawing[0][0] must have numbers from 0 to 1, got "0"'),
+    (changed(steps=-1), "steps must be an integer from 0 to 20, got -1"),
+    (changed(steps=21), "steps must be an integer from 0 to 20, got 21"),
+    (changed(steps=1.0), "steps must be an integer from 0 to 20, got 1.0"),
+    (changed(steps=True), "steps must be an integer from 0 to 20, got true"),
+    (changed(steps=None), "steps must be an integer from 0 to 20, got null"),
 ]  # fmt: skip
 
 
@@ -183,12 +183,12 @@ def test_what_is_past_a_bound_is_named(client, body, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"points": [], "steps": 1}, "points has 1 to 1000 points, got 0"),
-        ({"points": MANY, "steps": 1}, "points has 1 to 1000 points, got 1001"),
-        ({"points": [[5.1, 0]], "steps": 1}, "points[0] has numbers from -5 to 5, got 5.1"),
-        ({"points": [[0, -6.5]], "steps": 1}, "points[0] has numbers from -6 to 6, got -6.5"),
-        ({"points": [[0, 0]]}, "the request has points, steps"),
-        ({"points": [[0, 0]], "steps": 10**30}, "steps is an integer from 0 to 20, got an integer too large"),
+        ({"points": [], "steps": 1}, "points must have 1 to 1000 points, got 0"),
+        ({"points": MANY, "steps": 1}, "points must have 1 to 1000 points, got 1001"),
+        ({"points": [[5.1, 0]], "steps": 1}, "points[0] must have numbers from -5 to 5, got 5.1"),
+        ({"points": [[0, -6.5]], "steps": 1}, "points[0] must have numbers from -6 to 6, got -6.5"),
+        ({"points": [[0, 0]]}, "the request must have points, steps"),
+        ({"points": [[0, 0]], "steps": 10**30}, "steps must be an integer from 0 to 20, got an integer too large"),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else "",
 )
@@ -287,7 +287,7 @@ def test_so_many_adaptations_run_at_once_and_too_many_are_told_to_come_back(numb
         waiting = [asyncio.create_task(worker.run(adapt)) for _ in range(WAITING)]
         while len(running) < number:
             await asyncio.sleep(0.001)
-        with pytest.raises(HTTPException, match="ask again") as refused:
+        with pytest.raises(HTTPException, match="try again") as refused:
             await worker.run(adapt)
         assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
         go.set()

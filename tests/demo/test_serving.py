@@ -74,14 +74,14 @@ def test_a_port_that_is_taken(capsys, saved):
         port = taken.getsockname()[1]
         err = failing(capsys, saved / "sinusoid-maml", "--port", port)
     assert err.startswith(f"error: port {port} cannot be used (")
-    assert "give another with --port" in err
+    assert "give another --port" in err
 
 
 def test_a_run_of_another_kind(capsys, saved):
     err = failing(capsys, saved / "linear-maml")
     whose = f"error: {saved / 'linear-maml'}: linear-maml"
-    assert err.startswith(f"{whose} was trained on tasks of linear; the demo takes models of pictures")
-    assert "no trained model at" in failing(capsys, saved / "none")
+    assert err.startswith(f"{whose} was trained on linear tasks; the demo takes models of one-channel images")
+    assert "there is no trained model" in failing(capsys, saved / "none")
 
 
 @pytest.mark.parametrize("module", ["starlette", "uvicorn"])
@@ -104,7 +104,7 @@ def test_the_browser_is_opened_where_it_is_wanted(small, monkeypatch, capsys, br
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
     for thread in set(threading.enumerate()) - set(before):
         thread.join(600)
-    assert capsys.readouterr().out == f"{address} (Ctrl-C ends it)\n"
+    assert capsys.readouterr().out == f"{address} (press Ctrl-C to stop)\n"
     assert (opened.get_nowait() == address) if browser else opened.empty()
 
 

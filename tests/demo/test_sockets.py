@@ -269,7 +269,7 @@ def test_of_a_flood_as_many_as_may_wait_are_answered_and_the_others_are_told_to_
         wait(asked)
     for response in refused:
         assert (response.status, response.headers["Retry-After"]) == (503, "1")
-        assert "ask again" in json.loads(response.body)["error"]
+        assert "try again" in json.loads(response.body)["error"]
     assert sorted(one.result().status for one in asked) == [200] * WAITING + [503] * (flood - WAITING)
     demo.lives()
 

@@ -41,8 +41,8 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, monkeypatch):
     assert code == 0
     assert re.search(r"an iteration takes \S+ s: training \d+:\d\d:\d\d\n", out)
     assert re.search(r"validations \d+:\d\d:\d\d, test \d+:\d\d:\d\d\n", out)
-    assert re.search(r"together \d+:\d\d:\d\d, with [\d,]+ MiB of memory at the most\n", out)
-    assert re.search(r"at 3.6 an hour: .+\n", out)
+    assert re.search(r"total \d+:\d\d:\d\d, peak memory [\d,]+ MiB\n", out)
+    assert re.search(r"cost at 3.6 per hour: .+\n", out)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,8 +81,8 @@ def test_damaged_plans_of_a_run_are_measured_again(content, capsys, tmp_path):
 def test_a_price_is_a_number_of_people():
     found = experiment.Estimate(iteration=0.002, training=1.0, validations=0.0, test=0.0, memory=300.0)
     assert found.lines() == found.lines(0.0)
-    for hourly, told in ((3.6, "less than 0.01"), (36.0, "0.01"), (3600.0, "1.00")):
-        assert found.lines(hourly)[-1] == f"at {hourly:g} an hour: {told}"
+    for hourly, cost in ((3.6, "less than 0.01"), (36.0, "0.01"), (3600.0, "1.00")):
+        assert found.lines(hourly)[-1] == f"cost at {hourly:g} per hour: {cost}"
 
 
 def test_the_estimate_is_of_the_whole_recipe(monkeypatch):
@@ -110,7 +110,7 @@ def test_a_profile_is_a_trace_of_some_iterations(capsys, tmp_path):
 def test_a_run_too_short_for_a_trace_says_so(capsys, tmp_path):
     code, _, err = train(capsys, tmp_path / "run", "--profile", "--set", "train.iterations=3")
     assert code == 0
-    assert "profile.json was not written: a trace is of iterations 6 to 8, and fewer were left to train" in err
+    assert "profile.json was not written: the profiler traces iterations 6 to 8, but fewer were left to train" in err
     assert not (tmp_path / "run" / "profile.json").exists()
 
 
@@ -140,7 +140,7 @@ def test_resuming_under_another_recipe_is_refused_unless_told(capsys, tmp_path):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, _, err = train(capsys, run, "--set", "train.iterations=30", "--set", "train.lr=0.01", "--resume")
     assert code == 1
-    assert re.search(r"was started with another train.iterations, train.lr; .* with --resume --accept-changes", err)
+    assert re.search(r"was started with another train.iterations, train.lr; .* by --resume --accept-changes", err)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     code, _, err = train(capsys, run, "--set", "train.iterations=30", "--resume", "--accept-changes")
     assert code == 0, err
@@ -154,7 +154,9 @@ def test_a_finished_run_is_not_told_to_have_been_another(capsys, tmp_path):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, _, err = train(capsys, run, "--set", "train.lr=0.01", "--resume", "--accept-changes")
     assert code == 1
-    assert re.search(r"has trained 20 iterations, so nothing would come of another train.lr: give more train.iter", err)
+    assert re.search(
+        r"has finished its 20 iterations, so another train.lr would have no effect: give more train.iter", err
+    )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

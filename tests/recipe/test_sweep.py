@@ -55,17 +55,17 @@ def test_a_space(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "nothing to look for"),
-        ("learner.lr = 0.1", r"learner.lr = 0.1 is no domain.*\{low = 1, high = 5\}"),
-        ("learner.lr = {low = 1, high = 0.1}", "learner.lr: low and high are numbers, low < high"),
-        ("learner.lr = {low = 0, high = 1, log = true}", "of log = true above 0"),
+        ("", "it has no domain"),
+        ("learner.lr = 0.1", r"learner.lr = 0.1 is not a domain.*\{low = 1, high = 5\}"),
+        ("learner.lr = {low = 1, high = 0.1}", "learner.lr: low and high must be numbers with low < high"),
+        ("learner.lr = {low = 0, high = 1, log = true}", "above 0 for log = true"),
         ("learner.lr = {low = 0.1, hihg = 1}", "learner.lr: unknown hihg; a domain has low, high and log, or choices"),
-        ("learner.lr = {choices = []}", "one value or more"),
+        ("learner.lr = {choices = []}", "must be a non-empty list"),
         ("learner.lrr = {low = 0.1, high = 1}", "lrr"),
         ("learner.steps = {low = 0.5, high = 1.5}", "learner.steps"),
         (
             "learner.steps = {low = -2, high = 2}",
-            r"sinusoid-maml does not take learner.steps = -2: \[learner\] steps is an integer of at least 0",
+            r"sinusoid-maml does not accept learner.steps = -2: \[learner\] steps is an integer of at least 0",
         ),
         ('train.optimizer = {choices = ["adam", "adagrad"]}', "adagrad"),
         ("learner.lr = {low", "space.toml"),
@@ -218,7 +218,7 @@ def test_an_interrupted_worker_goes_on_with_its_trial(tmp_path):
     first = worker(tmp_path, url, 3, program=signalled)
     _, err = first.communicate(timeout=600)
     assert first.returncode == 143, err
-    assert "the same command goes on with the study" in err
+    assert "run the same command to resume the study" in err
     assert json.loads((runs / "sweep.json").read_text())["trials"][0]["state"] == "fail"
     told = finish(worker(tmp_path, url, 3))
     assert [trial["state"] for trial in told["trials"]].count("fail") == 1
@@ -246,15 +246,15 @@ def test_a_study_of_another_recipe_is_refused(tmp_path):
     other = worker(tmp_path, url, 1, "--set", "train.tasks=3")
     _, err = other.communicate(timeout=600)
     assert other.returncode == 1
-    assert "the study sinusoid-maml is of another train.tasks: give another --name" in err
+    assert "the study sinusoid-maml has another train.tasks: give another --name" in err
 
 
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        (".".join("a" * 3000) + " = 1", "nested too deeply"), ("learner.lr = {choices = [[[[1]]]]}", "does not take"),
+        (".".join("a" * 3000) + " = 1", "nested too deeply"), ("learner.lr = {choices = [[[[1]]]]}", "does not accept"),
         ("learner.steps = {low = 1, high = 9223372036854775808}", "more than 64 bits"),
-        ("learner.lr = {low = 1, high = 2, choices = [" + "1," * 9000 + "]}", "stands alone"),
+        ("learner.lr = {low = 1, high = 2, choices = [" + "1," * 9000 + "]}", "without low, high and log"),
         ("learner = 3", "no domain"),
     ],
 )  # fmt: skip
@@ -270,7 +270,7 @@ def test_odd_spaces_are_one_short_line_that_names_the_file(tmp_path, text, wrong
 def test_the_name_of_a_study_is_text(tmp_path):
     work = sweep.Sweep("sinusoid-maml", (), {"train.lr": Domain(choices=(0.1,))}, tmp_path, experiment.Place())
     with pytest.raises(
-        ValueError, match=r"sinusoid-maml: the name of a study is UTF-8, got a\\xff: give another --name"
+        ValueError, match=r"sinusoid-maml: the name of a study must be UTF-8, got a\\xff: give another --name"
     ):
         work.study(f"sqlite:///{tmp_path / 'sweep.db'}", "a\udcff")
 
@@ -321,7 +321,7 @@ def test_a_study_of_another_space_is_refused(tmp_path):
     other = worker(tmp_path, url, 1)
     _, err = other.communicate(timeout=600)
     assert other.returncode == 1
-    assert "the study sinusoid-maml is of another space of learner.lr: give another --name" in err
+    assert "the study sinusoid-maml has another space of learner.lr: give another --name" in err
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,10 @@ def test_the_direction_is_that_of_the_metric(tmp_path, overrides, direction, met
     assert {key: told[key] for key in metric} == metric
     other = sweep.Sweep("sinusoid-maml", (), {}, tmp_path, experiment.Place())
     if direction == "maximize":
-        with pytest.raises(ValueError, match="the study mine is to maximize, mse to minimize: give another --name"):
+        with pytest.raises(
+            ValueError,
+            match="the study mine is set to maximize its score, but the recipe needs to minimize mse: give",
+        ):
             other.study(f"sqlite:///{tmp_path / 'sweep.db'}", "mine")
 
 
@@ -389,7 +392,9 @@ def test_a_worker_that_was_taken_for_dead_goes_on_with_other_trials(tmp_path, mo
     def conduct(*words, **options):
         if len(study.trials) > 1:
             return ends_well()
-        study.tell(0, state=optuna.trial.TrialState.FAIL)  # as another worker does, without a sign of life for long
+        study.tell(
+            0, state=optuna.trial.TrialState.FAIL
+        )  # as another worker does, after a long time without a heartbeat
         sweep._again(study, study.trials[0])
         return goes_on(*words, **options)
 
@@ -398,7 +403,7 @@ def test_a_worker_that_was_taken_for_dead_goes_on_with_other_trials(tmp_path, mo
     first, second, third = study.trials
     assert (first.state.name, second.state.name, third.state.name) == ("FAIL", "COMPLETE", "COMPLETE")
     assert second.user_attrs[sweep.AGAIN] == 0
-    assert "trial 0: left to another worker, after 60 s without a sign of life" in lines
+    assert "trial 0: another worker took it over, after 60 s without a heartbeat" in lines
 
 
 def test_an_interrupt_does_not_begin_again_what_another_worker_goes_on_with(tmp_path, monkeypatch):
@@ -425,6 +430,6 @@ def test_a_trial_that_another_worker_still_trains_is_waited_for(tmp_path, monkey
     monkeypatch.setattr(experiment, "conduct", ends_well)
     work.run(study, 1, lines.append)
     assert held == []
-    assert lines[0].startswith("trial 0: waits for the process that trains in ")
+    assert lines[0].startswith("trial 0: waiting for the process that trains in ")
     assert "trial-0007-seed0" in lines[0]
     assert study.trials[0].value == 1.0

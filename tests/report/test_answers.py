@@ -30,14 +30,14 @@ def run(
     ("after", "metric", "verdict", "sentence"),
     [
         (90.0, "accuracy", "learns", "yes"),
-        (20.5, "accuracy", "may be noise", "nothing that could be told from noise"),
+        (20.5, "accuracy", "may be noise", "there is no clear change; the difference may be noise"),
         (10.0, "accuracy", "gets worse", "no, it gets worse"),
         (10.0, "mse", "learns", "yes"),
     ],
 )
 def test_the_inner_loop(after: float, metric: str, verdict: str, sentence: str) -> None:
     found = answers.inner({"a": run("a", after=after, metric=metric)})
-    assert found.sentence == f"On unseen tasks, from before the inner steps to after them: {sentence}."
+    assert found.sentence == f"On unseen tasks, comparing before and after the inner steps: {sentence}."
     assert found.rows[0][4] == verdict
     assert found.rows[0][5] == "some, 5-way 1-shot, 1 step, 600 tasks, inductive"
 
@@ -47,9 +47,9 @@ def test_the_outer_loop() -> None:
     lost = run("e", validations=(50.0, 80.0, 49.0))
     found = answers.outer({"a": good, "b": flat, "c": bad, "d": run("d", validations=(50.0,)), "e": lost})
     assert found.sentence.endswith(
-        "of 4 runs: gets worse (1), learns (1), learns, then loses it (1), may be noise (1)."
+        "for 4 runs: gets worse (1), learns (1), learns, then gets worse again (1), may be noise (1)."
     )
-    verdicts = ["learns", "may be noise", "gets worse", "fewer than two validations", "learns, then loses it"]
+    verdicts = ["learns", "may be noise", "gets worse", "fewer than two validations", "learns, then gets worse again"]
     assert [row[-1] for row in found.rows] == verdicts
     assert found.rows[0][1] == "40.00 ± 1.00 % at 10"
 
@@ -65,8 +65,10 @@ def test_recipes_are_compared_with_the_first_where_they_are_judged_alike() -> No
     }
     runs["e"].results["test"]["transductive"] = True
     found = answers.comparison(runs)
-    assert [row[-1] for row in found.rows] == ["", "better", "may be noise", *["judged otherwise"] * 3]
-    assert found.sentence.startswith("Better than a: b (one seed each, so of these weights alone). Not told from a: c")
+    assert [row[-1] for row in found.rows] == ["", "better", "may be noise", *["not comparable"] * 3]
+    assert found.sentence.startswith(
+        "Better than a: b (one seed each, so this holds only for these weights). No clear difference from a: c"
+    )
     assert found.rows[1][4].startswith("5.00 % [3.")
     differing = answers.recipes(runs)
     assert ["model.width", "1", "2", "3", "4", "5", "6"] in differing.rows
@@ -78,14 +80,16 @@ def test_the_steps_of_learned_rates_are_told_and_rates_that_are_not_finite() -> 
     empty = run("b")
     empty.lines["rates"] = [{"kind": "rates", "iteration": 20, "rates": {"w": [None]}}]
     found = answers.rates({"a": learned, "b": empty}).sentence
-    assert found.startswith("a: learned rates from 0.1 (w, step 1) to 0.4 (w, step 3) at iteration 20. b: no learned")
+    assert found.startswith(
+        "a: learned rates range from 0.1 (w, step 1) to 0.4 (w, step 3) at iteration 20. b: no learned"
+    )
 
 
 def test_runs_that_were_not_tested_are_compared_by_validations_and_it_says_so() -> None:
     runs = {"a": run("a", model={"width": 1}), "b": run("b", model={"width": 2})}
     del runs["b"].results["test"]
     found = answers.comparison(runs)
-    assert "which flatter" in found.sentence
+    assert "which are too optimistic" in found.sentence
     assert found.rows[0][2].startswith("80.00 %")
 
 

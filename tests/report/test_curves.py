@@ -73,7 +73,7 @@ def test_a_problem_is_drawn_step_by_step_with_its_epochs_set_off() -> None:
     whole = inner_loss(axes(), run(epochs=[1, 1, 1]))
     assert drawn(whole)["raw"] == ([0, 3], [30.5, 30.25])
     assert drawn(inner_loss(axes(), run(epochs=[])))["raw"] == ([0, 0], [30.5, 30.25])
-    with pytest.raises(ValueError, match="has 2 tasks of iteration 30, got 5"):
+    with pytest.raises(ValueError, match="has 2 tasks recorded at iteration 30, so there is no task 5"):
         inner_loss(axes(), run(), task=5)
 
 

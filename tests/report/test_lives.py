@@ -79,14 +79,14 @@ def test_figures_of_a_run(navigation: Path, cheetah: Path) -> None:
     for path in (navigation, cheetah):
         found = {kind: figure for kind, _, figure in plots([read_run(path)], ["paths", "episodes"], Options())}
         assert not isinstance(found["paths"], str)
-        assert "is not of pictures" in found["episodes"]
+        assert "do not have pictures" in found["episodes"]
 
 
 def test_the_report_shows_them(navigation: Path, cheetah: Path, tmp_path: Path) -> None:
     pytest.importorskip("plotly")
     left_out = write_report([navigation], tmp_path / "navigation.html")
     assert not [line for line in left_out if "navigation" in line]
-    assert "Where the point goes in four unseen tasks" in (tmp_path / "navigation.html").read_text()
+    assert "The path of the point in four unseen tasks" in (tmp_path / "navigation.html").read_text()
     write_report([cheetah], tmp_path / "cheetah.html")
     assert "Mean rewards over an episode in four unseen tasks" in (tmp_path / "cheetah.html").read_text()
 
@@ -105,10 +105,10 @@ def test_a_film(cheetah: Path, navigation: Path, tmp_path: Path, capsys: pytest.
         assert gif.size == (640, 480)
     capsys.readouterr()
     assert cli.run(["film", str(navigation)]) == 1
-    assert "films are of locomotion" in capsys.readouterr().err
+    assert "films need a locomotion" in capsys.readouterr().err
 
 
 def test_films_of_something_else_are_refused(tmp_path: Path) -> None:
     own, source = learner()
-    with pytest.raises(Exception, match="films are of locomotion"):
+    with pytest.raises(Exception, match="films need a locomotion"):
         film(own, source, tmp_path / "film.gif", 1)

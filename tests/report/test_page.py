@@ -54,12 +54,12 @@ def test_every_figure_is_drawn(browser: Any, made: Path) -> None:
     with opened(browser, made) as tab:
         titles = tab.locator("figcaption h3").all_inner_texts()
         assert titles == [
-            "Unseen tasks, step by step", "The support loss of single problems", "The query loss of single problems",
+            "Unseen tasks, step by step", "The support loss of single tasks", "The query loss of single tasks",
             "Where the inner loop ends", "Meta-train loss", "Meta-validation", "Meta-gradients", "Learned inner rates",
-            "Task by task", "Past the trained steps", "The most told right: strokes-seed0",
-            "The fewest told right: strokes-seed0", "The most told right: plain-seed0",
-            "The fewest told right: plain-seed0",
-            "Recipes beside each other", "Where the time went",
+            "Task by task", "Past the trained steps", "The most correct: strokes-seed0",
+            "The fewest correct: strokes-seed0", "The most correct: plain-seed0",
+            "The fewest correct: plain-seed0",
+            "Comparison of recipes", "Time per phase",
         ]  # fmt: skip
         for plot in tab.locator(".plot").all():
             assert plot.evaluate(
@@ -143,7 +143,7 @@ def test_recipes_are_compared_with_an_interval(browser: Any, made: Path) -> None
         assert rows[1][5] == "2 seeds, against one"
         assert rows[1][4].count("%") == 1
         assert rows[1][6] in ("better", "worse", "may be noise")
-        names = {trace["name"] for trace in traces(tab, "Recipes beside each other")}
+        names = {trace["name"] for trace in traces(tab, "Comparison of recipes")}
         assert names == {"strokes (2 seeds)", "plain"}
         assert "learner.preset" in tab.locator("#recipes").inner_text()
 
@@ -366,7 +366,7 @@ def test_a_run_that_just_began_has_a_report(browser: Any, tmp_path: Path, record
     write_report([run], tmp_path / "r.html")
     with opened(browser, tmp_path / "r.html") as tab:
         assert tab.locator(".plot").count() == 0
-        assert "not judged yet" in tab.locator("#inner").inner_text()
+        assert "not evaluated yet" in tab.locator("#inner").inner_text()
         assert "Not run on unseen tasks" in tab.locator("#learned").inner_text()
 
 

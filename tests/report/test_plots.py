@@ -46,10 +46,10 @@ def test_every_figure_is_drawn(runs: Path, capsys: pytest.CaptureFixture[str]) -
         *("adaptation", "episodes"),
     ]
     assert err.splitlines() == [
-        f"functions: not drawn, {strokes} is not of functions that can be drawn",
-        f"paths: not drawn, {strokes} is not of tasks that are acted in",
-        f"strips: not drawn, {strokes} is not of a robot that imitates",
-        f"gaze: not drawn, {strokes} is not of a robot that imitates",
+        f"functions: not drawn, the tasks of {strokes} are not functions that can be drawn",
+        f"paths: not drawn, {strokes} is not a reinforcement-learning run",
+        f"strips: not drawn, {strokes} is not an imitation run",
+        f"gaze: not drawn, {strokes} is not an imitation run",
     ]
     assert all(ink(Path(line)) > 20 for line in out.split())
     assert cli.run(["plot", str(runs / "sinusoids"), "--kind", "functions", "--kind", "adaptation"]) == 0
@@ -76,7 +76,7 @@ def test_what_one_run_lacks_does_not_keep_the_others_from_being_drawn(
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"strokes-seed1-adaptation.png", "compare.png"}
     err = capsys.readouterr().err
     assert "adaptation: not drawn, " in err
-    assert f"compare: not drawn, {bare} is left out, for it has no validations" in err
+    assert f"compare: not drawn, {bare} is left out, because it has no validations" in err
     assert cli.run(["plot", str(bare), "--kind", "validation"]) == 1
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_drawn_is_told_in_a_line(runs: Path, tmp_path: Path, caps
     run = str(runs / "sinusoids")
     for words, message in (
         ([run, "--kind", "loss"], "unknown kind of figure 'loss'. Known: inner, "),
-        ([run, "--kind", "compare"], "to compare takes two runs or more, got 1"),
+        ([run, "--kind", "compare"], "compare needs at least two runs, got 1"),
         ([str(tmp_path)], "is not a run directory: it is empty"),
     ):
         capsys.readouterr()

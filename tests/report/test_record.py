@@ -178,7 +178,7 @@ def test_a_line_without_an_end_is_named(tmp_path, monkeypatch):
 def test_plots_name_the_runs_that_cannot_be_read(tmp_path, capsys):
     runs = [whole(tmp_path / "sound"), tmp_path / "nowhere"]
     assert cli.run(["plot", *map(str, runs), "--kind", "meta-train", "-o", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err == f"error: left out: {tmp_path / 'nowhere'} is not there\n"
+    assert capsys.readouterr().err == f"error: left out: {tmp_path / 'nowhere'} does not exist\n"
     assert (tmp_path / "out" / "meta-train.png").exists()
     assert cli.run(["plot", *map(str, runs[1:] * 2)]) == 1
     assert capsys.readouterr().err.count("error: ") == 1
@@ -186,7 +186,7 @@ def test_plots_name_the_runs_that_cannot_be_read(tmp_path, capsys):
     bare = write(tmp_path / "bare", BEGUN)
     assert cli.run(["plot", str(bare), "--kind", "rates", "--kind", "inner", "-o", str(tmp_path / "out")]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: nothing is drawn of {bare}: see above"]
+    assert errors == [f"error: no figure could be drawn for {bare}: see above"]
 
 
 def test_a_model_that_cannot_be_run_does_not_lose_the_others(tmp_path, capsys, monkeypatch):

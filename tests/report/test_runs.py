@@ -148,7 +148,7 @@ def test_what_is_no_run_is_told_in_a_line(run: Path, tmp_path: Path) -> None:
     copied(run, tmp_path / "broken", (run / "metrics.jsonl").read_bytes())
     (tmp_path / "broken" / "config.toml").write_text("[model\n")
     told = {
-        "nowhere": "is not there",
+        "nowhere": "does not exist",
         "file": "is a file, not a run directory",
         "empty": "is not a run directory: it is empty",
         "other": "is not a run directory: it has no metrics.jsonl",

@@ -44,7 +44,7 @@ def test_strips_and_gaze_are_drawn(runs: Path, capsys: pytest.CaptureFixture[str
     }
     assert all(Image.open(line).convert("L").getextrema()[0] < 100 for line in out.split())
     assert cli.run(["plot", str(runs / "daml-2d-cloned"), "--kind", "strips", "--kind", "gaze"]) == 0
-    assert "gaze: not drawn, there is no learned loss" in capsys.readouterr().err
+    assert "gaze: not drawn, the run has no learned loss" in capsys.readouterr().err
 
 
 def test_a_film_has_the_demonstration_and_the_robot_before_and_after(runs: Path, tmp_path: Path) -> None:

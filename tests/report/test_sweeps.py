@@ -56,7 +56,7 @@ def test_a_metric_of_ones_own_has_its_name_its_direction_and_its_unit(sweep: Pat
 
 def test_a_trial_that_failed_is_told_from_one_that_was_pruned(sweep: Path) -> None:
     found = read_sweep(sweep)
-    found.told["trials"][2]["why"] = "iteration 7: the loss of task 1 is not finite; see failed_task.pt"
+    found.summary["trials"][2]["why"] = "iteration 7: the loss of task 1 is not finite; see failed_task.pt"
     told = answer(found)
     assert "Of 7 trials, 0 were pruned. 1 failed" in told.sentence
     assert told.rows[-1][1] == "failed: iteration 7: the loss of task 1 is not finite"

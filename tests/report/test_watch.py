@@ -66,7 +66,7 @@ def test_a_run_that_goes_on_tells_how_far_it_is_and_how_it_goes(tmp_path: Path) 
     rates = {"kind": "rates", "iteration": 10, "rates": {"body.weight": [0.4, -0.01], "": [0.1]}}
     lines = [training(i) for i in range(1, 11)] + [validation(5, 61.0), validation(10, 60.0), rates]
     text = shown(write(tmp_path / "run", lines))
-    assert "10 of 40 (25 %), 0:03:00 of training left" in text
+    assert "10 of 40 (25 %), ETA 0:03:00 of training" in text
     assert f"{BARS[-1]}" in text
     assert "60 ± 1.5 %" in text
     assert "61 ± 1.5 % at iteration 5" in text

@@ -55,9 +55,9 @@ def test_ten_photographs_are_enough(photos: Path, tmp_path: Path, capsys: pytest
     assert run([*words, "-o", str(csv_file), "--picture", str(picture), "--save", str(saved)]) == 0
     told = capsys.readouterr().out
     assert "9 pictures, 2 of circle, 2 of cross, 2 of tee, 1 of triangle, 2 of zigzag" in told
-    assert "turned upright, as the camera noted: 1 of 9" in told
+    assert "rotated upright, by its EXIF orientation: 1 of 9" in told
     assert "transparency put on white: 1 of 9" in told
-    assert "dark ink on a light ground inverted: 9 of 9" in told
+    assert "dark ink on a light background inverted: 9 of 9" in told
     assert "left out, not readable: triangle/2.png" in told
     assert "8 examples left out in turn" in told
     rows = list(csv.DictReader(csv_file.open()))
@@ -94,25 +94,25 @@ def test_nothing_is_written_over_and_what_cannot_be_is_said_first(
     precious.write_text("mine")
     words = ["adapt", "strokes", "--support", str(photos / "mine"), "--query", str(photos / "new")]
     assert run([*words, "-o", str(precious)]) == 1
-    assert "exists: give another name, or --overwrite" in capsys.readouterr().err
+    assert "exists already: give another name, or --overwrite" in capsys.readouterr().err
     assert precious.read_text() == "mine"
     for wrong, message in (
         (["adapt", "strokes"], "give --support"),
         (["adapt", "strokes", "--support", str(photos / "mine"), "-o", "x.csv"], "give --query"),
-        (["adapt", "x.safetensors", "--query", str(photos / "new"), "--save", "y"], "are for what --support"),
-        (["adapt", "x.safetensors", "--query", str(photos / "new"), "--steps", "2"], "are for what --support"),
-        (["adapt", "strokes", "--query", str(photos / "new")], "give --support, your examples"),
+        (["adapt", "x.safetensors", "--query", str(photos / "new"), "--save", "y"], "need --support"),
+        (["adapt", "x.safetensors", "--query", str(photos / "new"), "--steps", "2"], "need --support"),
+        (["adapt", "strokes", "--query", str(photos / "new")], "give --support, the examples"),
         (
             ["adapt", str(precious), "--support", str(photos / "mine")],
             "is a file: if `innerloop adapt --save` wrote it",
         ),
-        (["adapt", "strokes", "--support", str(photos / "mine"), "--query", "missing"], "no folder at missing"),
+        (["adapt", "strokes", "--support", str(photos / "mine"), "--query", "missing"], "no folder missing"),
         ([*words, "--picture", str(tmp_path / "no" / "x.png")], "no folder"),
-        (["adapt", "missing", "--support", str(photos / "mine")], "no trained model at missing"),
-        (["adapt", "sinusoid", "--support", str(photos / "mine")], "does not read pictures"),
+        (["adapt", "missing", "--support", str(photos / "mine")], "no trained model missing"),
+        (["adapt", "sinusoid", "--support", str(photos / "mine")], "does not take pictures"),
         (["adapt", str(precious), "--query", str(photos / "new")], "is not a classifier that"),
-        (["adapt", "strokes", "--support", str(photos / "missing")], "no folder at"),
-        (["adapt", "strokes", "--support", str(photos / "new" / "cross")], "3.JPG lies in no folder of a class"),
+        (["adapt", "strokes", "--support", str(photos / "missing")], "no folder"),
+        (["adapt", "strokes", "--support", str(photos / "new" / "cross")], "3.JPG is not in a folder of a class"),
     ):
         assert run(wrong) != 0
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
@@ -123,8 +123,8 @@ def test_nothing_is_written_over_and_what_cannot_be_is_said_first(
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("1.jpg", r"no picture of bad can be read: bad/1\.jpg \(no picture that Pillow reads\)"),
-        ("IMG_1.HEIC", r"no picture of bad can be read: bad/IMG_1\.HEIC \(HEIC is not read: export it as JPEG\)"),
+        ("1.jpg", r"no picture of bad can be read: bad/1\.jpg \(not a picture that Pillow can read\)"),
+        ("IMG_1.HEIC", r"no picture of bad can be read: bad/IMG_1\.HEIC \(HEIC is not supported: export it as JPEG\)"),
         ("", "no picture of bad can be read$"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_class_without_a_readable_picture_is_named(tmp_path: Path, file: str, 
 def test_more_classes_than_were_trained(tmp_path: Path) -> None:
     write(str(tmp_path / "mine"), str(tmp_path / "new"), SEVEN)
     model = Pretrained.load("strokes")
-    with pytest.raises(ValueError, match="7 classes, and the head was trained for 5"):
+    with pytest.raises(ValueError, match="7 classes, but the head was trained for 5"):
         adapt_to(model, tmp_path / "mine")
     found = predict(adapt_to(model, tmp_path / "mine", head="drawn").classifier, tmp_path / "new")
     assert found.probabilities.shape == (7, 7)
@@ -172,7 +172,7 @@ def test_the_weights_of_a_saved_classifier_are_never_cast(photos: Path, tmp_path
     path.write_bytes(safetensors.save(weights, about))
     Classifier.load(path)
     path.write_bytes(safetensors.save({**weights, "head.weight": weights["head.weight"].to(dtype)}, about))
-    with pytest.raises(ValueError, match=f"head.weight is saved as {str(dtype)[6:]}, and the model has float32"):
+    with pytest.raises(ValueError, match=f"head.weight is saved as {str(dtype)[6:]}, but the model has float32"):
         Classifier.load(path)
 
 
@@ -246,7 +246,7 @@ def test_weights_that_are_no_numbers_name_the_model(
     assert run(["adapt", str(folder), "--support", str(photos / "mine")]) == 1
     (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert error.startswith(f"error: {folder}: ")
-    assert "no numbers (NaN)" in error
+    assert "outputs of the adapted model are NaN" in error
 
 
 HOSTILE = [
@@ -277,7 +277,7 @@ def test_names_are_safe_wherever_they_go(tmp_path: Path, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     for shown in (out, err, csv_file.read_text("utf-8")):
         assert not any((ord(letter) < 32 and letter != "\n") or 0xD800 <= ord(letter) < 0xE000 for letter in shown)
-    assert "b\\xff.jpg (no picture that Pillow reads)" in err
+    assert "b\\xff.jpg (not a picture that Pillow can read)" in err
     told = json.loads(out)
     assert {os.fsencode(name.partition("/")[0]) for name in told["query"]["files"]} == set(
         map(os.fsencode, HOSTILE[:5])

@@ -37,7 +37,7 @@ def test_as_many_classes_change_nothing() -> None:
 
 
 def test_more_classes_need_a_start_to_be_chosen() -> None:
-    with pytest.raises(ValueError, match=r"7 classes, and the head was trained for 5: .*drawn.*prototypes.*zero"):
+    with pytest.raises(ValueError, match=r"7 classes, but the head was trained for 5: .*drawn.*prototypes.*zero"):
         with_classes(learner(), 7)
     with pytest.raises(ValueError, match="trained for 5"):
         with_classes(learner(), 7, "trained")
@@ -165,5 +165,5 @@ def test_rates_of_each_step_are_carried_over(number: int) -> None:
 
 
 def test_what_a_rule_learned_is_not_dropped_silently() -> None:
-    with pytest.raises(ValueError, match=r"rule's lr\.2/\w+ has .* cannot be carried over"):
+    with pytest.raises(ValueError, match=r"rule's lr\.2/\w+ has .* cannot be converted"):
         with_classes(il.MetaLearner(il.models.mlp(4, 8, 5), StepwiseRates(odd=True), steps=2), 3)

@@ -57,7 +57,7 @@ def test_photographs_are_turned_as_the_camera_noted() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     pixels, done = prepare(Image, encoded(ramp("RGB", (40, 40)), exif=exif), COLOUR)
-    assert "turned upright, as the camera noted" in done
+    assert "rotated upright, by its EXIF orientation" in done
     assert pixels[:, 0].max() < 0.2  # what was left is at the top
     assert pixels[:, -1].min() > 0.8
     _, done = prepare(Image, encoded(ramp("RGB", (40, 40))), COLOUR)
@@ -75,7 +75,7 @@ def test_oblong_pictures_are_squeezed_as_in_training_and_it_is_said() -> None:
 def test_the_first_frame_of_several() -> None:
     frames = [Image.new("RGB", (16, 16), shade) for shade in ("black", "white")]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert prepare(Image, content, COLOUR)[1][0] == "the first of several frames taken"
+    assert prepare(Image, content, COLOUR)[1][0] == "first of several frames used"
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -88,7 +88,7 @@ def test_a_photographed_drawing_is_as_drawings_of_training_are() -> None:
     ink = il.Strokes(ways=20).sample(1, torch.Generator().manual_seed(0)).support.x[0].mean()
     for figure in FIGURES.values():
         pixels, done = prepare(Image, encoded(photograph(figure, 0)), DRAWN)
-        assert "dark ink on a light ground inverted" in done
+        assert "dark ink on a light background inverted" in done
         assert pixels[0, 0].max() == 0
         assert pixels.max() > 0.9
         assert 0.5 * ink < pixels.mean() < 3 * ink
@@ -129,7 +129,7 @@ def test_dirt_is_no_part_of_a_drawing() -> None:
 
 @pytest.mark.parametrize("shade", ["white", "grey", "black"])
 def test_a_blank_page_is_refused(shade: str) -> None:
-    with pytest.raises(ValueError, match="no drawing is found"):
+    with pytest.raises(ValueError, match="it shows no drawing"):
         prepare(Image, encoded(Image.new("RGB", (300, 200), shade)), DRAWN)
 
 
@@ -149,15 +149,15 @@ def test_folders_name_what_cannot_be_read(tmp_path: Path) -> None:
     assert found.names == ["a.PNG"]
     assert set(found.unreadable) == {"b.jpg", "c.jpg", "IMG_1.HEIC"}
     told = "\n".join(found.told())
-    assert "IMG_1.HEIC (HEIC is not read: export it as JPEG)" in told
-    assert "b.jpg (no picture that Pillow reads)" in told
+    assert "IMG_1.HEIC (HEIC is not supported: export it as JPEG)" in told
+    assert "b.jpg (not a picture that Pillow can read)" in told
     (tmp_path / "a.PNG").unlink()
     with pytest.raises(ValueError, match=r"no picture can be read: IMG_1\.HEIC .*, b\.jpg"):
         read(tmp_path, COLOUR)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no picture can be read: there is no file"):
         read(tmp_path / "empty", COLOUR)
-    with pytest.raises(FileNotFoundError, match="no folder or picture at"):
+    with pytest.raises(FileNotFoundError, match="there is no folder or picture"):
         read(tmp_path / "missing", COLOUR)
 
 
@@ -175,7 +175,7 @@ def test_light_that_falls_across_a_page(loss: float) -> None:
     light = 1 - loss * np.linspace(0, 1, width)[None] - loss / 4 * np.linspace(0, 1, height)[:, None]
     dim = Image.fromarray((np.asarray(even) * np.clip(light, 0.02, 1)[..., None]).astype(np.uint8))
     one, (other, done) = prepare(Image, encoded(even), DRAWN)[0], prepare(Image, encoded(dim), DRAWN)
-    assert "dark ink on a light ground inverted" in done
+    assert "dark ink on a light background inverted" in done
     assert overlap(one, other) > 0.75
 
 
@@ -199,7 +199,7 @@ def test_what_a_model_reads_is_in_its_recipe() -> None:
     }
     for recipe, form in forms.items():
         assert Form.of(Pretrained(learner, config.load_recipe(recipe))) == form
-    with pytest.raises(ValueError, match="does not read pictures: it was trained on tasks sinusoid"):
+    with pytest.raises(ValueError, match="does not take pictures: it was trained on the tasks sinusoid"):
         Form.of(Pretrained(learner, config.load_recipe("sinusoid-maml")))
 
 

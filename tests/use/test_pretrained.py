@@ -97,7 +97,7 @@ def test_a_learner_without_a_recipe_is_loaded_into_one_like_it(tmp_path: Path) -
 
 def test_nothing_is_written_over(run: Path, tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match=r"holds letters\.txt"):
+    with pytest.raises(FileExistsError, match=r"has the file letters\.txt"):
         Pretrained.load(run).save_pretrained(tmp_path)
     assert (tmp_path / "letters.txt").read_text() == "dear"
 
@@ -106,8 +106,8 @@ def test_nothing_is_written_over(run: Path, tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("config.json", b"{", "is damaged"),
-        ("config.json", b'{"format": 9}', "is of format 9, this version reads 1"),
-        ("config.json", b"[]", "is of format None"),
+        ("config.json", b'{"format": 9}', "has format 9, but this version reads 1"),
+        ("config.json", b"[]", "has format None"),
         ("config.json", None, "has no config.json"),
         ("model.safetensors", b"\0" * 20, "do not fit"),
         ("model.safetensors", None, "has no model.safetensors"),
@@ -143,7 +143,7 @@ def test_weights_are_never_cast(run: Path, tmp_path: Path, dtype: torch.dtype) -
     name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
     weights[name] = weights[name].to(dtype)
     (folder / "model.safetensors").write_bytes(safetensors.save(weights))
-    wrong = f"{name} is saved as {str(dtype)[6:]}, and the model has float32"
+    wrong = f"{name} is saved as {str(dtype)[6:]}, but the model has float32"
     with pytest.raises(ValueError, match=re.escape(wrong)):
         Pretrained.load(folder)
 
@@ -201,7 +201,7 @@ def test_odd_values_in_the_settings_are_one_line(run: Path, tmp_path: Path, key:
 def test_settings_that_are_none(run: Path, tmp_path: Path, content: bytes) -> None:
     folder = Pretrained.load(run).save_pretrained(tmp_path / "kept")
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"config\.json is"):
+    with pytest.raises(ValueError, match=r"config\.json has format"):
         Pretrained.load(folder)
 
 
@@ -210,7 +210,7 @@ def test_temperatures_that_no_logits_can_be_divided_by(run: Path, tmp_path: Path
     folder = folder_of_the_former_version(run, tmp_path / "kept")
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**told, "temperature": value}))
-    with pytest.raises(ValueError, match=r"config\.json: temperature is a number from 0\.0001 to 10,000"):
+    with pytest.raises(ValueError, match=r"config\.json: temperature must be a number from 0\.0001 to 10,000"):
         Pretrained.load(folder)
 
 
@@ -218,7 +218,7 @@ def test_temperatures_that_no_logits_can_be_divided_by(run: Path, tmp_path: Path
 def test_weights_of_another_size_than_their_header_says_are_not_read(run: Path, tmp_path: Path, size: int) -> None:
     folder = Pretrained.load(run).save_pretrained(tmp_path / "kept")
     os.truncate(folder / "model.safetensors", size)
-    with pytest.raises(ValueError, match=rf"model\.safetensors do not fit .*({size:,} bytes|no safetensors)"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors do not fit .*({size:,} bytes|not a safetensors)"):
         Pretrained.load(folder)
 
 
@@ -229,7 +229,7 @@ def test_weights_that_are_far_more_than_the_learner_has_are_not_read(run: Path, 
     path = folder / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(path, 8 + len(header) + 2**40)
-    with pytest.raises(ValueError, match=r"do not fit the learner: they are 274,877,906,944, and it has"):
+    with pytest.raises(ValueError, match=r"do not fit the learner: they have 274,877,906,944 values, and it has"):
         Pretrained.load(folder)
 
 
@@ -238,11 +238,11 @@ def test_a_recipe_that_asks_for_more_than_its_weights_is_refused_before_it_is_bu
     told = json.loads((folder / "config.json").read_text())
     told["recipe"]["model"]["width"] = 10**8
     (folder / "config.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=r"model\.safetensors do not fit the learner: its model takes 270,"):
+    with pytest.raises(ValueError, match=r"model\.safetensors do not fit the learner: its model has 270,"):
         Pretrained.load(folder)
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "config.toml").write_text((copy / "config.toml").read_text().replace("width = 4", "width = 100_000_000"))
-    with pytest.raises(ValueError, match=r"not those of its config\.toml: its model takes 270,"):
+    with pytest.raises(ValueError, match=r"not those of its config\.toml: its model has 270,"):
         Pretrained.load(copy)
 
 
@@ -289,11 +289,11 @@ def test_a_test_that_was_not_finite_is_said(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no trained model at"):
+    with pytest.raises(FileNotFoundError, match="there is no trained model"):
         Pretrained.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no trained model at ~nobody-of-this-name/x"):
+    with pytest.raises(FileNotFoundError, match="there is no trained model ~nobody-of-this-name/x"):
         Pretrained.load("~nobody-of-this-name/x")
-    with pytest.raises(FileNotFoundError, match="no name of a repository"):
+    with pytest.raises(FileNotFoundError, match="nor the name of a Hub repository"):
         Pretrained.from_pretrained("./missing/folder")
 
 

@@ -18,19 +18,19 @@ from ..recipe.imports import trusting
 from ..train import NonFiniteError, OutOfMemoryError
 
 EXPECTED = (ValueError, OSError, ImportError, NonFiniteError, OutOfMemoryError)
-"""What the user can mend: shown as one message. Anything else is a bug, and shown with its traceback."""
+"""Errors that the user can fix are shown as one message. Any other error is a bug and is shown with its traceback."""
 
 
 class Commands(TyperGroup):
-    """All commands; what a message about wrong usage quotes is safe to show."""
+    """All commands; usage errors escape control characters in the arguments that they quote."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
-        """Read the options of all commands."""
+        """Parse the options that all commands share."""
         with _quoting():
             return super().make_context(*args, **options)
 
     def invoke(self, *args: Any, **options: Any) -> Any:
-        """Read the options of one command, and run it."""
+        """Parse the options of one command, and run it."""
         with _quoting():
             return super().invoke(*args, **options)
 
@@ -57,15 +57,18 @@ app = typer.Typer(
 
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="Where the data are; else $INNERLOOP_DATA and the cache.", show_default=False),
+    typer.Option("--data", help="The folder of the data.", show_default="$INNERLOOP_DATA, then the cache"),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a value of the recipe, e.g. learner.lr=0.1.", show_default=False
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the recipe, e.g. learner.lr=0.1 (repeatable).",
+        show_default=False,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+DeviceOption = Annotated[str, typer.Option(help="The device: cpu, cuda, cuda:1, ... or auto.")]
 
 
 def _trust(context: typer.Context, wanted: bool) -> None:
@@ -80,15 +83,15 @@ TrustOption = Annotated[
         "--trust", callback=_trust, help="Import the code that the run's recipe names, such as my_package.nets:ResNet."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, on the last line.")]
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line; errors that the user can mend become one message on standard error.
+    """Run a command line; print errors that the user can fix as one message on standard error.
 
     Returns:
-        The exit code: 0, 1 after an error, 2 after wrong usage, 129 after SIGHUP, 130 after Ctrl-C, 141 where the
-        reader of standard output has gone, 143 after SIGTERM.
+        The exit code: 0 after success, 1 after an error, 2 after a usage error, 129 after SIGHUP, 130 after Ctrl-C, 141
+        if the reader of standard output closed it, 143 after SIGTERM.
     """
     warnings.showwarning = lambda message, *_, **__: streams.err(f"warning: {_line(message)}")
     streams.keep_going(False)
@@ -116,7 +119,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _line(message: object) -> str:
-    """A message on one line. Those of torch go on in further lines, which are indented."""
+    """Join the lines of a message. Messages of torch continue on indented lines."""
     return streams.shown(re.sub(r"\n\s+", " ", str(message).strip()))
 
 
@@ -133,4 +136,4 @@ def main(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
 ) -> None:
-    """Options of all commands; what they do is done by their callbacks and by `run`."""
+    """Declare the options that all commands share; their callbacks and `run` act on them."""

@@ -17,19 +17,19 @@ def demo(
     run: Annotated[
         str | None,
         typer.Argument(
-            help="A run directory, or a folder of save_pretrained: of pictures of one channel, or of sinusoids.",
+            help="A run directory, or a folder written by save_pretrained, for one-channel images or for sinusoids.",
             show_default="the models that come with innerloop",
         ),
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of this machine.", show_default="8765, or the next free one")
+        int, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8765, or the next free one")
     ] = 0,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page.")] = True,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
     _trust: TrustOption = False,
 ) -> None:
-    """Draw a few characters, and watch a model that never saw them learn to tell them apart, in the browser.
+    """Serve a page on which you draw a few new characters and watch a model learn to classify them.
 
-    The page is served to this machine alone, until Ctrl-C, and asks for nothing from any other.
+    The server runs until Ctrl-C. Only this machine can reach it, and the page loads nothing from the network.
     """
     streams.keep_going()
     from ..demo import answering

@@ -19,43 +19,51 @@ from .app import DataOption, DeviceOption, JsonOption, SetOption, TrustOption, a
 
 
 class Split(str, Enum):
-    """Which of a data set's splits."""
+    """A split of a data set."""
 
     train, val, test = "train", "val", "test"
+
+
+StepsOption = Annotated[
+    int | None, typer.Option(help="Number of inner steps; may exceed that of training.", show_default="the recipe's")
+]
+EnsembleOption = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Also evaluate an ensemble: the mean output of this many checkpoints with the best validation scores.",
+        show_default=False,
+    ),
+]
 
 
 @app.command("evaluate")
 def evaluate_(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    split: Annotated[Split, typer.Option(help="Which tasks.")] = Split.test,
-    tasks: Annotated[int | None, typer.Option(help="How many tasks.", show_default="the recipe's")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Inner steps; may exceed training's.", show_default="the recipe's")
-    ] = None,
+    split: Annotated[Split, typer.Option(help="The split that tasks are drawn from.")] = Split.test,
+    tasks: Annotated[int | None, typer.Option(help="Number of tasks.", show_default="the recipe's")] = None,
+    steps: StepsOption = None,
     transductive: Annotated[
         bool | None,
         typer.Option(
             "--transductive/--inductive",
-            help="Whether batch norm sees the whole query set of a task, or judges each example by itself.",
+            help="Normalize the query set of a task together (transductive), or classify each example by itself.",
             show_default="the recipe's",
         ),
     ] = None,
-    ensemble: Annotated[
-        int | None,
-        typer.Option(min=2, help="Also the mean output of that many best validated weights.", show_default=False),
-    ] = None,
+    ensemble: EnsembleOption = None,
     overrides: SetOption = None,
     data: DataOption = None,
     device: DeviceOption = "cpu",
-    seed: Annotated[int | None, typer.Option(help="Of the tasks.", show_default="the recipe's")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the tasks.", show_default="the recipe's")] = None,
     as_json: JsonOption = False,
     _trust: TrustOption = False,
 ) -> None:
-    """Evaluate the best validated weights of a run.
+    """Evaluate a run, with the weights of its best validation score.
 
     The JSON has `metric` (its name), `higher_is_better` and `unit`, `mean` and `ci95` over `num_tasks` tasks, `steps`
-    (the mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`, and with an ensemble
-    `ensemble`: its `size` and what it came to, likewise; with `--set`, `overrides`.
+    (the mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`; with `--ensemble` also
+    `ensemble` (its `size` and the same results), and with `--set` also `overrides`.
     """
     together, sources, settings = config.load_ensemble(run, ensemble or 1, data, device, overrides or ())
     given = {"num_tasks": tasks, "steps": steps, "transductive": transductive, "seed": seed}
@@ -64,15 +72,15 @@ def evaluate_(
 
     def judged(title: str, learner: MetaLearner | Ensemble) -> dict[str, Any]:
         with blaming(run):
-            found = evaluate(learner, source, **options)
-        (streams.err if as_json else streams.out)(f"{title}: {found}")
-        return found.as_dict()
+            evaluation = evaluate(learner, source, **options)
+        (streams.err if as_json else streams.out)(f"{title}: {evaluation}")
+        return evaluation.as_dict()
 
-    told = judged(split.value, together.learners[0])
-    told |= {"split": split.value, "seed": options["seed"], "run": str(run)}
-    told |= {"overrides": overrides} if overrides else {}
+    results = judged(split.value, together.learners[0])
+    results |= {"split": split.value, "seed": options["seed"], "run": str(run)}
+    results |= {"overrides": overrides} if overrides else {}
     if ensemble:
         title = f"{split.value}, ensemble of {ensemble}"
-        told["ensemble"] = {"size": ensemble, **judged(title, together)}
+        results["ensemble"] = {"size": ensemble, **judged(title, together)}
     if as_json:
-        streams.out(dumps(told))
+        streams.out(dumps(results))

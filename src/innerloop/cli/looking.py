@@ -1,4 +1,4 @@
-"""`innerloop list`, `plans`, `plot`, `report` and `watch`: looking at what there is."""
+"""`innerloop list`, `plans`, `plot`, `report`, `film` and `watch`: what exists, and how runs went."""
 
 from __future__ import annotations
 
@@ -57,11 +57,14 @@ def _first_lines(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
 @app.command("plans")
 def plans_(
     clear: Annotated[
-        bool, typer.Option("--clear", help="Remove them all, so that everything is measured anew.")
+        bool, typer.Option("--clear", help="Remove all stored plans, so that they are measured again.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what was found out about how tasks run quickest, or remove it. Runs keep their own plans (`plans.json`)."""
+    """Show or remove the stored execution plans: the fastest way to run tasks, as measured on this machine.
+
+    Each run also keeps its own plans, in `plans.json`.
+    """
     if clear:
         number = plan_files.clear()
         streams.out(
@@ -70,12 +73,12 @@ def plans_(
             else f"removed {number} plans from {streams.shown(plan_files.folder())}"
         )
         return
-    found = [entry for _, entry in plan_files.entries()]
+    plans = [entry for _, entry in plan_files.entries()]
     if as_json:
-        streams.out(dumps({"folder": str(plan_files.folder()), "plans": found}))
+        streams.out(dumps({"folder": str(plan_files.folder()), "plans": plans}))
         return
-    streams.out(f"{len(found)} plans in {streams.shown(plan_files.folder())}")
-    for entry in found:
+    streams.out(f"{len(plans)} plans in {streams.shown(plan_files.folder())}")
+    for entry in plans:
         about = [str(entry.get(key)) for key in ("made", "model", "processor", "device")]
         about += [f"{entry.get('threads')} threads", f"torch {entry.get('torch')}"]
         streams.out(streams.shown(", ".join(about)))
@@ -85,44 +88,52 @@ def plans_(
 # -- plot -------------------------------------------------------------------------------------------------------------
 
 
+IterationOption = Annotated[
+    int | None,
+    typer.Option(
+        help="For figures of one iteration: draw the recorded one nearest to this.",
+        show_default="the last, or the best",
+    ),
+]
+
+
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     kinds: Annotated[
-        list[str] | None, typer.Option("--kind", help="Which figure, several times for several.", show_default="all")
+        list[str] | None, typer.Option("--kind", help="Figure kind (repeatable).", show_default="all")
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", help="A folder.", show_default="RUN/figures")] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Of running means, in points.", show_default=False)] = None,
-    iteration: Annotated[
-        int | None,
-        typer.Option(
-            help="Of figures of one iteration: the record nearest to it.", show_default="the last, or the best"
-        ),
+    output: Annotated[
+        Path | None, typer.Option("-o", help="The folder for the figures.", show_default="RUN/figures")
     ] = None,
-    task: Annotated[int, typer.Option(help="Of figures of one task: which of those recorded.")] = 0,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Window of the running means, in points.", show_default=False)
+    ] = None,
+    iteration: IterationOption = None,
+    task: Annotated[int, typer.Option(help="For figures of one task: the index of the recorded task.")] = 0,
     data: DataOption = None,
     device: DeviceOption = "cpu",
     _trust: TrustOption = False,
 ) -> None:
-    """Draw how a run went, what its model does with unseen tasks, and, of several runs, how they compare.
+    """Draw how a run went, how its model does on unseen tasks, and how several runs compare.
 
-    Kinds: `inner` (support loss of one problem), `inner-grid` and `query-grid` (many problems over meta-training),
+    Kinds: `inner` (support loss of one task), `inner-grid` and `query-grid` (many tasks over meta-training),
     `final-support`, `meta-train`, `validation`, `rates`, `adaptation`, `functions`, `episodes`, `paths`, `strips`,
     `gaze`, `compare`.
     """
     from ..report import plots
 
-    found, broken = _readable(runs)
-    every = [*plots.PLOTS, *(["compare"] if len(found) > 1 else [])]
+    readable, broken = _readable(runs)
+    every = [*plots.PLOTS, *(["compare"] if len(readable) > 1 else [])]
     options = plots.Options(window, iteration, task, data, device)
-    names = [run.name for run in found]
+    names = [run.name for run in readable]
     drawn = 0
-    for kind, run, figure in plots.plots(found, kinds or every, options):
+    for kind, run, figure in plots.plots(readable, kinds or every, options):
         if isinstance(figure, str):
             streams.err(f"{kind}: not drawn, {figure}")
             continue
         whose = run.name if names.count(run.name) == 1 else "-".join(run.path.resolve().parts[-2:])
-        name = kind if output is None or len(found) == 1 or kind == "compare" else f"{whose}-{kind}"
+        name = kind if output is None or len(readable) == 1 or kind == "compare" else f"{whose}-{kind}"
         folder = subfolder(run.path, "figures") if output is None else _made(output)
         path = folder / f"{name}.png"
         with writing(path) as file:
@@ -132,31 +143,32 @@ def plot(
     if broken:
         raise UnreadableRunError(f"left out: {'; '.join(broken)}")
     if not drawn:
-        raise ValueError(f"nothing is drawn of {', '.join(str(run.path) for run in found)}: see above")
+        names = [str(run.path) for run in readable]
+        raise ValueError(f"no figure could be drawn for {', '.join(names)}: see above")
 
 
 def _readable(paths: list[Path]) -> tuple[list[Run], list[str]]:
-    """The runs that can be read, and what is wrong with the others.
+    """Return the runs that can be read, and error messages for the others.
 
     Raises:
-        UnreadableRunError: none can be read.
+        UnreadableRunError: no run can be read.
     """
-    found, broken = [], []
+    runs, broken = [], []
     for path in paths:
         try:
-            found.append(read_run(path, most=MOST))
+            runs.append(read_run(path, most=MOST))
         except UnreadableRunError as error:
             broken.append(str(error))
             continue
-        if found[-1].left_out:
-            streams.err(f"{streams.shown(path)}: {found[-1].left_out}")
-    if not found:
+        if runs[-1].left_out:
+            streams.err(f"{streams.shown(path)}: {runs[-1].left_out}")
+    if not runs:
         raise UnreadableRunError("; ".join(broken))
-    return found, broken
+    return runs, broken
 
 
 def _made(folder: Path) -> Path:
-    """A folder for results, made if need be."""
+    """Create a folder for results if it does not exist."""
     refuse_linked_folder(folder / "result")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -168,14 +180,17 @@ def _made(folder: Path) -> Path:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, or the folder of a sweep.")],
-    output: Annotated[Path, typer.Option("-o", help="The page, an HTML file.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("-o", help="The HTML file to write.")] = Path("report.html"),
     record_only: Annotated[
-        bool, typer.Option("--record-only", help="Leave out what takes the trained models, their data, and some time.")
+        bool,
+        typer.Option(
+            "--record-only", help="Only show the record; do not run the trained models, which needs data and time."
+        ),
     ] = False,
     data: DataOption = None,
     _trust: TrustOption = False,
 ) -> None:
-    """Write one page, for any browser and without a network, of how runs went and which is better."""
+    """Write one HTML page, readable offline, about how runs went and which is better."""
     from ..report import write_report
 
     for line in write_report(runs, output, data, not record_only, streams.err):
@@ -188,16 +203,18 @@ def report(
 
 @app.command()
 def film(
-    run: Annotated[Path, typer.Argument(help="A run directory, of locomotion or imitation.")],
-    output: Annotated[Path | None, typer.Option("-o", help="A GIF.", show_default="RUN/figures/film.gif")] = None,
-    steps: Annotated[int | None, typer.Option(help="Inner steps.", show_default="the recipe's")] = None,
-    seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
+    run: Annotated[Path, typer.Argument(help="The directory of a locomotion or imitation run.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", help="The GIF file to write.", show_default="RUN/figures/film.gif")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of inner steps.", show_default="the recipe's")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the tasks.")] = 0,
     _trust: TrustOption = False,
 ) -> None:
-    """Film unseen tasks before and after adaptation.
+    """Film unseen tasks before and after adaptation, as a GIF.
 
-    The film of a simulated body shows it before adaptation (left) and after it (right). The film of a robot that
-    imitates shows the demonstration, and the robot before and after.
+    A locomotion film shows the body before adaptation (left) and after it (right). An imitation film shows the
+    demonstration, and the robot before and after adaptation.
     """
     from ..imitation import Imitation
     from ..report import lives, strips
@@ -216,9 +233,9 @@ def film(
 @app.command()
 def watch(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
 ) -> None:
-    """Show a run in the terminal, until it has finished: losses, validation, learned rates, throughput, memory."""
+    """Show a run in the terminal while it trains: losses, validation, learned rates, throughput, memory, ETA."""
     from ..report.watch import watch as show
 
     try:

@@ -31,39 +31,60 @@ from .app import DataOption, DeviceOption, JsonOption, SetOption, app
 
 Tracker = Enum("Tracker", {name: name for name in LOGGERS}, type=str)  # type: ignore[misc]
 RecipeArgument = Annotated[str, typer.Argument(help="The name of a recipe (see `list`), or the path of a TOML file.")]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch data that are not there.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Download missing data.")]
 RunOption = Annotated[
     Path | None, typer.Option("--run", "--run-dir", help="The run directory.", show_default="runs/RECIPE-seedN")
 ]
 LogOption = Annotated[
-    list[Tracker] | None, typer.Option(help="Also tell these, several times for several.", show_default=False)
+    list[Tracker] | None,
+    typer.Option(help="Also log to this experiment tracker (repeatable).", show_default=False),
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run directory, or begin it.")]
-ChangesOption = Annotated[bool, typer.Option("--accept-changes", help="Resume even under a recipe that has changed.")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Resume from the last checkpoint in the run directory, or start if it has none."),
+]
+ChangesOption = Annotated[bool, typer.Option("--accept-changes", help="Resume even if the recipe has changed.")]
 DeterministicOption = Annotated[
     bool,
     typer.Option(
         "--deterministic",
-        help="Refuse torch's operations that give other numbers every time, as some do on GPUs; measure nothing.",
+        help="Fail on torch operations that are not deterministic, as some on GPUs; do not measure execution plans.",
     ),
 ]
 ReplanOption = Annotated[
-    bool, typer.Option("--replan", help="Measure anew how tasks run quickest, which may change the last bits.")
+    bool,
+    typer.Option("--replan", help="Measure again which execution plan is fastest; this may change low-order bits."),
 ]
-ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace some iterations to RUN/profile.json.")]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Profile some iterations to RUN/profile.json.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Run a few iterations, say what the whole would take, write nothing.")
+    bool,
+    typer.Option("--dry-run", help="Run a few iterations and estimate the time and memory of the run; write nothing."),
 ]
-HourlyOption = Annotated[float, typer.Option(min=0.0, help="With --dry-run: the price of an hour, for the cost.")]
+HourlyOption = Annotated[
+    float, typer.Option(min=0.0, help="With --dry-run: the price of an hour of the machine, to estimate the cost.")
+]
 StorageOption = Annotated[
     str | None,
     typer.Option(
-        help="Where the study is kept: sqlite:///FILE, postgresql+psycopg://USER@HOST/DB, journal:FILE.",
-        show_default="sqlite in the folder",
+        help="Where to store the study: sqlite:///FILE, postgresql+psycopg://USER@HOST/DB or journal:FILE.",
+        show_default="sqlite:///FOLDER/sweep.db",
     ),
 ]
 FolderOption = Annotated[
-    Path | None, typer.Option("--folder", help="Of the run directories.", show_default="sweeps/NAME")
+    Path | None, typer.Option("--folder", help="The folder for the run directories.", show_default="sweeps/NAME")
+]
+
+
+SpaceOption = Annotated[
+    Path,
+    typer.Option(
+        help="A TOML file with the search space: learner.lr = {low = 0.001, high = 1.0, log = true}, or {choices = "
+        "[...]}."
+    ),
+]
+TrialsOption = Annotated[int, typer.Option(min=1, help="Total number of trials that all workers together finish.")]
+JobsOption = Annotated[
+    int, typer.Option(min=1, help="Number of workers on this machine; they divide its cores among them.")
 ]
 
 
@@ -75,7 +96,7 @@ def train(
     data: DataOption = None,
     download: DownloadOption = False,
     device: DeviceOption = "cpu",
-    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="the recipe's")] = None,
     resume: ResumeOption = False,
     log: LogOption = None,
     verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show progress.")] = True,
@@ -86,15 +107,15 @@ def train(
     dry_run: DryRunOption = False,
     hourly: HourlyOption = 0.0,
 ) -> None:
-    """Meta-train by a recipe, then evaluate on the test split as the recipe says.
+    """Meta-train a recipe, then evaluate the model on the test split.
 
-    Ctrl-C, SIGTERM and SIGHUP (a closed terminal) save a checkpoint and exit with 130, 143 and 129. Training goes on
-    where its output can no longer be written. Started by `torchrun`, several processes share the tasks of every
-    meta-batch; after one of them failed, torchrun's restart goes on from the last checkpoint.
+    Ctrl-C, SIGTERM and SIGHUP (a closed terminal) save a checkpoint and exit with 130, 143 and 129. Training continues
+    if its output can no longer be written. Under `torchrun`, several processes share the tasks of every meta-batch; if
+    one of them fails, torchrun's restart resumes from the last checkpoint.
     """
     streams.keep_going()
     if hourly and not dry_run:
-        raise typer.BadParameter("the price of an hour is for the estimate of --dry-run, which is not given")
+        raise typer.BadParameter("--hourly needs --dry-run, which estimates the cost")
     settings = config.load_recipe(recipe, overrides or (), seed)
     run = run or Path("runs") / f"{_stem(recipe)}-seed{settings['seed']}"
     loggers = [LOGGERS[tracker.value]() for tracker in log or ()]
@@ -113,7 +134,7 @@ def train(
             )  # fmt: skip
         except Interrupted as stop:
             if world.first:
-                streams.err(f"{stop.reason}; go on with: {command} --resume")
+                streams.err(f"{stop.reason}; resume with: {command} --resume")
             raise typer.Exit(128 + stop.signal) from None
     if world.first:
         streams.out(f"test: {tested}")
@@ -127,34 +148,31 @@ def _stem(recipe: str) -> str:
 @app.command()
 def sweep(
     recipe: RecipeArgument,
-    space: Annotated[
-        Path,
-        typer.Option(help="A TOML file: learner.lr = {low = 0.001, high = 1.0, log = true}, or {choices = [...]}."),
-    ],
-    trials: Annotated[int, typer.Option(min=1, help="How many are finished at the end, by all workers together.")] = 20,
+    space: SpaceOption,
+    trials: TrialsOption = 20,
     storage: StorageOption = None,
-    name: Annotated[str | None, typer.Option(help="Of the study.", show_default="the recipe's")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study.", show_default="the recipe's")] = None,
     folder: FolderOption = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Under how many seeds each trial is trained.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Workers on this machine, each on its share of the cores.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds that each trial is trained with.")] = 1,
+    jobs: JobsOption = 1,
     overrides: SetOption = None,
     data: DataOption = None,
     download: DownloadOption = False,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Sweep the hyperparameters of a recipe by its meta-validation.
+    """Sweep the hyperparameters of a recipe, judged by its meta-validation score.
 
-    The same command resumes a study, and runs it on several machines where they share the storage.
+    The same command resumes a study. On several machines that share the storage, it works on the study in parallel.
     """
     streams.keep_going()
-    found = sweeping.load_space(space, recipe, overrides or ())
+    domains = sweeping.load_space(space, recipe, overrides or ())
     name = name or _stem(recipe)
     folder = folder or Path("sweeps") / name
     folder.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{folder / 'sweep.db'}"
     place = experiment.Place(data, device, download)
-    work = sweeping.Sweep(recipe, tuple(overrides or ()), found, folder, place, seeds)
+    work = sweeping.Sweep(recipe, tuple(overrides or ()), domains, folder, place, seeds)
     study = work.study(url, name)
     others = [_worker(jobs) for _ in range(jobs - 1)]
     try:
@@ -162,37 +180,38 @@ def sweep(
             torch.set_num_threads(_cores(jobs))
         work.run(study, trials, streams.err)
     except KeyboardInterrupt as stop:
-        streams.err("stopped; the same command goes on with the study")
+        streams.err("stopped; run the same command to resume the study")
         raise typer.Exit(128 + getattr(stop, "signal", 2)) from None
     finally:
-        for other in others:  # which have seen Ctrl-C, too, and have nothing to do once all trials are finished
+        for other in others:  # Ctrl-C reaches them too, and they end when all trials are finished
             other.wait()
-        told = sweeping.summary(study, recipe, overrides or [])
+        summary = sweeping.summary(study, recipe, overrides or [])
         with writing(folder / "sweep.json") as file:
-            file.write((dumps(told, indent=2) + "\n").encode())
+            file.write((dumps(summary, indent=2) + "\n").encode())
     if as_json:
-        streams.out(dumps(told))
+        streams.out(dumps(summary))
     else:
-        _show(SweepRecord(folder, told))
-    _require_best(told)
+        _show(SweepRecord(folder, summary))
+    _require_best(summary)
 
 
-def _require_best(told: dict[str, Any]) -> None:
-    """End with an error where no trial was completed."""
-    if "best" not in told:
-        streams.err(f"error: {why_none(told)}")
+def _require_best(summary: dict[str, Any]) -> None:
+    """Exit with an error if no trial was completed."""
+    if "best" not in summary:
+        streams.err(f"error: {why_none(summary)}")
         raise typer.Exit(1)
 
 
-def _show(found: SweepRecord) -> None:
-    """Print the trials of a sweep, as its report does."""
-    trials, told = sweep_answer(found), found.told
+def _show(sweep: SweepRecord) -> None:
+    """Print the trials of a sweep, as the report shows them."""
+    trials, summary = sweep_answer(sweep), sweep.summary
     table = Table(*(escape(streams.shown(title)) for title in trials.header), box=None)
     for row in trials.rows:
         table.add_row(*map(_cell, row))
     Console().print(table)
-    if "best" in told:
-        streams.out(f"best: trial {told['best']['trial']}, {told['best']['score']:.4g}; train by it: {told['command']}")
+    if "best" in summary:
+        best = summary["best"]
+        streams.out(f"best: trial {best['trial']}, {best['score']:.4g}; to train with it: {summary['command']}")
 
 
 def _cell(text: str) -> Text:
@@ -200,7 +219,7 @@ def _cell(text: str) -> Text:
 
 
 def _worker(jobs: int) -> subprocess.Popen[bytes]:
-    """Another process at the same command."""
+    """Start another process with the same command."""
     arguments = [word for word in sys.argv[1:] if not word.startswith("--jobs=")]
     if "--jobs" in arguments:
         at = arguments.index("--jobs")

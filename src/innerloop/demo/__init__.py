@@ -1,4 +1,4 @@
-"""A local web page on which a meta-trained model adapts, live, to what somebody draws."""
+"""A local web page on which a meta-trained model adapts, live, to what the user draws."""
 
 from .answers import Characters, Functions, answering
 from .drawing import Drawing, render

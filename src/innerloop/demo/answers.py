@@ -1,4 +1,4 @@
-"""What the page asks of a learner: to adapt to a few examples, and what it then makes of something new."""
+"""Compute the answers for the page: adapt a learner to a few examples, and predict for a new input."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from ..use import Pretrained, with_classes
 from .drawing import Drawing, Point, render
 
 Examples = Sequence[Sequence[Drawing]]
-"""Of each character, the drawings of it."""
+"""The drawings of each character."""
 FEWEST, MOST = 2, 5
-"""Characters to tell apart."""
+"""The smallest and largest number of characters to classify."""
 MOST_STEPS = 20
 GRID = 201
-"""Points that a function is drawn by."""
+"""The number of points with which a function is drawn."""
 
 
 class Characters:
-    """Tells which of a few characters a drawing is, after having seen each of them once or a few times.
+    """Classify a drawing as one of a few characters, given one or a few examples of each.
 
     Args:
-        model: was meta-trained, by a recipe, to tell images of one channel apart.
+        model: a classifier of one-channel images, meta-trained by a recipe.
 
     Raises:
-        ValueError: its head cannot be cut.
+        ValueError: its head cannot be resized.
     """
 
     def __init__(self, model: Pretrained) -> None:
         tasks = model.recipe["tasks"]
         self.name, self.size, self.temperature = model.name, tasks["size"], model.temperature or 1.0
-        self.on_white = tasks["name"] == "image-folder"  # whose pixels are as in the files: paper is 1 and ink 0
+        self.on_white = tasks["name"] == "image-folder"  # its pixels are those of the files: paper is 1 and ink 0
         numbers = range(FEWEST, min(MOST, tasks["ways"]) + 1)
         self.learners = {number: with_classes(model.learner, number) for number in numbers}
         self.steps = _steps(model)
         self._last: tuple[Examples, int, Adaptation] | None = None
 
     def about(self) -> dict[str, Any]:
-        """What the page has to know."""
+        """Return the settings that the page needs."""
         most = max(self.learners)
         return {"name": self.name, "fewest": FEWEST, "most": most, "size": self.size, **self.steps}
 
     def __call__(self, characters: Examples, drawing: Drawing, steps: int) -> dict[str, Any]:
-        """What a drawing is, after so many inner steps on the examples of each character, and before them.
+        """Classify a drawing before and after inner steps on the examples of each character.
 
         Returns:
             ``before`` and ``after``: probabilities of the characters; ``losses`` of the support set before each step
@@ -70,15 +70,15 @@ class Characters:
         }
 
     def _adaptation(self, characters: Examples, steps: int) -> Adaptation:
-        """Return the last one again for the same examples: a page asks again with every line of a drawing."""
-        last = self._last  # which another thread may set meanwhile
+        """Adapt, or reuse the last adaptation for the same examples: the page asks again after every stroke."""
+        last = self._last  # read it once, because another thread may set it
         if last is None or last[:2] != (characters, steps):
             sides = adaptation(self.learners[len(characters)], self._support(characters), steps)
             self._last = last = characters, steps, sides
         return last[2]
 
     def warm_up(self) -> None:
-        """Do once what is slower the first time."""
+        """Run once before the first request, because the first call is slower."""
         for number in self.learners:
             self(
                 [[[[[0.1, 0.1], [0.9, 0.1 + place / 10]]]] for place in range(number)],
@@ -98,10 +98,10 @@ class Characters:
 
 
 class Functions:
-    """Finds a function from a few points on it.
+    """Fit a function to a few points.
 
     Args:
-        model: was meta-trained, by a recipe, on sinusoids.
+        model: a model that was meta-trained, by a recipe, on sinusoids.
     """
 
     def __init__(self, model: Pretrained) -> None:
@@ -112,12 +112,12 @@ class Functions:
         self.height = 1.2 * source.amplitude[1]
 
     def about(self) -> dict[str, Any]:
-        """What the page has to know."""
+        """Return the settings that the page needs."""
         bounds = {"x": list(self.source.x), "y": [-self.height, self.height], "grid": GRID}
         return {"name": self.name, **bounds, **self.steps}
 
     def __call__(self, points: Sequence[Point], steps: int) -> dict[str, Any]:
-        """The function after so many inner steps on points ``(x, y)`` of it, and before them.
+        """Return the function before and after inner steps on points ``(x, y)``.
 
         Returns:
             ``before`` and ``after``: y on an even grid over the range of x, ``[GRID]``; ``losses`` as in `Characters`.
@@ -128,7 +128,7 @@ class Functions:
         return {"before": before, "after": after, "losses": sides.after.losses.tolist()}
 
     def draw(self) -> dict[str, Any]:
-        """Ten points of a random sinusoid, and the sinusoid itself, on the grid of `__call__`."""
+        """Return ten points of a random sinusoid, and the sinusoid itself on the grid of `__call__`."""
         generator = torch.Generator().manual_seed(secrets.randbits(31))
         function = self.source.functions(1, generator)
         low, high = self.source.x
@@ -137,7 +137,7 @@ class Functions:
         return {"points": points.tolist(), "y": function(self.x)[0, :, 0].tolist()}
 
     def warm_up(self) -> None:
-        """Do once what is slower the first time."""
+        """Run once before the first request, because the first call is slower."""
         self([[0.0, 0.0]], self.steps["steps"])
 
 
@@ -149,16 +149,16 @@ class Adaptation(NamedTuple):
 
 
 def adaptation(learner: MetaLearner, support: Batch, steps: int) -> Adaptation:
-    """Adapt to a support set; each input is then judged by itself."""
+    """Adapt to a support set; the predictions for each input do not depend on other inputs."""
     before, after = (learner.adapt(support, number, transductive=False) for number in (0, steps))
     return Adaptation(before, after)
 
 
 def answering(models: Sequence[Pretrained]) -> tuple[Characters | None, Functions | None]:
-    """What answers for some models: of each kind, the last.
+    """Return what answers the page's requests: for each kind of task, the last model of that kind.
 
     Raises:
-        ValueError: one is of neither kind.
+        ValueError: a model has neither kind of task.
     """
     characters = functions = None
     for model in models:
@@ -169,19 +169,18 @@ def answering(models: Sequence[Pretrained]) -> tuple[Characters | None, Function
         elif what in ("sinusoid", "sinusoid-two-phase"):
             functions = Functions(model)
         else:
-            channels = f" of {tasks['channels']} channels" if "channels" in tasks else ""
+            channels = f" with {tasks['channels']} channels" if "channels" in tasks else ""
             raise ValueError(
-                f"{model.name} was trained on tasks of {what}{channels}; the demo takes models of pictures of one "
-                "channel (strokes, omniglot, image-folder with tasks.channels=1) or of sinusoids (sinusoid, "
-                "sinusoid-two-phase)"
+                f"{model.name} was trained on {what} tasks{channels}; the demo takes models of one-channel images "
+                "(strokes, omniglot, image-folder with tasks.channels=1) or of sinusoids (sinusoid, sinusoid-two-phase)"
             )
     return characters, functions
 
 
 def _steps(model: Pretrained) -> dict[str, int]:
-    """The inner steps that the model was tested with, those to begin with, and the most that are offered."""
-    told = model.recipe.get("evaluate", {}).get("steps")
-    tested = model.learner.steps if told is None else int(told)
+    """Return the inner steps of the model's test, the initial value of the slider, and its maximum."""
+    steps = model.recipe.get("evaluate", {}).get("steps")
+    tested = model.learner.steps if steps is None else int(steps)
     return {
         "tested": tested,
         "steps": min(tested, MOST_STEPS),

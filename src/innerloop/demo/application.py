@@ -1,4 +1,4 @@
-"""The page and what it asks, as an ASGI application for one's own machine."""
+"""The ASGI application that serves the page and answers its requests, for this machine only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 PAGE = folder("demo/page")
 HOSTS = ["127.0.0.1", "localhost"]
 WAITING = 8
-"""Requests that may wait for their turn; more are told to come back."""
+"""The largest number of waiting requests; further ones get the status 503."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
@@ -43,11 +43,11 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
-mimetypes.add_type("text/javascript", ".js")  # which the registry of some Windows machines has as text/plain
+mimetypes.add_type("text/javascript", ".js")  # the registry of some Windows machines says text/plain
 
 
 class Answer(JSONResponse):
-    """JSON in which numbers that are not finite, as of an adaptation that diverged, are null."""
+    """A JSON response in which numbers that are not finite, as after a diverged adaptation, are null."""
 
     def render(self, content: Any) -> bytes:
         """Encode a plain value as JSON in UTF-8; NaN and infinities become null."""
@@ -55,10 +55,10 @@ class Answer(JSONResponse):
 
 
 def application(characters: Characters | None, functions: Functions | None) -> Starlette:
-    """The demo.
+    """Build the ASGI application of the demo.
 
-    ``GET /`` is the page, ``GET /api/about`` what it has to know; ``POST /api/characters``, ``POST /api/function`` and
-    ``GET /api/sinusoid`` are what `Characters` and `Functions` answer. Errors are ``{"error": message}``.
+    ``GET /`` is the page, and ``GET /api/about`` returns its settings. `Characters` and `Functions` answer ``POST
+    /api/characters``, ``POST /api/function`` and ``GET /api/sinusoid``. Errors are ``{"error": message}``.
 
     Args:
         characters: answers the requests of the tab for characters; ``None`` leaves the tab out.
@@ -92,10 +92,10 @@ def application(characters: Characters | None, functions: Functions | None) -> S
 
 
 class Workers:
-    """Threads in which adaptations run side by side, each with its share of torch's own.
+    """Threads that run adaptations in parallel; they divide torch's threads among them.
 
     Args:
-        threads: how many; if not given, as many as torch uses.
+        threads: the number of threads; default: as many as torch uses.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -106,14 +106,16 @@ class Workers:
         self._turns, self._waiting = asyncio.Semaphore(number), 0
 
     async def run(self, function: Callable[..., T], *args: Any, request: Request | None = None) -> T:
-        """Return the result of a function, when its turn has come.
+        """Run a function as soon as a thread is free, and return its result.
 
         Raises:
-            HTTPException: 503 where too many wait already.
-            ClientDisconnect: nobody waits for this answer any more.
+            HTTPException: 503 if too many requests wait already.
+            ClientDisconnect: the client no longer waits for this answer.
         """
         if self._waiting >= WAITING:
-            raise HTTPException(503, "busy with earlier drawings: ask again", headers={"Retry-After": "1"})
+            raise HTTPException(
+                503, "the server is busy with earlier drawings: try again", headers={"Retry-After": "1"}
+            )
         self._waiting += 1
         try:
             async with self._turns:
@@ -124,15 +126,15 @@ class Workers:
             self._waiting -= 1
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _about(characters: Characters | None, functions: Functions | None) -> Route:
-    told = {"characters": characters and characters.about(), "functions": functions and functions.about()}
+    settings = {"characters": characters and characters.about(), "functions": functions and functions.about()}
 
     async def about(_: Request) -> Response:
-        return Answer(told)
+        return Answer(settings)
 
     return Route("/api/about", about)
 
@@ -140,19 +142,19 @@ def _about(characters: Characters | None, functions: Functions | None) -> Route:
 def _characters(answer: Characters, workers: Workers) -> Route:
     most = max(answer.learners)
 
-    async def tell(request: Request) -> Response:
-        asked = requests.characters(await requests.read(request), most)
-        return Answer(await workers.run(answer, *asked, request=request))
+    async def classify(request: Request) -> Response:
+        question = requests.characters(await requests.read(request), most)
+        return Answer(await workers.run(answer, *question, request=request))
 
-    return Route("/api/characters", tell, methods=["POST"])
+    return Route("/api/characters", classify, methods=["POST"])
 
 
 def _function(answer: Functions, workers: Workers) -> Route:
     x, y = answer.source.x, (-answer.height, answer.height)
 
     async def fit(request: Request) -> Response:
-        asked = requests.function(await requests.read(request), x, y)
-        return Answer(await workers.run(answer, *asked, request=request))
+        question = requests.function(await requests.read(request), x, y)
+        return Answer(await workers.run(answer, *question, request=request))
 
     return Route("/api/function", fit, methods=["POST"])
 
@@ -170,11 +172,11 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # which nobody reads
+    return Response(status_code=400)  # the client has gone
 
 
 class _WithHeaders:
-    """Gives every response the headers that keep the page to itself."""
+    """Add the headers that isolate the page to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -189,9 +191,9 @@ class _WithHeaders:
 
 
 class _FromThisPage:
-    """Refuses what other sites that a browser has open send here.
+    """Reject requests from other sites that the browser has open.
 
-    A form can be sent to any address, but not as JSON; where a browser says from which page a request comes, it has to
+    A site can send a form to any address, but not as JSON. If a browser says which page a request comes from, it has to
     be this one.
     """
 
@@ -204,9 +206,11 @@ class _FromThisPage:
             origin, kind = headers.get("origin"), headers.get("content-type", "").split(";")[0].strip().lower()
             refusal = None
             if origin not in (None, f"http://{headers.get('host')}"):
-                refusal = Answer({"error": "requests come from the demo's own page"}, 403)
+                refusal = Answer({"error": "requests must come from the demo's own page"}, 403)
             elif kind != "application/json":
-                refusal = Answer({"error": f"the content type is application/json, got {kind[:40] or 'none'}"}, 415)
+                refusal = Answer(
+                    {"error": f"the content type must be application/json, got {kind[:40] or 'none'}"}, 415
+                )
             if refusal is not None:
                 await refusal(scope, receive, send)
                 return

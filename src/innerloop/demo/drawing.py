@@ -1,4 +1,4 @@
-"""A drawing by hand, as an image like those that a model was meta-trained on."""
+"""Render hand drawings as images like those that a model was meta-trained on."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Drawing = Sequence[Sequence[Point]]
 """Strokes, each of points ``(x, y)`` in [0, 1], x to the right and y downwards."""
 
 EXTENT = 0.75
-"""Half the larger side of a figure, where an image shows [-1.1, 1.1]: the median of the drawings of `Strokes`, whose
+"""Half the larger side of a figure, in an image that shows [-1.1, 1.1]: the median of the drawings of `Strokes`, whose
 5th and 95th percentiles are 0.55 and 1.01. Omniglot's median is 0.70."""
 WIDTH = 0.0475
-"""Of the pen, a standard deviation: the middle of the range of `Strokes`."""
+"""The standard deviation of the pen: the middle of the range of `Strokes`."""
 SMALLEST = 0.04
-"""Half the larger side, in canvases, of a figure that is magnified to `EXTENT`: what is smaller remains a dot."""
-_POINTS = 512  # of a stroke at most, more than five times across the image without a gap
+"""Half the larger side, in canvases, of the smallest figure that is magnified to `EXTENT`; smaller ones remain dots."""
+_POINTS = 512  # the most per stroke: enough for five times across the image without a gap
 
 
 def render(drawing: Drawing, size: int) -> Tensor:
-    """The image of a drawing, float32 in [0, 1] (ink is 1), ``[1, size, size]``.
+    """Render a drawing as an image, float32 in [0, 1] (ink is 1), ``[1, size, size]``.
 
-    The figure is centred and magnified, so it does not matter where and how large it was drawn.
+    The figure is centered and magnified, so its place and size in the drawing do not matter.
 
     Args:
         drawing: at least one stroke, each of at least one point.
@@ -42,11 +42,11 @@ def render(drawing: Drawing, size: int) -> Tensor:
 
 
 def _evenly(line: Tensor) -> tuple[Tensor, Tensor]:
-    """Points at even distances along a line ``[P, 2]``, and the length that each stands for."""
+    """Return points at even distances along a line ``[P, 2]``, and the length that each represents."""
     lengths = line.diff(dim=0).norm(dim=-1)
     ends = lengths.cumsum(0)
     total = float(ends[-1]) if len(ends) else 0.0
-    # No stroke has less ink than a pen that was put down once: a splat of height 1.
+    # A stroke has at least the ink of one dot of the pen: a splat of height 1.
     inked = max(total, WIDTH * math.sqrt(2 * math.pi))
     if total == 0:
         return line[:1], torch.tensor([inked])

@@ -1,4 +1,4 @@
-"""Reading what a browser sends: bounded, checked to the last number, and refused with a message that says why."""
+"""Read and check what a browser sends: limit its size, check every value, and reject it with a message."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .answers import FEWEST, MOST_STEPS
 from .drawing import Drawing, Point
 
 BYTES = 64 * 1024
-"""Of a request, at most."""
+"""The maximum size of a request."""
 EXAMPLES, STROKES, POINTS = 5, 32, 1_000
-"""At most: examples of a character, strokes of a drawing, points of a stroke or on a function."""
+"""The maximum numbers of examples per character, of strokes per drawing, and of points per stroke or function."""
 
 
 async def read(request: Request) -> dict[str, Any]:
-    """The JSON object that a request holds.
+    """Return the JSON object in a request.
 
     Raises:
-        HTTPException: 413 for more than `BYTES`, 400 for what is no JSON object.
+        HTTPException: 413 for more than `BYTES`, 400 if it is not a JSON object.
     """
     declared = request.headers.get("content-length", "0")
     body = bytearray()
@@ -37,19 +37,19 @@ async def read(request: Request) -> dict[str, Any]:
 
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the request is not JSON: {str(error)[:100]}") from error
-    if not isinstance(found, dict):
-        raise HTTPException(400, f"the request is a JSON object, got {_said(found)}")
-    return found
+    if not isinstance(value, dict):
+        raise HTTPException(400, f"the request must be a JSON object, got {_short(value)}")
+    return value
 
 
 def characters(body: dict[str, Any], most: int) -> tuple[list[list[Drawing]], Drawing, int]:
-    """The examples of each character, the drawing to be told, and the steps.
+    """Return the examples of each character, the drawing to classify, and the number of steps.
 
     Raises:
-        HTTPException: 422 for what is not of that form or past a bound.
+        HTTPException: 422 if a value has another form or exceeds a limit.
     """
     _keys(body, {"characters", "drawing", "steps"})
     examples = [
@@ -61,10 +61,10 @@ def characters(body: dict[str, Any], most: int) -> tuple[list[list[Drawing]], Dr
 
 
 def function(body: dict[str, Any], x: tuple[float, float], y: tuple[float, float]) -> tuple[list[Point], int]:
-    """The points on a function within the ranges of x and y, and the steps.
+    """Return the points on a function, within the ranges of x and y, and the number of steps.
 
     Raises:
-        HTTPException: 422 for what is not of that form or past a bound.
+        HTTPException: 422 if a value has another form or exceeds a limit.
     """
     _keys(body, {"points", "steps"})
     points = _list(body["points"], "points", 1, POINTS, "points")
@@ -83,37 +83,37 @@ def _point(given: Any, where: str, x: tuple[float, float], y: tuple[float, float
     values = _list(given, where, 2, 2, "numbers")
     for value, (low, high) in zip(values, (x, y), strict=True):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Compared before it is converted, for an integer may be larger than any float. NaN is in no range.
+        # Compare before converting, because an integer may be larger than any float. NaN is in no range.
         if not number or not low <= value <= high:
-            raise HTTPException(422, f"{where} has numbers from {low:g} to {high:g}, got {_said(value)}")
+            raise HTTPException(422, f"{where} must have numbers from {low:g} to {high:g}, got {_short(value)}")
     return float(values[0]), float(values[1])
 
 
 def _steps(given: Any) -> int:
     if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given <= MOST_STEPS:
-        raise HTTPException(422, f"steps is an integer from 0 to {MOST_STEPS}, got {_said(given)}")
+        raise HTTPException(422, f"steps must be an integer from 0 to {MOST_STEPS}, got {_short(given)}")
     return given
 
 
 def _keys(body: dict[str, Any], expected: set[str]) -> None:
     if body.keys() != expected:
-        wanted = ", ".join(sorted(expected))
+        keys = ", ".join(sorted(expected))
         raise HTTPException(
-            422, f"the request has {wanted}; got {', '.join(map(_said, sorted(body)))[:80] or 'nothing'}"
+            422, f"the request must have {keys}; got {', '.join(map(_short, sorted(body)))[:80] or 'nothing'}"
         )
 
 
 def _list(given: Any, where: str, least: int, most: int, what: str) -> list[Any]:
     bounds = f"{least}" if least == most else f"{least} to {most}"
     if not isinstance(given, list):
-        raise HTTPException(422, f"{where} is a list of {bounds} {what}, got {_said(given)}")
+        raise HTTPException(422, f"{where} must be a list of {bounds} {what}, got {_short(given)}")
     if not least <= len(given) <= most:
-        raise HTTPException(422, f"{where} has {bounds} {what}, got {len(given)}")
+        raise HTTPException(422, f"{where} must have {bounds} {what}, got {len(given)}")
     return given
 
 
-def _said(value: Any) -> str:
-    """A value in a message, not longer than a message is."""
+def _short(value: Any) -> str:
+    """Format a value for a message, shortened if it is long."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = json.dumps(value) if not isinstance(value, int) or abs(value) < 1e18 else "an integer too large"

@@ -1,4 +1,4 @@
-"""Serving the demo on this machine alone."""
+"""Serve the demo on this machine only."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _TRIED = 20
 
 
 def listen(port: int = 0) -> socket.socket:
-    """A socket that listens on this machine's own address.
+    """Open a socket that listens on the loopback address.
 
     Args:
-        port: 0 takes the first that is free from `PORT` on.
+        port: 0 takes the first free port from `PORT` on.
 
     Raises:
-        OSError: the port is in use, or may not be used.
+        OSError: the port is in use, or not permitted.
     """
     for tried in [port] if port else [*range(PORT, PORT + _TRIED), 0]:
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        if os.name == "posix":  # so that a port can be used again at once; elsewhere it lets two programs share it
+        if os.name == "posix":  # to reuse a port at once; on Windows the option lets two programs share it
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, tried))
@@ -45,7 +45,7 @@ def listen(port: int = 0) -> socket.socket:
             listening.close()
             reason = error
     raise OSError(
-        f"port {port} cannot be used ({reason.strerror}): give another with --port, or none to take the next free one"
+        f"port {port} cannot be used ({reason.strerror}): give another --port, or none to take the next free one"
     ) from reason
 
 
@@ -55,23 +55,23 @@ def serve(
     """Serve the demo until Ctrl-C, which then raises `KeyboardInterrupt`.
 
     Args:
-        listening: from `listen`.
+        listening: the socket from `listen`.
         characters: see `application`.
         functions: see `application`.
-        browser: whether to open the page.
+        browser: whether to open the page in a browser.
     """
     address = f"http://{HOST}:{listening.getsockname()[1]}/"
-    streams.out(f"{address} (Ctrl-C ends it)")
+    streams.out(f"{address} (press Ctrl-C to stop)")
     streams.flush()
-    if browser:  # which waits in the socket's line until the server is there; a browser in the terminal does not return
+    if browser:  # its request waits in the socket's queue; in a thread, because a terminal browser blocks
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     server(characters, functions).run([listening])
 
 
 def server(characters: Characters | None, functions: Functions | None) -> uvicorn.Server:
-    """What serves the demo, on the sockets that it is run with.
+    """Return the server of the demo; its ``run`` takes the sockets.
 
-    Uses h11, since httptools, which uvicorn prefers where it is installed, takes headers of any length.
+    It uses h11, because httptools, which uvicorn prefers if it is installed, accepts headers of any length.
     """
     demo = application(characters, functions)
     config = uvicorn.Config(

@@ -1,1 +1,1 @@
-"""Recipes, training by one in a run directory, and searching for better values."""
+"""Recipes, training a recipe in a run directory, and hyperparameter sweeps."""

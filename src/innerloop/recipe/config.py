@@ -1,9 +1,9 @@
-"""Recipes: an experiment as a TOML file, checked against the signatures of what it names before anything is done.
+"""Recipes: an experiment as a TOML file, checked against the signatures of the functions it names before anything runs.
 
 A recipe has the sections ``[model]`` (``name`` and the arguments of that model), ``[learner]`` (``preset`` and its
-arguments), ``[tasks]`` (``name`` and those of its builder), ``[train]`` (arguments of the `Trainer`) and ``[evaluate]``
-(of `evaluate`), and beside them ``description``, ``seed``, and ``extends``: another recipe, of which this one then
-only says what differs.
+arguments), ``[tasks]`` (``name`` and the arguments of its builder), ``[train]`` (arguments of the `Trainer`) and
+``[evaluate]`` (arguments of `evaluate`). At the top it has ``description``, ``seed``, and ``extends``: another recipe;
+this one then states only the differences.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ PRESETS: dict[str, Callable[..., MetaLearner]] = {**presets.PRESETS, **rl.PRESET
 TASKS: dict[str, Callable[..., Sources]] = {**data.TASKS, **rl.TASKS, **imitation.TASKS}
 
 DEPTH = 20
-"""Recipes that extend each other in a row, at most."""
+"""The largest number of recipes that extend each other in a chain."""
 
 
 class Recipe(Config):
-    """A resolved recipe, with the name or the path that it was read from, for messages."""
+    """A resolved recipe, with the name or path that it was read from, for messages."""
 
     source = ""
 
 
 def source_of(config: Mapping[str, Any]) -> str:
-    """The name or the path that a recipe was read from; empty if it was not."""
+    """Return the name or path that a recipe was read from; empty if it was not read."""
     return str(getattr(config, "source", ""))
 
 
 class Section(NamedTuple):
-    """What a section of a recipe configures: a function, or the entry of a table that one of its keys names."""
+    """The function that a section of a recipe configures: a fixed one, or one of several that a key names."""
 
     functions: Mapping[str, Callable[..., Any]]
     key: str = ""
     without: tuple[str, ...] = ()
 
     def function(self, where: str, given: Mapping[str, Any]) -> Callable[..., Any]:
-        """The function that the section is about."""
+        """Return the function that the section configures."""
         if not self.key:
             return self.functions[""]
         if self.key not in given:
@@ -73,12 +73,12 @@ class Section(NamedTuple):
         return named(f"{where}.{self.key}", given[self.key], self.functions, f"{where}.{self.key}")  # type: ignore[no-any-return]
 
     def options(self, where: str, given: Mapping[str, Any]) -> dict[str, Option]:
-        """Its keys, without the one that names the function."""
+        """Return the keys of the section, without the one that names the function."""
         return options(self.function(where, given), self.without)
 
 
 GIVEN = ("learner", "train", "val", "run", "seed", "config", "loggers", "world", "progress")
-"""Arguments of the trainer that a recipe says elsewhere, or that are of the occasion."""
+"""Arguments of the trainer that a recipe has elsewhere, or that are not part of a recipe."""
 
 SECTIONS = {
     "model": Section(MODELS, "name"),
@@ -94,28 +94,28 @@ WEIGHTS = {"weights": Option(str, ""), "fresh": Option(tuple[str, ...], ())}
 `innerloop.weights.load_weights`."""
 
 SHARED = {"ways": "ways", "image_size": "size", "channels": "channels"}
-"""Arguments of a model that must be what the tasks say, and how they are called there."""
+"""Arguments of a model that must equal those of the tasks -> their names in the tasks."""
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def recipes() -> dict[str, Path]:
-    """The recipes shipped with the package, by name."""
+    """Return the recipes that come with the package, by name."""
     return {file.stem: file for file in sorted(resources.folder("recipes").glob("*.toml"))}
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> Config:
-    """Read a recipe, apply what overrides it, check it, and make every default explicit. Reads no data.
+    """Read a recipe, apply overrides, check it, and make every default explicit. It reads no data.
 
     Args:
-        name: of a shipped recipe, or the path of a file.
+        name: the name of a recipe that comes with the package, or the path of a file.
         overrides: such as ``"learner.lr=0.1"``; the value is TOML, and a bare word is a string.
         seed: overrides that of the recipe.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not TOML, or a name, key or value that is wrong; the message says what would be right.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not TOML, or a name, key or value is wrong; the message says what is allowed.
     """
     try:
         config = _read(name)
@@ -133,7 +133,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), seed: int | Non
 
 
 def _read(name: str | Path, chain: tuple[Path, ...] = ()) -> Config:
-    """The content of a recipe on top of the one that it extends; the chain is of those that extend it."""
+    """Merge a recipe into the one that it extends. ``chain`` has the recipes that extend this one."""
     path = expanded(name)
     if path.suffix == ".toml" or len(path.parts) > 1:
         path = chain[-1].parent / path if chain else path
@@ -141,7 +141,7 @@ def _read(name: str | Path, chain: tuple[Path, ...] = ()) -> Config:
         path = lookup("recipe", str(name), recipes())
     if not path.is_file():
         extending = f", which {shown(chain[-1])} extends" if chain else ""
-        raise FileNotFoundError(f"no recipe at {shown(path)}{extending}")
+        raise FileNotFoundError(f"there is no recipe {shown(path)}{extending}")
     if os.path.realpath(path) in map(os.path.realpath, chain):
         raise ValueError(f"extends itself: {' -> '.join(map(shown, (*chain, path)))}")
     if len(chain) > DEPTH:
@@ -165,7 +165,7 @@ def _find_weights(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _merge(base: Config, over: Mapping[str, Any]) -> Config:
-    """Section by section; within a section the later value of a key counts, whole."""
+    """Merge section by section; within a section, the later value of a key replaces the earlier one."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -176,7 +176,7 @@ def _merge(base: Config, over: Mapping[str, Any]) -> Config:
 
 
 def _give_way(learner: Config, given: set[str]) -> None:
-    """Take out arguments of parts that are given now, and were not before: ``rule`` replaces the ``lr`` of earlier."""
+    """Remove arguments that a newly given part replaces: ``rule`` replaces an earlier ``lr``."""
     for name, parts in getattr(PRESETS.get(str(learner.get("preset"))), "parts", {}).items():
         if given.issuperset(parts) and name not in given:
             learner.pop(name, None)
@@ -186,17 +186,17 @@ def _give_way(learner: Config, given: set[str]) -> None:
 
 
 def resolve(config: Mapping[str, Any]) -> Config:
-    """The same recipe with every default that TOML can express made explicit.
+    """Return the recipe with every default that TOML can express made explicit.
 
     Raises:
-        ValueError: a name, key or value that is wrong.
+        ValueError: a name, key or value is wrong.
     """
     known = {**TOP, **dict.fromkeys(SECTIONS)}
     for key, value in config.items():
         if key not in known:
-            raise ValueError(f"unknown key {shown(key)}{nearest(key, known)} A recipe has {', '.join(known)}")
+            raise ValueError(f"unknown key {shown(key)}{nearest(key, known)} Keys of a recipe: {', '.join(known)}")
         if key in SECTIONS and not isinstance(value, dict):
-            raise ValueError(f"{key} = {brief(value)} is a value; expected a table [{key}]")
+            raise ValueError(f"{key} = {brief(value)} is not a table; expected a section [{key}]")
     top = {key: convert(config.get(key, option.default), option.hint, key) for key, option in TOP.items()}
     del top["extends"]
     resolved: Config = {name: dict(config.get(name, {})) for name in SECTIONS}
@@ -208,14 +208,14 @@ def resolve(config: Mapping[str, Any]) -> Config:
 
 
 def _complete(name: str, given: Mapping[str, Any]) -> Config:
-    """A section, checked, with its defaults."""
+    """Check a section, and add its defaults."""
     section = SECTIONS[name]
     given = _as_now(name, given)
     beside = {key: convert(given.pop(key), WEIGHTS[key].hint, f"model.{key}") for key in _beside(name, given)}
     known, plain = section.options(name, given), {k: v for k, v in given.items() if k != section.key}
     defaults = {key: encode(option.default) for key, option in known.items() if option.default is not REQUIRED}
     for key, parts in getattr(section.function(name, given), "parts", {}).items():
-        if all(given.get(part, "none") != "none" for part in parts):  # which take the place of what the key is for
+        if all(given.get(part, "none") != "none" for part in parts):  # the parts replace what the key sets
             defaults.pop(key, None)
     plain = {**{key: value for key, value in defaults.items() if value is not MISMATCH}, **plain}
     for key, value in plain.items():
@@ -238,9 +238,9 @@ def _beside(name: str, given: Mapping[str, Any]) -> list[str]:
 
 
 def _as_now(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A section as a recipe says it now.
+    """Convert a section from the form of earlier versions.
 
-    Recipes of version 0.1 named the inner optimizer of Reptile, and counted inner steps of algorithms that take none.
+    Recipes of version 0.1 named Reptile's inner optimizer, and had ``steps`` for algorithms without inner steps.
     """
     now = dict(given)
     if name == "learner" and given.get("preset") in ("prototypical", "trpo", "cloned"):
@@ -250,7 +250,7 @@ def _as_now(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if optimizer not in ("adam", "sgd") or "rule" in given:
             raise ValueError(
                 f"learner.optimizer = {brief(optimizer)}: in version 0.1 Reptile's inner optimizer was adam or sgd; "
-                'give learner.rule alone, such as {name = "sgd", lr = 0.1}'
+                'give only learner.rule, such as {name = "sgd", lr = 0.1}'
             )
         if optimizer == "sgd":
             now["rule"] = {"name": "sgd", "lr": now.pop("lr", 1e-3)}
@@ -258,13 +258,13 @@ def _as_now(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
-    """Give the model the ways and the size of the tasks; they must not contradict each other."""
+    """Give the model the ways, image size and channels of the tasks, which it must not contradict."""
     known = SECTIONS["model"].options("model", model)
     for key, theirs in SHARED.items():
         if key in known and theirs in tasks and model.setdefault(key, tasks[theirs]) != tasks[theirs]:
             raise ValueError(
                 f"model.{key} = {brief(model[key])} contradicts tasks.{theirs} = {brief(tasks[theirs])}; "
-                f"leave model.{key} out to have it follow"
+                f"leave out model.{key}, which then follows"
             )
 
 
@@ -272,25 +272,25 @@ def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
 
 
 def arguments(config: Config, name: str) -> dict[str, Any]:
-    """The arguments that a section of a resolved recipe stands for, such as those of the `Trainer`."""
+    """Return the arguments in a section of a resolved recipe, such as those of the `Trainer`."""
     section = SECTIONS[name]
     given = {k: v for k, v in config[name].items() if k != section.key and k not in _beside(name, config[name])}
     return convert_all(name, given, section.options(name, config[name]))
 
 
 def build_learner(config: Config, device: str = "cpu", most: int | None = None, weights: bool = True) -> MetaLearner:
-    """The learner of a resolved recipe, initialized under its seed. Torch's random state is left as it was.
+    """Build the learner of a resolved recipe, initialized with its seed. Torch's random state does not change.
 
     Args:
         config: from `load_recipe`.
         device: as in `build`.
-        most: how many numbers the model may take: where a recipe and weights come from elsewhere, those that there are.
-        weights: whether the model begins with the weights that the recipe names, if it does.
+        most: the largest number of values in the model: for untrusted recipes with weights, the number in the weights.
+        weights: whether the model begins with the weights that the recipe names, if it names any.
 
     Raises:
-        UnfitError: the model takes more.
+        UnfitError: the model has more values.
         FileNotFoundError: there is no file with these weights.
-        ValueError: a value that its model or its preset refuses; the message begins with the section.
+        ValueError: the model or the preset rejects a value; the message begins with the section.
     """
     preset = SECTIONS["learner"].function("learner", config["learner"])
     with torch.random.fork_rng([]):
@@ -305,33 +305,33 @@ def build_learner(config: Config, device: str = "cpu", most: int | None = None, 
 
 
 def build_model(section: Config, most: int | None = None) -> nn.Module:
-    """The model of a recipe's section; see `build_learner`."""
+    """Build the model of a recipe's section; see `build_learner`."""
     builder, given = SECTIONS["model"].function("model", section), arguments({"model": section}, "model")
     if most is not None:
-        with speaking_of("model"), torch.device("meta"):  # where tensors have shapes and take no memory
-            wanted = numbers(call(builder, given).state_dict())
-        if wanted > most:
-            raise UnfitError(f"its model takes {wanted:,} numbers, and there are {most:,}")
+        with speaking_of("model"), torch.device("meta"):  # here tensors have shapes, but take no memory
+            size = numbers(call(builder, given).state_dict())
+        if size > most:
+            raise UnfitError(f"its model has {size:,} values, but its weights have {most:,}")
     with speaking_of("model"):
         model: nn.Module = call(builder, given)
     return model
 
 
 def numbers(tensors: Mapping[str, Any]) -> int:
-    """How many there are in tensors together."""
+    """Return the total number of values in the tensors."""
     return sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, Tensor))
 
 
 def build(
     config: Config, root: str | Path | None = None, device: str = "cpu", download: bool = False
 ) -> tuple[MetaLearner, Sources]:
-    """The learner and the task sources of a resolved recipe.
+    """Build the learner and the task sources of a resolved recipe.
 
     Args:
         config: from `load_recipe`.
-        root: where the data are; see the data set.
+        root: the folder of the data; see the data set.
         device: ``"cpu"``, ``"cuda"``, ``"auto"``, ...
-        download: fetch data that are not there, where the data set knows from where.
+        download: download missing data, if the data set supports it.
 
     Raises:
         ValueError: the device is not available, or the model does not fit the images; and what the data set raises.
@@ -344,7 +344,7 @@ def build(
 def _build_sources(
     config: Config, learner: MetaLearner, root: str | Path | None, device: str, download: bool = False
 ) -> Sources:
-    """The task sources of a resolved recipe, which are to fit its learner."""
+    """Build the task sources of a resolved recipe, and check that they fit its learner."""
     builder = SECTIONS["tasks"].function("tasks", config["tasks"])
     given = {"root": root, "device": str(find_device(device)), "download": download}
     accepted = inspect.signature(builder).parameters
@@ -359,7 +359,7 @@ def _build_sources(
 
 
 def _check_fit(config: Config, source: TaskSource) -> None:
-    """Compare the model's input with the images, before torch trips over it."""
+    """Compare the model's input with the images, to raise a clearer error than torch would."""
     model, x = config["model"], singles(source.sample(1, torch.Generator().manual_seed(0)))[0].support.x
     for key, axis in (("channels", -3), ("image_size", -1)):
         if key in model and isinstance(x, Tensor) and x.ndim == 4 and model[key] != x.shape[axis]:
@@ -369,10 +369,10 @@ def _check_fit(config: Config, source: TaskSource) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its name; ``"auto"`` is CUDA where there is one. Of several processes of a machine, each has its own.
+    """Return a device by its name; ``"auto"`` is CUDA if available. Each process of a machine gets its own GPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device is not available.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     local = os.environ.get("LOCAL_RANK")
@@ -388,19 +388,19 @@ def find_device(name: str) -> torch.device:
 def load_learner(
     run: str | Path, device: str = "cpu", overrides: Sequence[str] = (), trust: bool = False
 ) -> tuple[MetaLearner, Config]:
-    """The learner of a run directory, with the best validated weights, and the resolved recipe. Reads no data.
+    """Load the learner of a run, with the weights of its best validation score, and its resolved recipe, but no data.
 
     Args:
         run: the run directory.
         device: as in `build`.
-        overrides: of the recipe, as in `load_recipe`, that leave the weights what they are, such as
-            ``"learner.statistics=running"``; not of its training, which is over.
+        overrides: of the recipe, as in `load_recipe`; they must not change the shape of the weights (for example
+            ``"learner.statistics=running"``), nor the training, which has ended.
         trust: whether the run may name parts of your own (``model.name = "my_package.nets:ResNet"``), which are then
             imported, so that their code is run.
 
     Raises:
         FileNotFoundError: it is not the directory of a run that was trained by a recipe.
-        ValueError: its files are damaged or do not fit each other, or an override would change nothing.
+        ValueError: its files are damaged or do not fit each other, or an override has no effect.
     """
     path = Path(run) / "config.toml"
     if not path.is_file():
@@ -418,13 +418,15 @@ def _load_learner(run: str | Path, path: Path, device: str, overrides: Sequence[
     config = load_recipe(path, overrides)
     for changed in differences(load_recipe(path), config):
         if changed == "seed" or changed.startswith("train."):
-            hint = "; the tasks' is evaluate.seed" if changed == "seed" else ""
-            raise ValueError(f"{changed} is of the training, which is over: it changes nothing now{hint}")
+            hint = "; the seed of the tasks is evaluate.seed" if changed == "seed" else ""
+            raise ValueError(f"{changed} only affects training, which has ended: it has no effect now{hint}")
     weights = Checkpoints(Path(run)).weights()["learner"]
     try:
         with blaming(path):
             learner = build_learner(config, device, numbers(weights), weights=False)
-        if overrides and not any(p.requires_grad for p in learner.rule.parameters()):  # a recipe may say rates anew
+        if overrides and not any(
+            p.requires_grad for p in learner.rule.parameters()
+        ):  # an override may change rates that are not learned
             given = {f"rule.{name}": value for name, value in learner.rule.state_dict().items()}
             weights = {name: value for name, value in weights.items() if not name.startswith("rule.")} | given
         learner.load_state_dict(weights)
@@ -443,12 +445,12 @@ def load_run(
     overrides: Sequence[str] = (),
     trust: bool = False,
 ) -> tuple[MetaLearner, Sources, Config]:
-    """As `load_learner`, with the task sources, whose data are at ``root``; see `build`."""
+    """Load the learner of a run as `load_learner` does, and its task sources with the data at ``root``; see `build`."""
     learner, config = load_learner(run, device, overrides, trust)
     with trusting(trust), from_elsewhere(), blaming(source_of(config)):
         sources = _build_sources(config, learner, root, device)
     newest = Checkpoints(Path(run)).newest()
-    if isinstance(sources.train, Stateful) and "source" in newest:  # what it learned, the others may share
+    if isinstance(sources.train, Stateful) and "source" in newest:  # the other splits may share what it learned
         sources.train.load_state_dict(newest["source"])
     return learner, sources, config
 
@@ -461,10 +463,10 @@ def load_ensemble(
     overrides: Sequence[str] = (),
     trust: bool = False,
 ) -> tuple[Ensemble, Sources, Config]:
-    """As `load_run`, with the learners of a number of the best validated weights together.
+    """Load a run as `load_run` does, with an ensemble of the checkpoints that have the best validation scores.
 
     Raises:
-        ValueError: the run does not keep as many; and what `load_run` raises.
+        ValueError: the run has fewer checkpoints; and what `load_run` raises.
     """
     best, sources, config = load_run(run, root, device, overrides, trust)
     learners = [best]

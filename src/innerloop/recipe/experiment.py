@@ -1,4 +1,4 @@
-"""An experiment in a run directory, by a recipe: training, then the test. What it would take can be asked before."""
+"""Run a recipe in a run directory: train, then test. Or estimate the time and memory that this takes."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from .imports import from_elsewhere, references
 from .refusals import blaming
 
 PROFILED = (5, 3)
-"""Iterations before those that are profiled, and how many of them."""
+"""The number of iterations before the profiled ones, and the number of profiled ones."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how an experiment runs, which its recipe says nothing of.
+    """Where and how an experiment runs, which is not part of its recipe.
 
     Attributes:
-        data: where the data are; else ``$INNERLOOP_DATA`` and the cache.
+        data: the folder of the data; by default ``$INNERLOOP_DATA``, then the cache.
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``.
-        download: whether data that are not there are fetched.
+        download: whether to download missing data.
         world: the processes that train together.
     """
 
@@ -64,21 +64,21 @@ def conduct(
     loggers: Sequence[Logger] = (),
     progress: bool = True,
 ) -> tuple[Result, Evaluation | None]:
-    """Train by a resolved recipe, evaluate on the test split as it says, and write ``results.json``.
+    """Train a resolved recipe, evaluate the model on the test split, and write ``results.json``.
 
     Raises what `require_free`, `Trainer.fit` and `evaluate` raise.
 
     Args:
         settings: from `innerloop.recipe.config.load_recipe`.
         run: the run directory.
-        place: where and how.
-        command: what starts it, for the results.
-        resume: go on from the newest checkpoint in the directory, if it has any.
-        accept_changes: resume even if the run was begun with another recipe.
+        place: where and how to run.
+        command: the command line that starts the run, for the results.
+        resume: resume from the newest checkpoint in the directory, if it has any.
+        accept_changes: resume even if the run was started with another recipe.
         profile: write a trace of some iterations to ``profile.json``, for chrome://tracing and Perfetto.
-        replan: measure anew how tasks run quickest, whatever was found before.
-        test: whether there is an evaluation at the end.
-        loggers: receive the numbers of the training; see `Trainer`.
+        replan: measure again which execution plan is fastest, and ignore stored plans.
+        test: whether to evaluate at the end.
+        loggers: receive the metrics of the training; see `Trainer`.
         progress: whether to show progress on standard error.
     """
     world = place.world
@@ -90,32 +90,32 @@ def conduct(
         learner.engine.plans.fresh, train = replan, sources.train
         train = stack.enter_context(profiled(train, run / "profile.json")) if profile and world.first else train
         options, judging = config.arguments(settings, "train"), config.arguments(settings, "evaluate")
-        if test:  # a metric that does not fit is an error before training
+        if test:  # raise an error for a metric that does not fit before training
             rehearse(learner, sources.test, **judging)
         trainer = Trainer(learner, train, sources.val, run, seed=settings["seed"], config=settings, world=world,
                           loggers=[*loggers, Recipe()], progress=progress, **options)  # fmt: skip
-        result = trainer.fit(resume, accept_changes=True)  # or refused above, in terms of whole recipes
-        found = evaluate(learner, sources.test, world=world, **judging) if test else None
+        result = trainer.fit(resume, accept_changes=True)  # require_free has compared the whole recipes
+        tested = evaluate(learner, sources.test, world=world, **judging) if test else None
         if world.first:
-            tempered = temperature_on(learner, sources.val, settings["train"]["val_tasks"]) if test else None
-            write_results(run, results(settings, command, learner, result, found, tempered, trainer.device, world))
-    return result, found
+            temperature = temperature_on(learner, sources.val, settings["train"]["val_tasks"]) if test else None
+            write_results(run, results(settings, command, learner, result, tested, temperature, trainer.device, world))
+    return result, tested
 
 
 class Recipe:
-    """A logger that writes the recipe beside the record, once training begins by it."""
+    """A logger that writes the recipe into the run directory when training starts."""
 
     def begin(self, run: Path | None, settings: Mapping[str, Any], iteration: int) -> None:
-        """Write ``config.toml``, all or nothing."""
+        """Write ``config.toml`` atomically."""
         if run is not None:
             with writing(run / "config.toml") as file:
                 file.write(config.dumps(settings).encode())
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Nothing is of interest."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing."""
 
 
 def results(
@@ -123,24 +123,24 @@ def results(
     command: str,
     learner: MetaLearner,
     result: Result,
-    found: Evaluation | None,
+    tested: Evaluation | None,
     temperature: float | None,
     device: torch.device,
     world: World,
 ) -> dict[str, Any]:
-    """What ``results.json`` says."""
-    told: dict[str, Any] = {
+    """Return the content of ``results.json``."""
+    values: dict[str, Any] = {
         "command": command,
         "seed": settings["seed"],
         "iterations": result.iterations,
         "seconds": result.seconds,
         "validation": list(result.best),
     }
-    if found is not None:
-        told["test"] = {**found.as_dict(), "scores": [round(score, 4) for score in found.scores[:, -1].tolist()]}
-        told["temperature"] = temperature
-    told |= {"citations": list(learner.citations), "environment": environment(device)}
-    return told | ({"processes": world.size} if world.size > 1 else {})
+    if tested is not None:
+        values["test"] = {**tested.as_dict(), "scores": [round(score, 4) for score in tested.scores[:, -1].tolist()]}
+        values["temperature"] = temperature
+    values |= {"citations": list(learner.citations), "environment": environment(device)}
+    return values | ({"processes": world.size} if world.size > 1 else {})
 
 
 def command(
@@ -152,7 +152,7 @@ def command(
     device: str = "cpu",
     deterministic: bool = False,
 ) -> str:
-    """The command line that starts a run; with ``--resume``, that goes on with it."""
+    """Return the command line that starts a run; with ``--resume`` added, it resumes the run."""
     words = ["innerloop", "train", recipe]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--run", str(run)]
@@ -164,27 +164,27 @@ def command(
 
 
 def require_free(run: Path, settings: config.Config, resume: bool, accept_changes: bool = False) -> None:
-    """Refuse a directory that holds a run, or to resume a run under another recipe, before anything is touched.
+    """Reject a directory that has a run already, or a resumed run with another recipe, before any file changes.
 
     Raises:
-        FileExistsError, ValueError: it is refused; the message says what would go.
+        FileExistsError, ValueError: it is rejected; the message says what to do instead.
     """
     saved = run / "config.toml"
     if not resume and (saved.exists() or holds_run(run)):
-        raise FileExistsError(f"{run} already holds a run: add --resume to go on with it, or give another --run")
+        raise FileExistsError(f"{run} already has a run: add --resume to resume it, or give another --run")
     if resume and saved.exists() and (changed := config.differences(_saved(saved, settings), settings)):
         done = max(Checkpoints(run).iterations(), default=0)
-        if accept_changes and done >= settings["train"]["iterations"]:  # else its recipe would tell of what never was
+        if accept_changes and done >= settings["train"]["iterations"]:  # the saved recipe would be wrong
             raise ValueError(
-                f"{run} has trained {done} iterations, so nothing would come of another {', '.join(changed)}: give "
+                f"{run} has finished its {done} iterations, so another {', '.join(changed)} would have no effect: give "
                 "more train.iterations, or another --run"
             )
         if not accept_changes:
             again = shlex.join(["innerloop", "train", str(saved), "--run", str(run), "--resume"])
             again += " --deterministic" if torch.are_deterministic_algorithms_enabled() else ""
             raise ValueError(
-                f"{run} was started with another {', '.join(changed)}; resume it with `{again}`, or go on under the "
-                "new recipe with --resume --accept-changes, or give another --run"
+                f"{run} was started with another {', '.join(changed)}; resume it with `{again}`, or with the new "
+                "recipe by --resume --accept-changes, or give another --run"
             )
 
 
@@ -198,8 +198,8 @@ def _saved(path: Path, settings: config.Config) -> config.Config:
 
 
 def make_deterministic() -> None:
-    """Have torch compute the same to the bit whenever it computes the same, or raise where it cannot."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
+    """Make torch's results reproducible to the bit; operations that cannot be will raise an error."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
@@ -208,10 +208,10 @@ def make_deterministic() -> None:
 
 
 class Counted:
-    """A task source that tells of every meta-batch drawn, which is where an iteration begins."""
+    """A task source that calls a function for every meta-batch, that is at the start of each iteration."""
 
-    def __init__(self, source: Source, tell: Any) -> None:
-        self._source, self._tell = source, tell
+    def __init__(self, source: Source, on_draw: Any) -> None:
+        self._source, self._on_draw = source, on_draw
         if isinstance(source, InteractiveSource):
             self.require, self.report = source.require, source.report
             self.collect, self.returns = self._collect, source.returns
@@ -222,17 +222,17 @@ class Counted:
         return getattr(self._source, name)
 
     def sample(self, n: int, generator: torch.Generator) -> Tasks:
-        """As the source does."""
+        """Draw tasks from the source."""
         return self._collect(None, n, generator)
 
     def _collect(self, learner: Any, n: int, generator: torch.Generator) -> Tasks:
-        self._tell()
+        self._on_draw()
         return draw(self._source, learner, n, generator)
 
 
 @contextmanager
 def profiled(source: Source, path: Path) -> Iterator[Source]:
-    """The source; within, some iterations of the training that draws from it are profiled."""
+    """Yield a source; some iterations of a training that draws from it are profiled."""
     from torch.profiler import ProfilerActivity, profile, schedule
 
     cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
@@ -250,18 +250,18 @@ def profiled(source: Source, path: Path) -> Iterator[Source]:
     ) as profiler:
         yield Counted(source, profiler.step)
     if not written:
-        few = f"a trace is of iterations {before + 1} to {before + number}, and fewer were left to train"
+        few = f"the profiler traces iterations {before + 1} to {before + number}, but fewer were left to train"
         warnings.warn(f"{path} was not written: {few}", stacklevel=3)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an experiment is expected to take, by a few of its iterations.
+    """The estimated time and memory of an experiment, measured on a few of its iterations.
 
     Attributes:
-        iteration: seconds of one, the median of those measured; the first is not among them.
-        training, validations, test: seconds of all of them.
-        memory: the most so far, in MiB: of the GPU where the learner is on one, else of the process.
+        iteration: seconds per iteration, the median of those measured, without the first.
+        training, validations, test: total seconds of each.
+        memory: peak memory in MiB: of the GPU if the learner is on one, else of the process.
     """
 
     iteration: float
@@ -272,30 +272,30 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of everything."""
+        """The total of training, validations and test."""
         return self.training + self.validations + self.test
 
     def lines(self, hourly: float = 0.0) -> list[str]:
-        """In words, with the price of the machine by the hour if there is one."""
-        told = [
+        """Return the estimate in words, with the cost if the machine has an hourly price."""
+        lines = [
             f"an iteration takes {self.iteration:.3g} s: training {clock(self.training)}",
             f"validations {clock(self.validations)}, test {clock(self.test)}",
-            f"together {clock(self.seconds)}, with {self.memory:,.0f} MiB of memory at the most",
+            f"total {clock(self.seconds)}, peak memory {self.memory:,.0f} MiB",
         ]
         cost = hourly * self.seconds / 3600
         plain = f"{cost:.2f}" if cost >= 0.01 else "less than 0.01"
-        return told + ([f"at {hourly:g} an hour: {plain}"] if hourly else [])
+        return lines + ([f"cost at {hourly:g} per hour: {plain}"] if hourly else [])
 
 
 def estimate(settings: config.Config, place: Place, patience: float = 10.0) -> Estimate:
-    """Run the first iterations of an experiment, and nothing of it is written anywhere.
+    """Run the first iterations of an experiment without writing anything.
 
-    The first iteration shows that it works. Those after it are timed, for as long as the patience lasts: five at most,
-    and one at least. They run as yet without knowing how tasks run quickest, so a long training tends to take less.
+    The first iteration shows that it works. The next ones are timed, one to five of them, until ``patience`` seconds
+    have passed. They do not use the fastest execution plan yet, so a long training tends to take less time.
 
     Args:
         settings: a resolved recipe.
-        place: where and how.
+        place: where and how to run.
         patience: in seconds.
 
     Raises:
@@ -324,13 +324,13 @@ def _estimate(settings: config.Config, place: Place, patience: float) -> Estimat
     validations = -(-iterations // every) if sources.val is not None else 0
     val = {"steps": options.get("val_steps"), "transductive": options["transductive"], "metric": options.get("metric")}
     validation = _evaluation(learner, sources.val, options["val_tasks"], val) if validations else 0.0
-    wanted = {key: value for key, value in tests.items() if key != "num_tasks"}
-    test = _evaluation(learner, sources.test, tests["num_tasks"], wanted)
+    test_options = {key: value for key, value in tests.items() if key != "num_tasks"}
+    test = _evaluation(learner, sources.test, tests["num_tasks"], test_options)
     return Estimate(each, each * iterations, validations * validation, test, peak_memory(device))
 
 
 def _evaluation(learner: MetaLearner, source: Source, number: int, options: dict[str, Any]) -> float:
-    """Seconds of an evaluation over so many tasks, by one over a few."""
+    """Estimate the seconds of an evaluation from one over at most 10 tasks."""
     few, start = min(number, 10), time.perf_counter()
     evaluate(learner, source, few, **options)
     return number / few * (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Errors of recipes: of which section and of which file they are, on one line."""
+"""Add the section and the file to error messages of recipes, on one line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..train import NonFiniteError, OutOfMemoryError
 
 
 class UnfitError(ValueError):
-    """Weights that are not those of a model."""
+    """Weights do not fit a model."""
 
 
 @contextmanager
 def speaking_of(section: str, refused: bool = True) -> Iterator[None]:
-    """Within, what fails is this section of a recipe: its values are refused, or cannot be built."""
+    """Attribute errors inside the context to this section of a recipe: its values are rejected, or cannot be built."""
     try:
         yield
     except ValueError as error:
@@ -31,7 +31,7 @@ def speaking_of(section: str, refused: bool = True) -> Iterator[None]:
 
 @contextmanager
 def blaming(source: object, *places: object) -> Iterator[None]:
-    """Within, an error of a recipe or a run that names neither it nor one of these places has its name in front."""
+    """Prefix errors inside the context with the recipe or run, unless they name it or one of these places."""
     try:
         yield
     except (ValueError, NonFiniteError, OutOfMemoryError) as error:

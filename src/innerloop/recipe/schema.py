@@ -1,4 +1,4 @@
-"""What a recipe may say, read off the signatures of the functions that it names."""
+"""The keys and values of a recipe, read off the signatures of the functions that it names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from . import imports
 REQUIRED = inspect.Parameter.empty
 MISMATCH = object()
 LOWEST = -(2**63)
-"""The lowest integer of 64 bits, as TOML and torch have them."""
+"""The lowest 64-bit integer, which TOML and torch use."""
 
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
@@ -31,20 +31,20 @@ Value = TypeVar("Value")
 
 
 class Option(NamedTuple):
-    """An argument that a recipe can give: its type, and its default or `REQUIRED`."""
+    """An argument that a recipe can set: its type, and its default or `REQUIRED`."""
 
     hint: Any
     default: Any
 
 
 def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Option]:
-    """The arguments of a function that plain values can express.
+    """Return the arguments of a function that plain values can express.
 
-    ``*args`` becomes a list under its name. ``**kwargs`` of a ``TypedDict`` that are passed on have the defaults of the
-    class that the function returns, but for those that the function has values of its own for (``function.own``).
+    ``*args`` becomes a list under its name. ``**kwargs`` of a ``TypedDict`` have the defaults of the class that the
+    function returns, except those that the function sets itself (``function.own``).
     """
     hints = _hints(function)
-    found: dict[str, Option] = {}
+    every: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD and not get_args(hints[name]):
             continue  # a function of somebody else's, which does not say what it takes
@@ -52,17 +52,17 @@ def options(function: Callable[..., Any], without: Collection[str] = ()) -> dict
             behind = inspect.signature(hints["return"]).parameters
             passed = get_type_hints((get_args(hints[name]) or (hints[name],))[0])
             own = getattr(function, "own", ())
-            default = {key: behind[key].default for key in passed}  # where it has none, the function has a part
-            found |= {
+            default = {key: behind[key].default for key in passed}  # without a default, the function builds a part
+            every |= {
                 key: Option(hint, None if default[key] is REQUIRED else default[key])
                 for key, hint in passed.items()
                 if key not in own
             }
         elif parameter.kind is parameter.VAR_POSITIONAL:
-            found[name] = Option(types.GenericAlias(tuple, (hints[name], ...)), REQUIRED)
+            every[name] = Option(types.GenericAlias(tuple, (hints[name], ...)), REQUIRED)
         else:
-            found[name] = Option(hints[name], parameter.default)
-    return {name: option for name, option in found.items() if name not in without and _describe(option.hint)}
+            every[name] = Option(hints[name], parameter.default)
+    return {name: option for name, option in every.items() if name not in without and _describe(option.hint)}
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def call(function: Callable[..., Value], arguments: Mapping[str, Any], *first: Any) -> Value:
-    """Call a function with the arguments that `options` describes, after some positional ones."""
+    """Call a function with positional arguments, then the arguments that `options` describes."""
     given = dict(arguments)
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -88,10 +88,10 @@ def call(function: Callable[..., Value], arguments: Mapping[str, Any], *first: A
 
 
 def lookup(what: str, name: Any, table: Mapping[str, Value], where: str = "") -> Value:
-    """The entry of that name, which was given at some place.
+    """Return the entry of this name, given at some place of a recipe.
 
     Raises:
-        ValueError: there is none; the message has the nearest name, and all of them.
+        ValueError: there is none; the message has the nearest name, and all names.
     """
     if isinstance(name, str) and name in table:
         return table[name]
@@ -114,17 +114,17 @@ def named(what: str, name: Any, table: Mapping[str, Any], where: str) -> Any:
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or ``"."`` when nothing is near."""
+    """Return ``"; did you mean 'x'?"``, or ``"."`` if no known name is similar."""
     plain = {word.lower().replace("-", "_"): word for word in known}
     near = difflib.get_close_matches(brief(name).strip("'\"").lower().replace("-", "_"), plain, 1, 0.6)
     return f"; did you mean {plain[near[0]]!r}?" if near else "."
 
 
 def convert_all(where: str, given: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
-    """Plain values as the arguments that the options ask for; those without a value in TOML (None) are left out.
+    """Convert plain values to the types of the options.
 
     Raises:
-        ValueError: a key that is not known or is missing, or a value of the wrong type.
+        ValueError: a key is not known or is missing, or a value has the wrong type.
     """
     for key in given:
         if key not in known:
@@ -143,7 +143,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     those a chain, and ``"none"`` None.
 
     Raises:
-        ValueError: it is of none of the types; the message names place, value and what was expected.
+        ValueError: it has none of the types; the message has the place, the value and the expected type.
     """
     if type(value) is int and not LOWEST <= value < -LOWEST:
         raise ValueError(f"{where} = {brief(value, 20)} is an integer of more than 64 bits")
@@ -202,7 +202,7 @@ def _convert_schedule(table: Mapping[str, Any], where: str) -> Callable[[int], f
 
 
 def _convert_rule(value: Any, where: str) -> UpdateRule:
-    """A table such as ``{name = "adam", lr = 0.01}``, or a list of such tables, which is a chain."""
+    """Convert a table such as ``{name = "adam", lr = 0.01}``, or a list of such tables, which is a chain."""
     if isinstance(value, list):
         parts = [convert(each, UpdateRule, f"{where}[{i}]") for i, each in enumerate(value)]
         try:
@@ -216,7 +216,7 @@ def _convert_rule(value: Any, where: str) -> UpdateRule:
 
 
 def encode(value: Any) -> Any:
-    """A default value as a recipe would give it; `MISMATCH` where it cannot."""
+    """Return a default value as a recipe would give it; `MISMATCH` if it cannot."""
     if isinstance(value, tuple | list):
         items = [encode(item) for item in value]
         return MISMATCH if MISMATCH in items else items
@@ -234,7 +234,7 @@ def _is_schedule(kind: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    """The type in the words of a recipe; empty if no plain value can express it."""
+    """Describe a type in the words of a recipe; return an empty string if no plain value can express it."""
     members = _members(hint)
     words = [text for kind in members if kind is not type(None) and (text := _describe_kind(kind))]
     words = [f"one of {', '.join(METRICS)}"] if Metric in members else words
@@ -261,7 +261,7 @@ def _describe_kind(kind: Any) -> str:
     if kind is UpdateRule:
         return 'a table {name = "sgd", ...}'
     if origin is collections.abc.Mapping:
-        return f"a table, of which each value is {item}" if (item := _describe(arguments[1])) else ""
+        return f"a table whose values are each {item}" if (item := _describe(arguments[1])) else ""
     return 'a table {schedule = "linear", ...}' if _is_schedule(kind) else ""
 
 

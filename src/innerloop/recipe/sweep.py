@@ -1,14 +1,14 @@
-"""Searching for a recipe's better values, by Optuna: the same command on several machines shares one study.
+"""Hyperparameter sweeps of a recipe, by Optuna. The same command on several machines shares one study.
 
-A space is a TOML file that says for values of the recipe where they are looked for::
+A space is a TOML file with the ranges or choices of hyperparameters::
 
     learner.lr = {low = 0.001, high = 1.0, log = true}
     learner.steps = {low = 1, high = 5}
     train.optimizer = {choices = ["adam", "sgd"]}
 
-A trial trains in run directories of its own, ``trial-0007-seed0``, and is judged by its best meta-validation; meta-test
-is left alone. What is validated badly on the way is pruned. A worker that is killed loses nothing: its trial is begun
-again by another, or when the command is given again, and goes on from its last checkpoint.
+A trial trains in its own run directories, such as ``trial-0007-seed0``, and is judged by its best meta-validation; it
+has no meta-test. Trials whose validations are bad are pruned early. If a worker is killed, another worker, or the same
+command run again, resumes its trial from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from .trials import override, reason, said
 from .trials import summary as summary
 
 STALE = int(os.environ.get("INNERLOOP_SWEEP_STALE", "60"))
-"""Seconds without a sign of life after which the worker of a trial is taken for dead."""
+"""Seconds without a heartbeat after which the worker of a trial counts as dead."""
 POLL = 2.0
 ATTEMPTS = 4
-"""How often a storage is tried that cannot be used."""
+"""The number of attempts to open a storage."""
 DEATHS = 3
-"""How many workers a trial may take with it before it is given up."""
+"""The number of workers that may die during a trial before it is abandoned."""
 OF_THE_MACHINE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EIO)
-"""Errors that the next trial would meet, too, such as a full disk."""
+"""Errors that would also stop the next trial, such as a full disk."""
 AGAIN = "goes_on_with"
-"""The attribute of a trial which goes on with another's run directories: the number of that one."""
+"""The attribute of a trial that resumes an earlier one in its run directories: the number of the earlier trial."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Where one value of a recipe is looked for: from low to high, on a logarithmic scale or not, or among choices."""
+    """The domain of one hyperparameter: from low to high, on a logarithmic scale or not, or a list of choices."""
 
     low: Any = None
     high: Any = None
@@ -61,37 +61,39 @@ class Domain:
 
     @classmethod
     def of(cls, key: str, given: Mapping[str, Any]) -> Domain:
-        """From what a space says of a key.
+        """Parse the domain of a key.
 
         Raises:
-            ValueError: it makes no sense.
+            ValueError: it is not valid.
         """
         if unknown := [name for name in given if name not in ("low", "high", "log", "choices")]:
             raise ValueError(f"{key}: unknown {', '.join(unknown)}; a domain has low, high and log, or choices")
         if "choices" in given:
             if len(given) > 1 or not isinstance(given["choices"], list) or not given["choices"]:
-                raise ValueError(f"{key}: choices is a list of one value or more, and stands alone, got {brief(given)}")
+                raise ValueError(
+                    f"{key}: choices must be a non-empty list, without low, high and log, got {brief(given)}"
+                )
             return cls(choices=tuple(given["choices"]))
         low, high, log = (given.get(name, default) for name, default in (("low", None), ("high", None), ("log", False)))
         if not {type(low), type(high)} <= {int, float} or low >= high or (log and low <= 0):
             raise ValueError(
-                f"{key}: low and high are numbers, low < high, and of log = true above 0, got {brief(given)}"
+                f"{key}: low and high must be numbers with low < high, and above 0 for log = true, got {brief(given)}"
             )
         return cls(low, high, bool(log))
 
     def as_dict(self) -> dict[str, Any]:
-        """As a space says it."""
+        """Return the domain as in the TOML file."""
         if self.choices:
             return {"choices": list(self.choices)}
         return {"low": self.low, "high": self.high, "log": self.log}
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values to check a recipe with."""
+        """The ends or all choices, to check the recipe with."""
         return self.choices or (self.low, self.high)
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """A value for an Optuna trial."""
+        """Suggest a value for an Optuna trial."""
         if self.choices:
             return trial.suggest_categorical(key, self.choices)
         if {type(self.low), type(self.high)} == {int}:
@@ -103,48 +105,48 @@ Space = dict[str, Domain]
 
 
 def load_space(path: Path, recipe: str, overrides: Sequence[str] = ()) -> Space:
-    """Read a space, and check that the recipe takes all of it, and its learner the ends and the choices.
+    """Read a space, and check that the recipe and its learner accept all keys, ends and choices.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is wrong, or a value is not one for the recipe.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not valid, or the recipe rejects a value.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no space at {path}")
+        raise FileNotFoundError(f"there is no space file {path}")
     try:
         space = {key: Domain.of(key, given) for key, given in _domains(config.parse(read_text(path)))}
     except RecursionError as error:
         raise ValueError(f"{path}: its tables are nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    config.load_recipe(recipe, overrides)  # what is wrong with the recipe is not the fault of the space
+    config.load_recipe(recipe, overrides)  # so that errors of the recipe do not blame the space
     if not space:
-        raise ValueError(f"{path}: nothing to look for; e.g. learner.lr = {{low = 0.001, high = 1.0, log = true}}")
+        raise ValueError(f"{path}: it has no domain, such as learner.lr = {{low = 0.001, high = 1.0, log = true}}")
     for key, domain in space.items():
         for example in domain.examples:
             try:
                 config.build_learner(config.load_recipe(recipe, [*overrides, override(key, example)]))
             except ValueError as error:
-                raise ValueError(f"{path}: {recipe} does not take {key} = {brief(example)}: {error}") from error
+                raise ValueError(f"{path}: {recipe} does not accept {key} = {brief(example)}: {error}") from error
     return space
 
 
 def _domains(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    found: list[tuple[str, dict[str, Any]]] = []
+    domains: list[tuple[str, dict[str, Any]]] = []
     for name, value in table.items():
         key = (*path, *name.split("."))
         if not isinstance(value, dict):
-            raise ValueError(f"{'.'.join(key)} = {brief(value)} is no domain, such as {{low = 1, high = 5}}")
+            raise ValueError(f"{'.'.join(key)} = {brief(value)} is not a domain, such as {{low = 1, high = 5}}")
         is_domain = bool({"low", "high", "log", "choices"} & value.keys())
-        found += [(".".join(key), value)] if is_domain else _domains(value, key)
-    return found
+        domains += [(".".join(key), value)] if is_domain else _domains(value, key)
+    return domains
 
 
 # -- the study --------------------------------------------------------------------------------------------------------
 
 
 def optuna() -> Any:
-    """The module.
+    """Import Optuna.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
@@ -153,15 +155,15 @@ def optuna() -> Any:
         import optuna as module
     except ImportError as error:
         raise ImportError("sweeps need Optuna: pip install 'innerloop[sweep]'") from error
-    module.logging.set_verbosity(module.logging.ERROR)  # what a trial fails of is told by us, without a traceback
+    module.logging.set_verbosity(module.logging.ERROR)  # innerloop reports why a trial failed, without a traceback
     warnings.filterwarnings("ignore", category=module.exceptions.ExperimentalWarning)
     return module
 
 
 def storage(url: str) -> Any:
-    """The Optuna storage of a study.
+    """Open the Optuna storage of a study.
 
-    It is ``sqlite:///FILE``, ``postgresql://...``, another database that SQLAlchemy knows, or ``journal:FILE`` on a
+    It is ``sqlite:///FILE``, ``postgresql://...``, another database that SQLAlchemy supports, or ``journal:FILE`` on a
     file system that all workers share.
 
     Raises:
@@ -176,7 +178,7 @@ def storage(url: str) -> Any:
         return module.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
     engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     kind = module.storages.RDBStorage
-    known = "heartbeat_stale_trial_callback" in inspect.signature(kind).parameters  # what Optuna calls it from 4.9 on
+    known = "heartbeat_stale_trial_callback" in inspect.signature(kind).parameters  # the name from Optuna 4.9 on
     callback = {"heartbeat_stale_trial_callback" if known else "failed_trial_callback": _again}
     for attempt in range(ATTEMPTS):
         try:
@@ -186,8 +188,8 @@ def storage(url: str) -> Any:
         except ImportError as error:
             driver = f"the driver of {url.split(':')[0]} is not installed ({error})"
             raise ImportError(f"{driver}: pip install 'psycopg[binary]'") from error
-        except Exception as error:  # SQLAlchemy's errors are of its drivers' making
-            if attempt + 1 < ATTEMPTS:  # another worker may be making the tables at this moment
+        except Exception as error:  # SQLAlchemy passes on any error of its drivers
+            if attempt + 1 < ATTEMPTS:  # another worker may be creating the tables right now
                 time.sleep(random.uniform(0.2, 1.0))
                 continue
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -196,7 +198,7 @@ def storage(url: str) -> Any:
 
 
 def _again(study: Any, trial: Any, died: bool = True) -> None:
-    """Have a trial that did not come to its end gone on with; not for ever, if its worker died of it."""
+    """Enqueue an unfinished trial to be resumed, unless too many of its workers have died."""
     deaths = trial.user_attrs.get("deaths", 0) + died
     if deaths <= DEATHS:
         goes_on = {AGAIN: trial.user_attrs.get(AGAIN, trial.number), "deaths": deaths}
@@ -204,27 +206,27 @@ def _again(study: Any, trial: Any, died: bool = True) -> None:
 
 
 def _lost(study: Any, trial: Any) -> bool:
-    """Whether others took the worker of this trial for dead, so that the trial is theirs."""
+    """Return whether other workers took over this trial because its worker seemed dead."""
     return study.get_trials(deepcopy=False)[trial.number].state.name == "FAIL"  # type: ignore[no-any-return]
 
 
 class Pruning:
-    """A logger that tells a trial of its validations, and ends it where they are bad.
+    """A logger that reports validations to an Optuna trial, and ends the trial if they are bad.
 
     Args:
-        trial: Optuna's.
-        before: the scores of the seeds before.
-        offset: of the iterations of this seed among those of all.
+        trial: the Optuna trial.
+        before: the scores of the earlier seeds.
+        offset: the number of iterations of the earlier seeds.
     """
 
     def __init__(self, trial: Any, before: Sequence[float], offset: int) -> None:
         self.trial, self.before, self.offset = trial, before, offset
 
     def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
-        """Nothing is needed."""
+        """Do nothing."""
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Only validations count."""
+        """Report a validation score; ignore other values."""
         for name, value in values.items():
             if name.startswith("validation/") and name != "validation/ci95":
                 scores = [*self.before, value]
@@ -233,7 +235,7 @@ class Pruning:
                     raise optuna().TrialPruned(f"pruned at iteration {iteration}")
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing."""
 
 
 # -- sweeping ---------------------------------------------------------------------------------------------------------
@@ -241,14 +243,14 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is looked for, and where.
+    """A hyperparameter sweep.
 
     Attributes:
         recipe, overrides: the recipe.
-        space: of its values.
-        folder: of the run directories.
+        space: the domains of its hyperparameters.
+        folder: the folder of the run directories.
         place: where and how trials run.
-        seeds: how many of them a trial is trained under, from the recipe's on; it is judged by their mean.
+        seeds: the number of seeds per trial, counted up from the recipe's; the trial is judged by their mean score.
     """
 
     recipe: str
@@ -259,14 +261,16 @@ class Sweep:
     seeds: int = 1
 
     def study(self, url: str, name: str) -> Any:
-        """Begin the study, or take it up."""
+        """Create the study, or open it if it exists."""
         module = optuna()
         if not is_utf8(name):
-            raise ValueError(f"{self.recipe}: the name of a study is UTF-8, got {shown(name)}: give another --name")
+            raise ValueError(
+                f"{self.recipe}: the name of a study must be UTF-8, got {shown(name)}: give another --name"
+            )
         settings = config.load_recipe(self.recipe, self.overrides)
         learner, sources = config.build(settings, self.place.data, self.place.device, self.place.download)
         if sources.val is None:
-            raise ValueError(f"{self.recipe} has no meta-validation, by which trials are judged")
+            raise ValueError(f"{self.recipe} has no meta-validation, which a sweep needs to judge trials")
         scale = judged_by(learner, sources.val, config.arguments(settings, "train").get("metric"))
         direction = "maximize" if scale.higher_is_better else "minimize"
         study = module.create_study(
@@ -277,14 +281,17 @@ class Sweep:
             load_if_exists=True,
         )
         if (begun := study.direction.name.lower()) != direction:
-            raise ValueError(f"the study {name} is to {begun}, {scale.name} to {direction}: give another --name")
+            raise ValueError(
+                f"the study {name} is set to {begun} its score, but the recipe needs to {direction} {scale.name}: give "
+                "another --name"
+            )
         study.set_user_attr("metric", {"metric": scale.name, "unit": scale.unit})
         self._require_same(study, "recipe", settings)
         self._require_same(study, "space", {key: domain.as_dict() for key, domain in self.space.items()})
         return study
 
     def _require_same(self, study: Any, what: str, now: Mapping[str, Any]) -> None:
-        """That a study is of one recipe and one space, or its trials could not be compared."""
+        """Require that a study has one recipe and one space, so that its trials can be compared."""
         before = study.user_attrs.get(what)
         if before is None:
             study.set_user_attr(what, config.dumps(now))
@@ -295,30 +302,30 @@ class Sweep:
         else:
             changed = config.differences(saved, now)
         if changed:
-            raise ValueError(f"the study {study.study_name} is of another {', '.join(changed)}: give another --name")
+            raise ValueError(f"the study {study.study_name} has another {', '.join(changed)}: give another --name")
 
     @guarded
     def run(self, study: Any, trials: int, tell: Callable[[str], None]) -> None:
-        """Work until so many trials are finished, by whomever.
+        """Run trials until all workers together have finished this number.
 
         Raises:
-            Interrupted: a signal stopped the trial, which will be gone on with.
+            Interrupted: a signal stopped the trial, which the next worker resumes.
         """
         while True:
             self._bury(study)
             finished, running = counts(study)
             if finished >= trials:
                 return
-            if finished + running >= trials:  # others are at the last ones, which may yet come to be done again
+            if finished + running >= trials:  # other workers run the last trials, which may still have to be resumed
                 time.sleep(POLL)
                 continue
             self._work(study, tell)
 
     def _work(self, study: Any, tell: Callable[[str], None]) -> None:
-        """Work on one trial.
+        """Run one trial.
 
-        A worker that was slow, or on a machine that slept, may find at the end that others took it for dead. The trial
-        is theirs then, and goes on in the same run directories.
+        A worker that was slow, or whose machine slept, may learn at the end that the others counted it as dead and
+        resumed its trial in the same run directories.
         """
         lost: list[int] = []
         interrupts: list[BaseException] = []
@@ -337,14 +344,14 @@ class Sweep:
             study.optimize(objective, n_trials=1)
         except Exception as error:
             raise_interrupt_behind(error)
-            if interrupts:  # Optuna fails at a trial that is lost, and forgets what ended it
+            if interrupts:  # for a lost trial, Optuna raises its own error instead of the interrupt
                 raise interrupts[0] from None
             if not lost or isinstance(error, OSError):
                 raise
-            tell(f"trial {lost[0]}: left to another worker, after {STALE} s without a sign of life")
+            tell(f"trial {lost[0]}: another worker took it over, after {STALE} s without a heartbeat")
 
     def _bury(self, study: Any) -> None:
-        """Fail the trials of workers that died, so that they are gone on with."""
+        """Mark the trials of dead workers as failed, so that they are resumed."""
         module = optuna()
         if isinstance(study._storage, module.storages.JournalStorage):
             return self._bury_unclaimed(study)
@@ -352,7 +359,7 @@ class Sweep:
         return None
 
     def _bury_unclaimed(self, study: Any) -> None:
-        """Of a storage without signs of life: those whose run directories nobody holds."""
+        """Do the same for a storage without heartbeats: its dead trials are those with unclaimed run directories."""
         module = optuna()
         for trial in study.get_trials(deepcopy=False, states=[module.trial.TrialState.RUNNING]):
             begun = trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() > STALE
@@ -361,16 +368,16 @@ class Sweep:
                 _again(study, trial)
 
     def runs(self, trial: Any) -> list[Path]:
-        """The run directories of a trial."""
+        """Return the run directories of a trial."""
         number = trial.user_attrs.get(AGAIN, trial.number)
         first = config.load_recipe(self.recipe, self.overrides)["seed"]
         return [self.folder / f"trial-{number:04d}-seed{first + i}" for i in range(self.seeds)]
 
     def _sampler(self, number: int) -> Any:
-        """What draws the values of one trial: the same ones, given the same trials before, whoever works on it."""
+        """Return the sampler of one trial: given the same earlier trials, it draws the same values in any worker."""
         seed = config.load_recipe(self.recipe, self.overrides)["seed"]
-        drawn = derive_seed(f"trial {number}", seed) % 2**32  # the range that NumPy takes
-        return optuna().samplers.TPESampler(seed=drawn, constant_liar=True)  # other workers' trials count, too
+        derived = derive_seed(f"trial {number}", seed) % 2**32  # the range that NumPy accepts
+        return optuna().samplers.TPESampler(seed=derived, constant_liar=True)  # it considers running trials, too
 
     def _objective(self, study: Any, trial: Any, tell: Callable[[str], None]) -> float:
         study.sampler = self._sampler(trial.number)
@@ -381,11 +388,13 @@ class Sweep:
         try:
             for run in map(refuse_link, runs):
                 if AGAIN in trial.user_attrs and is_claimed(run):
-                    tell(f"trial {trial.number}: waits for the process that trains in {shown(run)}")
+                    tell(f"trial {trial.number}: waiting for the process that trains in {shown(run)}")
                     while is_claimed(run):
                         time.sleep(POLL)
                 seed = int(run.name.rpartition("seed")[2])
-                settings = dict(config.load_recipe(self.recipe, overrides, seed))  # whose name is that of the sweep
+                settings = dict(
+                    config.load_recipe(self.recipe, overrides, seed)
+                )  # a plain dict, so that errors do not name the recipe again
                 offset = len(scores) * settings["train"]["iterations"]
                 command = experiment.command(self.recipe, overrides, run, seed, self.place.data, self.place.device)
                 result, _ = experiment.conduct(
@@ -400,7 +409,7 @@ class Sweep:
         except optuna().TrialPruned:
             tell(f"trial {trial.number}: {said(values)}: pruned")
             raise
-        except Exception as error:  # whatever the values of one trial lead to, the others may be good
+        except Exception as error:  # other trials may succeed, whatever error these values cause
             raise_interrupt_behind(error)
             busy = isinstance(error, BlockingIOError)  # another process trains in the run directory
             if busy or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
@@ -414,15 +423,15 @@ class Sweep:
         score = sum(scores) / len(scores)
         trial.set_user_attr("scores", scores)
         if not math.isfinite(score):
-            trial.set_user_attr("why", "its validation is not finite")
-            tell(f"trial {trial.number}: {said(values)}: failed: its validation is not finite")
+            trial.set_user_attr("why", "its validation score is not finite")
+            tell(f"trial {trial.number}: {said(values)}: failed: its validation score is not finite")
             raise optuna().TrialPruned
         tell(f"trial {trial.number}: {said(values)}: {score:.4g}")
         return score
 
 
 def counts(study: Any) -> tuple[int, int]:
-    """How many trials are finished (completed or pruned), and how many are being worked on."""
+    """Return the number of finished trials (completed or pruned), and of running ones."""
     states = optuna().trial.TrialState
-    found = [trial.state for trial in study.get_trials(deepcopy=False)]
-    return sum(s in (states.COMPLETE, states.PRUNED) for s in found), sum(s == states.RUNNING for s in found)
+    now = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return sum(s in (states.COMPLETE, states.PRUNED) for s in now), sum(s == states.RUNNING for s in now)

@@ -1,4 +1,4 @@
-"""Recipes as text: TOML to plain values and back."""
+"""Convert recipes from TOML to plain values and back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ..common.streams import brief, is_utf8, shown
 
 Config = dict[str, Any]
-"""A recipe as plain values: what its TOML says."""
+"""A recipe as plain values, as in its TOML."""
 
 
 def parse(text: str) -> Config:
-    """TOML as plain values.
+    """Parse TOML into plain values.
 
     Raises:
         ValueError: it is not TOML.
@@ -35,14 +35,14 @@ def override(config: Config, text: str) -> None:
     """Apply one ``section.key=value``.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: it does not have that form.
     """
     if not is_utf8(text):
-        raise ValueError(f"{shown(text)} is not UTF-8, as recipes are")
+        raise ValueError(f"{shown(text)} is not UTF-8, which recipes must be")
     place, equals, word = text.partition("=")
     *path, last = place.strip().split(".")
     if not equals or not last or len(path) > 2:
-        raise ValueError(f"{brief(text)} is not of the form section.key=value")
+        raise ValueError(f"{brief(text)} does not have the form section.key=value")
     for part in path:
         config = config.setdefault(part, {})
         if not isinstance(config, dict):
@@ -54,7 +54,7 @@ def override(config: Config, text: str) -> None:
 
 
 def dumps(config: Mapping[str, Any]) -> str:
-    """Plain values as TOML, exactly: reading it gives them back."""
+    """Write plain values as TOML, from which `parse` restores them exactly."""
     lines = [f"{_key(key)} = {toml(value)}" for key, value in config.items() if not isinstance(value, dict)]
     for name, section in config.items():
         if isinstance(section, dict):
@@ -63,7 +63,7 @@ def dumps(config: Mapping[str, Any]) -> str:
 
 
 def toml(value: Any) -> str:
-    """One value as TOML."""
+    """Write one value as TOML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_key(key)} = {toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

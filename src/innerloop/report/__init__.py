@@ -1,4 +1,4 @@
-"""What a run wrote down, and what it came to, as data frames and pictures."""
+"""Read the record and the results of runs, as data frames, figures and the HTML report."""
 
 from .curves import (
     compare,

@@ -1,4 +1,4 @@
-"""What a report says in words and tables: are the loops learning, which run is better, and what did it cost?"""
+"""The sentences and tables of a report: are the loops learning, which run is better, and what did it cost?"""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Answer:
 
     Attributes:
         sentence: the answer.
-        header: of the table's columns; the first says what a row is of.
-        rows: cells as text.
+        header: the titles of the columns; the first one says what a row describes.
+        rows: the cells as text.
     """
 
     sentence: str
@@ -35,12 +35,12 @@ class Answer:
 
 
 def inner(runs: Runs) -> Answer:
-    """Whether the steps help on unseen tasks: from before the first to after the last."""
+    """Answer whether the inner steps help on unseen tasks: compare before the first with after the last."""
     rows, verdicts = [], []
     for name, run in runs.items():
         line = judged(run, "test") or judged(run, "validation")
         if line is None or not line["steps"] or len(line["steps_ci95"]) != len(line["steps"]):
-            rows.append([name, "", "", "", "not judged yet", ""])
+            rows.append([name, "", "", "", "not evaluated yet", ""])
             continue
         values, half, scale = line["steps"], line["steps_ci95"], Scale.read(line)
         if len(values) == 1:
@@ -55,11 +55,12 @@ def inner(runs: Runs) -> Answer:
         cells = [_value(values[k], half[k], scale) for k in (0, 1, len(values) - 1)]
         rows.append([name, *cells, verdict, protocol(run, line)])
     header = ["run", "before", "after 1 step", "after all steps", "inner loop", "protocol"]
-    return Answer(_counted(verdicts, "On unseen tasks, from before the inner steps to after them"), header, rows)
+    where = "On unseen tasks, comparing before and after the inner steps"
+    return Answer(_counted(verdicts, where), header, rows)
 
 
 def outer(runs: Runs) -> Answer:
-    """Whether validations became better from the first to the last, or at least up to the best."""
+    """Answer whether validations improved from the first to the last, or at least up to the best."""
     rows, verdicts = [], []
     for name, run in runs.items():
         lines = [line for line in run.lines.get("validation", ()) if line["mean"] is not None]
@@ -70,18 +71,18 @@ def outer(runs: Runs) -> Answer:
         scale, away = Scale.read(first), change(first, last)
         verdict = better(away, scale, "learns", "gets worse")
         if verdict != "learns" and not change(first, best).holds_zero and not change(best, last).holds_zero:
-            verdict = "learns, then loses it"
+            verdict = "learns, then gets worse again"
         verdicts.append(verdict)
         three = [(line["iteration"], _value(line["mean"], line["ci95"], scale)) for line in (first, last, best)]
         rows.append([name, *(f"{value} at {at:,}" for at, value in three), _interval(away, scale), verdict])
-    header = ["run", "first validation", "last", "best", "last less first", "outer loop"]
-    where = "From the first meta-validation, which may come after much of the learning, to the last"
+    header = ["run", "first validation", "last", "best", "last - first", "outer loop"]
+    where = "Comparing the first meta-validation (much may have been learned before it) and the last"
     return Answer(_counted(verdicts, where), header, rows)
 
 
 def rates(runs: Runs) -> Answer:
-    """What became of learned inner rates."""
-    said, fixed = [], set()
+    """Answer which inner rates were learned."""
+    sentences, fixed = [], set()
     for name, run in runs.items():
         if lines := run.lines.get("rates"):
             line = nearest(lines, run.best["iteration"] if run.best else None)
@@ -92,57 +93,60 @@ def rates(runs: Runs) -> Answer:
                 if rate is not None
             ]
             if not values:
-                said.append(f"{name}: no learned rate is finite.")
+                sentences.append(f"{name}: no learned rate is finite.")
                 continue
             (low, where_low), (high, where_high) = min(values), max(values)
-            said.append(
-                f"{name}: learned rates from {low:.3g} ({where_low}) to {high:.3g} ({where_high}) at iteration "
+            sentences.append(
+                f"{name}: learned rates range from {low:.3g} ({where_low}) to {high:.3g} ({where_high}) at iteration "
                 f"{line['iteration']:,}."
             )
         elif (rate := run.config.get("learner", {}).get("lr")) is not None:
             fixed.add(rate)
     if fixed:
-        kept = " and ".join(f"{rate:g}" for rate in sorted(fixed))
-        said.append(
-            f"{'Elsewhere no' if said else 'No'} learned rates are recorded; the inner rate is, or began, at {kept}."
-        )
-    return Answer(" ".join(said))
+        initial = " and ".join(f"{rate:g}" for rate in sorted(fixed))
+        others = "The other runs have" if sentences else "There are"
+        sentences.append(f"{others} no recorded learned rates; the inner rate is, or started at, {initial}.")
+    return Answer(" ".join(sentences))
 
 
 def comparison(runs: Runs) -> Answer:
-    """Which recipe is better than the first one given, and whether that may be noise."""
+    """Answer which recipe is better than the first one, and whether the difference may be noise."""
     groups = by_recipe(list(runs.values()))
     what: What = "test" if all(judged(run, "test") for run in runs.values()) else "validation"
     scales = {Scale.read(line) for run in runs.values() if (line := judged(run, what))}
     if len(scales) != 1:
-        return Answer("Nothing to compare: " + ("no run is judged yet." if not scales else "different metrics."))
+        why = "no run has been evaluated yet." if not scales else "the runs have different metrics."
+        return Answer(f"There is nothing to compare: {why}")
     scale, (base, bases) = scales.pop(), next(iter(groups.items()))
     rows: list[list[str]] = []
-    said: dict[str, list[str]] = {}
+    by_verdict: dict[str, list[str]] = {}
     for name, members in groups.items():
-        found, seeds = score(members, what), ", ".join(str(run.config.get("seed", "?")) for run in members)
+        own, seeds = score(members, what), ", ".join(str(run.config.get("seed", "?")) for run in members)
         alike = name != base and comparable(bases[0], members[0], what)
         away = difference(bases, members, what) if alike else None
-        verdict = better(away, scale, "better", "worse") if away else "" if name == base else "judged otherwise"
+        verdict = better(away, scale, "better", "worse") if away else "" if name == base else "not comparable"
         if away:
-            alone = " (one seed each, so of these weights alone)" if "tasks" in away.over else ""
-            said.setdefault(verdict, []).append(f"{name}{alone}")
-        told = [_interval(away, scale), away.over] if away else ["", ""]
-        rows.append([name, seeds, *([_interval(found, scale), found.over] if found else ["", ""]), *told, verdict])
+            alone = " (one seed each, so this holds only for these weights)" if "tasks" in away.over else ""
+            by_verdict.setdefault(verdict, []).append(f"{name}{alone}")
+        cells = [_interval(away, scale), away.over] if away else ["", ""]
+        rows.append([name, seeds, *([_interval(own, scale), own.over] if own else ["", ""]), *cells, verdict])
     kind = "test" if what == "test" else "best validation"
     header = ["recipe", "seeds", kind, "over", "difference", "interval over", "than the first"]
-    note = [] if what == "test" else ["Not all have been tested, so these are best validations, which flatter."]
+    note = ["Not all runs have been tested, so these are best validations, which are too optimistic."]
+    note = [] if what == "test" else note
     if len(groups) == 1:
         return Answer(" ".join(["These are runs of one recipe.", *note]), header[:4], [row[:4] for row in rows])
-    told = [
-        f"{'Not told from' if verdict == NOISE else f'{verdict.capitalize()} than'} {base}: {', '.join(names)}."
-        for verdict, names in said.items()
-    ] or ["No other is judged as the first is: by the same kind of tasks, in the same way."]
-    return Answer(" ".join([*told, *note, "Intervals are of single comparisons."]), header, rows)
+    sentences = [
+        f"{'No clear difference from' if verdict == NOISE else f'{verdict.capitalize()} than'} {base}: "
+        f"{', '.join(names)}."
+        for verdict, names in by_verdict.items()
+    ] or ["No other recipe was evaluated on the same kind of tasks in the same way as the first."]
+    note += ["Each interval is for a single comparison."]
+    return Answer(" ".join([*sentences, *note]), header, rows)
 
 
 def machine(runs: Runs) -> Answer:
-    """Time, throughput, memory, hardware and versions."""
+    """Return time, throughput, memory, hardware and versions."""
     rows = []
     for name, run in runs.items():
         last = (run.lines.get("train") or [{}])[-1]
@@ -160,12 +164,12 @@ def machine(runs: Runs) -> Answer:
             + (f", {about['threads']} thread{'s' * (about['threads'] != 1)}" if "threads" in about else ""),
             ", ".join(f"{key} {about[key]}" for key in ("innerloop", "torch", "python") if key in about),
         ])  # fmt: skip
-    header = ["run", "iterations", "training", "throughput", "memory at most", "hardware", "versions"]
+    header = ["run", "iterations", "training", "throughput", "peak memory", "hardware", "versions"]
     return Answer("", header, rows)
 
 
 def recipes(runs: Runs) -> Answer:
-    """In which values the recipes differ."""
+    """Return the settings in which the recipes differ."""
     groups = {name: members[0] for name, members in by_recipe(list(runs.values())).items() if members[0].config}
     flat = {name: _flat(run.config) for name, run in groups.items()}
     keys = sorted({key for values in flat.values() for key in values} - {"description", "seed"})
@@ -177,40 +181,40 @@ def recipes(runs: Runs) -> Answer:
 
 
 def texts(runs: Runs) -> dict[str, str]:
-    """The recipes themselves."""
+    """Return the recipes as TOML, by name."""
     groups = by_recipe(list(runs.values()))
     return {name: config.dumps(members[0].config) for name, members in groups.items() if members[0].config}
 
 
 def protocol(run: Run, line: Line) -> str:
-    """How a run was judged: by which tasks, how many, in how many steps, and whether it saw the query set."""
+    """Describe how a run was evaluated: the tasks, their number, the inner steps, and whether transductively."""
     tasks = run.config.get("tasks", {})
-    told = [str(tasks["name"])] if "name" in tasks else []
+    parts = [str(tasks["name"])] if "name" in tasks else []
     ways, shots = tasks.get("ways"), tasks.get("shots")
-    told += [f"{ways}-way {shots}-shot"] if ways and shots else [f"{shots} shots"] if shots else []
+    parts += [f"{ways}-way {shots}-shot"] if ways and shots else [f"{shots} shots"] if shots else []
     steps = len(line["steps"]) - 1
-    told += [f"{steps} step{'s' * (steps != 1)}", f"{line['num_tasks']:,} tasks"]
-    told += ["transductive" if line["transductive"] else "inductive"]
-    told += [] if judged(run, "test") else [f"best validation (iteration {line['iteration']:,})"]
-    return ", ".join(told)
+    parts += [f"{steps} step{'s' * (steps != 1)}", f"{line['num_tasks']:,} tasks"]
+    parts += ["transductive" if line["transductive"] else "inductive"]
+    parts += [] if judged(run, "test") else [f"best validation (iteration {line['iteration']:,})"]
+    return ", ".join(parts)
 
 
 def better(away: Interval, scale: Scale, good: str, bad: str) -> str:
-    """A difference in a word."""
+    """Return the verdict on a difference: good, bad, or maybe noise."""
     if away.holds_zero:
         return NOISE
     return good if (away.mean > 0) == scale.higher_is_better else bad
 
 
 def _counted(verdicts: Sequence[str], where: str) -> str:
-    """How many came to which."""
+    """Count the verdicts."""
     if not verdicts:
-        return "Nothing to say yet."
+        return "There are no results yet."
     if len(verdicts) == 1:
-        alone = {"learns": "yes", NOISE: "nothing that could be told from noise"}
+        alone = {"learns": "yes", NOISE: "there is no clear change; the difference may be noise"}
         return f"{where}: {alone.get(verdicts[0], f'no, it {verdicts[0]}')}."
     counts = ", ".join(f"{verdict} ({verdicts.count(verdict)})" for verdict in sorted(set(verdicts)))
-    return f"{where}, of {len(verdicts)} runs: {counts}."
+    return f"{where}, for {len(verdicts)} runs: {counts}."
 
 
 def _value(value: float | None, half: float | None, scale: Scale) -> str:
@@ -220,14 +224,14 @@ def _value(value: float | None, half: float | None, scale: Scale) -> str:
     return f"{value:{digits}} ± {half:{digits}}{sign}"
 
 
-def _interval(found: Interval, scale: Scale) -> str:
+def _interval(interval: Interval, scale: Scale) -> str:
     digits, sign = _format(scale)
-    mean, low, high = (_signed(f"{value:{digits}}") for value in (found.mean, found.low, found.high))
+    mean, low, high = (_signed(f"{value:{digits}}") for value in (interval.mean, interval.low, interval.high))
     return f"{mean}{sign} [{low}, {high}]"
 
 
 def _signed(text: str) -> str:
-    """Without the sign of what was rounded to zero."""
+    """Remove the sign of a number that is rounded to zero."""
     return text.lstrip("-") if float(text) == 0 else text
 
 
@@ -236,11 +240,11 @@ def _format(scale: Scale) -> tuple[str, str]:
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
-    return found
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return flat
 
 
 def _setting(value: Any) -> str:
-    return "not given" if value is None else str(value)
+    return "not set" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Pictures of how a run went, from its record. Functions of one panel draw on matplotlib axes and return them."""
+"""Figures of how a run went, from its record. Functions with one panel draw on matplotlib axes and return them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..metrics import Scale
 from .figures import AFTER, WRONG, in_figure, new_figure
 from .runs import Run
 from .series import (
-    COLOURS,
+    COLORS,
     NothingToDrawError,
     by_recipe,
     inner_curve,
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 RAW = "#b0b0b0"
 WIDTH = 800 / 130
-"""Inches of a figure of 800 pixels."""
+"""The width in inches of a figure of 800 pixels."""
 GRID = (5, 4)
-"""Rows and columns, at most, of a figure of many tasks."""
+"""The largest number of rows and columns in a figure of many tasks."""
 
 
-# -- one problem, and many --------------------------------------------------------------------------------------------
+# -- one task, and many -----------------------------------------------------------------------------------------------
 
 
 def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0, window: int | None = None) -> Axes:
@@ -45,14 +45,15 @@ def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0
 
     Args:
         axes: matplotlib axes.
-        run: of `read_run`.
-        iteration: the recorded one nearest to it; the last if not given.
-        task: its index among the recorded ones.
-        window: of the running mean, in steps; a twentieth of all if not given.
+        run: from `read_run`.
+        iteration: the recorded iteration nearest to this is drawn; default: the last.
+        task: the index of the task among the recorded ones.
+        window: the window of the running mean, in steps; default: a twentieth of all steps.
     """
     line = nearest(recorded(run, "steps"), iteration)
     if not 0 <= task < len(line["steps"]):
-        raise ValueError(f"{run.path} has {len(line['steps'])} tasks of iteration {line['iteration']}, got {task}")
+        number, at = len(line["steps"]), line["iteration"]
+        raise ValueError(f"{run.path} has {number} tasks recorded at iteration {at}, so there is no task {task}")
     steps, losses, what = inner_curve(line, task)
     _raw_and_smooth(axes, steps, losses, window, "points")
     epochs = [len(epoch) for epoch in line["steps"][task]]
@@ -68,16 +69,16 @@ def inner_loss(axes: Axes, run: Run, iteration: int | None = None, task: int = 0
 def task_grid(
     figure: Figure, run: Run, what: Literal["support", "query"] = "support", window: int | None = None
 ) -> Figure:
-    """Loss curves of many problems: outer iterations down, tasks across, all on one scale.
+    """Draw loss curves of many tasks: rows are outer iterations, columns are tasks, and all share one scale.
 
     Args:
-        figure: an empty one.
-        run: of `read_run`.
-        what: the support loss, as `inner_loss` draws it, or that of the query set after some numbers of steps.
-        window: of the running mean, in points.
+        figure: an empty figure.
+        run: from `read_run`.
+        what: the support loss, as `inner_loss` draws it, or the query loss after some numbers of steps.
+        window: the window of the running mean, in points.
     """
-    found = recorded(run, "steps" if what == "support" else "query_loss")
-    lines = [found[i] for i in spread(len(found), GRID[0])]
+    records = recorded(run, "steps" if what == "support" else "query_loss")
+    lines = [records[i] for i in spread(len(records), GRID[0])]
     columns = min(GRID[1], *(len(line["steps"]) for line in lines))
     panels = figure.subplots(len(lines), columns, sharex=True, sharey=True, squeeze=False)
     for row, line in zip(panels, lines, strict=True):
@@ -93,7 +94,7 @@ def task_grid(
     for task, axes in enumerate(panels[0]):
         axes.set_title(f"task {task}", fontsize="small")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    smoothing = f" (grey: raw; blue: {labels[1]})" if len(handles) > 1 else ""
+    smoothing = f" (gray: raw; blue: {labels[1]})" if len(handles) > 1 else ""
     figure.suptitle(f"{in_figure(run.name)}: {about}{smoothing}", fontsize="medium")
     figure.supylabel("outer iteration", fontsize="small")
     figure.supxlabel("inner step", fontsize="small")
@@ -104,7 +105,7 @@ def task_grid(
 
 
 def final_support_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
-    """The support loss after the last inner step, mean over the recorded tasks, over meta-training."""
+    """Plot the support loss after the last inner step, averaged over the recorded tasks, over meta-training."""
     lines = recorded(run, "support_loss")
     losses = [fmean(or_nan(task[-1]) for task in line["support_loss"]) for line in lines]
     _raw_and_smooth(axes, [line["iteration"] for line in lines], losses, window, "points")
@@ -114,10 +115,10 @@ def final_support_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
 
 
 def meta_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
-    """The meta-train loss: on query sets after the last inner step, mean over the meta-batch."""
+    """Plot the meta-train loss: on query sets after the last inner step, averaged over the meta-batch."""
     iterations, losses = run.column("train", "loss")
     if not losses:
-        raise NothingToDrawError(f"{run.path} has no losses of training yet")
+        raise NothingToDrawError(f"{run.path} has no training losses yet")
     _raw_and_smooth(axes, iterations, losses, window, "points")
     axes.set(xlabel="outer iteration", ylabel="meta-train loss")
     axes.set_title(in_figure(run.name), fontsize="medium")
@@ -125,7 +126,7 @@ def meta_loss(axes: Axes, run: Run, window: int | None = None) -> Axes:
 
 
 def validation(axes: Axes, run: Run) -> Axes:
-    """Every meta-validation with its 95 % interval over tasks; the best is marked."""
+    """Plot every meta-validation with its 95 % interval over tasks, and mark the best."""
     iterations, means = run.column("validation", "mean")
     best = run.best
     if best is None:
@@ -134,8 +135,8 @@ def validation(axes: Axes, run: Run) -> Axes:
     axes.plot(iterations, means, color=AFTER, marker="." if len(means) < 50 else None)
     low, high = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
     axes.fill_between(iterations, low, high, color=AFTER, alpha=0.2, linewidth=0)
-    told = f"best: {best['mean']:.4g} at {best['iteration']:,}"
-    axes.plot([best["iteration"]], [best["mean"]], "o", color=WRONG, label=told)
+    label = f"best: {best['mean']:.4g} at {best['iteration']:,}"
+    axes.plot([best["iteration"]], [best["mean"]], "o", color=WRONG, label=label)
     axes.legend(fontsize="small")
     mode = "transductive" if best["transductive"] else "inductive"
     axes.set(xlabel="outer iteration", ylabel=f"meta-validation {in_figure(Scale.read(best).label)}")
@@ -146,7 +147,7 @@ def validation(axes: Axes, run: Run) -> Axes:
 def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
     """Plot the learned inner rates of each parameter over the inner steps.
 
-    The rates are those of the record nearest to an iteration, by default that of the best validation.
+    The rates are from the record nearest to an iteration, by default that of the best validation.
     """
     lines = run.lines.get("rates", [])
     if not lines:
@@ -155,9 +156,9 @@ def learned_rates(axes: Axes, run: Run, iteration: int | None = None) -> Axes:
     axes.set_title(f"{in_figure(run.name)}: iteration {line['iteration']:,}", fontsize="medium")
     if all(len(rates) == 1 for rates in line["rates"].values()):
         names = [in_figure(name or "all parameters") for name in line["rates"]]
-        axes.barh(names, [rates[0] for rates in line["rates"].values()], color=COLOURS[0])
+        axes.barh(names, [rates[0] for rates in line["rates"].values()], color=COLORS[0])
         axes.invert_yaxis()
-        axes.set(xlabel="learned rate, of every step")
+        axes.set(xlabel="learned rate, shared by all steps")
         return axes
     for index, (name, rates) in enumerate(line["rates"].items()):
         axes.plot(
@@ -180,7 +181,7 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
     for index, (name, members) in enumerate(groups.items()):
         shared, values = seed_curves(members)
         if not shared:
-            raise NothingToDrawError(f"{name}: no validations, or at no iteration of all seeds")
+            raise NothingToDrawError(f"{name} has no validations, or none at the same iteration of all seeds")
         style = _style(index)
         seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
         axes.plot(shared, [fmean(some) for some in values], label=in_figure(f"{name}{seeds}"), **style)
@@ -198,8 +199,8 @@ def compare(axes: Axes, runs: Sequence[Run]) -> Axes:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Colours first, then kinds of lines."""
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
+    """Vary colors first, then line styles."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":")[index // len(COLORS) % 3]}
 
 
 def _whole_numbers() -> Any:
@@ -224,7 +225,7 @@ def _raw_and_smooth(
 
 
 def panel(draw: Any, *arguments: Any, **options: Any) -> Figure:
-    """A figure of one panel, 800 pixels wide."""
+    """Draw a figure with one panel, 800 pixels wide."""
     figure = new_figure(WIDTH, 4)
     draw(figure.subplots(), *arguments, **options)
     return figure

@@ -1,4 +1,4 @@
-"""What runs came to, and whether one is better than another: means, differences, and their 95 % intervals."""
+"""The scores of runs, and whether one is better than another: means, differences, and their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .runs import Run
 What = Literal["test", "validation"]
 LEVEL = 0.95
 NEEDED = ("metric", "mean", "ci95", "num_tasks", "steps", "steps_ci95", "transductive")
-"""What a judgement has; one that has not is none."""
+"""The keys that an evaluation must have to be used."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Interval:
 
     Attributes:
         mean: the estimate.
-        low, high: ends of the interval.
-        over: what varies in it: tasks or seeds, and how many.
+        low, high: the ends of the interval.
+        over: what the interval is over, tasks or seeds, and how many.
     """
 
     mean: float
@@ -39,39 +39,43 @@ class Interval:
 
 
 def judged(run: Run, what: What) -> Line | None:
-    """The test result of a run, or its best validation if there is no test.
+    """Return the test result of a run, or its best validation; None if it is missing or incomplete.
 
     The keys are ``metric``, ``mean``, ``ci95``, ``num_tasks``, ``steps``, ``transductive``, and ``scores`` of each task
-    where they were kept.
+    if they were kept.
     """
-    found = run.results.get("test") if what == "test" else run.best
-    sound = isinstance(found, dict) and all(found.get(name) is not None for name in NEEDED)
-    return found if sound else None
+    line = run.results.get("test") if what == "test" else run.best
+    complete = isinstance(line, dict) and all(line.get(name) is not None for name in NEEDED)
+    return line if complete else None
 
 
 def score(runs: Sequence[Run], what: What = "test") -> Interval | None:
-    """What runs that differ in their seed came to: over seeds (Student's t), or, of one run, over its tasks.
+    """Return the mean score of runs that differ in their seed, with an interval over seeds (Student's t).
+
+    The interval of a single run is over its tasks.
 
     Raises:
         ImportError: SciPy is missing; the message names the extra.
     """
-    found = [line for run in runs if (line := judged(run, what))]
-    if not found:
+    lines = [line for run in runs if (line := judged(run, what))]
+    if not lines:
         return None
-    means = [float(line["mean"]) for line in found]
+    means = [float(line["mean"]) for line in lines]
     if len(means) == 1:
-        half, number = float(found[0]["ci95"]), found[0]["num_tasks"]
+        half, number = float(lines[0]["ci95"]), lines[0]["num_tasks"]
         return Interval(means[0], means[0] - half, means[0] + half, f"{number:,} tasks")
     return _interval(fmean(means), "one", means, over=f"{len(means)} seeds")
 
 
 def difference(first: Sequence[Run], second: Sequence[Run], what: What = "test") -> Interval | None:
-    """How much more the second runs came to than the first; the runs of each differ in their seed alone.
+    """Return the mean score of the second runs minus that of the first; the runs of each differ only in their seed.
 
-    - Of several seeds each: over seeds (Welch's t).
-    - Of several against one: where the one would lie if it were a further seed of the others (Student's t prediction).
-    - Of one each: over tasks, which says nothing of other seeds; task by task, if both were judged by the same ones and
-      the score of each is there, which takes out how hard the tasks are.
+    The interval is
+
+    - for several seeds each: over seeds (Welch's t);
+    - for several seeds against one: a prediction interval for a further seed of the several (Student's t);
+    - for one seed each: over tasks, which says nothing about other seeds. Tasks are paired if both runs were evaluated
+      on the same ones and the score of each is recorded, so that differences in their difficulty cancel.
     """
     sides = [[(run, line) for run in runs if (line := judged(run, what))] for runs in (first, second)]
     if not all(sides):
@@ -92,10 +96,10 @@ def difference(first: Sequence[Run], second: Sequence[Run], what: What = "test")
 
 
 def comparable(first: Run, second: Run, what: What = "test") -> bool:
-    """Whether two runs are evaluated on tasks of the same kind and in the same way.
+    """Return whether two runs are evaluated on tasks of the same kind and in the same way.
 
-    Their sections of tasks must agree, except in the options that only training uses, and both must be transductive or
-    neither.
+    Their ``[tasks]`` sections must agree, except in the options that only training uses, and both must be transductive
+    or neither.
     """
     kinds = []
     for run in (first, second):
@@ -107,7 +111,7 @@ def comparable(first: Run, second: Run, what: What = "test") -> bool:
 
 
 def change(earlier: Line, later: Line) -> Interval:
-    """From one validation of a run to a later one."""
+    """Return the difference between a later and an earlier validation of a run."""
     away = later["mean"] - earlier["mean"]
     before, after = _scores(earlier), _scores(later)
     if len(before) == len(after) > 1:
@@ -117,13 +121,13 @@ def change(earlier: Line, later: Line) -> Interval:
 
 
 def _scores(line: Line) -> list[float]:
-    """The score of each task; empty if one is not finite, since such tasks cannot be paired."""
-    found = line.get("scores") or []
-    return found if all(score is not None and math.isfinite(score) for score in found) else []
+    """Return the score of each task; empty if one is not finite, because such tasks cannot be paired."""
+    scores = line.get("scores") or []
+    return scores if all(score is not None and math.isfinite(score) for score in scores) else []
 
 
 def _same_tasks(first: tuple[Run, Line], second: tuple[Run, Line], what: What) -> list[list[float]] | None:
-    """Scores of each task, if both were judged by the same ones."""
+    """Return the scores of each task, if both runs were evaluated on the same tasks."""
     (run, line), (other, another) = first, second
     if not comparable(run, other, what) or _seed(run, what) != _seed(other, what):
         return None
@@ -133,16 +137,15 @@ def _same_tasks(first: tuple[Run, Line], second: tuple[Run, Line], what: What) -
 
 
 def _seed(run: Run, what: What) -> Any:
-    """Of the tasks that a run is judged by."""
+    """Return the seed of the tasks that a run is evaluated on."""
     section, key = ("evaluate", "seed") if what == "test" else ("train", "val_seed")
     return run.config.get(section, {}).get(key, 0)
 
 
 def _interval(mean: float, test: str, *samples: Sequence[float], over: str) -> Interval:
-    """A confidence interval from a t-test, around the mean that is already known.
+    """Return the confidence interval of a t-test, around a mean that is already known.
 
-    The test is that of one sample, of pairs (Student), or of two independent samples with unequal variances (Welch
-    1947).
+    The test is for one sample, for pairs (Student), or for two independent samples with unequal variances (Welch 1947).
     """
     try:
         from scipy.special import stdtrit  # all of scipy.stats would take a second and 60 MiB
@@ -153,7 +156,7 @@ def _interval(mean: float, test: str, *samples: Sequence[float], over: str) -> I
     errors = [variance(sample) / len(sample) for sample in samples]
     squared = sum(errors)
     below = sum(error**2 / (len(sample) - 1) for error, sample in zip(errors, samples, strict=True))
-    if not below:  # of values that are all the same, for which there is no t
+    if not below:  # all values are equal, and t is not defined
         return Interval(mean, mean, mean, over)
     half = float(stdtrit(squared**2 / below, (1 + LEVEL) / 2)) * math.sqrt(squared)
     return Interval(mean, mean - half, mean + half, over)

@@ -1,4 +1,4 @@
-"""Pictures of what a learner does with a task. Every function draws on matplotlib axes and returns them."""
+"""Figures of how a learner adapts to tasks. Every function draws on matplotlib axes and returns them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colour-blind-safe palette of Okabe and Ito (2008).
+# The colorblind-safe palette of Okabe and Ito (2008).
 BEFORE, AFTER, TRUTH, WRONG = "#999999", "#0072b2", "#009e73", "#d55e00"
 TOGETHER = 25
-"""Tasks that are adapted to at once."""
+"""The number of tasks in one call of `MetaLearner.predict`."""
 BRIEF = 10
-"""Pictures of more ways have bare numbers below them."""
+"""With more ways, the labels below the pictures are bare numbers."""
 SHOTS = 5
-"""Rows of pictures, at most, of a support or query set."""
+"""The largest number of rows of pictures of a support or query set."""
 
 
 @runtime_checkable
@@ -37,12 +37,12 @@ class FunctionSource(TaskSource, Protocol):
         ...
 
     def functions(self, n: int, generator: torch.Generator) -> Any:
-        """The functions behind the tasks that `sample` draws from an equal generator state."""
+        """Return the functions of the tasks that `sample` draws from an equal generator state."""
         ...
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, ``width`` by ``height`` inches, that needs no display.
+    """Create an empty figure, ``width`` by ``height`` inches, that needs no display.
 
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
@@ -55,19 +55,18 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def in_figure(name: str) -> str:
-    """Escape a name so that matplotlib shows it as it is.
+    """Escape a name so that matplotlib shows it unchanged.
 
-    Matplotlib reads text between dollar signs as a formula, and leaves names that begin with an underscore out of
-    legends.
+    Matplotlib reads text between dollar signs as a formula, and omits names that begin with an underscore from legends.
     """
-    name = shown(name)  # escapes line breaks and letters that no font has
+    name = shown(name)  # escapes line breaks and characters without glyphs
     return (" " * name.startswith("_") + name).replace("$", r"\$")
 
 
 def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = None, trained: int | None = None) -> Axes:
     """Plot the metric after 0, 1, ..., K inner steps, with its 95 % interval over tasks.
 
-    ``trained`` marks the number of steps that meta-training took.
+    ``trained`` marks the number of inner steps in meta-training.
     """
     steps = range(len(evaluation.steps))
     mean, half = torch.tensor(evaluation.steps), torch.tensor(evaluation.steps_ci95)
@@ -86,7 +85,7 @@ def adaptation_curve(axes: Axes, evaluation: Evaluation, label: str | None = Non
 def fits(
     axes: Axes, learner: MetaLearner, source: FunctionSource, steps: Sequence[int] = (0, 1, 10), seed: int = 0
 ) -> Axes:
-    """One unseen function, its support points, and the model's function after so many steps."""
+    """Plot one unseen function, its support points, and the model's function after each number of steps."""
     state = torch.Generator().manual_seed(seed).get_state()
     task = select(source.sample(1, torch.Generator().set_state(state)), 0)
     truth = source.functions(1, torch.Generator().set_state(state))
@@ -115,8 +114,8 @@ def episode(
 ) -> Figure:
     """Draw one unseen few-shot episode as pictures.
 
-    The support images have one column for each class. The frames of the query images below them show whether their
-    class was predicted rightly before adaptation (upper frames) and after it.
+    The support images have one column for each class. The frames of the query images below show whether each was
+    classified correctly, before adaptation (upper rows) and after it.
     """
     task = singles(source.sample(1, torch.Generator().manual_seed(seed)))[0]
     logits = learner.predict([task], steps, transductive)[0]
@@ -126,18 +125,19 @@ def episode(
     heights = [min(len(x) // ways, SHOTS) for _, x, _, _ in groups]
     parts: Any = figure.subfigures(len(groups), 1, height_ratios=heights)
     for part, rows, (title, x, y, guess) in zip(parts, heights, groups, strict=True):
-        right = "" if guess is None else f": {100 * (guess == y).float().mean():.0f} % right"
-        some = f" ({rows} of {len(x) // ways} of a class)" if rows < len(x) // ways else ""
+        right = "" if guess is None else f": {100 * (guess == y).float().mean():.0f} % correct"
+        some = f" ({rows} of {len(x) // ways} per class)" if rows < len(x) // ways else ""
         part.suptitle(title + some + right, fontsize="medium", ha="left", x=0.02)
         grid = part.subplots(rows, ways, squeeze=False)
         x, y, guess = x[: rows * ways], y[: rows * ways], None if guess is None else guess[: rows * ways]
-        for axes, image, label, told in zip(grid.flat, x, y, [None] * len(x) if guess is None else guess, strict=True):
-            _picture(axes, image, int(label), None if told is None else int(told), brief=ways > BRIEF)
+        guesses = [None] * len(x) if guess is None else guess
+        for axes, image, label, predicted in zip(grid.flat, x, y, guesses, strict=True):
+            _picture(axes, image, int(label), None if predicted is None else int(predicted), brief=ways > BRIEF)
     return figure
 
 
 def episode_height(task: Task) -> float:
-    """Inches that `episode` needs for a single task."""
+    """Return the height in inches that `episode` needs for a single task."""
     ways = int(task.support.y.max()) + 1
     support, query = (min(int(part.y.shape[-1]) // ways, SHOTS) for part in (task.support, task.query))
     return 1.2 + 0.85 * (support + 2 * query)
@@ -146,33 +146,34 @@ def episode_height(task: Task) -> float:
 def _query_rows(query: Any, logits: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor]]:
     taken = len(logits) - 1
     names = [("query, before adaptation", 0), (f"query, after {taken} step{'' if taken == 1 else 's'}", taken)]
-    return [(name, query.x, query.y, _told(logits[k], query.y)) for name, k in names]
+    return [(name, query.x, query.y, _predicted(logits[k], query.y)) for name, k in names]
 
 
-def _told(output: Tensor, y: Tensor) -> Tensor:
-    """The classes that outputs predict; -1 where the outputs are NaN.
+def _predicted(output: Tensor, y: Tensor) -> Tensor:
+    """Return the classes that outputs predict; -1 where the outputs are NaN.
 
-    The class is that of the largest logit, or follows from one logit for each example where targets are 0 and 1.
+    The class is that of the largest logit. If targets are 0 and 1, there is one logit per example.
     """
     if y.is_floating_point():
         return torch.where(output.isnan(), -1, (output > 0).long())
     return torch.where(output.isnan().any(1), -1, output.argmax(1))
 
 
-def _picture(axes: Axes, image: Tensor, label: int, told: int | None, brief: bool) -> None:
+def _picture(axes: Axes, image: Tensor, label: int, predicted: int | None, brief: bool) -> None:
     picture = image.cpu().movedim(0, -1)
     drawn = picture if picture.shape[-1] == 3 else 1 - picture[..., 0]
     axes.imshow(drawn.tolist(), cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
-    what = ("" if brief else "class ") + str(label) if told is None else ("" if brief else "told ") + str(told)
+    kind, number = ("class", label) if predicted is None else ("predicted", predicted)
+    what = str(number) if brief else f"{kind} {number}"
     axes.set_xlabel(what, fontsize="xx-small" if brief else "small", labelpad=1 if brief else None)
-    colour = "black" if told is None else AFTER if told == label else WRONG
+    color = "black" if predicted is None else AFTER if predicted == label else WRONG
     for spine in axes.spines.values():
-        spine.set(edgecolor=colour, linewidth=1 if told is None else 2.5)
+        spine.set(edgecolor=color, linewidth=1 if predicted is None else 2.5)
 
 
 def showcase(learner: MetaLearner, source: TaskSource, steps: int | None = None, transductive: bool = True) -> Figure:
-    """What adaptation does: six unseen functions before and after it, or one few-shot episode that it solves."""
+    """Show what adaptation does: six unseen functions before and after it, or one few-shot episode that it solves."""
     if not isinstance(source, FunctionSource):
         seed = solved_episode(learner, source, transductive, steps=steps)
         return episode(new_figure(6, 5.5), learner, source, steps, transductive, seed)
@@ -188,9 +189,9 @@ def showcase(learner: MetaLearner, source: TaskSource, steps: int | None = None,
 def solved_episode(
     learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0, steps: int | None = None
 ) -> int:
-    """The seed of the first task, from ``first`` on, whose queries are all predicted rightly after adaptation.
+    """Return the seed of the first task, from ``first`` on, all of whose queries are classified correctly.
 
-    If there is none among 100 tasks, it is the seed of the task with the most right predictions.
+    If there is none among 100 tasks, return the seed of the task with the most correct predictions.
     """
     return _episode_with(1.0, learner, source, transductive, first, steps)
 
@@ -198,14 +199,14 @@ def solved_episode(
 def failed_episode(
     learner: MetaLearner, source: TaskSource, transductive: bool = True, first: int = 0, steps: int | None = None
 ) -> int:
-    """The seed of the task, of 100 from ``first`` on, with the fewest queries told right after adaptation."""
+    """Return the seed of the task, of 100 from ``first`` on, with the fewest queries classified correctly."""
     return _episode_with(0.0, learner, source, transductive, first, steps)
 
 
 def _episode_with(
     share: float, learner: MetaLearner, source: TaskSource, transductive: bool, first: int, steps: int | None
 ) -> int:
-    """The seed of the task, of 100, whose share of queries told right is nearest to one; the first of several."""
+    """Return the seed of the first task, of 100, whose share of correct predictions is nearest to ``share``."""
     taken = learner.steps if steps is None else steps
     nearest, seed = 2.0, first
     for start in range(first, first + 100, TOGETHER):
@@ -213,7 +214,7 @@ def _episode_with(
         tasks = [singles(source.sample(1, torch.Generator().manual_seed(candidate)))[0] for candidate in seeds]
         outputs = learner.predict(tasks, taken, transductive, at=[taken])
         for candidate, output, y in zip(seeds, outputs, (task.query.y for task in tasks), strict=True):
-            away = abs((_told(output[0], y) == y).float().mean().item() - share)
+            away = abs((_predicted(output[0], y) == y).float().mean().item() - share)
             if away < nearest:
                 nearest, seed = away, candidate
         if nearest == 0:

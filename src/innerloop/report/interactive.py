@@ -1,6 +1,6 @@
-"""The figures of the report: one function each, for runs by their labels, in one color for every run.
+"""The figures of the report: one function for each, which takes runs by their labels. Every run has one color.
 
-A slider moves over the frames of plotly's figure; the figure itself shows where the slider begins.
+A slider moves over the frames of a plotly figure; the figure itself shows the slider's initial position.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from .traces import (
 
 Runs = Mapping[str, Run]
 PLACES = 100
-"""Of a slider, at most."""
+"""The largest number of positions of a slider."""
 
 # -- is the inner loop learning? --------------------------------------------------------------------------------------
 
 
 def adaptation(runs: Runs) -> Interactive:
-    """The metric on unseen tasks after each inner step."""
+    """Plot the metric on unseen tasks after each inner step."""
     scale = _scale(test for run in runs.values() if (test := judged(run, "test")))
     traces = []
     for index, (name, run) in enumerate(runs.items()):
@@ -67,36 +67,36 @@ def adaptation(runs: Runs) -> Interactive:
 
 
 def inner_losses(runs: Runs, what: Literal["support", "query"] = "support") -> Interactive:
-    """Loss curves of single problems along the inner loop, with a slider over meta-training."""
+    """Plot loss curves of single tasks along the inner loop, with a slider over meta-training."""
     field = "steps" if what == "support" else "query_loss"
     having = {name: lines for name, run in runs.items() if (lines := _tasks(run, field))}
-    frames, problems, axis = [], 0, ""
+    frames, tasks, axis = [], 0, ""
     for place in _places(chain(*having.values())):
         traces: list[Trace] = []
         at = {name: nearest(lines, place) for name, lines in having.items()}
         for index, name in enumerate(runs):
-            for task, (x, y, said) in enumerate(_curves(at[name], what) if name in at else ()):
-                problems, axis = max(problems, task + 1), said
+            for task, (x, y, label) in enumerate(_curves(at[name], what) if name in at else ()):
+                tasks, axis = max(tasks, task + 1), label
                 traces.append(curve(x, y, name, index, 1.5, showlegend=not task))
-        frames.append((_told(place, at), traces))
+        frames.append((_position(place, at), traces))
     figure = new_figure(frames[-1][1], "inner steps", axis, yaxis=axis_of(chain(*(traces for _, traces in frames))))
-    about = f"A curve for each of up to {problems} problems of a meta-batch: {axis}, not smoothed."
-    title = f"The {what} loss of single problems"
+    about = f"Each curve is one task, of up to {tasks} tasks of a meta-batch: {axis}, not smoothed."
+    title = f"The {what} loss of single tasks"
     return Interactive(with_frames(figure, frames), title, about, "outer iteration", len(frames) - 1, frames[-1][0])
 
 
 def final_support(runs: Runs) -> Interactive:
-    """The support loss after the last inner step, over meta-training."""
+    """Plot the support loss after the last inner step, over meta-training."""
     traces, windows = [], set()
     for index, (name, run) in enumerate(runs.items()):
         if lines := _tasks(run, "support_loss"):
             losses = [fmean(or_nan(task[-1]) for task in line["support_loss"]) for line in lines]
-            found, window = raw_and_smooth([line["iteration"] for line in lines], losses, name, index)
-            traces += found
+            curves, window = raw_and_smooth([line["iteration"] for line in lines], losses, name, index)
+            traces += curves
             windows.add(window)
     if not traces:
         raise NothingToDrawError("no run has a record of tasks")
-    about = f"Mean over the recorded problems; {_smoothing(windows)}."
+    about = f"Mean over the recorded tasks; {_smoothing(windows)}."
     return Interactive(new_figure(traces, y="support loss after the last step"), "Where the inner loop ends", about)
 
 
@@ -104,7 +104,7 @@ def final_support(runs: Runs) -> Interactive:
 
 
 def meta_loss(runs: Runs) -> Interactive:
-    """The meta-train loss, raw and smoothed, with a slider over the window."""
+    """Plot the meta-train loss, raw and smoothed, with a slider over the window."""
     series = _columns(runs, "loss")
     most, each = max(len(x) for _, _, x, _, _ in series), max(each for *_, each in series)
     windows = sorted({1, usual_window(most), *(max(1, most // share) | 1 for share in (200, 100, 50, 10, 5, 3))})
@@ -118,13 +118,13 @@ def meta_loss(runs: Runs) -> Interactive:
     start = windows.index(usual_window(most))
     under = [raw(x, y, name, index) for index, name, x, y, _ in series] if most > 1 else []
     figure = with_frames(new_figure([*frames[start][1], *under], y="meta-train loss"), frames)
-    about = "On query sets after the last inner step, mean over the meta-batch; raw (faint) and smoothed."
-    about += f" Each point is itself the mean of up to {each} records." if each > 1 else ""
+    about = "The loss on query sets after the last inner step, averaged over the meta-batch; raw (faint) and smoothed."
+    about += f" Each point is the mean of up to {each} records." if each > 1 else ""
     return Interactive(figure, "Meta-train loss", about, "smoothing window", start, frames[start][0])
 
 
 def validation(runs: Runs) -> Interactive:
-    """Every meta-validation with its interval; the best is marked."""
+    """Plot every meta-validation with its interval, and mark the best."""
     scale = _scale(run.best for run in runs.values() if run.best)
     traces = []
     for index, (name, run) in enumerate(runs.items()):
@@ -140,18 +140,18 @@ def validation(runs: Runs) -> Interactive:
             "showlegend": False,
         }
         traces.append(curve([best["iteration"]], [best["mean"]], name, index, **star))
-    about = "Means over the same tasks every time; bands: 95 % intervals over tasks; stars: the best."
+    about = "Each point is the mean over the same tasks; bands: 95 % intervals over tasks; stars: the best."
     return Interactive(new_figure(traces, y=f"meta-validation {scale.label}"), "Meta-validation", about)
 
 
 def gradient_norms(runs: Runs) -> Interactive:
-    """The norm of the meta-gradient before clipping."""
+    """Plot the norm of the meta-gradient before clipping."""
     traces, windows = [], set()
     for index, name, x, y, _ in _columns(runs, "grad_norm"):
-        found, window = raw_and_smooth(x, y, name, index)
-        traces += found
+        curves, window = raw_and_smooth(x, y, name, index)
+        traces += curves
         windows.add(window)
-    about = f"Before clipping; {_smoothing(windows)}."
+    about = f"The norm before clipping; {_smoothing(windows)}."
     figure = new_figure(traces, y="norm of the meta-gradient", yaxis=axis_of(traces))
     return Interactive(figure, "Meta-gradients", about)
 
@@ -162,18 +162,22 @@ def gradient_norms(runs: Runs) -> Interactive:
 def rates(runs: Runs) -> Interactive:
     """Plot the learned inner rates, unrolled by layer and step, with a slider over meta-training.
 
-    The slider begins at each run's best validation.
+    The slider starts at each run's best validation.
     """
     having = [(index, name, run) for index, (name, run) in enumerate(runs.items()) if run.lines.get("rates")]
     first = _unrolled(line["rates"] for _, _, run in having for line in reversed(run.lines["rates"]))
     if not first:
-        raise NothingToDrawError("no learned rates are recorded: they are fixed, trace_every is 0, or the run is old")
+        raise NothingToDrawError(
+            "no learned rates are recorded: they are fixed, trace_every is 0, or an older version wrote the record"
+        )
     best = {name: nearest(run.lines["rates"], run.best["iteration"] if run.best else None) for _, name, run in having}
-    told = "; ".join(f"{name}: iteration {line['iteration']:,}" for name, line in best.items())
-    frames = [(f"best validations ({told})", [_rates(best[name], first, name, index) for index, name, _ in having])]
+    iterations = "; ".join(f"{name}: iteration {line['iteration']:,}" for name, line in best.items())
+    frames = [
+        (f"best validations ({iterations})", [_rates(best[name], first, name, index) for index, name, _ in having])
+    ]
     for place in _places(chain(*(run.lines["rates"] for _, _, run in having))):
         at = {name: nearest(run.lines["rates"], place) for _, name, run in having}
-        frames.append((_told(place, at), [_rates(at[name], first, name, index) for index, name, _ in having]))
+        frames.append((_position(place, at), [_rates(at[name], first, name, index) for index, name, _ in having]))
     names, middles = [name or "all" for name in first], [(begin + end - 1) / 2 for begin, end in first.values()]
     figure = new_figure(
         frames[0][1],
@@ -186,15 +190,15 @@ def rates(runs: Runs) -> Interactive:
     for begin, _ in list(first.values())[1:]:
         figure.add_vline(begin - 1, line={"width": 0.5, "color": "#888888"})
     about = (
-        "Each parameter's rates in turn, its steps from left to right; a colour for every seed. At first those of each "
-        "run's best validation; further on all runs at one iteration."
+        "The rates of each parameter, with its steps from left to right, and one color per run. The slider starts at "
+        "each run's best validation; its other positions show all runs at one iteration."
     )
     title = "Learned inner rates"
     return Interactive(with_frames(figure, frames), title, about, "outer iteration", 0, frames[0][0])
 
 
 def _unrolled(every: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, tuple[int, int]]:
-    """Where the steps of each parameter begin and end on one axis, with a gap after each."""
+    """Return where the steps of each parameter begin and end on one axis, with a gap after each parameter."""
     sizes: dict[str, int] = {}
     for rates in every:
         for name, values in rates.items():
@@ -218,24 +222,24 @@ def _rates(line: Line, places: Mapping[str, tuple[int, int]], name: str, index: 
 
 
 def distribution(runs: Runs) -> Interactive:
-    """How many tasks came to which score."""
-    found = [(index, name, _scored(run)) for index, (name, run) in enumerate(runs.items())]
-    every = [(index, name, *scored) for index, name, scored in found if scored]
+    """Plot the distribution of scores over tasks."""
+    candidates = [(index, name, _scored(run)) for index, (name, run) in enumerate(runs.items())]
+    every = [(index, name, *scored) for index, name, scored in candidates if scored]
     scale = _scale(line for *_, line in every)
     most = scale.higher_is_better
-    traces, told = [], []
+    traces, sources = [], []
     for index, name, what, line in every:
         scores = sorted(or_nan(score) for score in line["scores"])
         values = sorted(set(scores))
         shares = [sum(s >= v if most else s <= v for s in scores) for v in values]
         hover = f"%{{y:.3g}} % of tasks: {'at least' if most else 'at most'} %{{x:.4g}}"
-        made = curve(values, [100 * share / len(scores) for share in shares], name, index, hovertemplate=hover)
-        made["line"]["shape"] = "vh" if most else "hv"
-        traces.append(made)
-        told.append(f"{name}: {what}, {len(scores):,} tasks")
+        trace = curve(values, [100 * share / len(scores) for share in shares], name, index, hovertemplate=hover)
+        trace["line"]["shape"] = "vh" if most else "hv"
+        traces.append(trace)
+        sources.append(f"{name}: {what}, {len(scores):,} tasks")
     figure = new_figure(traces, scale.label, "share of tasks (%)")
     what = f"{scale.label} of x or {'more' if most else 'less'}"
-    about = f"The height of a curve is the share of tasks with {what}, after the last step. {'; '.join(told)}."
+    about = f"The height of a curve is the share of tasks with {what}, after the last step. {'; '.join(sources)}."
     return Interactive(figure, "Task by task", about)
 
 
@@ -243,7 +247,7 @@ def distribution(runs: Runs) -> Interactive:
 
 
 def compare(runs: Runs) -> Interactive:
-    """Meta-validation, seeds of one recipe together."""
+    """Plot the meta-validation of each recipe, over its seeds."""
     scale = _scale(run.best for run in runs.values() if run.best)
     groups = by_recipe([run for run in runs.values() if run.best])
     if len(groups) < 2:
@@ -256,16 +260,16 @@ def compare(runs: Runs) -> Interactive:
         traces += band(at, [fmean(some) for some in values], *ends, f"{name}{seeds}", index, "iteration")
     about = "Means over seeds; bands from the worst to the best seed."
     return Interactive(
-        new_figure(traces, y=f"meta-validation {scale.label}"), "Recipes beside each other", about, own_legend=True
+        new_figure(traces, y=f"meta-validation {scale.label}"), "Comparison of recipes", about, own_legend=True
     )
 
 
 def phases(runs: Runs) -> Interactive:
-    """Where the time went."""
+    """Plot the time of each phase."""
     last = {name: lines[-1] for name, run in runs.items() if (lines := run.lines.get("train"))}
     spent = {name: line["phases"] for name, line in last.items() if "phases" in line}
     if not spent:
-        raise NothingToDrawError("no run has times of its phases")
+        raise NothingToDrawError("no run has recorded the times of its phases")
     bars = [
         {
             "type": "bar",
@@ -279,20 +283,20 @@ def phases(runs: Runs) -> Interactive:
         for index, phase in enumerate(sorted({phase for phases in spent.values() for phase in phases}))
     ]
     shape: dict[str, Any] = {"height": 170 + 40 * len(spent), "yaxis_autorange": "reversed", "barmode": "stack"}
-    about = "Writing lines and checkpoints is in none of these."
-    return Interactive(new_figure(bars, "minutes", **shape), "Where the time went", about, own_legend=True)
+    about = "These times do not include writing the record and checkpoints."
+    return Interactive(new_figure(bars, "minutes", **shape), "Time per phase", about, own_legend=True)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
 def _columns(runs: Runs, field: str) -> list[tuple[int, str, list[int], list[float], int]]:
-    """Of each run that has some: its index, its label, and a series of training, thinned."""
-    found = [(index, name, *thinned(*run.column("train", field))) for index, (name, run) in enumerate(runs.items())]
-    found = [entry for entry in found if entry[2]]
-    if not found:
-        raise NothingToDrawError(f"no run has a {field} of training yet")
-    return found
+    """Return index, label and a thinned training series of each run that has one."""
+    every = [(index, name, *thinned(*run.column("train", field))) for index, (name, run) in enumerate(runs.items())]
+    series = [entry for entry in every if entry[2]]
+    if not series:
+        raise NothingToDrawError(f"no run has recorded the {field} of training yet")
+    return series
 
 
 def _tasks(run: Run, field: str) -> list[Line]:
@@ -303,20 +307,20 @@ def _tasks(run: Run, field: str) -> list[Line]:
 
 
 def _curves(line: Line, what: str) -> list[tuple[list[int], list[float | None], str]]:
-    """Of every recorded problem."""
+    """Return a curve of every recorded task."""
     if what == "support":
         return [inner_curve(line, task) for task in range(len(line["steps"]))]
     return [(line["after"], losses, "loss on the query set") for losses in line["query_loss"]]
 
 
-def _told(place: int, at: Mapping[str, Line]) -> str:
-    """A place of a slider, with the runs whose nearest record is of another iteration."""
+def _position(place: int, at: Mapping[str, Line]) -> str:
+    """Name a position of a slider, with the runs whose nearest record is at another iteration."""
     others = [f"{name}: {line['iteration']:,}" for name, line in at.items() if line["iteration"] != place]
     return f"iteration {place:,}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _scale(lines: Iterable[Line]) -> Scale:
-    """The one that all were judged by."""
+    """Return the metric that all lines share."""
     return one_scale(map(Scale.read, lines))
 
 
@@ -328,8 +332,8 @@ def _places(lines: Iterable[Line]) -> list[int]:
 
 
 def _scored(run: Run) -> tuple[str, Line] | None:
-    found = (("the test", judged(run, "test")), ("the best validation", judged(run, "validation")))
-    return next(((what, line) for what, line in found if line and line.get("scores")), None)
+    candidates = (("the test", judged(run, "test")), ("the best validation", judged(run, "validation")))
+    return next(((what, line) for what, line in candidates if line and line.get("scores")), None)
 
 
 def _smoothing(windows: set[int]) -> str:

@@ -1,4 +1,4 @@
-"""The report: one self-contained page of what runs came to, for a browser that needs no network."""
+"""The report: one self-contained HTML page about runs, which a browser shows offline."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .sweeps import SweepRecord, read_sweep
 from .traces import LIGHT, SHADES, Interactive, dash
 
 MARK = '<meta name="generator" content="innerloop'
-"""What tells a report from a page of somebody else's."""
+"""The tag by which a report is recognized."""
 PIECE = 2**20
-"""Letters that are encoded at once, so that a long page is not held twice."""
+"""The number of characters that are encoded at once, so that memory does not hold a long page twice."""
 PLOTLY = f"/* {secrets.token_hex(16)} */"
-"""Stands for plotly in the page; no name of a run can be the same."""
+"""The placeholder for plotly in the page; it is random, so that no name of a run is the same."""
 Section = dict[str, Any]
 Figures = Mapping[str, Callable[[Mapping[str, Run]], Interactive]]
 
@@ -45,38 +45,38 @@ def write_report(
     Args:
         runs: the directories; those that cannot be read are left out, and the page says so. The folder of a sweep
             stands for the runs of its best trials.
-        output: the file, which may be there already if it is a report.
-        data: where the data are, as in `innerloop.load_run`.
-        models: whether trained models, too, are run on unseen tasks, which takes their weights and data, and time.
-        say: is told what is being done.
+        output: the HTML file; if it exists, it must be a report, which is replaced.
+        data: the folder of the data, as in `innerloop.load_run`.
+        models: whether to run the trained models on unseen tasks, which needs their weights and data, and takes time.
+        say: is called with a line of text before each step that takes time.
 
     Returns:
-        What is wrong with those that were left out, a line each.
+        A line for each directory that was left out, which says why.
 
     Raises:
-        UnreadableRunError: none of them can be read.
-        FileExistsError: the file is something else than a report; it was not touched.
+        UnreadableRunError: none of the directories can be read.
+        FileExistsError: the file exists and is not a report; it does not change.
         NotADirectoryError: the file's folder is a file.
         ImportError: a package of the extra ``report`` is missing.
     """
     output = Path(output)
     if os.path.lexists(output) and not _is_report(output):
-        raise FileExistsError(f"{output} is there and not a report: give another file with -o")
+        raise FileExistsError(f"{output} exists and is not a report: give another file with -o")
     if output.parent.exists() and not output.parent.is_dir():
         raise NotADirectoryError(f"{output.parent} is a file, so {output} cannot be written: give another file with -o")
-    found, searched, broken = _read(runs)
-    if not found:
-        raise UnreadableRunError("; ".join(broken) if broken else "a report takes at least one run directory")
+    readable, searched, broken = _read(runs)
+    if not readable:
+        raise UnreadableRunError("; ".join(broken) if broken else "a report needs at least one run directory")
     try:
-        text = page(labelled(found), broken, data, models, say, searched)
+        text = page(labelled(readable), broken, data, models, say, searched)
     except ImportError:
         raise
-    except Exception:  # what is read is checked, but not how the values of a record go together
-        found, searched, wrong = _showable(found, searched)
-        if not (wrong and found):
+    except Exception:  # reading checks single values, but not whether they fit each other
+        readable, searched, wrong = _showable(readable, searched)
+        if not (wrong and readable):
             raise
         broken += wrong
-        text = page(labelled(found), broken, data, models, say, searched)
+        text = page(labelled(readable), broken, data, models, say, searched)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as file:
         for start in range(0, len(text), PIECE):
@@ -85,7 +85,7 @@ def write_report(
 
 
 def _is_report(path: Path) -> bool:
-    """Whether what is there is an earlier report, which is written anew. A link is replaced, whatever it leads to."""
+    """Return whether a file is an earlier report, which may be replaced. A link is replaced, whatever its target."""
     if is_link(path):
         return True
     if not path.is_file():
@@ -95,7 +95,7 @@ def _is_report(path: Path) -> bool:
 
 
 def _showable(runs: Sequence[Run], searched: Sequence[SweepRecord]) -> tuple[list[Run], list[SweepRecord], list[str]]:
-    """The runs and sweeps that can be shown, and what is wrong with the others."""
+    """Return the runs and sweeps that can be shown, and error messages for the others."""
     kept: list[Run] = []
     sought: list[SweepRecord] = []
     wrong: list[str] = []
@@ -117,20 +117,20 @@ def _showable(runs: Sequence[Run], searched: Sequence[SweepRecord]) -> tuple[lis
 
 
 def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[SweepRecord], list[str]]:
-    """The runs of some directories, the sweeps, and what is wrong with others."""
-    found, searched, broken = [], [], []
+    """Return the runs and sweeps in some directories, and error messages for the others."""
+    readable, searched, broken = [], [], []
     todo = [Path(path) for path in paths]
     while todo:
         path = todo.pop(0)
         try:
             if (sweep := read_sweep(path)) is None:
-                found.append(read_run(path, most=MOST))
+                readable.append(read_run(path, most=MOST))
             else:
                 searched.append(sweep)
                 todo = [*sweep.runs, *todo]
         except UnreadableRunError as error:
             broken.append(str(error))
-    return found, searched, broken
+    return readable, searched, broken
 
 
 def page(
@@ -141,22 +141,22 @@ def page(
     say: Callable[[str], object] = lambda _: None,
     searched: Sequence[SweepRecord] = (),
 ) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
-        runs: by the labels to show them under.
-        broken: what is wrong with others that were left out.
-        data: where the data are; see `write_report`.
+        runs: by the labels under which they are shown.
+        broken: error messages about directories that were left out.
+        data: the folder of the data; see `write_report`.
         models: whether to load the learners and draw unseen tasks.
-        say: called with a line of text before each step that takes time.
-        searched: sweeps, by which runs were found.
+        say: is called with a line of text before each step that takes time.
+        searched: the sweeps that the runs come from.
     """
     sections = [*map(_sweep, searched), *_sections(runs)]
     if models:
         learned = next(section for section in sections if section["name"] == "learned")
-        for found in unseen.figures(runs, data, say):
-            key = "notes" if isinstance(found, str) else "figures" if isinstance(found, Interactive) else "pictures"
-            learned[key].append(found)
+        for item in unseen.figures(runs, data, say):
+            key = "notes" if isinstance(item, str) else "figures" if isinstance(item, Interactive) else "pictures"
+            learned[key].append(item)
     figures = [figure for section in sections for figure in section["figures"]]
     counter = itertools.count()
     for section in sections:
@@ -173,7 +173,7 @@ def page(
 
 
 def _rendered(**values: Any) -> str:
-    """The page with everything that it needs in it."""
+    """Render the page with all its assets inside."""
     try:
         import jinja2
         from plotly.offline import get_plotlyjs
@@ -190,18 +190,18 @@ def _rendered(**values: Any) -> str:
         plotly=PLOTLY,
         **values,
     )
-    before, after = text.split(PLOTLY)  # put in at the end, for jinja would hold several copies of its megabytes
+    before, after = text.split(PLOTLY)  # inserted at the end, because jinja would keep several copies of its megabytes
     return "".join([before, get_plotlyjs(), after])
 
 
 def _sections(runs: Mapping[str, Run]) -> list[Section]:
-    """The questions, each with an answer and its figures, by the titles that are told where they are not drawn."""
+    """Return the sections: a question, its answer, and its figures by title (for those that cannot be drawn)."""
     of = interactive
-    several = {"Recipes beside each other": of.compare} if len(by_recipe(list(runs.values()))) > 1 else {}
+    several = {"Comparison of recipes": of.compare} if len(by_recipe(list(runs.values()))) > 1 else {}
     inner: Figures = {
         "Unseen tasks, step by step": of.adaptation,
-        "The support loss of single problems": of.inner_losses,
-        "The query loss of single problems": partial(of.inner_losses, what="query"),
+        "The support loss of single tasks": of.inner_losses,
+        "The query loss of single tasks": partial(of.inner_losses, what="query"),
         "Where the inner loop ends": of.final_support,
     }
     outer = {"Meta-train loss": of.meta_loss, "Meta-validation": of.validation, "Meta-gradients": of.gradient_norms}
@@ -211,15 +211,15 @@ def _sections(runs: Mapping[str, Run]) -> list[Section]:
         _section("outer", "Is the outer loop learning?", answers.outer(runs), runs, outer),
         _section("learned", "What did it learn?", answers.rates(runs), runs, learned),
         _section("better", "Which run is better, and is that noise?", answers.comparison(runs), runs, several),
-        _section("cost", "What did it cost?", answers.machine(runs), runs, {"Where the time went": of.phases}),
+        _section("cost", "What did it cost?", answers.machine(runs), runs, {"Time per phase": of.phases}),
     ]
 
 
-def _sweep(found: SweepRecord) -> Section:
-    """What the sweep found."""
-    draw = {"Trials": lambda _: sweeps.history(found), "Score by value": lambda _: sweeps.slices(found)}
-    name = f"sweep-{found.path.resolve().name}"
-    return _section(name, f"What did the sweep {found.told['study']} find?", sweeps.answer(found), {}, draw)
+def _sweep(sweep: SweepRecord) -> Section:
+    """Return the section about a sweep."""
+    draw = {"Trials": lambda _: sweeps.history(sweep), "Score by value": lambda _: sweeps.slices(sweep)}
+    name = f"sweep-{sweep.path.resolve().name}"
+    return _section(name, f"What did the sweep {sweep.summary['study']} find?", sweeps.answer(sweep), {}, draw)
 
 
 def _section(name: str, question: str, answer: Answer, runs: Mapping[str, Run], draw: Figures) -> Section:
@@ -235,15 +235,15 @@ def _section(name: str, question: str, answer: Answer, runs: Mapping[str, Run], 
 
 
 def _state(run: Run) -> str:
-    """What there is to know of a run before its numbers are believed."""
-    told = [] if run.finished else ["not tested" if run.results else "not finished"]
-    told += [run.left_out] if run.left_out else []
-    return ", ".join(told)
+    """Return what limits the trust in a run's numbers: it is not finished, or parts are left out."""
+    states = [] if run.finished else ["not tested" if run.results else "not finished"]
+    states += [run.left_out] if run.left_out else []
+    return ", ".join(states)
 
 
 def _safe(figure: Interactive) -> str:
-    """The figure as JSON that may stand in a script element."""
+    """Return the figure as JSON that is safe in a script element."""
     plain: dict[str, Any] = json.loads(figure.figure.to_json())
     about = {"slider": figure.slider, "ownLegend": figure.own_legend}
-    # A name such as "<!--<script>" would have the browser take the rest of the page for the script.
+    # A name such as "<!--<script>" would make the browser read the rest of the page as the script.
     return json.dumps({**plain, **about}, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")

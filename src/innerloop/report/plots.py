@@ -1,4 +1,4 @@
-"""All figures of a run, by name: those of its record, and those for which the trained model is run on unseen tasks."""
+"""All figures of a run, by name: those from its record, and those that run the trained model on unseen tasks."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS = 1_000
-"""Inner steps, of all unseen tasks together, behind the curve over adaptation steps; of 20 to 100 tasks."""
+"""The approximate total of inner steps for the curve over adaptation steps, which uses 20 to 100 unseen tasks."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What figures can be asked for.
+    """The options of figures.
 
     Attributes:
-        window: of running means, in points; chosen by the number of points if not given.
-        iteration: of what is drawn at one iteration; the last, or the best, if not given.
-        task: of what is drawn of one task, its index among the recorded ones.
-        data, device: where the data are and the model runs, as in `innerloop.load_run`.
+        window: the window of running means, in points; by default it depends on the number of points.
+        iteration: for figures of one iteration; default: the last, or the best.
+        task: for figures of one task: its index among the recorded ones.
+        data, device: the folder of the data and the device of the model, as in `innerloop.load_run`.
     """
 
     window: int | None = None
@@ -68,20 +68,20 @@ class Options:
 
 
 def adaptation(run: Run, options: Options) -> Figure:
-    """The metric on unseen tasks before adaptation, after each step, and past the trained number of steps."""
+    """Plot the metric on unseen tasks before adaptation, after each step, and past the trained number of steps."""
     learner, sources, config = load_run(run.path, options.data, options.device)
     steps = max(2 * learner.steps, config["evaluate"].get("steps") or 0, 1)
     transductive = config["evaluate"].get("transductive", True)
     metric = arguments(config, "evaluate").get("metric")
-    found = evaluate(learner, sources.test, max(20, min(100, STEPS // steps)), steps, transductive, metric)
-    return panel(adaptation_curve, found, trained=learner.steps)
+    evaluation = evaluate(learner, sources.test, max(20, min(100, STEPS // steps)), steps, transductive, metric)
+    return panel(adaptation_curve, evaluation, trained=learner.steps)
 
 
 def functions(run: Run, options: Options) -> Figure:
-    """Six unseen functions: the truth, and the model's before and after adaptation."""
+    """Plot six unseen functions: the truth, and the model's function before and after adaptation."""
     learner, sources, config = load_run(run.path, options.data, options.device)
     if not isinstance(sources.test, FunctionSource):
-        raise NothingToDrawError(f"{run.path} is not of functions that can be drawn")
+        raise NothingToDrawError(f"the tasks of {run.path} are not functions that can be drawn")
     figure = new_figure(WIDTH * 1.5, 5.5)
     steps = sorted({0, 1, config["evaluate"].get("steps") or learner.steps})
     panels = list(figure.subplots(2, 3).flat)
@@ -92,42 +92,42 @@ def functions(run: Run, options: Options) -> Figure:
 
 
 def episodes(run: Run, options: Options) -> Figure:
-    """An unseen episode that is solved and one that is not, as pictures."""
+    """Draw an unseen episode that is solved and one that is not, as pictures."""
     learner, sources, config = load_run(run.path, options.data, options.device)
     if isinstance(sources.test, FunctionSource | InteractiveSource):
-        raise NothingToDrawError(f"{run.path} is not of pictures")
+        raise NothingToDrawError(f"the tasks of {run.path} do not have pictures")
     figure = new_figure(2 * WIDTH, episode_height(singles(sources.test.sample(1, torch.Generator().manual_seed(0)))[0]))
     transductive, steps = config["evaluate"].get("transductive", True), config["evaluate"].get("steps")
     parts: Any = figure.subfigures(1, 2)
     for part, name, find in zip(parts, ("most", "fewest"), (solved_episode, failed_episode), strict=True):
         seed = find(learner, sources.test, transductive, steps=steps)
         episode(part, learner, sources.test, steps, transductive, seed)
-        part.suptitle(f"{name} told right of 100 tasks (task {seed})", fontsize="large")
+        part.suptitle(f"{name} correct of 100 tasks (task {seed})", fontsize="large")
     return figure
 
 
 def paths(run: Run, options: Options) -> Figure:
-    """How a policy lives through six unseen tasks, before and after adaptation."""
+    """Draw rollouts of a policy in six unseen tasks, before and after adaptation."""
     learner, sources, config = load_run(run.path, options.data, options.device)
     if not isinstance(sources.test, Interaction):
-        raise NothingToDrawError(f"{run.path} is not of tasks that are acted in")
+        raise NothingToDrawError(f"{run.path} is not a reinforcement-learning run")
     return lives.paths(learner, sources.test, config["evaluate"].get("steps"))
 
 
 def strips(run: Run, options: Options) -> Figure:
-    """What was demonstrated and what the robot did, in four unseen tasks."""
+    """Draw the demonstration and what the robot did, in four unseen tasks."""
     return film_strips.strips(*_robot(run, options))
 
 
 def gaze(run: Run, options: Options) -> Figure:
-    """What a learned loss learns from, and where the policy looks before and after."""
+    """Draw what a learned loss depends on, and where the policy looks before and after adaptation."""
     return film_strips.gaze(*_robot(run, options))
 
 
 def _robot(run: Run, options: Options) -> tuple[MetaLearner, Imitation, int | None]:
     learner, sources, config = load_run(run.path, options.data, options.device)
     if not isinstance(sources.test, Imitation):
-        raise NothingToDrawError(f"{run.path} is not of a robot that imitates")
+        raise NothingToDrawError(f"{run.path} is not an imitation run")
     return learner, sources.test, config["evaluate"].get("steps")
 
 
@@ -154,26 +154,26 @@ PLOTS: dict[str, Callable[[Run, Options], Figure]] = {
     "strips": strips,
     "gaze": gaze,
 }
-"""The figures of one run; of several there is also `compare`."""
+"""The figures of one run; `compare` is the figure of several."""
 
 
 def plots(runs: Sequence[Run], kinds: Sequence[str], options: Options) -> Iterator[tuple[str, Run, Figure | str]]:
-    """Each figure with its name and run, or what there is to say where a run has nothing to draw.
+    """Yield each figure with its kind and run, or a message if the run has nothing to draw.
 
     Raises:
-        ValueError: an unknown kind, or runs are to be compared and there is one.
+        ValueError: a kind is unknown, or there are too few runs to compare.
     """
     for kind in kinds:
         if kind not in (*PLOTS, "compare"):
             raise ValueError(f"unknown kind of figure {kind!r}. Known: {', '.join([*PLOTS, 'compare'])}")
         if kind == "compare" and len(runs) < 2:
-            raise ValueError(f"to compare takes two runs or more, got {len(runs)}")
+            raise ValueError(f"compare needs at least two runs, got {len(runs)}")
     for kind in kinds:
         if kind == "compare":
             judged = [run for run in runs if run.best]
             for run in runs:
                 if not run.best:
-                    yield kind, run, f"{run.path} is left out, for it has no validations"
+                    yield kind, run, f"{run.path} is left out, because it has no validations"
             if judged:
                 yield kind, judged[0], _perhaps(judged[0], partial(panel, compare, judged))
             continue
@@ -182,10 +182,10 @@ def plots(runs: Sequence[Run], kinds: Sequence[str], options: Options) -> Iterat
 
 
 def _perhaps(run: Run, draw: Callable[[], Figure]) -> Figure | str:
-    """The figure, or why there is none: the record has nothing of it, or model or data are not there."""
+    """Return the figure, or why there is none: the record lacks it, or the model or the data are missing."""
     try:
         return draw()
     except (NothingToDrawError, FileNotFoundError) as error:
         return str(error)
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # of values that do not go together
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # values that do not fit each other
         return f"{run.path} is damaged: it cannot be drawn ({type(error).__name__}: {error})"

@@ -1,6 +1,6 @@
-"""Reading ``metrics.jsonl``: what a line has to have, and a long record in little memory.
+"""Read ``metrics.jsonl``: check its lines, and read a long record with little memory.
 
-A line that lacks something, or has it in another type, is damaged and left out, so that whatever shows a run can rely
+A line in which a value is missing or has another type is damaged and left out, so that code that shows a run can rely
 on what it reads.
 """
 
@@ -21,61 +21,61 @@ Line = dict[str, Any]
 Check = Callable[[Any], bool]
 
 MOST = 2_000
-"""Lines of a kind, or more, that are kept of a longer record, if they are small."""
+"""The number of lines of a kind that are at least kept of a longer record, if they are small."""
 SIZE = 8 * 2**20
-"""Bytes of the lines of a kind, at most, that are kept of a longer record."""
+"""The most bytes of lines of a kind that are kept of a longer record."""
 MANY, SIZE_OF_MANY = 1_000, 2**20
-"""Of more than 1,000 lines of a kind, at most these bytes are kept, since no curve has more than 1,000 points."""
+"""The most bytes that are kept of more than 1,000 lines of a kind, because no curve has more than 1,000 points."""
 NEWLINE = 10
 LONGEST = 64 * 2**20
-"""Bytes of a line; a longer one is no line of a record."""
+"""The longest possible line of a record, in bytes."""
 _KIND = re.compile(rb'\{"kind": ?"([a-z_]+)"')
 _MEAN = re.compile(rb'"mean": ?(-?[0-9][0-9.eE+-]*)')
 
 
-# -- what a line has to have ------------------------------------------------------------------------------------------
+# -- checks of lines --------------------------------------------------------------------------------------------------
 
 
 def whole(value: Any) -> bool:
-    """Whether a value is a whole number."""
+    """Return whether a value is a whole number."""
     return type(value) is int and abs(value) < 2**63
 
 
 def number(value: Any) -> bool:
-    """Whether a value is a finite number, or null, which stands for one that was not finite."""
+    """Return whether a value is a finite number, or null, which stands for one that was not finite."""
     return value is None or whole(value) or (type(value) is float and math.isfinite(value))
 
 
 def listed(check: Check) -> Check:
-    """Whether a value is a list of such values."""
+    """Return a check for a list of values that pass a check."""
     return lambda value: type(value) is list and all(map(check, value))
 
 
 def numbers(value: Any) -> bool:
-    """Whether a value is a list of numbers as `number` takes them."""
+    """Return whether a value is a list of numbers that pass `number`."""
     if type(value) is not list:
         return False
     if all(type(one) is float for one in value) and math.isfinite(sum(value)):
-        return True  # at once, since a record has thousands of them
+        return True  # a fast path, because a record has thousands of lists
     return all(map(number, value))
 
 
 def table(check: Check) -> Check:
-    """Whether a value is an object of such values."""
+    """Return a check for an object whose values pass a check."""
     return lambda value: type(value) is dict and all(map(check, value.values()))
 
 
 def kind_of(*types: type) -> Check:
-    """Whether a value is of one of these types."""
+    """Return a check for a value of one of these types."""
     return lambda value: type(value) in types
 
 
 def _tasks(line: Line) -> bool:
-    """Whether there is as much of every task."""
+    """Return whether the lists of all tasks have the same lengths."""
     tasks, after = len(line["steps"]), len(line["after"])
     names = [f"{part}_{what}" for part in ("support", "query") for what in ("loss", "accuracy")]
-    found = [line[name] for name in names if name in line]
-    return after > 0 and all(len(some) == tasks and all(len(one) == after for one in some) for some in found)
+    lists = [line[name] for name in names if name in line]
+    return after > 0 and all(len(some) == tasks and all(len(one) == after for one in some) for some in lists)
 
 
 NUMBERS, TEXT, TRUTH = numbers, kind_of(str), kind_of(bool)
@@ -84,7 +84,7 @@ JUDGED: Mapping[str, Check] = {
     "metric": TEXT, "higher_is_better": TRUTH, "unit": TEXT, "mean": number, "ci95": number, "num_tasks": whole,
     "steps": NUMBERS, "steps_ci95": NUMBERS, "transductive": TRUTH, "scores": NUMBERS, "seconds": number,
 }  # fmt: skip
-"""What a validation and a test may have."""
+"""The fields that a validation and a test may have."""
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "run": ("schema",),
     "train": ("loss", "grad_norm", "lr", "tasks_per_second", "seconds", "steps"),
@@ -92,7 +92,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "rates": ("rates",),
     "validation": ("metric", "mean", "ci95", "num_tasks", "transductive"),
 }
-"""What every line of a kind has."""
+"""The fields that every line of a kind must have."""
 FIELDS: Mapping[str, Mapping[str, Check]] = {
     "run": {"schema": whole, "tasks": whole, "steps": whole, "environment": table(SETTING)},
     "train": {
@@ -109,11 +109,11 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "rates": {"rates": lambda value: bool(value) and table(NUMBERS)(value) and all(value.values())},
     "validation": JUDGED,
 }
-"""Of which types what a line has is."""
+"""The types of the fields of a line."""
 
 
 def fits_judgement(line: Line) -> bool:
-    """Whether a validation or a test has an interval for every step."""
+    """Return whether a validation or a test has an interval for every step."""
     steps, half = line.get("steps"), line.get("steps_ci95")
     return steps is None or half is None or len(steps) == len(half)
 
@@ -122,7 +122,7 @@ FITS: Mapping[str, Check] = {"tasks": _tasks, "validation": fits_judgement}
 
 
 def sound(entry: Any) -> bool:
-    """Whether a line has what every line of its kind has, and nothing of another type."""
+    """Return whether a line has all fields that its kind must have, and no field of another type."""
     if type(entry) is not dict or not whole(entry.get("iteration")) or type(entry.get("kind")) is not str:
         return False
     kind, checks = entry["kind"], FIELDS.get(entry["kind"], {})
@@ -134,7 +134,7 @@ def sound(entry: Any) -> bool:
 
 
 def parsed(line: bytes) -> Line | None:
-    """A line as an object; nothing if it is damaged."""
+    """Parse a line; return None if it is damaged."""
     try:
         entry: Line = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -146,21 +146,21 @@ def parsed(line: bytes) -> Line | None:
 
 
 class EndlessLineError(ValueError):
-    """A line is too long to be one."""
+    """A line is too long to be one of a record."""
 
 
 @dataclass(slots=True)
 class Series:
-    """The lines of one kind; of many, one of every so many.
+    """The lines of one kind; if there are many, a regular subset of them.
 
     Attributes:
-        entries: index, length and content of those that are kept.
-        size: their bytes, together.
-        count: how many there were, damaged ones among them.
-        every: one of so many is kept.
-        extremes: the lines with the lowest and the highest mean, by index, so that the best is there.
-        last: the last line, whichever are kept.
-        judged: whether they have means.
+        entries: the index, length and content of the lines that are kept.
+        size: their total size in bytes.
+        count: the number of lines so far, including damaged ones.
+        every: one of this many lines is kept.
+        extremes: the lines with the lowest and the highest mean, by index, so that the best is kept.
+        last: the last line, whether or not it is kept.
+        judged: whether the lines have means.
     """
 
     entries: list[tuple[int, int, Line]] = field(default_factory=list)
@@ -172,7 +172,7 @@ class Series:
     judged: bool = False
 
     def add(self, size: int, entry: Line, most: int | None) -> None:
-        """Keep a line, and fewer of those before if there are too many."""
+        """Keep a line, and drop some earlier ones if there are too many."""
         self.entries.append((self.count, size, _compact(entry)))
         self.size += size
         while most is not None and len(self.entries) > 2 and self._too_much(most):
@@ -186,14 +186,14 @@ class Series:
 
     def note(self, line: bytes) -> None:
         """Remember a line with the lowest or the highest mean so far."""
-        if found := _MEAN.search(line):
-            mean = float(found[1])
+        if match := _MEAN.search(line):
+            mean = float(match[1])
             for name, sign in (("low", 1), ("high", -1)):
                 if name not in self.extremes or sign * mean < sign * self.extremes[name][0]:
                     self.extremes[name] = mean, self.count, line
 
     def lines(self) -> list[Line]:
-        """In the order of the record."""
+        """Return the kept lines in the order of the record."""
         kept = {index: entry for index, _, entry in self.entries}
         if self.every > 1:
             others = [(index, line) for _, index, line in self.extremes.values()] + [(self.count - 1, self.last)]
@@ -204,18 +204,18 @@ class Series:
 
 
 def _compact(entry: Line) -> Line:
-    """The same with one string for every name, however often it was read."""
+    """Return the line with interned names, which saves memory."""
     return {sys.intern(name): _compact(value) if type(value) is dict else value for name, value in entry.items()}
 
 
 @dataclass(slots=True)
 class Record:
-    """What was read of a ``metrics.jsonl``, from which a later reading can go on.
+    """What has been read of a ``metrics.jsonl``, from where a later reading can continue.
 
     Attributes:
-        series: by kind.
-        damaged: how many of the lines that were looked at could not be read.
-        inode, end: which file it was, and how far it was read.
+        series: the lines by kind.
+        damaged: the number of parsed lines that were damaged.
+        inode, end: the identity of the file, and how far it was read.
     """
 
     series: dict[str, Series] = field(default_factory=dict)
@@ -225,21 +225,21 @@ class Record:
 
     @property
     def every(self) -> int:
-        """One line of so many was looked at, of the kind of which there are most."""
+        """One of how many lines was kept, for the kind with the most lines."""
         return max((series.every for series in self.series.values()), default=1)
 
     def lines(self) -> dict[str, list[Line]]:
-        """By kind, without those of which there is none."""
+        """Return the lines by kind, without empty kinds."""
         return {kind: lines for kind, series in self.series.items() if (lines := series.lines())}
 
 
 def read_record(path: Path, earlier: Record | None = None, most: int | None = None) -> Record:
-    """Read a record to its last whole line.
+    """Read a record to its last complete line.
 
     Args:
         path: the file.
-        earlier: what was read of it before; it is read on from there, unless the file was begun or cut anew.
-        most: keep about so many lines of a kind, evenly, and not all.
+        earlier: an earlier result, from where reading continues, unless the file was restarted or truncated.
+        most: keep about this many lines of a kind, evenly spaced, instead of all.
 
     Raises:
         EndlessLineError: it has a line that is too long.
@@ -250,25 +250,25 @@ def read_record(path: Path, earlier: Record | None = None, most: int | None = No
         if earlier and earlier.inode == about.st_ino and earlier.end <= about.st_size and _ends(file, earlier.end):
             series = {kind: replace(one, entries=list(one.entries), extremes=dict(one.extremes))
                       for kind, one in earlier.series.items()}  # fmt: skip
-            found = replace(earlier, series=series)
+            record = replace(earlier, series=series)
         else:
-            found = Record(inode=about.st_ino)
-        file.seek(found.end)
-        _read(file, found, most, path)
-    return found
+            record = Record(inode=about.st_ino)
+        file.seek(record.end)
+        _read(file, record, most, path)
+    return record
 
 
-def _read(file: IO[bytes], found: Record, most: int | None, path: Path) -> None:
-    known: dict[bytes, Series] = {}  # by how lines begin, so that not every line is parsed
+def _read(file: IO[bytes], record: Record, most: int | None, path: Path) -> None:
+    known: dict[bytes, Series] = {}  # by the beginning of lines, so that not every line has to be parsed
     for line in iter(partial(file.readline, LONGEST), b""):
         if line[-1] != NEWLINE:
             if len(line) >= LONGEST:
                 raise EndlessLineError(f"{path} has a line of more than {LONGEST:,} bytes")
-            return  # it is being written, or was cut off
-        found.end += len(line)
+            return  # it is still being written, or incomplete
+        record.end += len(line)
         series = known.get(line[: line.find(b",")])
         if series is None or not series.count % series.every:
-            series = _looked_at(line, series, found, most, known)
+            series = _parse_and_keep(line, series, record, most, known)
             if series is None:
                 continue
         series.last = line
@@ -277,17 +277,17 @@ def _read(file: IO[bytes], found: Record, most: int | None, path: Path) -> None:
         series.count += 1
 
 
-def _looked_at(
-    line: bytes, series: Series | None, found: Record, most: int | None, known: dict[bytes, Series]
+def _parse_and_keep(
+    line: bytes, series: Series | None, record: Record, most: int | None, known: dict[bytes, Series]
 ) -> Series | None:
-    """Parse a line and keep it; which series it is of, unless it is damaged."""
+    """Parse a line and keep it; return its series, or None if it is damaged."""
     entry = parsed(line)
     if entry is None:
-        found.damaged += 1
+        record.damaged += 1
         if series is not None:
             series.count += 1
         return None
-    series = found.series.setdefault(entry["kind"], Series(judged=entry["kind"] == "validation"))
+    series = record.series.setdefault(entry["kind"], Series(judged=entry["kind"] == "validation"))
     begin = line[: line.find(b",")]
     if (kind := _KIND.fullmatch(begin)) and kind[1].decode() == entry["kind"]:
         known[begin] = series
@@ -297,7 +297,7 @@ def _looked_at(
 
 
 def _ends(file: IO[bytes], end: int) -> bool:
-    """Whether a line ends there."""
+    """Return whether a line ends at this position."""
     if end == 0:
         return True
     file.seek(end - 1)

@@ -1,4 +1,4 @@
-"""Reading what a run wrote down. Everything that shows a run goes through `read_run`."""
+"""Read run directories. Everything that shows a run uses `read_run`."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ Frame = Literal["train", "validation", "steps", "tasks", "rates"]
 
 
 class UnreadableRunError(ValueError):
-    """A directory that holds no run, or one that cannot be read. The message is one line, and names the directory."""
+    """A directory has no run, or one that cannot be read. The message is one line, and names the directory."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds, as far as it was written.
+    """The content of a run directory, as far as it has been written.
 
     Attributes:
         path: the run directory.
-        lines: those of ``metrics.jsonl`` by kind, in the order of iterations; see docs/record.md.
+        lines: the lines of ``metrics.jsonl`` by kind, in the order of iterations; see docs/record.md.
         config: the resolved recipe, empty for a run without one.
-        results: what ``results.json`` has, empty while the run goes on.
-        damaged: how many lines could not be read, and are left out; a last one that was cut off is not counted.
-        record: how far the record was read, so that a later reading can go on from there.
+        results: the content of ``results.json``, empty while the run trains.
+        damaged: the number of unreadable lines that were left out; an incomplete last line does not count.
+        record: how far the record was read, from where a later reading continues.
     """
 
     path: Path
@@ -65,49 +65,49 @@ class Run:
 
     @property
     def left_out(self) -> str:
-        """What of the record is not shown, in words; empty if all of it is."""
-        told = [f"{self.damaged:,} damaged lines left out"] if self.damaged else []
-        told += [f"one line of {self.record.every:,} read"] if self.record.every > 1 else []
-        return ", ".join(told)
+        """What is left out of the record, in words; empty if nothing is."""
+        parts = [f"{self.damaged:,} damaged lines left out"] if self.damaged else []
+        parts += [f"one line of {self.record.every:,} read"] if self.record.every > 1 else []
+        return ", ".join(parts)
 
     @property
     def finished(self) -> bool:
-        """Whether all iterations were done, and, of a run by a recipe, its test too."""
+        """Whether all iterations are done, and, for a run by a recipe, the test too."""
         return self.results.get("iterations") == self.iteration and ("test" in self.results or not self.config)
 
     @property
     def iteration(self) -> int:
-        """The last iteration that there is a line of."""
+        """The last iteration in the record."""
         return max((lines[-1]["iteration"] for lines in self.lines.values() if lines), default=0)
 
     @property
     def best(self) -> Line | None:
-        """The best validation if there was any, by the direction of its metric."""
-        found = [line for line in self.lines.get("validation", ()) if line["mean"] is not None]
-        if not found:
+        """The best validation by its metric, or None if there is none."""
+        lines = [line for line in self.lines.get("validation", ()) if line["mean"] is not None]
+        if not lines:
             return None
-        sign = 1 if Scale.read(found[0]).higher_is_better else -1
-        return max(found, key=lambda line: sign * line["mean"])
+        sign = 1 if Scale.read(lines[0]).higher_is_better else -1
+        return max(lines, key=lambda line: sign * line["mean"])
 
     def column(self, kind: str, name: str) -> tuple[list[int], list[Any]]:
-        """The iterations and the values of a field, where records of the kind have it.
+        """Return the iterations and the values of a field, from the records of a kind that have it.
 
         Values that were not finite are read as NaN.
         """
-        found = [line for line in self.lines.get(kind, ()) if name in line]
-        values = [float("nan") if line[name] is None else line[name] for line in found]
-        return [line["iteration"] for line in found], values
+        lines = [line for line in self.lines.get(kind, ()) if name in line]
+        values = [float("nan") if line[name] is None else line[name] for line in lines]
+        return [line["iteration"] for line in lines], values
 
     def frame(self, what: Frame = "train") -> pd.DataFrame:
-        """A pandas data frame of one kind of record.
+        """Return one kind of record as a pandas data frame.
 
-        It has a row for every
+        The rows of each kind are
 
-        - ``"train"``, ``"validation"``: line of that kind;
-        - ``"steps"``: inner step: iteration, task, epoch, step, loss;
-        - ``"tasks"``: task and number of steps after which it was judged: iteration, task, after, and losses and
-          accuracies on support and query set;
-        - ``"rates"``: learned rate: iteration, parameter, step, rate.
+        - ``"train"``, ``"validation"``: the lines of that kind;
+        - ``"steps"``: the inner steps: iteration, task, epoch, step, loss;
+        - ``"tasks"``: each task after each recorded number of steps: iteration, task, after, and losses and accuracies
+          on support and query set;
+        - ``"rates"``: the learned rates: iteration, parameter, step, rate.
 
         Raises:
             ImportError: pandas is missing; the message names the extra.
@@ -120,7 +120,7 @@ class Run:
             kind, rows = _ROWS[what]
             return pd.DataFrame([row for line in self.lines.get(kind, ()) for row in rows(line)])
         if what not in ("train", "validation"):
-            raise ValueError(f'a frame is "train", "validation", "steps", "tasks" or "rates", got {what!r}')
+            raise ValueError(f'a frame must be "train", "validation", "steps", "tasks" or "rates", got {what!r}')
         return pd.DataFrame(self.lines.get(what, []))
 
 
@@ -148,22 +148,21 @@ def _rates(line: Line) -> Iterator[Line]:
 
 
 _ROWS = {"steps": ("tasks", _steps), "tasks": ("tasks", _tasks), "rates": ("rates", _rates)}
-"""Frames of what is nested: the kind of line, and its rows."""
+"""The frames of nested records: the kind of line, and its rows."""
 
 
 def read_run(path: str | Path, earlier: Run | None = None, most: int | None = None) -> Run:
-    """What a run directory holds. A run that goes on, or was cut off within a line, is read as far as it came.
+    """Read a run directory. A run that still trains, or has an incomplete last line, is read as far as it is complete.
 
     Args:
         path: the run directory.
-        earlier: of the same directory, read in the same way: what was read then is not read again, unless the record
-            was begun or cut anew.
-        most: of a record with more than twice as many lines of a kind, keep about so many, evenly, with the first, the
-            last and the best; all if not given. A million lines then take a second and little memory.
+        earlier: an earlier result for the same directory and the same ``most``: its lines are not read again, unless
+            the record was restarted or truncated.
+        most: if a kind has more than twice as many lines, keep about this many of them, evenly spaced, with the first,
+            the last and the best; by default keep all. A million lines then take a second and little memory.
 
     Raises:
-        UnreadableRunError: there is no such directory, it holds no run, or one that is damaged, or a later version
-            wrote it.
+        UnreadableRunError: there is no such directory, it has no run or a damaged one, or a later version wrote it.
     """
     path = Path(path)
     try:
@@ -175,7 +174,7 @@ def read_run(path: str | Path, earlier: Run | None = None, most: int | None = No
 def _read_run(path: Path, earlier: Run | None, most: int | None) -> Run:
     name, metrics = shown(path), path / "metrics.jsonl"
     if not path.is_dir():
-        raise UnreadableRunError(f"{name} is {'a file, not a run directory' if path.exists() else 'not there'}")
+        raise UnreadableRunError(f"{name} {'is a file, not a run directory' if path.exists() else 'does not exist'}")
     if not metrics.is_file():
         why = "it has no metrics.jsonl" if any(path.iterdir()) else "it is empty"
         why = "its metrics.jsonl is not a regular file" if os.path.lexists(metrics) else why
@@ -189,11 +188,11 @@ def _read_run(path: Path, earlier: Run | None, most: int | None) -> Run:
         damaged = f": all {record.damaged:,} lines of its metrics.jsonl are damaged" if record.damaged else ""
         raise UnreadableRunError(
             f"{name} is damaged{damaged}" if damaged else
-            f"{name} has no record yet: its metrics.jsonl has no whole line"
+            f"{name} has no record yet: its metrics.jsonl has no complete line"
         )  # fmt: skip
     if (schema := lines.get("run", [{}])[0].get("schema", 0)) > SCHEMA:
         raise UnreadableRunError(
-            f"{name} was recorded by a later version (schema {schema}, this one knows up to {SCHEMA}): update innerloop"
+            f"{name} was recorded by a later version (schema {schema}, this one reads up to {SCHEMA}): update innerloop"
         )
     config = _loaded(path / "config.toml", parse, _wrong_config)
     results = _loaded(path / "results.json", json.loads, _wrong_results)
@@ -201,21 +200,21 @@ def _read_run(path: Path, earlier: Run | None, most: int | None) -> Run:
 
 
 def _loaded(path: Path, reader: Callable[[str], Any], wrong: Callable[[Any], str]) -> dict[str, Any]:
-    """A file of the run directory, empty if it is not there."""
+    """Read a file of the run directory; return an empty dict if it does not exist."""
     if not os.path.lexists(path):
         return {}
     try:
-        found = reader(read_text(path))
-        why = wrong(found) if isinstance(found, dict) else "it is not of a run"
+        content = reader(read_text(path))
+        why = wrong(content) if isinstance(content, dict) else "it is not the file of a run"
     except (ValueError, RecursionError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
     if why:
         raise UnreadableRunError(f"{shown(path.parent)} is damaged: {path.name}: {shown(why)}")
-    return dict(found)
+    return dict(content)
 
 
 def _wrong_config(config: Any) -> str:
-    """What is wrong with a recipe, of what is shown of it; empty if nothing is."""
+    """Return what is wrong with the parts of a recipe that are shown; empty if nothing is."""
     for name in ("tasks", "model", "learner", "train", "evaluate"):
         if not isinstance(config.get(name, {}), dict):
             return f"{name} = {config[name]!r} is not a section"
@@ -226,12 +225,12 @@ def _wrong_config(config: Any) -> str:
 
 
 def _wrong_results(results: Any) -> str:
-    """What is wrong with results, of what is shown of them; empty if nothing is."""
+    """Return what is wrong with the parts of results that are shown; empty if nothing is."""
     for name, check in (("iterations", whole), ("environment", table(SETTING)), ("test", kind_of(dict, type(None)))):
         if name in results and not check(results[name]):
-            return f"{name} is of another type"
+            return f"{name} has another type"
     test = results.get("test") or {}
     wrong = [name for name, check in JUDGED.items() if name in test and not check(test[name])]
     if wrong or not fits_judgement(test):
-        return f"{wrong[0] if wrong else 'steps_ci95'} of the test is of another type or length"
+        return f"{wrong[0] if wrong else 'steps_ci95'} of the test has another type or length"
     return ""

@@ -1,4 +1,4 @@
-"""The series behind the pictures of a run, whichever library draws them."""
+"""The data series behind the figures of a run, for any plotting library."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from ..metrics import Scale
 from .record import Line
 from .runs import Run
 
-# Okabe and Ito (2008), colour-blind-safe, in an order that keeps neighbours apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# Okabe and Ito (2008): colorblind-safe, in an order that makes neighbors distinct.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 class NothingToDrawError(ValueError):
-    """The record of a run has nothing of what is asked for. The message is one line, and names the run."""
+    """The record of a run lacks the requested data. The message is one line, and names the run."""
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """The mean of the ``window`` values around each one, of fewer at the ends. Values that are no numbers are left out.
+    """Return the mean of the ``window`` values around each one, or of fewer at the ends. NaN values are left out.
 
     >>> smooth([1.0, 2.0, 6.0, 8.0], 3)
     [1.5, 3.0, 5.333333333333333, 7.0]
     """
     if window < 1:
-        raise ValueError(f"a window is of at least 1 value, got {window}")
+        raise ValueError(f"window must be at least 1, got {window}")
     if window == 1:
         return list(values)
     finite = [math.isfinite(value) for value in values]
     sums = [0.0, *accumulate(value if known else 0.0 for value, known in zip(values, finite, strict=True))]
     counts = [0, *accumulate(finite)]
-    found = []
+    means = []
     for index in range(len(values)):
         first, end = max(index - (window - 1) // 2, 0), min(index + window // 2 + 1, len(values))
         number = counts[end] - counts[first]
-        found.append((sums[end] - sums[first]) / number if number else math.nan)
-    return found
+        means.append((sums[end] - sums[first]) / number if number else math.nan)
+    return means
 
 
 def finite_mean(values: Sequence[float]) -> float:
-    """The mean of those that are finite numbers; not a number if there are none."""
+    """Return the mean of the finite values; NaN if there are none."""
     finite = [value for value in values if math.isfinite(value)]
-    return sum(value / len(finite) for value in finite) if finite else math.nan  # whose sum may be too large
+    return sum(value / len(finite) for value in finite) if finite else math.nan  # their plain sum may overflow
 
 
 def usual_window(number: int) -> int:
-    """A twentieth of the values, odd."""
+    """Return the default window: a twentieth of the values, and odd."""
     return max(number // 20, 1) | 1
 
 
 def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in their seed alone, under the name of the first without its ``-seedN``."""
+    """Group runs that differ only in their seed, under the name of the first without its ``-seedN``."""
     groups: list[tuple[Any, list[Run]]] = []
     for run in runs:
         recipe = {key: value for key, value in run.config.items() if key != "seed"} if run.config else run.path
@@ -70,7 +70,7 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def seed_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
-    """The iterations at which all of some runs were validated, and the means of each run there."""
+    """Return the iterations at which all runs were validated, and the means of the runs at each."""
     curves = [dict(zip(*run.column("validation", "mean"), strict=True)) for run in runs]
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     return shared, [[curve[iteration] for curve in curves] for iteration in shared]
@@ -79,7 +79,7 @@ def seed_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
 def labelled(runs: Sequence[Run]) -> dict[str, Run]:
     """Label runs by the names of their directories.
 
-    Where several directories have the same name, the label includes the parent's. A run that occurs twice is kept once.
+    If several directories have the same name, the label includes the parent's. A run that occurs twice is kept once.
     """
     once = {run.path.resolve(): run for run in runs}
     names = [run.name for run in once.values()]
@@ -89,7 +89,7 @@ def labelled(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def recorded(run: Run, name: str) -> list[Line]:
-    """The records of tasks that have a field.
+    """Return the records of tasks that have a field.
 
     Raises:
         NothingToDrawError: there are none.
@@ -97,20 +97,20 @@ def recorded(run: Run, name: str) -> list[Line]:
     lines = [line for line in run.lines.get("tasks", []) if line.get(name) and line["steps"]]
     if not lines:
         raise NothingToDrawError(
-            f"{run.path} has no record of tasks: it just began, had trace_every = 0, or an older version"
+            f"{run.path} has no record of tasks: it has just started, trace_every is 0, or an older version wrote it"
         )
     return lines
 
 
 def nearest(lines: Sequence[Line], iteration: int | None) -> Line:
-    """The record nearest to an iteration; the last if none is given."""
+    """Return the record nearest to an iteration; the last if none is given."""
     if iteration is None:
         return lines[-1]
     return min(lines, key=lambda line: abs(int(line["iteration"]) - iteration))
 
 
 def inner_curve(line: Line, task: int) -> tuple[list[int], list[float | None], str]:
-    """Numbers of steps, losses, and what they are."""
+    """Return the numbers of steps, the losses, and a label for the losses."""
     epochs = line["steps"][task]
     if all(len(epoch) == 1 for epoch in epochs):
         return line["after"], line["support_loss"][task], "support loss"
@@ -119,33 +119,33 @@ def inner_curve(line: Line, task: int) -> tuple[list[int], list[float | None], s
 
 
 def spread(number: int, most: int) -> list[int]:
-    """At most so many indices, evenly from the first to the last."""
+    """Return at most ``most`` indices, evenly spaced from the first to the last."""
     if number <= most:
         return list(range(number))
     return [round(i * (number - 1) / (most - 1)) for i in range(most)]
 
 
 def or_nan(value: float | None) -> float:
-    """A number that was not finite when it was recorded is not a number again."""
+    """Turn null, which the record has for numbers that are not finite, into NaN."""
     return math.nan if value is None else value
 
 
 def one_scale(scales: Iterable[Scale]) -> Scale:
-    """The scale that all have.
+    """Return the scale that all share.
 
     Raises:
         NothingToDrawError: there is none, or there are several.
     """
     every = set(scales)
     if not every:
-        raise NothingToDrawError("no run is judged yet, or scores were not kept")
+        raise NothingToDrawError("no run has been evaluated yet, or scores were not recorded")
     if len(every) > 1:
-        raise NothingToDrawError(f"runs are judged by different metrics: {different(every)}")
+        raise NothingToDrawError(f"the runs have different metrics: {different(every)}")
     return every.pop()
 
 
 def different(scales: Iterable[Scale]) -> str:
-    """Several scales in words: their names, and of equal names what they differ in."""
+    """Describe several scales: their names, and how scales of the same name differ."""
     every = list(scales)
     names = [scale.name for scale in every]
     ways = {True: "higher is better", False: "lower is better"}

@@ -1,4 +1,4 @@
-"""What a robot saw, what it then did, and what its learned loss looks at: film strips of unseen tasks."""
+"""Film strips of unseen imitation tasks: the demonstration, what the robot did, and where its learned loss looks."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASKS = 4
-"""Tasks that are shown."""
+"""The number of tasks that are shown."""
 PICTURES = 10
-"""Of a strip, at most: evenly spaced, with the first and the last."""
+"""The largest number of pictures in a strip: evenly spaced, with the first and the last."""
 PAUSE, ENLARGED = 250, 6
-"""Of films: milliseconds a picture, and pixels a pixel."""
+"""The milliseconds per frame of a film, and the factor by which it is enlarged."""
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """Some unseen tasks and what the robot did in them, each time from the same beginning.
+    """Rollouts of a robot in some unseen tasks, from the same initial state before and after each inner step.
 
     Attributes:
         support: the demonstrations.
         pictures: what the robot saw after 0, 1, ..., K inner steps, each ``[T, horizon + 1, 3, h, w]``.
-        success: whether it did it, ``[K + 1, T]``.
+        success: whether it succeeded, ``[K + 1, T]``.
     """
 
     support: Batch
@@ -49,7 +49,7 @@ class Attempts:
 
 
 def attempt(learner: MetaLearner, source: Imitation, steps: int | None, tasks: int = TASKS, seed: int = 0) -> Attempts:
-    """Let the robot attempt unseen tasks; the same seed gives the same ones."""
+    """Let the robot attempt unseen tasks; the same seed gives the same tasks."""
     source.require(learner)
     generator = torch.Generator().manual_seed(seed)
     drawn = source.environment.tasks(tasks, source.split, generator)
@@ -65,14 +65,14 @@ def attempt(learner: MetaLearner, source: Imitation, steps: int | None, tasks: i
 def strips(learner: MetaLearner, source: Imitation, steps: int | None = None, seed: int = 0) -> Figure:
     """Draw four unseen tasks as strips: the demonstration, and the robot before and after adaptation.
 
-    Where the inner loss is learned, a strip shows its value for every picture of the demonstration.
+    If the inner loss is learned, a strip shows its value for every picture of the demonstration.
     """
-    found = attempt(learner, source, steps, seed=seed)
-    losses = [_over_time(learner, found.support, task) for task in range(TASKS)]
-    last = len(found.pictures) - 1
-    rows: list[tuple[str, Tensor]] = [("demonstration", found.shown)]
-    rows += [("before adaptation" if last else "the robot", found.pictures[0])]
-    rows += [(f"after {last} step{'s' * (last > 1)}", found.pictures[last])] if last else []
+    attempts = attempt(learner, source, steps, seed=seed)
+    losses = [_over_time(learner, attempts.support, task) for task in range(TASKS)]
+    last = len(attempts.pictures) - 1
+    rows: list[tuple[str, Tensor]] = [("demonstration", attempts.shown)]
+    rows += [("before adaptation" if last else "the robot", attempts.pictures[0])]
+    rows += [(f"after {last} step{'s' * (last > 1)}", attempts.pictures[last])] if last else []
     number = len(rows) + any(losses)
     figure = new_figure(13, 1.15 * number * 2)
     parts: Any = figure.subfigures(2, 2)
@@ -83,19 +83,19 @@ def strips(learner: MetaLearner, source: Imitation, steps: int | None = None, se
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(name, fontsize="small", loc="left")
-        for (name, values), colour in zip(losses[task].items(), ("C0", "C2", "C3", "C4"), strict=False):
-            panels[-1].plot(range(1, len(values) + 1), values, marker="o", markersize=3, color=colour, label=name)
+        for (name, values), color in zip(losses[task].items(), ("C0", "C2", "C3", "C4"), strict=False):
+            panels[-1].plot(range(1, len(values) + 1), values, marker="o", markersize=3, color=color, label=name)
         if losses[task]:
             panels[-1].set_title("learned loss over the demonstration", fontsize="small", loc="left")
             panels[-1].legend(fontsize="x-small")
         words = ["no", "yes"]
-        outcome = " → ".join(words[int(found.success[step, task])] for step in ([0, last] if last else [0]))
-        part.suptitle(f"task {task}: done: {outcome}", fontsize="medium")
+        outcome = " → ".join(words[int(attempts.success[step, task])] for step in ([0, last] if last else [0]))
+        part.suptitle(f"task {task}: success: {outcome}", fontsize="medium")
     return figure
 
 
 def _over_time(learner: MetaLearner, support: Batch, task: int) -> dict[str, list[float]]:
-    """What each head of a learned loss makes of every step of a task's demonstration, before adaptation."""
+    """Return the value of each head of a learned loss at every step of a demonstration, before adaptation."""
     if not isinstance(learner.inner_loss, TemporalLoss) or not learner.steps:
         return {}
     own = _there(learner, select(support, task))
@@ -105,13 +105,13 @@ def _over_time(learner: MetaLearner, support: Batch, task: int) -> dict[str, lis
 
 
 def _there(learner: MetaLearner, support: Batch) -> Batch:
-    """Where the learner is."""
+    """Move the support set to the learner's device."""
     there: Batch = to(support, next(learner.parameters()).device)
     return there
 
 
 def _row(pictures: Tensor) -> Any:
-    """Pictures ``[H, 3, h, w]``, or some of them, beside each other with a white line between."""
+    """Return some of the pictures ``[H, 3, h, w]`` in a row, with white lines between them."""
     some = torch.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).round().long()
     framed = torch.nn.functional.pad(pictures[some], (0, 1, 0, 0), value=255)
     return torch.cat([*framed], -1).permute(1, 2, 0).numpy()
@@ -120,22 +120,22 @@ def _row(pictures: Tensor) -> Any:
 def gaze(learner: MetaLearner, source: Imitation, steps: int | None = None, seed: int = 0) -> Figure:
     """Draw where the learned loss and the policy's filters look in four unseen tasks.
 
-    A row shows the end of the demonstration, the pixels of it that the gradient of the learned loss by the filters
-    depends on most, the robot's picture, and where its filters look before adaptation and after it.
+    A row shows the end of the demonstration, the pixels in it on which the gradient of the learned loss with respect to
+    the filters depends most, the robot's picture, and where its filters look before and after adaptation.
 
     Raises:
-        NothingToDrawError: nothing is learned from the demonstration, or the policy has no such filters.
+        NothingToDrawError: the inner loss is not learned, or the policy has no such filters.
     """
     eye = getattr(learner.model, "eye", None)
     if not isinstance(eye, Encoder) or not isinstance(learner.inner_loss, TemporalLoss):
-        raise NothingToDrawError("there is no learned loss that looks at what an eye sees")
-    found = attempt(learner, source, steps, seed=seed)
-    last, titles = len(found.pictures) - 1, ["end of the demonstration", "what the update learns from",
-                                             "what the robot sees", "it looks, before", "and after"]  # fmt: skip
+        raise NothingToDrawError("the run has no learned loss with an Encoder, whose filters could be drawn")
+    attempts = attempt(learner, source, steps, seed=seed)
+    last, titles = len(attempts.pictures) - 1, ["end of the demonstration", "the learned loss depends on",
+                                                "the robot sees", "it looks at: before", "after"]  # fmt: skip
     figure = new_figure(11, 2.3 * TASKS)
     for task, row in enumerate(figure.subplots(TASKS, 5)):
-        demonstration, scene = found.shown[task], found.pictures[0][task, :1]
-        support = _there(learner, select(found.support, task))
+        demonstration, scene = attempts.shown[task], attempts.pictures[0][task, :1]
+        support = _there(learner, select(attempts.support, task))
         before, after = (_adapted_eye(learner, support, step) for step in (0, last))
         maps = [None, _learned_from(learner, support), None, _where(before, scene), _where(after, scene)]
         for axes, picture, over, title in zip(
@@ -159,7 +159,7 @@ def _adapted_eye(learner: MetaLearner, support: Batch, steps: int) -> Encoder:
 
 
 def _where(eye: Encoder, picture: Tensor) -> Tensor:
-    """How much all filters together look at each place of a picture ``[1, 3, h, w]``."""
+    """Return how much all filters together attend to each position of a picture ``[1, 3, h, w]``."""
     with torch.no_grad():
         maps = eye.filters(picture.to(eye.look.sharpness) / 255 - 0.5)[0].cpu()
         looks: Tensor = (eye.look.sharpness.cpu() * maps.flatten(1)).softmax(-1).mean(0).view(maps.shape[1:])
@@ -167,7 +167,7 @@ def _where(eye: Encoder, picture: Tensor) -> Tensor:
 
 
 def _learned_from(learner: MetaLearner, support: Batch) -> Tensor:
-    """How much the inner gradient by the filters depends on each pixel of the last picture, ``[h, w]``."""
+    """Return how much the inner gradient of the filters depends on each pixel of the last picture, ``[h, w]``."""
     images = support.x["images"].float().requires_grad_()
     parameters = [p for name, p in learner.model.named_parameters() if name in learner.adapted]
     loss = learner.inner_loss(learner.model(images), support.y)
@@ -179,7 +179,7 @@ def _learned_from(learner: MetaLearner, support: Batch) -> Tensor:
 
 
 def film(learner: MetaLearner, source: Imitation, path: Path, steps: int | None = None, seed: int = 0) -> None:
-    """Write a GIF of four unseen tasks below each other: the demonstration, the robot before adaptation and after it.
+    """Write a GIF of four unseen tasks below each other: the demonstration, and the robot before and after adaptation.
 
     Raises:
         ImportError: Pillow is missing.
@@ -188,11 +188,11 @@ def film(learner: MetaLearner, source: Imitation, path: Path, steps: int | None 
         from PIL import Image
     except ImportError as error:
         raise ImportError("films need Pillow: pip install 'innerloop[vision]'") from error
-    found = attempt(learner, source, steps, seed=seed)
-    parts = [found.shown, found.pictures[0], *found.pictures[-1:]][: 2 + (len(found.pictures) > 1)]
+    attempts = attempt(learner, source, steps, seed=seed)
+    parts = [attempts.shown, attempts.pictures[0], *attempts.pictures[-1:]][: 2 + (len(attempts.pictures) > 1)]
     length = max(part.shape[1] for part in parts)
     moments = [torch.cat([part[:, min(t, part.shape[1] - 1)] for part in parts], -1) for t in range(length)]
-    moments += moments[-1:] * 4  # to see how it ended
+    moments += moments[-1:] * 4  # hold the last frame
     frames = []
     for moment in moments:
         picture = Image.fromarray(torch.cat([*moment], -2).permute(1, 2, 0).numpy())

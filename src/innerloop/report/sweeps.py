@@ -1,4 +1,4 @@
-"""What a sweep found: its trials in words, in a table and in figures. It is read from ``sweep.json``."""
+"""The result of a sweep, read from ``sweep.json``: its trials in words, in a table and in figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .series import NothingToDrawError
 from .traces import Interactive, new_figure, shade, short
 
 SHOWN = 5
-"""The best trials, whose runs a report compares."""
+"""The number of best trials whose runs a report compares."""
 
 
 @dataclass(frozen=True)
@@ -27,38 +27,38 @@ class SweepRecord:
 
     Attributes:
         path: its folder.
-        told: what ``sweep.json`` says.
+        summary: the content of ``sweep.json``.
     """
 
     path: Path
-    told: dict[str, Any]
+    summary: dict[str, Any]
 
     @property
     def scale(self) -> Scale:
-        """How scores are read; those of older sweeps have no name."""
-        name, unit = self.told.get("metric", "score"), self.told.get("unit", "")
-        return Scale(name, self.told["direction"] == "maximize", unit)
+        """The metric of the scores, which older sweeps do not name."""
+        name, unit = self.summary.get("metric", "score"), self.summary.get("unit", "")
+        return Scale(name, self.summary["direction"] == "maximize", unit)
 
     @property
     def ranked(self) -> list[dict[str, Any]]:
         """The completed trials, the best first."""
         sign = -1 if self.scale.higher_is_better else 1
-        done = [trial for trial in self.told["trials"] if trial["state"] == "complete"]
+        done = [trial for trial in self.summary["trials"] if trial["state"] == "complete"]
         return sorted(done, key=lambda trial: (sign * trial["score"], trial["trial"]))
 
     @property
     def runs(self) -> list[Path]:
-        """The run directories of the best trials. They are looked for beside ``sweep.json``, wherever it was moved."""
+        """The run directories of the best trials, beside ``sweep.json``, even if the folder was moved."""
         return [self.path / Path(run).name for trial in self.ranked[:SHOWN] for run in trial["runs"]]
 
     @property
     def keys(self) -> list[str]:
-        """The values of the recipe that were looked for."""
-        return sorted({key for trial in self.told["trials"] for key in trial["values"]})
+        """The hyperparameters that were swept."""
+        return sorted({key for trial in self.summary["trials"] for key in trial["values"]})
 
 
 def read_sweep(path: Path) -> SweepRecord | None:
-    """The sweep of a folder; ``None`` if it is no folder of one.
+    """Read the sweep of a folder; return ``None`` if the folder has no sweep.
 
     Raises:
         UnreadableRunError: its ``sweep.json`` is damaged.
@@ -67,18 +67,18 @@ def read_sweep(path: Path) -> SweepRecord | None:
     try:
         if not file.is_file():
             return None
-    except OSError:  # such as a folder that may not be entered, which is said where it is read as a run
+    except OSError:  # such as a folder without permission; reading it as a run reports that
         return None
     try:
-        told = json.loads(read_text(file))
-        if type(told) is not dict or not _sound(told):
-            raise ValueError("it lacks something, or has it in another type")
-        found = SweepRecord(path, told)
-        if not found.keys:
+        summary = json.loads(read_text(file))
+        if type(summary) is not dict or not _is_valid(summary):
+            raise ValueError("a value is missing or has another type")
+        sweep = SweepRecord(path, summary)
+        if not sweep.keys:
             raise ValueError("it has no trials")
     except (ValueError, RecursionError, OSError) as error:
         raise UnreadableRunError(f"{shown(path)}: its sweep.json cannot be read ({shown(error)})") from error
-    return found
+    return sweep
 
 
 TRIAL: Mapping[str, Check] = {
@@ -86,12 +86,12 @@ TRIAL: Mapping[str, Check] = {
 }  # fmt: skip
 
 
-def _sound(told: Mapping[str, Any]) -> bool:
-    """Whether there is all that is shown of a sweep, and of every trial."""
-    trials = told.get("trials")
-    if not all(TEXT(told.get(name, "")) for name in ("study", "direction", "metric", "unit")):
+def _is_valid(summary: Mapping[str, Any]) -> bool:
+    """Return whether all values that are shown of a sweep, and of every trial, are present."""
+    trials = summary.get("trials")
+    if not all(TEXT(summary.get(name, "")) for name in ("study", "direction", "metric", "unit")):
         return False
-    if not {"study", "direction"} <= told.keys() or not listed(kind_of(dict))(trials):
+    if not {"study", "direction"} <= summary.keys() or not listed(kind_of(dict))(trials):
         return False
     return all(
         {"trial", "state", "score", "values"} <= trial.keys()
@@ -102,8 +102,8 @@ def _sound(told: Mapping[str, Any]) -> bool:
 
 
 def answer(sweep: SweepRecord) -> Answer:
-    """The best values, and all trials."""
-    trials, ranked = sweep.told["trials"], sweep.ranked
+    """Return the best values, and a table of all trials."""
+    trials, ranked = sweep.summary["trials"], sweep.ranked
     rows = [_row(trial, sweep.keys) for trial in (*ranked, *(t for t in trials if t["state"] != "complete"))]
     ended = [trial for trial in trials if trial["state"] == "pruned"]
     failed = sum("why" in trial for trial in ended)
@@ -115,13 +115,13 @@ def answer(sweep: SweepRecord) -> Answer:
             f"Best by meta-validation: {values} (trial {ranked[0]['trial']}, "
             f"{_score(sweep, ranked[0]['score'])}). {sentence}"
         )
-        sentence += " The score of the best of many flatters it: its meta-test is to be judged by."
+        sentence += " The best score of many trials is too optimistic: judge the trial by its meta-test."
     return Answer(sentence, ["trial", "state", sweep.scale.label, *sweep.keys], rows)
 
 
 def _score(sweep: SweepRecord, value: float) -> str:
-    """A score with its name and its unit."""
-    name = f"{sweep.scale.name} " if "metric" in sweep.told else ""
+    """Format a score with its name and its unit."""
+    name = f"{sweep.scale.name} " if "metric" in sweep.summary else ""
     return f"{name}{value:.4g}{sweep.scale.suffix}"
 
 
@@ -131,7 +131,7 @@ def _row(trial: dict[str, Any], keys: Sequence[str]) -> list[str]:
 
 
 def _state(trial: dict[str, Any]) -> str:
-    """What became of a trial: one that could not be carried through is not one that others were better than."""
+    """Return the state of a trial, which distinguishes failed trials from pruned ones."""
     return "failed: " + trial["why"].split(";")[0] if "why" in trial else str(trial["state"])
 
 
@@ -140,7 +140,7 @@ def _plain(value: Any) -> str:
 
 
 def history(sweep: SweepRecord) -> Interactive:
-    """Scores in the order of trials, and the best so far."""
+    """Draw the scores in the order of trials, and the best so far."""
     done = sorted(sweep.ranked, key=lambda trial: trial["trial"])
     if not done:
         raise NothingToDrawError("no trial was completed")
@@ -152,17 +152,17 @@ def history(sweep: SweepRecord) -> Interactive:
     line = {"type": "scatter", "mode": "lines", "name": "best so far", "line": {"color": shade(1), "shape": "hv"}}
     traces = [{**dots, "x": x, "y": y, "text": names}, {**line, "x": x, "y": best}]
     about = f"The best meta-validation of each completed trial; {'higher' if better is max else 'lower'} is better."
-    figure = new_figure(traces, "trial", sweep.scale.label, xaxis_dtick=max(1, len(sweep.told["trials"]) // 8))
+    figure = new_figure(traces, "trial", sweep.scale.label, xaxis_dtick=max(1, len(sweep.summary["trials"]) // 8))
     return Interactive(figure, "Trials", about, own_legend=True)
 
 
 def slices(sweep: SweepRecord) -> Interactive:
-    """Scores against each value that was looked for, one below the other."""
+    """Draw the scores against each hyperparameter that was swept, one below the other."""
     done, keys = sweep.ranked, sweep.keys
     if not done:
         raise NothingToDrawError("no trial was completed")
     height = 60 + 260 * len(keys)
-    figure, gap = new_figure(height=height), 80 / height  # in which an axis has its name
+    figure, gap = new_figure(height=height), 80 / height  # the gap has room for the name of an axis
     for index, key in enumerate(keys):
         axis = "" if index == 0 else str(index + 1)
         values = [trial["values"].get(key) for trial in done]
@@ -186,7 +186,5 @@ def slices(sweep: SweepRecord) -> Interactive:
             f"yaxis{axis}": {"title": {"text": sweep.scale.label}, "domain": [top - 1 / len(keys) + gap, top],
                              "anchor": f"x{axis}", **plain},
         })  # fmt: skip
-    about = (
-        "Each point is a completed trial. What a value does by itself and what others do at the same time are mixed."
-    )
+    about = "Each point is a completed trial. Other hyperparameters vary at the same time, and may explain a trend."
     return Interactive(figure, "Score by value", about, own_legend=True)

@@ -1,4 +1,4 @@
-"""What interactive figures are made of: curves of runs, bands, and frames for sliders."""
+"""The parts of interactive figures: curves of runs, bands, and frames for sliders."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .series import COLOURS, finite_mean, smooth, usual_window
+from .series import COLORS, finite_mean, smooth, usual_window
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Trace = dict[str, Any]
-"""Of plotly, as it is in JSON."""
+"""A plotly trace as plain JSON values."""
 POINTS = 1_000
-"""At most, of a curve; of more, each is the mean of a stretch."""
+"""The largest number of points of a curve; longer series are averaged over stretches."""
 LOGARITHMIC = 100
 FEW = 20
-"""Points, at most, that are marked: a single one would not be seen."""
+"""Curves with fewer points have markers, because a single point would not be visible."""
 DASHES = ("solid", "dash", "dot", "dashdot")
-SHADES = COLOURS[:-1]
-"""Black would not be seen on a dark page."""
+SHADES = COLORS[:-1]
+"""The colors of runs, without black, which would not be visible on a dark page."""
 LIGHT = ("#0072b2", "#c24a00", "#00805d", "#b0558a", "#946200", "#2a7fb0")
-"""The same for a light page, dark enough to have a contrast of 3 with it."""
+"""The same colors for a light page, dark enough for a contrast of 3."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Interactive:
     """A figure of the page.
 
     Attributes:
-        figure: of plotly, with a frame for each place of its slider, if it has one.
-        title: what it shows.
-        about: how to read it, in a sentence or two: units, smoothing, what bands are.
-        slider: what its slider moves over; empty if there is none.
-        start: the place where the slider begins.
-        started: what is said of the place where it begins.
-        own_legend: whether its curves are something else than runs, which the page has one legend for.
+        figure: a plotly figure, with a frame for each position of its slider, if it has one.
+        title: the title.
+        about: how to read the figure, in a sentence or two: units, smoothing, the meaning of bands.
+        slider: the label of the slider; empty if there is none.
+        start: the initial position of the slider.
+        started: the description of the initial position.
+        own_legend: whether it needs its own legend, because its curves are not runs; the page has a legend of runs.
     """
 
     figure: Figure
@@ -50,7 +50,7 @@ class Interactive:
 
 
 def new_figure(traces: Sequence[Trace] = (), x: str = "outer iteration", y: str = "", **layout: Any) -> Figure:
-    """A figure with titles of its axes, and no colours of its own: the page has them.
+    """Create a figure with titles of its axes, but without colors, which the page sets.
 
     Raises:
         ImportError: plotly is missing; the message names the extra.
@@ -74,7 +74,7 @@ def new_figure(traces: Sequence[Trace] = (), x: str = "outer iteration", y: str 
 
 
 def curve(x: Sequence[Any], y: Sequence[Any], name: str, index: int, width: float = 2, **more: Any) -> Trace:
-    """A curve of a run, in the run's colour; a click on its name hides everything of that run."""
+    """Return a curve in its run's color; a click on its name hides all curves of that run."""
     style = {
         "line": {"color": shade(index), "dash": dash(index), "width": width},
         "name": name,
@@ -85,12 +85,12 @@ def curve(x: Sequence[Any], y: Sequence[Any], name: str, index: int, width: floa
 
 
 def raw(x: Sequence[int], y: Sequence[float], name: str, index: int) -> Trace:
-    """What a smoothed curve was made of."""
+    """Return the raw curve behind a smoothed one."""
     return curve(x, y, name, index, 1, mode="lines", opacity=0.3, hoverinfo="skip", showlegend=False)
 
 
 def raw_and_smooth(x: Sequence[int], y: Sequence[float], name: str, index: int) -> tuple[list[Trace], int]:
-    """Both, and the window of the smoothing."""
+    """Return both curves, and the smoothing window."""
     window = usual_window(len(y))
     under = [raw(x, y, name, index)] if window > 1 else []
     return [*under, curve(x, smooth(y, window), name, index, 2.5)], window
@@ -99,7 +99,7 @@ def raw_and_smooth(x: Sequence[int], y: Sequence[float], name: str, index: int) 
 def band(
     x: Sequence[int], y: Sequence[float], low: Sequence[float], high: Sequence[float], name: str, index: int, at: str
 ) -> list[Trace]:
-    """A curve in its band; ``at`` says what x is."""
+    """Return a curve with a band; ``at`` is the label of x."""
     red, green, blue = (int(shade(index)[i : i + 2], 16) for i in (1, 3, 5))
     area = {
         "mode": "lines",
@@ -117,16 +117,16 @@ def band(
 def interval(
     x: Sequence[int], y: Sequence[float], half: Sequence[float], name: str, index: int, at: str
 ) -> list[Trace]:
-    """A curve in a band of so much to either side."""
+    """Return a curve with a band of half-width ``half``."""
     low, high = ([value + sign * width for value, width in zip(y, half, strict=True)] for sign in (-1, 1))
     return band(x, y, low, high, name, index, at)
 
 
 def with_frames(figure: Figure, frames: Sequence[tuple[str, Sequence[Trace]]]) -> Figure:
-    """The figure with a frame for each place of its slider: a name, and all traces as they are there."""
+    """Add a frame for each position of the slider: its name, and all traces at that position."""
     import plotly.graph_objects as go
 
-    kept = ("type", "x", "y", "text")  # what changes alone, so that the page stays small
+    kept = ("type", "x", "y", "text")  # only what changes, to keep the page small
     figure.frames = [
         go.Frame(name=name, data=[{key: trace[key] for key in kept if key in trace} for trace in traces])
         for name, traces in frames
@@ -135,26 +135,26 @@ def with_frames(figure: Figure, frames: Sequence[tuple[str, Sequence[Trace]]]) -
 
 
 def shade(index: int) -> str:
-    """The colour of a run."""
+    """Return the color of a run."""
     return SHADES[index % len(SHADES)]
 
 
 def dash(index: int) -> str:
-    """How the curves of a run are dashed, so that no two runs of few are told apart by colour alone."""
+    """Return the line style of a run, so that a few runs differ in more than their color."""
     return DASHES[index // 3 % len(DASHES)]
 
 
 def thinned(x: Sequence[int], y: Sequence[float], most: int = POINTS) -> tuple[list[int], list[float], int]:
-    """A series of at most so many points, each the mean of a stretch at its end, and the length of stretches."""
+    """Thin a series to at most ``most`` points, each the mean of a stretch at its end; also return its length."""
     each = max(1, -(-len(y) // most))
     stretches = [slice(i, i + each) for i in range(0, len(y), each)]
     return [x[stretch][-1] for stretch in stretches], [finite_mean(y[stretch]) for stretch in stretches], each
 
 
 def axis_of(traces: Iterable[Trace]) -> dict[str, Any]:
-    """An axis whose range covers all values, so that positions of a slider can be compared.
+    """Return an axis whose range covers all values, so that slider positions can be compared.
 
-    The axis is logarithmic where the values are positive and of very different sizes.
+    The axis is logarithmic if the values are positive and of very different sizes.
     """
     values = [value for trace in traces for value in trace["y"] if value is not None]
     low, high = min(values, default=0.0), max(values, default=1.0)
@@ -165,5 +165,5 @@ def axis_of(traces: Iterable[Trace]) -> dict[str, Any]:
 
 
 def short(value: float | None) -> float | None:
-    """Five digits, which no screen tells from more; nothing for what is not finite."""
+    """Round to five digits, more than a screen can show; return None for values that are not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")

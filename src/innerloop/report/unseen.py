@@ -1,4 +1,4 @@
-"""What trained models do with unseen tasks, for the report: past the trained steps, as functions, as pictures."""
+"""Run trained models on unseen tasks for the report: past the trained steps, as functions, as pictures."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from .traces import SHADES, Interactive, Trace, curve, interval, new_figure, wit
 
 FUNCTIONS = 4
 Loaded = tuple[MetaLearner, Sources, dict[str, Any]]
-"""What `load_run` gives."""
+"""The result of `load_run`."""
 
 
 class Picture(NamedTuple):
-    """An image of the page, with its address, which holds all of it."""
+    """An image of the page; ``source`` is a data URL."""
 
     source: str
     title: str
@@ -44,14 +44,14 @@ class Picture(NamedTuple):
 def figures(
     runs: Mapping[str, Run], data: Path | None = None, say: Callable[[str], object] = lambda _: None
 ) -> Iterator[Interactive | Picture | str]:
-    """Draw figures and pictures of unseen tasks, or explain why there is none.
+    """Draw figures and pictures of unseen tasks, or explain why there are none.
 
-    Where a single task is shown, the first seed of a recipe stands for all.
+    Figures of single tasks show only the first seed of each recipe.
 
     Args:
         runs: by their labels.
-        data: where the data are, as in `load_run`.
-        say: is told what is being done, for it takes its time.
+        data: the folder of the data, as in `load_run`.
+        say: is called with a line of text before each step that takes time.
     """
     loaded: dict[str, Loaded] = {}
     judged: dict[str, tuple[int, int, Evaluation]] = {}
@@ -69,7 +69,7 @@ def figures(
     shown = {members[0].path for members in by_recipe(list(runs.values())).values()}
     for name in judged:
         if runs[name].path in shown:
-            say(f"showing {name} at work")
+            say(f"drawing unseen tasks of {name}")
             drawn: list[Interactive | Picture] = []
             with _noting(name, failed):
                 drawn.extend(at_work(name, *loaded[name]))
@@ -81,7 +81,7 @@ def figures(
 
 @contextmanager
 def _noting(name: str, failed: dict[str, str]) -> Iterator[None]:
-    """Within, an error of one run is noted, and others are shown all the same: what is saved may be anybody's."""
+    """Note an error of one run, so that the others are still shown: saved runs may have been damaged or changed."""
     try:
         yield
     except Exception as error:
@@ -92,7 +92,7 @@ def _noting(name: str, failed: dict[str, str]) -> Iterator[None]:
 def at_work(
     name: str, learner: MetaLearner, sources: Sources, settings: Mapping[str, Any]
 ) -> Iterator[Interactive | Picture]:
-    """Single unseen tasks of a run."""
+    """Draw single unseen tasks of a run."""
     steps, transductive = settings["evaluate"].get("steps"), settings["evaluate"].get("transductive", True)
     if isinstance(sources.test, FunctionSource):
         yield functions(name, learner, sources.test, learner.steps if steps is None else steps)
@@ -106,7 +106,7 @@ def at_work(
 
 
 def further(learner: MetaLearner, sources: Sources, settings: Mapping[str, Any]) -> Evaluation:
-    """The metric before, during and past the trained steps."""
+    """Evaluate the metric before, during and past the trained steps."""
     steps = max(2 * learner.steps, settings["evaluate"].get("steps") or 0, 1)
     return evaluate(
         learner, sources.test, max(20, min(100, STEPS // steps)), steps,
@@ -115,25 +115,25 @@ def further(learner: MetaLearner, sources: Sources, settings: Mapping[str, Any])
 
 
 def past(judged: Mapping[str, tuple[int, int, Evaluation]]) -> Interactive:
-    """What `further` found for some runs: of each, its place among all, and its inner steps in training."""
+    """Plot the results of `further`; ``judged`` has each run's index, inner steps in training, and result."""
     traces, scales, numbers, trained = [], set(), set(), set()
-    for name, (index, steps, found) in judged.items():
-        scales.add(found.scale)
-        numbers.add(found.num_tasks)
+    for name, (index, steps, result) in judged.items():
+        scales.add(result.scale)
+        numbers.add(result.num_tasks)
         trained.add(steps)
-        traces += interval(range(len(found.steps)), found.steps, found.steps_ci95, name, index, "steps:")
+        traces += interval(range(len(result.steps)), result.steps, result.steps_ci95, name, index, "steps:")
     figure = new_figure(traces, "inner steps", one_scale(scales).label)
     for steps in sorted(trained):
         figure.add_vline(steps, line={"dash": "dot", "width": 1, "color": "#888888"})
     about = (
-        f"Means over {_listed(numbers)} unseen tasks, bands: 95 % intervals; dotted: the "
-        f"{_listed(trained)} steps of training."
+        f"Means over {_listed(numbers)} unseen tasks; bands: 95 % intervals; dotted line: the number of steps in "
+        f"training ({_listed(trained)})."
     )
     return Interactive(figure, "Past the trained steps", about)
 
 
 def functions(name: str, learner: MetaLearner, source: FunctionSource, steps: int) -> Interactive:
-    """Unseen functions: the truth, the support points, and the model before and after each step, with a slider."""
+    """Plot unseen functions: the truth, the support points, and the model before and after each step, with a slider."""
     grid = torch.linspace(*source.x, 101)[:, None]
     x = grid[:, 0].tolist()
     moving: list[list[Trace]] = [[] for _ in range(steps + 1)]
@@ -158,7 +158,7 @@ def functions(name: str, learner: MetaLearner, source: FunctionSource, steps: in
     figure.update_layout(height=520)
     title = f"Unseen functions: {name}"
     return Interactive(
-        with_frames(figure, frames), title, "Four unseen functions and what the model makes of their support points.",
+        with_frames(figure, frames), title, "Four unseen functions, and the model's fit to their support points.",
         "inner steps", steps, frames[-1][0], own_legend=True,
     )  # fmt: skip
 
@@ -166,20 +166,20 @@ def functions(name: str, learner: MetaLearner, source: FunctionSource, steps: in
 def pictures(
     name: str, learner: MetaLearner, source: TaskSource, steps: int | None, transductive: bool
 ) -> Iterator[Picture]:
-    """An unseen episode that is solved and one that is not."""
+    """Draw an unseen episode that is solved and one that is not."""
     for kind, find in (("most", solved_episode), ("fewest", failed_episode)):
         seed = find(learner, source, transductive, steps=steps)
         height = episode_height(singles(source.sample(1, torch.Generator().manual_seed(seed)))[0])
         drawn = episode(new_picture(WIDTH, height), learner, source, steps, transductive, seed)
         about = (
-            f"Of 100 unseen tasks, the one with the {kind} query images told right. Their frames are blue where they "
-            "were told right, and orange where not."
+            f"The task, of 100 unseen ones, with the {kind} query images classified correctly. These have blue frames, "
+            "and the others have orange ones."
         )
-        yield Picture(_address(drawn), f"The {kind} told right: {name}", about)
+        yield Picture(_address(drawn), f"The {kind} correct: {name}", about)
 
 
 def attempts(name: str, learner: MetaLearner, source: Imitation, steps: int | None) -> Iterator[Picture]:
-    """What was demonstrated and what the robot did; what a learned loss learns from."""
+    """Draw the demonstration and what the robot did, and what a learned loss depends on."""
     about = "Four unseen tasks: the demonstration, and what the robot sees while it acts."
     yield Picture(_address(strips.strips(learner, source, steps)), f"Unseen tasks: {name}", about)
     try:
@@ -187,14 +187,14 @@ def attempts(name: str, learner: MetaLearner, source: Imitation, steps: int | No
     except NothingToDrawError:
         return
     about = (
-        "The same tasks. Bright: pixels that the gradient of the learned loss depends on, and where the filters look "
-        "in the robot's first picture."
+        "The same tasks. Bright areas are the pixels that the gradient of the learned loss depends on, and where the "
+        "filters look in the robot's first picture."
     )
     yield Picture(_address(figure), f"What the learned loss looks at: {name}", about)
 
 
 def _address(figure: Any) -> str:
-    """Of a figure that may be no file: all of it."""
+    """Return the figure as a data URL, so that the page needs no other file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""A run in the terminal, while it goes on or afterwards."""
+"""Show a run in the terminal, while it trains or afterwards."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Row = tuple[str, str]
-"""What it is, and what there is to say of it."""
+"""A label and its text."""
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
-"""Characters of a curve."""
+"""The number of characters of a curve."""
 
 
 def watch(path: str | Path, console: Console, every: float = 2.0) -> None:
-    """Show a run until it has finished, again and again; once if it has, or where nothing can be shown in place.
+    """Show a run, and update it until the run has finished; show it once if the console is not a terminal.
 
     Args:
         path: the run directory.
-        console: where to.
-        every: seconds between looks.
+        console: the console to print to.
+        every: seconds between updates.
 
     Raises:
         UnreadableRunError: there is no run.
@@ -52,17 +52,17 @@ def watch(path: str | Path, console: Console, every: float = 2.0) -> None:
 
 
 def view(run: Run, ascii_only: bool = False) -> Group:
-    """What there is to see of a run, as far as it came.
+    """Return the current state of a run, for a rich console.
 
     Args:
         run: the run.
-        ascii_only: whether the terminal has no other characters.
+        ascii_only: whether the terminal can show only ASCII characters.
     """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    def cell(text: str) -> Text:  # plain text: a name may hold what rich takes for markup
+    def cell(text: str) -> Text:  # plain text, because a name may look like rich's markup
         text = shown(text)
         return Text(text.encode("ascii", HANDLER).decode() if ascii_only else text)
 
@@ -81,7 +81,7 @@ def view(run: Run, ascii_only: bool = False) -> Group:
 
 
 def curve(values: Sequence[float], width: int = WIDTH) -> str:
-    """Values as a line of bars from the lowest to the highest, each of the mean of a stretch.
+    """Draw values as a line of bars, scaled from the lowest to the highest; each bar is the mean of a stretch.
 
     >>> curve([0.0, 1.0, 2.0, 4.0])
     '▁▃▅█'
@@ -90,7 +90,7 @@ def curve(values: Sequence[float], width: int = WIDTH) -> str:
     stretches = [finite_mean(values[i : i + each]) for i in range(0, len(values), each)]
     finite = [value for value in stretches if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    spread = high / 2 - low / 2 or 1.0  # halves, whose difference no two numbers are too far apart for
+    spread = high / 2 - low / 2 or 1.0  # halves, whose difference cannot overflow
     parts = ((v / 2 - low / 2) / spread for v in stretches)
     return "".join(BARS[round(part * (len(BARS) - 1))] if math.isfinite(part) else "?" for part in parts)
 
@@ -105,7 +105,7 @@ def _progress(run: Run) -> str:
     iterations, seconds = run.column("train", "seconds")
     if iterations and iterations[-1] and math.isfinite(seconds[-1]):
         left = (last - iterations[-1]) * seconds[-1] / iterations[-1]
-        text += f", {clock(left)} of training left"
+        text += f", ETA {clock(left)} of training"
     return text
 
 
@@ -140,15 +140,15 @@ def _validation(run: Run) -> Iterator[Row]:
     if test := run.results.get("test"):
         tested = Scale.read(test) if "metric" in test else scale
         name = "test" if tested.name == scale.name else f"test, {tested.name}"
-        found = f"{_text(test.get('mean'), '.4g')} ± {_text(test.get('ci95'), '.2g')}{tested.suffix}"
-        yield name, f"{found} on {test.get('num_tasks', '?')} unseen tasks"
+        result = f"{_text(test.get('mean'), '.4g')} ± {_text(test.get('ci95'), '.2g')}{tested.suffix}"
+        yield name, f"{result} on {test.get('num_tasks', '?')} unseen tasks"
 
 
 def _machine(run: Run) -> Iterator[Row]:
     if not (lines := run.lines.get("train")):
         return
     last = lines[-1]
-    yield "outer rate, gradient norm", f"{_text(last['lr'])}, {_text(last['grad_norm'])}"
+    yield "outer learning rate, gradient norm", f"{_text(last['lr'])}, {_text(last['grad_norm'])}"
     spent = "not finite" if last["seconds"] is None else clock(last["seconds"])
     yield "throughput", f"{_text(last['tasks_per_second'])} tasks/s; {spent} of training"
     if phases := last.get("phases"):
@@ -156,7 +156,7 @@ def _machine(run: Run) -> Iterator[Row]:
         shares = sorted(((seconds / whole, name) for name, seconds in phases.items()), reverse=True)
         yield "time", ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
     if memory := last.get("memory_mib"):
-        yield "memory", f"{memory:,.0f} MiB at most"
+        yield "peak memory", f"{memory:,.0f} MiB"
 
 
 def _rates(rates: dict[str, list[float]], cell: Callable[[str], Text]) -> Table:

@@ -1,6 +1,6 @@
-"""Using a meta-trained model: adapting it to one's own few examples, keeping it, handing it on.
+"""Use a meta-trained model: adapt it to a few examples, save it, share it.
 
-`FewShotClassifier` and `FewShotRegressor` need scikit-learn, and come in when first used.
+`FewShotClassifier` and `FewShotRegressor` need scikit-learn, which is imported when they are first used.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""From a folder of one's own pictures to predictions of others."""
+"""Adapt a model to a folder of pictures, and classify others."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Adaptation:
     """A model adapted to a folder of pictures.
 
     Attributes:
-        classifier: the result.
-        estimator: what was fitted.
-        support: the pictures it was adapted to.
+        classifier: the adapted classifier.
+        estimator: the fitted estimator behind it.
+        support: the pictures that it was adapted to.
         labels: the class of each, by name.
     """
 
@@ -42,7 +42,9 @@ class Adaptation:
 
 
 def read_pictures(folder: str | Path, model: str | Path | Pretrained) -> Pictures:
-    """Pictures of a folder as a model reads them, for the estimators: ``x`` is what they take, ``labels`` the folders.
+    """Read the pictures of a folder into the form that a model takes.
+
+    The result has ``x``, the inputs for the estimators, and ``labels``, the names of the class folders.
 
     Args:
         folder: ``folder/<class>/**/<image>``, a zip of the same, or pictures without classes.
@@ -50,7 +52,7 @@ def read_pictures(folder: str | Path, model: str | Path | Pretrained) -> Picture
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no picture can be read, or the model reads none.
+        ValueError: no picture can be read, or the model's inputs are not pictures.
         ImportError: Pillow or scipy is not installed.
     """
     model = model if isinstance(model, Pretrained) else Pretrained.load(model)
@@ -62,14 +64,14 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
 
     Args:
         model: one that was trained on pictures.
-        folder: ``folder/<class>/**/<image>``, or a zip of the same; any number of classes, unequal numbers of pictures.
-        steps: inner steps; None takes as many as in training.
+        folder: ``folder/<class>/**/<image>``, or a zip of the same, with any number of classes and of pictures in each.
+        steps: the number of inner steps; None takes that of training.
         head: see `innerloop.use.with_classes`.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it has fewer than two classes, a class without a readable picture, or more classes than the head
-            takes; a picture is in two classes, by links; the model reads no pictures.
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder has fewer than two classes, a class without a readable picture, more classes than the
+            head takes, or a picture that links put in two classes; or the model's inputs are not pictures.
         ImportError: Pillow, scipy or scikit-learn is not installed.
     """
     from .estimators import FewShotClassifier
@@ -79,8 +81,8 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
     labels = support.labels
     if loose := [name for name, label in zip(support.names, labels, strict=True) if not label]:
         raise ValueError(
-            f"{path}: {some(loose)} {'lies' if len(loose) == 1 else 'lie'} in no folder of a class: give the folder "
-            "that holds one folder of pictures for each class"
+            f"{path}: {some(loose)} {'is' if len(loose) == 1 else 'are'} not in a folder of a class: give the folder "
+            "that has one folder of pictures for each class"
         )
     if empty := sorted(_folders(path, support) - set(labels)):
         because = f": {support.left_out()}" if support.unreadable else ""
@@ -98,7 +100,7 @@ def adapt_to(model: Pretrained, folder: str | Path, steps: int | None = None, he
 
 
 def _folders(path: Path, pictures: Pictures) -> set[str]:
-    """The folders of classes, those without a picture among them."""
+    """Return the class folders, including those without a picture."""
     inside = {name.partition("/")[0] for name in pictures.unreadable if "/" in name}
     visible = (one.name for one in path.iterdir() if one.is_dir()) if path.is_dir() else ()
     return inside | {name for name in visible if not name.startswith(".")}
@@ -106,12 +108,12 @@ def _folders(path: Path, pictures: Pictures) -> set[str]:
 
 @dataclass
 class Predictions:
-    """What a classifier says of pictures.
+    """The predictions of a classifier for some pictures.
 
     Attributes:
-        pictures: which, and what was done to them.
+        pictures: the pictures, and how they were converted.
         classes: the names of the classes.
-        probabilities: ``[N, classes]``.
+        probabilities: of each class, ``[N, classes]``.
     """
 
     pictures: Pictures
@@ -120,26 +122,26 @@ class Predictions:
 
     @property
     def predicted(self) -> list[str]:
-        """The most probable class of each."""
+        """The most probable class of each picture."""
         return [self.classes[index] for index in self.probabilities.argmax(1).tolist()]
 
     @property
     def truth(self) -> list[str] | None:
-        """The class of each by its folder, if all lie in folders of classes."""
+        """The class of each picture by its folder, or None unless all are in folders of known classes."""
         labels = self.pictures.labels
         return labels if set(labels) <= set(self.classes) else None
 
     @property
     def accuracy(self) -> float | None:
-        """In per cent, where the truth is known."""
+        """The accuracy in percent, or None if the true classes are not known."""
         if (truth := self.truth) is None:
             return None
         return 100 * sum(a == b for a, b in zip(truth, self.predicted, strict=True)) / len(truth)
 
     def as_csv(self) -> str:
-        """A line for each picture: file, predicted class, its probability, and that of every class.
+        """Return a line for each picture: file, predicted class, its probability, and that of every class.
 
-        Names are written by ``innerloop.common.streams.cell``, so that no spreadsheet takes one for a formula.
+        ``innerloop.common.streams.cell`` writes the names, so that no spreadsheet takes one for a formula.
         """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -150,11 +152,11 @@ class Predictions:
 
 
 def predict(classifier: Classifier, folder: str | Path) -> Predictions:
-    """Predict the classes of the pictures in a folder, at any depth, or of a single one.
+    """Classify the pictures in a folder, at any depth, or a single picture.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it has no picture that can be read.
+        FileNotFoundError: there is no such folder or file.
+        ValueError: no picture can be read.
     """
     pictures = read(expanded(folder), classifier.form)
     parts = [classifier.probabilities(part) for part in torch.split(pictures.x, 64)]
@@ -162,5 +164,5 @@ def predict(classifier: Classifier, folder: str | Path) -> Predictions:
 
 
 def counted(labels: list[str]) -> str:
-    """So many of each class, in words."""
+    """Say how many pictures each class has."""
     return ", ".join(f"{number} of {shown(label)}" for label, number in sorted(Counter(labels).items()))

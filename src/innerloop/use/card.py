@@ -1,4 +1,4 @@
-"""The model card of a learner: what it is, by what protocol it was judged, and how to use it."""
+"""The model card of a learner: what it is, how it was evaluated, and how to use it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USES = {
     "classes": ("\npipeline_tag: image-classification", "il.FewShotClassifier(model).fit(pictures, names)"),
     "numbers": ("\npipeline_tag: tabular-regression", "il.FewShotRegressor(model).fit(x, y)"),
 }
-"""By what a learner predicts: the task that the Hub files it under, and how it is used."""
+"""What a learner predicts -> the Hub's task for it, and the code that uses it."""
 OTHER = ("", "adapted = model.learner.adapt(support)")
 
 
@@ -37,15 +37,15 @@ def card(
     citations: Sequence[str],
     predicts: str = "",
 ) -> str:
-    """Markdown, with the metadata that the Hugging Face Hub reads in front.
+    """Return the model card as Markdown, headed by the metadata that the Hugging Face Hub reads.
 
     Args:
         name: the heading.
         recipe: of the learner, empty if it has none; see `innerloop.use.Pretrained`.
         results: of its test; see `innerloop.use.Pretrained`.
         temperature: the divisor of its logits that calibrates probabilities, or None.
-        citations: of the papers behind it.
-        predicts: ``"classes"`` or ``"numbers"`` (see `predicted`), or something else, which no estimator is for.
+        citations: of the papers that it implements.
+        predicts: ``"classes"`` or ``"numbers"`` (see `predicted`), or anything else if no estimator supports it.
     """
     pipeline, use = USES.get(predicts, OTHER)
     parts = [
@@ -69,7 +69,7 @@ def card(
 
 
 def predicted(loss: Any) -> str:
-    """What a learner with such a loss predicts: ``"classes"``, ``"numbers"``, or empty for anything else."""
+    """Return what a learner with this loss predicts: ``"classes"``, ``"numbers"``, or empty for anything else."""
     return "classes" if kind(loss) == "classes" else "numbers" if compares_numbers(loss) else ""
 
 

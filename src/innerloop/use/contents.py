@@ -1,4 +1,4 @@
-"""What saved models consist of, checked before it is used: types, checksums and number formats."""
+"""The contents of saved models, and checks of them before use: types, checksums and number formats."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..common.disk import read_bytes, read_text, reading
 from ..common.streams import shown
 
 FORMAT = 1
-"""Of the folder; raised when older versions could not read it."""
+"""The format of the folder, raised when older versions cannot read it."""
 HEADER = 100_000_000
-"""Bytes of the header of a safetensors file, at most, as safetensors itself has it."""
+"""The largest header of a safetensors file in bytes, which is the limit of safetensors itself."""
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
 
 Check = tuple[str, Callable[[Any], bool]]
-"""What a value is to be, in words, and whether one is."""
+"""The expected kind of value in words, and a function that says whether a value is of it."""
 
 
 def _is_number(value: Any) -> bool:
@@ -31,7 +31,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**63  # JSON has no limit, floats and torch have
+    return type(value) is int and abs(value) < 2**63  # JSON has no limit, but floats and torch do
 
 
 def _is_score(value: Any) -> bool:
@@ -61,7 +61,7 @@ RESULTS: dict[str, Check] = {
     _is_whole),
 }  # fmt: skip
 TESTED = ("mean", "num_tasks", "steps", "steps_ci95", "transductive")
-"""What results have that name a metric."""
+"""The keys that results with a metric must have."""
 FOLDER: dict[str, Check] = {
     "format": COUNT, "library_name": TEXT, "recipe": OBJECT, "temperature": TEMPERATURE, "results": OBJECT,
     "sha256": DIGESTS,
@@ -72,29 +72,29 @@ _COUNTS: Check = ("a list of whole numbers", lambda value: isinstance(value, lis
 TENSOR: dict[str, Check] = {
     "dtype": TEXT, "shape": _COUNTS, "data_offsets": ("two whole numbers", lambda v: _COUNTS[1](v) and len(v) == 2),
 }  # fmt: skip
-"""What the header of a safetensors file has of every tensor."""
+"""The fields of every tensor in the header of a safetensors file."""
 
 
-def require(where: str, told: Mapping[str, Any], checks: Mapping[str, Check], optional: tuple[str, ...] = ()) -> None:
-    """Check the values that are there.
+def require(where: str, values: Mapping[str, Any], checks: Mapping[str, Check], optional: tuple[str, ...] = ()) -> None:
+    """Check the values that are present.
 
     Args:
-        where: for the message.
-        told: the values.
+        where: the place of the values, for the message.
+        values: the values to check.
         checks: by key.
         optional: keys whose value may be null.
 
     Raises:
         ValueError: a value is of another type.
     """
-    for key, (wanted, fits) in checks.items():
-        if key in told and not (told[key] is None and key in optional) and not fits(told[key]):
-            found = shown(json.dumps(told[key], default=str))
-            raise ValueError(f"{where}: {key} is {wanted}, got {found[:60]}{'...' if len(found) > 60 else ''}")
+    for key, (expected, fits) in checks.items():
+        if key in values and not (values[key] is None and key in optional) and not fits(values[key]):
+            text = shown(json.dumps(values[key], default=str))
+            raise ValueError(f"{where}: {key} must be {expected}, got {text[:60]}{'...' if len(text) > 60 else ''}")
 
 
 def require_results(where: str, results: Mapping[str, Any]) -> None:
-    """Check what a test found.
+    """Check the results of a test.
 
     Raises:
         ValueError: a value is of another type, or missing.
@@ -103,77 +103,78 @@ def require_results(where: str, results: Mapping[str, Any]) -> None:
     if results.get("metric") and (missing := [key for key in TESTED if key not in results]):
         raise ValueError(f"{where}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     if results.get("metric") and not 0 < len(results["steps"]) == len(results["steps_ci95"]):
-        raise ValueError(f"{where}: steps and steps_ci95 are lists of the same length, and not empty")
+        raise ValueError(f"{where}: steps and steps_ci95 must be lists of the same length, and not empty")
 
 
 def parsed(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
         ValueError: it does not.
     """
     try:
-        told = json.loads(read_text(path))
+        values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(told, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    return told
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it is not a JSON object")
+    return values
 
 
 def score(value: float | None, digits: str) -> str:
-    """A score in words; JSON has null for one that is not finite."""
+    """Format a score; JSON has null for one that is not finite."""
     return "not finite" if value is None else f"{value:{digits}}"
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """What ``config.json`` of a saved folder says, checked.
+    """Read and check ``config.json`` of a saved folder.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is damaged, of another format, or a value is of another type.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, has another format, or a value has another type.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
     try:
-        told = json.loads(read_text(path))
+        values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    found = told.get("format") if isinstance(told, Mapping) else None
-    if type(found) is not int or found != FORMAT:
+    version = values.get("format") if isinstance(values, Mapping) else None
+    if type(version) is not int or version != FORMAT:
         raise ValueError(
-            f"{path} is of format {shown(found)}, this version reads {FORMAT}: another innerloop wrote it, or none"
+            f"{path} has format {shown(version)}, but this version reads {FORMAT}: it was written by another version "
+            "of innerloop, or by something else"
         )
-    if unknown := sorted(told.keys() - FOLDER.keys()):
-        raise ValueError(f"{path}: unknown key {shown(unknown[0])}; it has {', '.join(FOLDER)}")
-    require(str(path), told, FOLDER, optional=("recipe", "temperature", "results", "sha256"))
-    results = told.get("results") or {}
+    if unknown := sorted(values.keys() - FOLDER.keys()):
+        raise ValueError(f"{path}: unknown key {shown(unknown[0])}; known keys: {', '.join(FOLDER)}")
+    require(str(path), values, FOLDER, optional=("recipe", "temperature", "results", "sha256"))
+    results = values.get("results") or {}
     require_results(f"{path}: results", results)
-    digests = told.get("sha256")
-    if digests is not None and digests.get(SETTINGS) != _digest_of(told):
+    digests = values.get("sha256")
+    if digests is not None and digests.get(SETTINGS) != _digest_of(values):
         raise ValueError(f"{path} is damaged or was changed: its checksum (sha256) does not match")
     return {
-        "recipe": told.get("recipe") or {},
-        "temperature": told.get("temperature"),
+        "recipe": values.get("recipe") or {},
+        "temperature": values.get("temperature"),
         "results": results,
         "sha256": digests or {},
     }
 
 
-def digests(told: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, str]:
-    """The checksums of a folder's files, by name; that of ``config.json`` is of all that it says besides."""
-    found = {name: sha256(content) for name, content in files.items()}
-    return {**found, SETTINGS: _digest_of({**told, "sha256": found})}
+def digests(values: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the checksums of a folder's files, by name; that of ``config.json`` covers all of its other values."""
+    content_digests = {name: sha256(content) for name, content in files.items()}
+    return {**content_digests, SETTINGS: _digest_of({**values, "sha256": content_digests})}
 
 
-def _digest_of(told: Mapping[str, Any]) -> str:
-    """The checksum of what ``config.json`` says, however it is laid out."""
-    others = {name: digest for name, digest in told["sha256"].items() if name != SETTINGS}
-    return sha256(json.dumps({**told, "sha256": others}, sort_keys=True).encode())
+def _digest_of(values: Mapping[str, Any]) -> str:
+    """Return the checksum of the values in ``config.json``, whatever their layout."""
+    others = {name: digest for name, digest in values["sha256"].items() if name != SETTINGS}
+    return sha256(json.dumps({**values, "sha256": others}, sort_keys=True).encode())
 
 
 def sha256(content: bytes) -> str:
-    """In hexadecimal digits."""
+    """Return the checksum in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -186,12 +187,12 @@ def require_digest(path: Path, content: bytes, digests: Mapping[str, str]) -> No
     if path.name in digests and sha256(content) != digests[path.name]:
         raise ValueError(
             f"the weights in {path} do not fit its {SETTINGS}: the checksum (sha256) does not match, so the file is "
-            "damaged or was changed; get or save it again"
+            "damaged or was changed; download or save it again"
         )
 
 
 def compare_card(path: Path, digests: Mapping[str, str]) -> None:
-    """Warn of a model card that was changed: people edit it, and nothing is read from it."""
+    """Warn about a model card that was changed. It is no error, because people edit cards and no code reads them."""
     try:
         changed = path.name in digests and sha256(read_bytes(path)) != digests[path.name]
     except FileNotFoundError:
@@ -204,23 +205,23 @@ def compare_card(path: Path, digests: Mapping[str, str]) -> None:
 
 
 def require_dtypes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that would be cast when they are loaded.
+    """Reject tensors that would be cast when they are loaded.
 
     Raises:
-        ValueError: one is of another number format than the module's.
+        ValueError: a tensor has another dtype than the module's.
     """
     for name, own in module.state_dict().items():
         if name in tensors and isinstance(own, Tensor) and tensors[name].dtype != own.dtype:
-            found, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensors[name].dtype, own.dtype))
-            raise ValueError(f"{name} is saved as {found}, and the model has {wanted}: they have to be the same")
+            saved, expected = (str(dtype).removeprefix("torch.") for dtype in (tensors[name].dtype, own.dtype))
+            raise ValueError(f"{name} is saved as {saved}, but the model has {expected}: they must be the same")
 
 
 class Packed(NamedTuple):
-    """What a safetensors file says at its beginning.
+    """The header of a safetensors file.
 
     Attributes:
         size: of the whole file, in bytes.
-        numbers: how many all tensors have together.
+        numbers: the total number of elements in all tensors.
         about: its metadata.
     """
 
@@ -230,41 +231,41 @@ class Packed(NamedTuple):
 
 
 def packed_header(path: Path) -> Packed:
-    """The beginning of a safetensors file, which says how large the whole is; that is read only if it is as large.
+    """Read the header of a safetensors file, and check that the file has the size that the header says.
 
     Raises:
-        ValueError: it is no such file, or it is not as large as it says.
+        ValueError: it is not a safetensors file, or has another size.
         OSError: it cannot be read.
     """
     with reading(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= min(size - 8, HEADER):
-            raise ValueError("it is no safetensors file, or it is damaged")
+            raise ValueError("it is not a safetensors file, or it is damaged")
         header = json.loads(file.read(length))
     if not isinstance(header, dict) or not all(isinstance(value, dict) for value in header.values()):
-        raise ValueError("its header is damaged: it holds no objects")
+        raise ValueError("its header is damaged: an entry is not an object")
     about = header.pop("__metadata__", {})
-    for name, told in header.items():
-        require(f"its header: {shown(name)}", told, TENSOR)
-        if missing := sorted(TENSOR.keys() - told.keys()):
+    for name, fields in header.items():
+        require(f"its header: {shown(name)}", fields, TENSOR)
+        if missing := sorted(TENSOR.keys() - fields.keys()):
             raise ValueError(f"its header: {shown(name)} has no {missing[0]}")
-    end = 8 + length + max((told["data_offsets"][1] for told in header.values()), default=0)
+    end = 8 + length + max((fields["data_offsets"][1] for fields in header.values()), default=0)
     if size != end:
-        raise ValueError(f"it has {size:,} bytes, and by its header {end:,}")
-    return Packed(size, sum(math.prod(told["shape"]) for told in header.values()), about)
+        raise ValueError(f"it has {size:,} bytes, but its header says {end:,}")
+    return Packed(size, sum(math.prod(fields["shape"]) for fields in header.values()), about)
 
 
 def packed_digest(content: bytes) -> tuple[str, str | None]:
-    """The checksum of a safetensors file, and the one that its metadata have.
+    """Return the checksum of a safetensors file, and the checksum in its metadata.
 
     Raises:
-        ValueError: it is no such file, or it has metadata that are not ours.
+        ValueError: it is not a safetensors file, or innerloop did not write its metadata.
     """
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     about = header.pop("__metadata__", {})
     claimed = about.pop("sha256", None)
     if unknown := sorted(about.keys() - {"format", "innerloop"}):
-        raise ValueError(f"its metadata have an unknown key {shown(unknown[0])}")
+        raise ValueError(f"its metadata has an unknown key {shown(unknown[0])}")
     return sha256(json.dumps([header, about], sort_keys=True).encode() + content[8 + size :]), claimed

@@ -1,4 +1,4 @@
-"""Few-shot learners as scikit-learn estimators: ``fit`` adapts to a few examples, as meta-training taught it to."""
+"""Few-shot learners as scikit-learn estimators, whose ``fit`` adapts a meta-trained model to a few examples."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ except ImportError as error:
     raise ImportError("the estimators need scikit-learn: pip install 'innerloop[use]'") from error
 
 Source = str | Path | Pretrained | MetaLearner | Callable[[int, int], MetaLearner]
-"""What an estimator adapts: what `Pretrained.load` takes, a learner, or ``(features, outputs) -> learner``."""
+"""The model of an estimator: what `Pretrained.load` takes, a learner, or ``(features, outputs) -> learner``."""
 
 MOST = 100
-"""Examples that are left out in turn, at most."""
+"""The largest number of examples that are left out in turn."""
 
 
 class _FewShot(BaseEstimator):  # type: ignore[misc]
-    """What both estimators share."""
+    """The code that both estimators share."""
 
     model: Source
     steps: int | None
 
     def _learner(self, features: int, outputs: int) -> Pretrained:
-        """The model given, by whatever it was given as."""
+        """Return the model, in whichever form it was given."""
         if isinstance(self.model, Pretrained):
             return self.model
         if isinstance(self.model, MetaLearner):
@@ -52,7 +52,7 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         return Pretrained.load(self.model)
 
     def _examples(self, x: Any, y: Any, **checks: Any) -> tuple[Tensor, Any]:
-        """Inputs, float32, in their own shape, and targets, checked."""
+        """Check inputs and targets; return the inputs as float32 in their own shape."""
         x, shape = _flat(x)
         x, y = validate_data(self, x, y, dtype=np.float32, order="C", **checks)
         return torch.from_numpy(np.array(x)).view(len(x), *(shape or x.shape[1:])), y
@@ -61,7 +61,7 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         return plain(self.learner_.adapt(support, self.steps, transductive=False))
 
     def _outputs(self, x: Any) -> Tensor:
-        """On inputs ``[N, ...]``."""
+        """Return the outputs for inputs ``[N, ...]``."""
         check_is_fitted(self)
         array = validate_data(self, _flat(x)[0], reset=False, dtype=np.float32, order="C")
         tensor = torch.from_numpy(np.array(array)).view(len(array), *self.shape_)
@@ -69,7 +69,7 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
             return self.predictor_(tensor.to(self.device_, self.dtype_)).cpu()
 
     def _fit(self, x: Tensor, y: Tensor) -> None:
-        """Adapt; `learner_` is there."""
+        """Adapt `learner_`, which must be set."""
         if self.steps is not None:
             require_at_least(0, steps=self.steps)
         like = next(p for p in self.learner_.parameters() if p.is_floating_point())
@@ -80,35 +80,35 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         self.predictor_, self.losses_ = plain(adapted), adapted.losses.cpu()
 
     def module(self) -> torch.nn.Module:
-        """The adapted model as a plain module; see `Adapted.module`."""
+        """Return the adapted model as a plain module; see `Adapted.module`."""
         check_is_fitted(self)
         learner: MetaLearner = self.learner_
         return learner.adapt(self.support_, self.steps, transductive=False).module()
 
 
 class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
-    """A meta-trained classifier, which ``fit`` adapts to the given examples.
+    """A meta-trained classifier that ``fit`` adapts to the given examples.
 
-    It takes any number of classes and unequal numbers of examples. Each new example is classified by itself.
+    It takes any number of classes, and different numbers of examples in each. Each new example is classified by itself.
 
     Args:
         model: a run directory, a folder of `Pretrained.save_pretrained`, the name of a model that comes with the
             package, a `Pretrained`, a `MetaLearner`, or a function ``(features, classes) -> MetaLearner``.
-        steps: inner steps; None takes as many as in training.
-        head: where the head starts, which for more classes than were trained has to be said; see
+        steps: the number of inner steps; None takes that of training.
+        head: how the head is initialized, required for more classes than were trained; see
             `innerloop.use.with_classes`.
 
     Attributes:
         classes_: the labels, sorted.
         learner_: the `MetaLearner`, with a head for these classes.
-        losses_: of the examples, before each step and after the last, ``[K + 1]``.
-        temperature_: what logits are divided by to become probabilities: by examples left out in turn, as far as
-            classes have several, about that of the validation of meta-training (or 1).
-        expectation_: the accuracy to expect by these, an `Expectation`; None where every class has one example only.
-        n_features_in_: numbers of an input.
+        losses_: the support loss before each step and after the last, ``[K + 1]``.
+        temperature_: the divisor of the logits that calibrates probabilities. It is fitted to examples left out in
+            turn, around the temperature of meta-validation (or 1), which is used if every class has one example.
+        expectation_: the accuracy on these, an `Expectation`; None if every class has only one example.
+        n_features_in_: the number of values of an input.
 
-    Inputs are ``[N, ...]`` as the model reads them, or flattened, ``[N, D]``; pictures in [0, 1], drawings light on
-    dark. `innerloop.use.read_pictures` brings files to that.
+    Inputs are ``[N, ...]`` in the shape that the model takes, or flattened, ``[N, D]``. Pictures are in [0, 1], and
+    drawings are light on dark. `innerloop.use.read_pictures` reads files into this form.
     """
 
     def __init__(self, model: Source = "strokes", *, steps: int | None = None, head: Head | None = None) -> None:
@@ -118,7 +118,8 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         """Adapt to inputs ``[N, ...]`` and their labels ``[N]``.
 
         Raises:
-            ValueError: fewer than two classes, more than the head takes, or inputs that the model does not read.
+            ValueError: there are fewer than two classes, or more than the head takes, or the model cannot take the
+                inputs.
         """
         x, labels = self._examples(X, y)
         check_classification_targets(labels)
@@ -143,25 +144,25 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
             self.expectation_ = Expectation.of(int((logits.argmax(1) == targets).sum()), len(targets))
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
-        """Probabilities ``[N, classes]``, in the order of ``classes_``."""
+        """Return probabilities ``[N, classes]``, in the order of ``classes_``."""
         return torch.softmax(require_finite(self._outputs(X)).double() / self.temperature_, 1).numpy()
 
     def predict(self, X: Any) -> Any:  # noqa: N803
-        """The most probable labels ``[N]``."""
+        """Return the most probable labels ``[N]``."""
         outputs = require_finite(self._outputs(X))
         return self.classes_[outputs.argmax(1).numpy()]
 
 
 class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
-    """A meta-trained regressor, adapted to the examples it is fitted to.
+    """A meta-trained regressor that ``fit`` adapts to the given examples.
 
     Args:
-        model: see `FewShotClassifier`; a function is given the numbers of features and of targets.
-        steps: inner steps; None takes as many as in training.
+        model: see `FewShotClassifier`; a function gets the numbers of features and of targets.
+        steps: the number of inner steps; None takes that of training.
 
     Attributes:
         learner_: the `MetaLearner`.
-        losses_: of the examples, before each step and after the last, ``[K + 1]``.
+        losses_: the support loss before each step and after the last, ``[K + 1]``.
         n_features_in_: the number of features.
     """
 
@@ -175,10 +176,10 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         self.single_, self.targets_ = given.ndim == 1, targets.shape[1]
         pretrained = self._learner(self.n_features_in_, targets.shape[1])
         if kind(pretrained.learner.loss) == "classes":
-            raise ValueError(f"{pretrained.name} was trained to tell classes apart: use FewShotClassifier")
+            raise ValueError(f"{pretrained.name} is a classifier: use FewShotClassifier")
         if kind(pretrained.learner.loss) == "logits":
             raise ValueError(
-                f"{pretrained.name} answers by logits of yes or no (its loss is binary cross-entropy): use a model "
+                f"{pretrained.name} returns logits of yes or no (its loss is binary cross-entropy): use a model "
                 "trained with a regression loss, such as F.mse_loss"
             )
         self.learner_, x = pretrained.learner, _shaped(x, pretrained)
@@ -187,14 +188,14 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any) -> Any:  # noqa: N803
-        """Targets, ``[N]`` or ``[N, M]`` as they were given."""
-        found = self._outputs(X).double().numpy()
-        if found.shape[1:] != (self.targets_,):
+        """Return targets ``[N]`` or ``[N, M]``, in the shape that `fit` got."""
+        outputs = self._outputs(X).double().numpy()
+        if outputs.shape[1:] != (self.targets_,):
             raise ValueError(
-                f"the model returns outputs of shape {found.shape[1:]} for each input, but fit() got {self.targets_} "
+                f"the model returns outputs of shape {outputs.shape[1:]} for each input, but fit() got {self.targets_} "
                 f"targets for each: use a model with outputs of shape ({self.targets_},)"
             )
-        return found[:, 0] if self.single_ else found
+        return outputs[:, 0] if self.single_ else outputs
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -203,7 +204,7 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
 
 
 def _flat(x: Any) -> tuple[Any, tuple[int, ...]]:
-    """Inputs of more than two axes with one of features, and the shape of each; others as they are."""
+    """Flatten inputs of more than two axes, and return the shape of each; leave others as they are."""
     x = np.asarray(x) if isinstance(x, Tensor | list | tuple) else x
     if getattr(x, "ndim", 2) <= 2:
         return x, ()
@@ -211,10 +212,10 @@ def _flat(x: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def _shaped(x: Tensor, model: Pretrained) -> Tensor:
-    """Flattened pictures as pictures; refuse what the model does not read.
+    """Give flattened pictures their shape; reject inputs that the model cannot take.
 
     Raises:
-        ValueError: another shape than the recipe's.
+        ValueError: the shape is not the recipe's, or pictures are not in [0, 1].
     """
     given = model.recipe.get("model", {})
     if (pictured := input_shape(model.recipe)) is not None:
@@ -224,14 +225,14 @@ def _shaped(x: Tensor, model: Pretrained) -> Tensor:
     else:
         return x
     if x[0].numel() != torch.Size(shape).numel():
-        raise ValueError(f"{model.name} reads inputs of shape {tuple(shape)}, or flattened, got {tuple(x.shape[1:])}")
+        raise ValueError(f"{model.name} takes inputs of shape {tuple(shape)}, or flattened, got {tuple(x.shape[1:])}")
     if len(shape) == 3 and x.min() >= 0 and x.max() > 1:
-        raise ValueError(f"{model.name} reads pictures in [0, 1], got values up to {x.max():g}: divide by 255")
+        raise ValueError(f"{model.name} takes pictures in [0, 1], got values up to {x.max():g}: divide by 255")
     return x.view(len(x), *shape)
 
 
 def _shot_by_shot(codes: Any) -> Tensor:
-    """The order in which examples of all classes alternate, as in meta-training, which slices of inner steps go by."""
+    """Return an order in which the classes alternate, as in meta-training, where inner steps may take slices."""
     seen: dict[int, int] = {}
     turns = []
     for code in codes.tolist():

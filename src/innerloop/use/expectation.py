@@ -1,4 +1,4 @@
-"""How far to trust a prediction: the accuracy to expect of new examples."""
+"""The expected accuracy on new examples."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Adapt = Callable[[Batch], Callable[[Tensor], Tensor]]
 
 
 class Expectation(NamedTuple):
-    """The accuracy to expect of new examples, estimated on the support set.
+    """The expected accuracy on new examples, estimated on the support set by leave-one-out.
 
     Attributes:
-        accuracy: in per cent, of examples left out of the adaptation one at a time.
+        accuracy: on examples left out of the adaptation one at a time, in percent.
         low: the lower end of its 95 % interval (Wilson 1927).
         high: the upper end.
-        examples: how many were left out in turn.
+        examples: the number of examples left out in turn.
     """
 
     accuracy: float
@@ -32,11 +32,11 @@ class Expectation(NamedTuple):
 
     @classmethod
     def of(cls, right: int, examples: int) -> Expectation:
-        """From a number of right answers."""
+        """Estimate it from the number of examples that were classified correctly."""
         share, z = right / examples, 1.96
-        centre = (share + z**2 / (2 * examples)) / (1 + z**2 / examples)
+        center = (share + z**2 / (2 * examples)) / (1 + z**2 / examples)
         half = z / (1 + z**2 / examples) * math.sqrt(share * (1 - share) / examples + z**2 / (4 * examples**2))
-        return cls(100 * share, 100 * max(0.0, centre - half), 100 * min(1.0, centre + half), examples)
+        return cls(100 * share, 100 * max(0.0, center - half), 100 * min(1.0, center + half), examples)
 
     def __str__(self) -> str:
         return f"{self.accuracy:.0f} % ({self.low:.0f} to {self.high:.0f} %), {self.examples} examples left out in turn"
@@ -44,9 +44,9 @@ class Expectation(NamedTuple):
 
 @torch.no_grad()
 def left_out(adapt: Adapt, support: Batch, most: int) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` of examples that were left out of the adaptation one at a time, and their classes ``[N]``.
+    """Return logits ``[N, C]`` of examples left out of the adaptation one at a time, and their classes ``[N]``.
 
-    Only those whose class keeps another example are left out; of more than ``most`` some, evenly spaced.
+    An example is left out only if its class has another one, and at most ``most`` examples are, evenly spaced.
     """
     counts = torch.bincount(support.y)
     candidates = [index for index, label in enumerate(support.y.tolist()) if counts[label] > 1]

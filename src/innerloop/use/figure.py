@@ -1,4 +1,4 @@
-"""A picture of what a classifier was adapted to, and of what it then says."""
+"""A figure of the examples of an adapted classifier, and of its predictions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from .adapting import Adaptation, Predictions
 
 MOST, ACROSS = 40, 8
-"""Pictures of examples, and of new ones, that are drawn, and how many in a row."""
+"""The largest number of examples, and of new pictures, that are drawn; and how many are in a row."""
 
 
-def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
-    """A matplotlib figure: the examples by class, and new ones with their most probable class.
+def figure(adaptation: Adaptation | None, predictions: Predictions | None) -> Any:
+    """Draw a matplotlib figure of the examples by class, and of new pictures with their most probable class.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -27,17 +27,17 @@ def figure(adaptation: Adaptation | None, found: Predictions | None) -> Any:
     if adaptation is not None:
         examples = sorted(zip(adaptation.labels, adaptation.support.x, strict=True), key=lambda pair: pair[0])
         tiles.append(("adapted to", [(picture, shown(label), "black") for label, picture in examples]))
-    if found is not None:
-        tiles.append(("predicted", _told(found)))
+    if predictions is not None:
+        tiles.append(("predicted", _predicted(predictions)))
     rows = [(_titled(title, every), part) for title, every in tiles for part in _rows(every[:MOST])]
     whole = new_figure(1.3 * ACROSS, 1.65 * len(rows))
     axes = whole.subplots(len(rows), ACROSS, squeeze=False)
     for line, (title, part) in zip(axes, rows, strict=True):
         for axis in line:
             axis.set_axis_off()
-        for axis, (picture, text, colour) in zip(line, part, strict=False):
+        for axis, (picture, text, color) in zip(line, part, strict=False):
             axis.imshow(picture.movedim(0, -1).squeeze(-1), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(text, fontsize=8, color=colour, parse_math=False)
+            axis.set_title(text, fontsize=8, color=color, parse_math=False)
         line[0].text(-0.12, 0.5, title, rotation=90, va="center", ha="right", transform=line[0].transAxes, fontsize=8)
     return whole
 
@@ -46,17 +46,17 @@ def _titled(title: str, tiles: Sequence[Any]) -> str:
     return title if len(tiles) <= MOST else f"{title},\n{MOST} of {len(tiles)}"
 
 
-def _told(found: Predictions) -> list[tuple[Tensor, str, str]]:
-    truth = found.truth or found.predicted
-    shares = found.probabilities.max(1).values.tolist()
+def _predicted(predictions: Predictions) -> list[tuple[Tensor, str, str]]:
+    pictures, truth = predictions.pictures, predictions.truth or predictions.predicted
+    probabilities = predictions.probabilities.max(1).values.tolist()
     return [
         (
             picture,
-            f"{shown(name)[-16:]}\n{shown(label)} {100 * share:.0f} %",
+            f"{shown(name)[-16:]}\n{shown(label)} {100 * probability:.0f} %",
             "black" if right == label else "firebrick",
         )
-        for picture, name, label, share, right in zip(
-            found.pictures.x, found.pictures.names, found.predicted, shares, truth, strict=True
+        for picture, name, label, probability, right in zip(
+            pictures.x, pictures.names, predictions.predicted, probabilities, truth, strict=True
         )
     ]
 

@@ -1,4 +1,4 @@
-"""Another number of classes than a learner was trained for: its head, rebuilt."""
+"""Rebuild the head of a learner for another number of classes than it was trained for."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from ..learner import MetaLearner
 from ..select import head_name
 
 Head = Literal["trained", "drawn", "prototypes", "zero"]
-"""Where the head of a task starts: as it was trained (its first outputs, for fewer classes), with further outputs drawn
-like those, at the class means of the support set (Triantafillou et al. 2020, section 3), or at zero, from where the
-first step moves the head alone."""
+"""How the head of a task is initialized: as it was trained (its first outputs, for fewer classes), with random further
+outputs like the trained ones, at the class means of the support set (Triantafillou et al. 2020, section 3), or at zero,
+so that the first step moves only the head."""
 
 
 def classes_of(learner: MetaLearner) -> int:
-    """The number of classes that the learner's head tells apart.
+    """Return the number of classes of the learner's head.
 
     Raises:
-        ValueError: its head is no linear layer.
+        ValueError: its head is not a linear layer.
     """
     return _linear(learner.model, head_name(learner.model)).out_features
 
 
 def with_classes(learner: MetaLearner, classes: int, head: Head | None = None) -> MetaLearner:
-    """The learner with a head for another number of classes; a copy, or itself where nothing is to be changed.
+    """Return the learner with a head for another number of classes: a copy, or itself if nothing changes.
 
-    The classes of meta-training are shuffled anew in every task, so any of the head's outputs can stand for any class:
-    for fewer classes its first outputs do. For more, there is nothing trained, and a start has to be chosen. What the
-    update rule has learned for each output is cut likewise; further ones have the mean.
+    Meta-training shuffles the classes in every task, so any output of the head can stand for any class. For fewer
+    classes, the first outputs are kept. For more, no further outputs are trained, so you have to choose their
+    initialization. What the update rule learned for each output is cut in the same way; further outputs get the mean.
 
     Args:
-        learner: whose model has a linear head with a bias.
+        learner: its model has a linear head with a bias.
         classes: at least 2.
-        head: where a task's head starts; if not given, ``"trained"``. A learner that starts at prototypes anyway takes
-            any number of classes.
+        head: how a task's head is initialized; default ``"trained"``. A learner that starts at prototypes takes any
+            number of classes without it.
 
     Raises:
-        ValueError: a number or a start that cannot be; among them more classes than were trained, with no start given.
+        ValueError: the number or the initialization is not valid, or there are more classes than were trained and no
+            initialization.
     """
     name = head_name(learner.model)
     trained = _linear(learner.model, name).out_features
     if classes < 2:
-        raise ValueError(f"a classifier tells at least 2 classes apart, got {classes}")
+        raise ValueError(f"a classifier needs at least 2 classes, got {classes}")
     if head is not None and head not in get_args(Head):
-        raise ValueError(f"head is one of {', '.join(get_args(Head))}, got {head!r}")
-    own = isinstance(learner.initial, Prototypes)  # which needs no trained outputs
+        raise ValueError(f"head must be one of {', '.join(get_args(Head))}, got {head!r}")
+    own = isinstance(learner.initial, Prototypes)  # prototypes need no trained outputs
     if classes > trained and not own and head in (None, "trained"):
         raise ValueError(
-            f"there are {classes} classes, and the head was trained for {trained}: choose where a larger one starts, "
-            "head = drawn (more outputs like the trained ones), prototypes (the class means) or zero"
+            f"there are {classes} classes, but the head was trained for {trained}: choose how to initialize a larger "
+            "one, head = drawn (random outputs like the trained ones), prototypes (the class means) or zero"
         )
     if classes == trained and head in (None, "trained"):
         return learner
@@ -72,40 +73,41 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     layer = model.get_submodule(name)
     if not isinstance(layer, nn.Linear) or layer.bias is None or is_parametrized(layer):
         raise ValueError(
-            f"the head of a classifier is a plain nn.Linear with a bias; {name!r} of {type(model).__name__} is {layer}"
+            f"the head of a classifier must be a plain nn.Linear with a bias; {name!r} of {type(model).__name__} is "
+            f"{layer}"
         )
     if layer.out_features < 2:
         raise ValueError(
-            f"{name!r} of {type(model).__name__} has one output: it is a regressor, or tells two given classes apart"
+            f"{name!r} of {type(model).__name__} has one output: a regressor, or a classifier of two fixed classes"
         )
     return layer
 
 
 @torch.no_grad()
 def _resize(layer: nn.Linear, classes: int, zero: bool) -> None:
-    """Give it another number of outputs, in place: the first ones it had, and others drawn like them."""
+    """Resize the layer in place: keep its first outputs, and draw further ones like them."""
     layer.out_features, trained = classes, layer.weight
     weight, bias = (_outputs(parameter, classes) for parameter in (trained, layer.bias))
     if classes > len(trained):
         generator = torch.Generator().manual_seed(0)
         direction = torch.randn(classes - len(trained), trained.shape[1], generator=generator).to(trained)
-        far = (trained - trained.mean(0)).norm(dim=1).mean()  # from their middle: what tells classes apart
+        far = (trained - trained.mean(0)).norm(dim=1).mean()  # the distance from their mean
         weight[len(trained) :] += far * direction / direction.norm(dim=1, keepdim=True)
     layer.weight.data, layer.bias.data = (torch.zeros_like(t) if zero else t for t in (weight, bias))
 
 
 def _outputs(tensor: Tensor, number: int) -> Tensor:
-    """Another number of rows: the first ones, and then as often as needed their mean."""
+    """Return another number of rows: the first ones, then repeats of their mean."""
     more = max(0, number - len(tensor))
     return torch.cat([tensor[:number], tensor.mean(0, keepdim=True).expand(more, *tensor.shape[1:])])
 
 
 @torch.no_grad()
 def _rebind(learner: MetaLearner) -> None:
-    """Give what the rule holds for each parameter the head's new size; of square maps of outputs, the identity.
+    """Give the rule's tensors for the head its new size; square maps of outputs become the identity.
 
     Raises:
-        ValueError: something of the rule's has changed its shape otherwise.
+        ValueError: a tensor of the rule changed its shape in another way.
     """
     adapted = {name: p.detach() for name, p in learner.model.named_parameters() if name in learner.adapted}
     before = {name: tensor.clone() for name, tensor in learner.rule.state_dict().items()}
@@ -122,6 +124,6 @@ def _rebind(learner: MetaLearner) -> None:
         elif not (old.ndim == tensor.ndim == 2 and len(set(old.shape)) == len(set(tensor.shape)) == 1):
             raise ValueError(
                 f"the update rule's {name} has the shape {tuple(old.shape)}, but the new head needs "
-                f"{tuple(tensor.shape)}, and what the rule learned cannot be carried over: meta-train a model for this "
+                f"{tuple(tensor.shape)}, and the learned values cannot be converted: meta-train a model for this "
                 "number of classes"
             )

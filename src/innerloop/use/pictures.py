@@ -1,4 +1,4 @@
-"""Pictures of one's own, brought to what a model was trained on."""
+"""Read pictures of any kind, and convert them to what a model was trained on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .pretrained import Pretrained
 CHANNELS = {"omniglot": 1, "strokes": 1, "mini-imagenet": 3}
 """The channels of the pictures of tasks that have no argument for them."""
 WORKING = 256
-"""The side, in pixels, that drawings are looked at in: larger ones are shrunk first."""
+"""The side in pixels at which drawings are processed: larger ones are shrunk first."""
 FAINTEST = 0.12
-"""The least difference between ink and ground, of 1 between black and white."""
+"""The smallest contrast between ink and background; 1 is that between black and white."""
 SPECK = 0.03
-"""Blots smaller than this share of the largest part of a drawing are taken for dirt."""
+"""Blots smaller than this share of the largest part of a drawing count as dirt."""
 
 
 def input_shape(recipe: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -43,12 +43,12 @@ def input_shape(recipe: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 
 class Form(NamedTuple):
-    """What the pictures of a model are like.
+    """The form of the pictures that a model takes.
 
     Attributes:
         size: height and width.
-        channels: 1 for grey, 3 for colour.
-        drawing: where they are drawings, light ink on a dark ground, what these are like.
+        channels: 1 for gray, 3 for color.
+        drawing: the form of drawings, light ink on a dark background; None for other pictures.
     """
 
     size: int
@@ -57,31 +57,31 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, model: Pretrained) -> Form:
-        """What a model was trained on, by its recipe.
+        """Read the form off a model's recipe.
 
         Raises:
-            ValueError: it was not trained on pictures, or without a recipe.
+            ValueError: the model was not trained on pictures, or not by a recipe.
         """
         tasks = model.recipe.get("tasks", {})
         if (shape := input_shape(model.recipe)) is None:
-            what = f"tasks {tasks['name']}" if "name" in tasks else "no recipe"
-            raise ValueError(f"{model.name} does not read pictures: it was trained on {what}")
+            why = f"was trained on the tasks {tasks['name']}" if "name" in tasks else "has no recipe"
+            raise ValueError(f"{model.name} does not take pictures: it {why}")
         return cls(shape[-1], shape[0], DRAWINGS.get(tasks["name"]))
 
     def __str__(self) -> str:
-        kind = "light ink on a dark ground, " if self.drawing else ""
-        return f"{kind}{self.size} x {self.size}, {'grey' if self.channels == 1 else 'colour'}"
+        kind = "drawings, light on dark" if self.drawing else "pictures"
+        return f"{kind}, {self.size} x {self.size}, {'gray' if self.channels == 1 else 'color'}"
 
 
 @dataclass
 class Pictures:
-    """Pictures as a model reads them, and what was done to them.
+    """Pictures in the form that a model takes, and how they were converted.
 
     Attributes:
         names: of the files, relative to their folder.
         x: float32 in [0, 1], ``[N, C, size, size]``.
-        done: what was done -> to how many.
-        unreadable: name -> why, of what is left out.
+        done: conversion -> the number of pictures that needed it.
+        unreadable: the names of files that were left out -> why.
     """
 
     names: list[str]
@@ -91,52 +91,52 @@ class Pictures:
 
     @property
     def labels(self) -> list[str]:
-        """The first folder in each name, which is that of a class; empty where there is none."""
+        """The first folder in each name, which is its class; empty if there is none."""
         return [name.partition("/")[0] if "/" in name else "" for name in self.names]
 
     def told(self) -> list[str]:
-        """In words."""
+        """Return a line for each conversion, and one for the files that were left out."""
         lines = [f"{text}: {number} of {len(self.names)}" for text, number in self.done.items()]
         return lines + ([f"left out, not readable: {self.left_out()}"] if self.unreadable else [])
 
     def left_out(self) -> str:
-        """What cannot be read, and why."""
+        """Say which files cannot be read, and why."""
         return some(f"{name} ({why})" for name, why in self.unreadable.items())
 
 
 def read(folder: Path, form: Form) -> Pictures:
-    """Read the pictures of a folder, at any depth, of a zip file, or a single one.
+    """Read the pictures of a folder or zip file, at any depth, or a single picture.
 
-    Files that are no pictures are skipped and named in the result; hidden files are ignored. Links are followed, and
+    Files that are not pictures are skipped and named in the result; hidden files are ignored. Links are followed, and
     each real file counts once, as `innerloop.data.image_folder` says.
 
     Raises:
-        FileNotFoundError: there is nothing there.
+        FileNotFoundError: there is no such folder or file.
         ImportError: Pillow is not installed.
-        ValueError: nothing of it can be read, or a file or folder is in two classes.
+        ValueError: no picture can be read, or a file or folder is in two classes.
     """
     pillow, single = require_pillow(), folder.is_file() and folder.suffix.lower() != ".zip"
     if not folder.exists():
-        raise FileNotFoundError(f"no folder or picture at {folder}")
+        raise FileNotFoundError(f"there is no folder or picture {folder}")
     files, names = _files(folder, single)
-    found, rows = Pictures([], torch.empty(0)), []
+    pictures, rows = Pictures([], torch.empty(0)), []
     for name in names:
         try:
             picture, done = prepare(pillow, files.read(name), form)
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-            found.unreadable[name] = _why(name, error)
+            pictures.unreadable[name] = _why(name, error)
             continue
-        found.names.append(name)
-        found.done.update(done)
+        pictures.names.append(name)
+        pictures.done.update(done)
         rows.append(picture)
     if not rows:
-        raise ValueError(f"{folder}: no picture can be read: {found.left_out() or 'there is no file'}")
-    found.x = torch.stack(rows)
-    return found
+        raise ValueError(f"{folder}: no picture can be read: {pictures.left_out() or 'there is no file'}")
+    pictures.x = torch.stack(rows)
+    return pictures
 
 
 def _files(folder: Path, single: bool) -> tuple[Files, list[str]]:
-    """The files of a folder or a zip, or one file, and the names of those that are not hidden."""
+    """Return the files of a folder or a zip, or one file, and the names of those that are not hidden."""
     if single:
         return Files(folder.parent, []), [folder.name]
     files = Files(folder, subfolders(folder)[0] if folder.is_dir() else None)
@@ -148,14 +148,14 @@ def _files(folder: Path, single: bool) -> tuple[Files, list[str]]:
 
 
 def _why(name: str, error: Exception) -> str:
-    """Why a file is no picture, for people."""
+    """Say why a file cannot be read as a picture."""
     if Path(name).suffix.lower() in (".heic", ".heif"):
-        return "HEIC is not read: export it as JPEG"
-    return "no picture that Pillow reads" if "cannot identify image file" in str(error) else str(error)
+        return "HEIC is not supported: export it as JPEG"
+    return "not a picture that Pillow can read" if "cannot identify image file" in str(error) else str(error)
 
 
 def prepare(pillow: Any, content: bytes, form: Form) -> tuple[Tensor, list[str]]:
-    """One picture, ``[C, size, size]`` in [0, 1], and what was done to it, in order."""
+    """Decode and convert one picture: return it, ``[C, size, size]`` in [0, 1], and its conversions in order."""
     from PIL import ImageOps
 
     done: list[str] = []
@@ -163,15 +163,15 @@ def prepare(pillow: Any, content: bytes, form: Form) -> tuple[Tensor, list[str]]
         enough = 4 * (WORKING if form.drawing else form.size)
         file.draft(None, (enough, enough))  # large JPEGs are decoded at a fraction of their size
         if getattr(file, "n_frames", 1) > 1:
-            done.append("the first of several frames taken")
+            done.append("first of several frames used")
         image = ImageOps.exif_transpose(file)
         if image.size != file.size or file.getexif().get(0x0112, 1) != 1:
-            done.append("turned upright, as the camera noted")
+            done.append("rotated upright, by its EXIF orientation")
         image = _eight_bits(image, done)
     image = _opaque(pillow, image, done)
     mode = "L" if form.channels == 1 or form.drawing else "RGB"
     if image.mode != mode:
-        done.append(f"{'colour' if mode == 'L' else image.mode} to {'grey' if mode == 'L' else 'RGB'}")
+        done.append(f"{'color' if mode == 'L' else image.mode} converted to {'gray' if mode == 'L' else 'RGB'}")
         image = image.convert(mode)
     if form.drawing:
         ink = _ink(pillow, image, done)
@@ -186,7 +186,7 @@ def prepare(pillow: Any, content: bytes, form: Form) -> tuple[Tensor, list[str]]
 
 
 def _eight_bits(image: Any, done: list[str]) -> Any:
-    """Pictures of more than 8 bits a channel, stretched from their darkest to their lightest value."""
+    """Convert more than 8 bits per channel to 8, from the darkest to the lightest value."""
     if image.mode[0] not in "IF":
         return image
     low, high = image.getextrema()
@@ -195,7 +195,7 @@ def _eight_bits(image: Any, done: list[str]) -> Any:
 
 
 def _opaque(pillow: Any, image: Any, done: list[str]) -> Any:
-    """What is transparent, on white."""
+    """Put a transparent picture on a white background."""
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image
     image = image.convert("RGBA")
@@ -207,7 +207,7 @@ def _opaque(pillow: Any, image: Any, done: list[str]) -> Any:
 
 
 def _tensor(image: Any) -> Tensor:
-    """``[C, H, W]`` in [0, 1]."""
+    """Return the image as ``[C, H, W]`` in [0, 1]."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(image.height, image.width, -1).movedim(-1, 0).float() / 255
 
@@ -216,40 +216,40 @@ def _tensor(image: Any) -> Tensor:
 
 
 def _ink(pillow: Any, image: Any, done: list[str]) -> Any:
-    """The ink of a drawing or of a photograph of one, 0 to 1, ``[height, width]``, cut to it."""
-    ink, corner, scale = _found(pillow, image, done)
-    if scale > 1 and max(ink.shape) < WORKING / 2:  # a small one on a large page is looked at more closely
+    """Return the ink of a drawing or of a photograph of one, cropped: ``[height, width]`` in [0, 1]."""
+    ink, corner, scale = _find_ink(pillow, image, done)
+    if scale > 1 and max(ink.shape) < WORKING / 2:  # zoom in on a small drawing on a large page
         height, width = ink.shape
         margin = max(height, width) / 2
         box = (corner[1] - margin, corner[0] - margin, corner[1] + width + margin, corner[0] + height + margin)
         inside = (max(0, box[0]), max(0, box[1]), box[2], box[3])
         limits = (image.width, image.height) * 2
-        ink, _, _ = _found(
+        ink, _, _ = _find_ink(
             pillow, image.crop([min(round(scale * b), m) for b, m in zip(inside, limits, strict=True)]), []
         )
     return ink
 
 
-def _found(pillow: Any, image: Any, done: list[str]) -> tuple[Any, tuple[int, int], float]:
-    """The ink, cut to it; the row and column it begins at, and how many pixels of the image are one of it."""
+def _find_ink(pillow: Any, image: Any, done: list[str]) -> tuple[Any, tuple[int, int], float]:
+    """Return the cropped ink, the row and column where it begins, and the pixels of the image for one of its own."""
     numpy, ndimage = _libraries()
     scale = max(1.0, max(image.size) / WORKING)
     if max(image.size) > WORKING:
         image = image.copy()
         image.thumbnail((WORKING, WORKING), pillow.Resampling.LANCZOS)
-    grey = numpy.asarray(image, dtype=numpy.float32) / 255
-    if _dark(grey):
-        done.append("dark ink on a light ground inverted")
-        grey = 1 - grey
-    # The ground is what is left where no line is wider than an eighth of the picture: shadows are, pens are not.
-    ground = ndimage.gaussian_filter(
-        ndimage.grey_opening(grey, size=max(3, max(grey.shape) // 8)), max(1, min(grey.shape) // 16)
+    gray = numpy.asarray(image, dtype=numpy.float32) / 255
+    if _dark(gray):
+        done.append("dark ink on a light background inverted")
+        gray = 1 - gray
+    # The opening removes what is narrower than an eighth of the picture: it keeps shadows and removes pen strokes.
+    background = ndimage.gaussian_filter(
+        ndimage.grey_opening(gray, size=max(3, max(gray.shape) // 8)), max(1, min(gray.shape) // 16)
     )
-    ink = numpy.clip(grey - ground, 0, None)
+    ink = numpy.clip(gray - background, 0, None)
     level = numpy.quantile(ndimage.uniform_filter(ink, 3), 0.9999) / 2  # of a few pixels: a drawing may be small
     if level < FAINTEST / 2:
-        raise ValueError("no drawing is found on it: too faint, too small, or none")
-    done.append("cut to what is drawn, its lighting evened out")
+        raise ValueError("it shows no drawing, or one that is too faint or too small")
+    done.append("cropped to the drawing, uneven lighting removed")
     ink = numpy.clip(ink / level - 0.5, 0, 1)
     parts, number = ndimage.label(ink > 0.5, numpy.ones((3, 3)))
     sizes = ndimage.sum_labels(parts > 0, parts, numpy.arange(number + 1))
@@ -258,28 +258,28 @@ def _found(pillow: Any, image: Any, done: list[str]) -> tuple[Any, tuple[int, in
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (int(rows[0]), int(columns[0])), scale
 
 
-def _dark(grey: Any) -> bool:
-    """Whether lines are darker than the ground around them, whatever the light.
+def _dark(gray: Any) -> bool:
+    """Return whether lines are darker than the background around them, in any lighting.
 
-    Pixels are compared with the median of a third of the picture around them; the lines are dark if the dark pixels
-    differ more than the light ones.
+    It compares pixels with the median of a third of the picture around them. Lines are dark if the dark pixels differ
+    from it more than the light ones.
     """
     numpy, ndimage = _libraries()
-    scale = 64 / max(grey.shape)
-    small = ndimage.zoom(grey, scale, order=1, mode="nearest") if scale < 1 else grey
+    scale = 64 / max(gray.shape)
+    small = ndimage.zoom(gray, scale, order=1, mode="nearest") if scale < 1 else gray
     around = ndimage.median_filter(small, size=max(3, max(small.shape) // 3), mode="nearest")
-    differs = grey - ndimage.zoom(
-        around, [a / b for a, b in zip(grey.shape, around.shape, strict=True)], order=1, mode="nearest"
+    differs = gray - ndimage.zoom(
+        around, [a / b for a, b in zip(gray.shape, around.shape, strict=True)], order=1, mode="nearest"
     )
     differs = ndimage.uniform_filter(differs, 3)
     return bool(-numpy.quantile(differs, 0.0005) > numpy.quantile(differs, 0.9995))
 
 
 def _placed(pillow: Any, ink: Any, size: int, like: Drawing) -> Any:
-    """In the middle of a picture, as large and with as broad lines as its model knows drawings."""
+    """Center the ink in a picture, with the size and the line width of the drawings that the model was trained on."""
     numpy, ndimage = _libraries()
     side = max(ink.shape)
-    ink = ndimage.zoom(ink, WORKING * like.fill / side, order=1)  # a picture of WORKING pixels is to hold it
+    ink = ndimage.zoom(ink, WORKING * like.fill / side, order=1)  # for a picture of WORKING pixels
     broad = 4 * ndimage.distance_transform_edt(numpy.pad(ink > 0.5, 1))[1:-1, 1:-1][ink > 0.5].mean()
     grow = int((like.pen * WORKING - broad) / 2)
     if grow > 0:

@@ -1,4 +1,4 @@
-"""A meta-trained learner by itself: what adapting to one's own examples needs of a run, kept in a folder or hub."""
+"""A meta-trained learner without its run: all that adapting it needs, in a folder or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from .contents import CARD, FORMAT, SETTINGS, WEIGHTS
 
 @dataclass
 class Pretrained:
-    """A learner that was meta-trained, and what there is to know about it.
+    """A meta-trained learner with its recipe, calibration and test results.
 
     Attributes:
         learner: with its trained weights.
-        recipe: the resolved recipe it was trained by; empty where it was trained without one.
-        temperature: what logits are divided by to become calibrated probabilities, found on tasks of the validation
-            split (Guo et al. 2017); None where it is not known, or the learner tells no classes apart.
-        results: what its test found, as `Evaluation.as_dict` has it, with ``command`` and ``seed``; may be empty.
+        recipe: the resolved recipe that it was trained by; empty if it was trained without one.
+        temperature: the divisor of the logits that calibrates probabilities, fitted on tasks of the validation split
+            (Guo et al. 2017); None if it is not known, or the learner is not a classifier.
+        results: of its test, as `Evaluation.as_dict` returns them, with ``command`` and ``seed``; may be empty.
         name: for messages.
     """
 
@@ -50,7 +50,7 @@ class Pretrained:
     def load(
         cls, source: str | Path, device: str = "cpu", *, learner: MetaLearner | None = None, trust: bool = False
     ) -> Pretrained:
-        """From a run directory, a folder that `save_pretrained` wrote, or by the name of one that comes with us.
+        """Load a run directory, a folder that `save_pretrained` wrote, or a model that comes with innerloop, by name.
 
         Args:
             source: the run directory, the folder or the name.
@@ -61,8 +61,8 @@ class Pretrained:
                 which are then imported, so that their code is run.
 
         Raises:
-            FileNotFoundError: there is nothing of the kind.
-            ValueError: files that are damaged or do not fit each other or the learner, or no recipe and no learner.
+            FileNotFoundError: the source is none of these.
+            ValueError: its files are damaged or do not fit each other or the learner, or it needs a learner.
         """
         folder = shipped().get(str(source)) or expanded(source)
         if (folder / "config.toml").is_file() or holds_run(folder):
@@ -71,11 +71,11 @@ class Pretrained:
             return cls.from_pretrained(folder, learner=learner, device=device, trust=trust)
         if folder.is_file():
             raise ValueError(
-                f"{source} is a file: if `innerloop adapt --save` wrote it, it is adapted already, and opened by "
-                "innerloop.use.Classifier.load, or by `innerloop adapt` without --support"
+                f"{source} is a file: if `innerloop adapt --save` wrote it, it is adapted already; open it with "
+                "innerloop.use.Classifier.load, or with `innerloop adapt` without --support"
             )
         raise FileNotFoundError(
-            f"no trained model at {source}: give a run directory, a folder that save_pretrained wrote, or one of "
+            f"there is no trained model {source}: give a run directory, a folder that save_pretrained wrote, or one of "
             f"{', '.join(shipped())}, which come with innerloop"
         )
 
@@ -83,22 +83,22 @@ class Pretrained:
     def from_run(
         cls, run: str | Path, device: str = "cpu", *, learner: MetaLearner | None = None, trust: bool = False
     ) -> Pretrained:
-        """The best validated weights of a run; see `load` and `innerloop.recipe.config.load_learner`."""
+        """Load a run, with the weights of its best validation score; see `load`."""
         recipe: config.Config = {}
         if learner is None:
             learner, recipe = config.load_learner(run, device, trust=trust)
         else:
             fill(learner, Checkpoints(Path(run)).weights()["learner"], f"the run {shown(run)}")
         path = Path(run) / "results.json"
-        found = contents.parsed(path) if path.is_file() else {}
+        saved = contents.parsed(path) if path.is_file() else {}
         contents.require(
-            str(path), found, {"test": contents.OBJECT, "temperature": contents.TEMPERATURE}, ("test", "temperature")
+            str(path), saved, {"test": contents.OBJECT, "temperature": contents.TEMPERATURE}, ("test", "temperature")
         )
-        found["test"] = found.get("test") or {}
-        results = {**found["test"], **{key: found[key] for key in ("command", "seed") if key in found}}
+        saved["test"] = saved.get("test") or {}
+        results = {**saved["test"], **{key: saved[key] for key in ("command", "seed") if key in saved}}
         results.pop("scores", None)
         contents.require_results(f"{path}: test", results)
-        return cls(learner, recipe, found.get("temperature"), results, shown(Path(run).name))
+        return cls(learner, recipe, saved.get("temperature"), results, shown(Path(run).name))
 
     @classmethod
     def from_pretrained(
@@ -110,44 +110,46 @@ class Pretrained:
         device: str = "cpu",
         trust: bool = False,
     ) -> Pretrained:
-        """From a folder that `save_pretrained` wrote, or what `push_to_hub` put on the Hugging Face Hub.
+        """Load a folder that `save_pretrained` wrote, or a repository that `push_to_hub` wrote on the Hub.
 
         Args:
             source: the folder, or the name of a repository, ``user/name``.
-            learner: one to load the weights into, where it was not made by a recipe.
-            revision: of the repository: a branch, a tag or a commit.
-            device: where the learner is.
+            learner: a learner to load the weights into, if no recipe made the saved one.
+            revision: a branch, a tag or a commit of the repository.
+            device: the device of the learner.
             trust: see `load`.
 
         Raises:
             FileNotFoundError: the folder lacks a file.
-            ValueError: its files are damaged, of another format, or do not fit the learner.
+            ValueError: its files are damaged, have another format, or do not fit the learner.
             ImportError: safetensors, or for the Hub huggingface_hub, is not installed.
         """
         folder = expanded(source)
         if not folder.is_dir():
             folder = _download(str(source), revision)
-        told = contents.settings(folder / SETTINGS)
-        if learner is None and not told["recipe"]:
+        settings = contents.settings(folder / SETTINGS)
+        if learner is None and not settings["recipe"]:
             raise ValueError(
-                f"{source} was not made by a recipe: give learner=, built as it was, to load its weights into"
+                f"{source} has no recipe: give learner=, built like the saved one, to load the weights into"
             )
-        held = _header(folder / WEIGHTS)
+        header = _header(folder / WEIGHTS)
         try:
             with trusting(trust), from_elsewhere():
-                recipe = config.resolve(told["recipe"]) if told["recipe"] and learner is None else told["recipe"]
-                learner = learner or config.build_learner(recipe, device, held.numbers, weights=False)
+                recipe = (
+                    config.resolve(settings["recipe"]) if settings["recipe"] and learner is None else settings["recipe"]
+                )
+                learner = learner or config.build_learner(recipe, device, header.numbers, weights=False)
         except UnfitError as error:
             raise ValueError(f"the weights in {folder / WEIGHTS} do not fit the learner: {error}") from error
         except Exception as error:  # what another program wrote can fail in any way
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{folder / SETTINGS}: its recipe cannot be used: {reason}") from error
-        _fill(learner, folder / WEIGHTS, held, told["sha256"])
-        contents.compare_card(folder / CARD, told["sha256"])
-        return cls(learner, recipe, told["temperature"], told["results"], shown(folder.name))
+        _load_weights(learner, folder / WEIGHTS, header, settings["sha256"])
+        contents.compare_card(folder / CARD, settings["sha256"])
+        return cls(learner, recipe, settings["temperature"], settings["results"], shown(folder.name))
 
     def tested(self) -> str:
-        """What its test found, in words."""
+        """Return the result of its test in words."""
         if not self.results.get("metric"):
             return "not tested"
         scale, tasks = Scale.read(self.results), self.recipe.get("tasks", {})
@@ -159,17 +161,17 @@ class Pretrained:
         )
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the weights (safetensors), the settings (JSON) and a model card (README.md); returns the folder.
+        """Write the weights (safetensors), the settings (JSON) and a model card (README.md); return the folder.
 
         Raises:
-            FileExistsError: the folder holds something else.
+            FileExistsError: the folder has other files.
             ImportError: safetensors is not installed.
         """
         weights = packed(self.learner)
         folder = expanded(folder)
         known = {WEIGHTS, SETTINGS, CARD}
         if folder.exists() and (foreign := [path.name for path in folder.iterdir() if path.name not in known]):
-            raise FileExistsError(f"{folder} holds {foreign[0]}: give a folder that is new, or empty")
+            raise FileExistsError(f"{folder} has the file {foreign[0]}: give a new or empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "format": FORMAT,
@@ -188,12 +190,12 @@ class Pretrained:
         return folder
 
     def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
-        """Put what `save_pretrained` writes on the Hugging Face Hub; returns its address there.
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; return its address there.
 
         Args:
-            repository: ``user/name``; made if it is not there.
-            private: whether only its owner sees a repository that is made.
-            token: of the Hub; else that of ``hf auth login``.
+            repository: ``user/name``; it is created if it does not exist.
+            private: whether a repository that is created is private.
+            token: of the Hub; by default that of ``hf auth login``.
 
         Raises:
             ImportError: huggingface_hub or safetensors is not installed.
@@ -208,17 +210,17 @@ class Pretrained:
 
 
 def shipped() -> dict[str, Path]:
-    """The folders of the learners that come with the package, by name."""
+    """Return the folders of the learners that come with the package, by name."""
     return {path.name: path for path in sorted(resources.folder("pretrained").iterdir()) if path.is_dir()}
 
 
 def description(folder: Path) -> str:
-    """What the recipe of a folder that `Pretrained.save_pretrained` wrote says of itself."""
+    """Return the description in the recipe of a folder that `Pretrained.save_pretrained` wrote."""
     return str(contents.settings(folder / SETTINGS)["recipe"].get("description", ""))
 
 
 def _header(path: Path) -> contents.Packed:
-    """What the weights say of themselves."""
+    """Read the header of the weights."""
     safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a folder that save_pretrained wrote")
@@ -228,12 +230,12 @@ def _header(path: Path) -> contents.Packed:
         raise ValueError(f"the weights in {path} do not fit the learner: {error}") from error
 
 
-def _fill(learner: MetaLearner, path: Path, header: contents.Packed, digests: Mapping[str, str]) -> None:
-    """Load the weights."""
+def _load_weights(learner: MetaLearner, path: Path, header: contents.Packed, digests: Mapping[str, str]) -> None:
+    """Load the weights into the learner."""
     library, own = safetensors(), config.numbers(learner.state_dict())
-    if header.numbers > 2 * own + 1_000:  # not read, for no memory may hold as much
+    if header.numbers > 2 * own + 1_000:  # not read, because they may not fit into memory
         raise ValueError(
-            f"the weights in {path} do not fit the learner: they are {header.numbers:,}, and it has {own:,}"
+            f"the weights in {path} do not fit the learner: they have {header.numbers:,} values, and it has {own:,}"
         )
     content = read_bytes(path, header.size)
     contents.require_digest(path, content, digests)
@@ -241,26 +243,26 @@ def _fill(learner: MetaLearner, path: Path, header: contents.Packed, digests: Ma
         weights: dict[str, torch.Tensor] = library.load(content)
         contents.require_dtypes(learner, weights)
         learner.load_state_dict(weights)
-    except Exception as error:  # a file that is not ours can fail in any way
+    except Exception as error:  # a file of another program can fail in any way
         raise ValueError(
             f"the weights in {path} do not fit the learner: {str(error).splitlines()[-1].strip()}"
         ) from error
 
 
 def packed(module: nn.Module, **about: str) -> bytes:
-    """The parameters and buffers of a module as a safetensors file, with what else it says of itself.
+    """Return the parameters and buffers of a module as a safetensors file, with further metadata.
 
     Raises:
         ImportError: safetensors is not installed.
     """
-    # Copies, for tensors that share memory are refused.
+    # Clone, because safetensors rejects tensors that share memory.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
     content: bytes = safetensors().save(tensors, {"format": "pt", **about})
     return content
 
 
 def safetensors() -> Any:
-    """The module ``safetensors.torch``.
+    """Import ``safetensors.torch``.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
@@ -268,7 +270,7 @@ def safetensors() -> Any:
     try:
         import safetensors.torch as module
     except ImportError as error:
-        raise ImportError("saved models are read and written by safetensors: pip install 'innerloop[use]'") from error
+        raise ImportError("saved models need safetensors: pip install 'innerloop[use]'") from error
     return module
 
 
@@ -281,8 +283,8 @@ def _hub() -> Any:
 
 
 def _download(repository: str, revision: str | None) -> Path:
-    """The folder of a repository of the Hub."""
+    """Download a repository of the Hub; return its folder."""
     if len(Path(repository).parts) != 2 or repository.startswith((".", "~", "/")):
-        raise FileNotFoundError(f"no folder at {repository}, which is no name of a repository (user/name) either")
+        raise FileNotFoundError(f"{repository} is neither a folder nor the name of a Hub repository (user/name)")
     wanted = [WEIGHTS, SETTINGS, CARD]
     return Path(_hub().snapshot_download(repository, revision=revision, allow_patterns=wanted))

@@ -1,8 +1,8 @@
-// Asking the server: one question at a time, and of those that come meanwhile only the newest.
+// Ask the server one question at a time; of the questions that come meanwhile, only the newest is asked.
 
 const PATIENCE = 20_000; // milliseconds
 
-/** The JSON answer; an Error whose message can be shown where there is none. */
+/** Returns the JSON answer, or throws an Error whose message can be shown. */
 export async function get(path, options = {}) {
   let response;
   try {
@@ -11,15 +11,15 @@ export async function get(path, options = {}) {
     if (options.signal?.aborted) throw options.signal.reason;
     throw new Error("The server does not answer. Start innerloop demo again.");
   }
-  const told = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(told.error ?? `The server answered ${response.status}.`);
-  return told;
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error ?? `The server returned an error (${response.status}).`);
+  return answer;
 }
 
 /**
- * A way to ask one address again and again. `answered(answer, about)` is told what was given along with its question,
- * `failed(error)` why there is no answer; neither hears of a question that was cancelled. The element says that it is
- * busy while there is no answer to the newest question.
+ * Asks one address repeatedly. It calls `answered(answer, about)` with the value given along with the question, or
+ * `failed(error)`; neither is called for a canceled question. The element has aria-busy until the newest question is
+ * answered.
  */
 export class Newest {
   #path;
@@ -42,7 +42,7 @@ export class Newest {
     if (!this.#running) this.#send();
   }
 
-  /** Nobody wants to know any more. */
+  /** Drops the pending questions. */
   cancel() {
     this.#next = null;
     this.#running?.abort();
@@ -60,7 +60,7 @@ export class Newest {
     const late = setTimeout(() => running.abort(new Error("The server takes too long to answer.")), PATIENCE);
     try {
       const answer = await get(this.#path, { method: "POST", headers, body, signal: running.signal });
-      // Shown even if the drawing has gone on meanwhile: it was true a moment ago, and the next answer is on its way.
+      // Show it even if the drawing has changed meanwhile, because the next answer is on its way.
       if (this.#running === running) this.#answered(answer, about);
     } catch (error) {
       if (this.#running === running) this.#failed(error);

@@ -1,4 +1,4 @@
-// The characters: small canvases for one drawing of each, a large one for a new drawing, and what it is.
+// The characters: small canvases for one drawing of each, a large one for a new drawing, and its classification.
 
 import { Newest } from "./ask.js";
 import { lossCurve } from "./chart.js";
@@ -6,13 +6,13 @@ import { example } from "./examples.js";
 import { Pad, count, miniature, sent } from "./pad.js";
 
 const FEWEST_CARDS = 3;
-const EXAMPLES = 5; // of a character, as many as the server takes
-const SECONDS = 1.1; // that showing takes to draw
+const EXAMPLES = 5; // of a character, the server's maximum
+const SECONDS = 1.1; // that it takes to draw the example
 const get = (id) => document.getElementById(id);
 const percent = (value) => (value === null ? "–" : `${Math.round(100 * value)} %`);
 const icon = (path) => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${path}"/></svg>`;
 
-/** One character: its canvas, and the examples that were kept of it. */
+/** One character: its canvas, and its earlier examples. */
 class Card {
   kept = [];
 
@@ -84,14 +84,14 @@ export class Characters {
     get("show").addEventListener("click", () => this.demonstrate());
     get("clear").addEventListener("click", () => this.clear());
     get("clear-query").addEventListener("click", () => (this.stop(), this.query.clear()));
-    // Whoever draws takes over.
+    // Drawing stops the demonstration.
     get("characters").addEventListener("pointerdown", (event) => event.target.matches(".pad canvas") && this.stop());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.repaint());
     new ResizeObserver(() => this.losses && lossCurve(get("loss"), this.losses)).observe(get("loss"));
     this.ask();
   }
 
-  /** How many characters: three to five, or as many as the model can tell apart. */
+  /** Offers the numbers of characters: three to five, or up to the number of classes of the model. */
   offer() {
     const fewest = Math.min(FEWEST_CARDS, this.about.most);
     for (let number = fewest; number <= this.about.most; number++) {
@@ -115,16 +115,16 @@ export class Characters {
   }
 
   slider() {
-    const [slider, told] = [get("steps"), get("steps-told")];
+    const [slider, label] = [get("steps"), get("steps-told")];
     slider.max = this.about.most_steps;
     slider.value = this.about.steps;
-    const tell = () => {
+    const update = () => {
       const text = count(Number(slider.value), "step");
-      told.textContent = Number(slider.value) === this.about.tested ? `${text}, as tested` : text;
-      slider.setAttribute("aria-valuetext", told.textContent);
+      label.textContent = Number(slider.value) === this.about.tested ? `${text}, as tested` : text;
+      slider.setAttribute("aria-valuetext", label.textContent);
     };
-    slider.addEventListener("input", () => (tell(), this.ask()));
-    tell();
+    slider.addEventListener("input", () => (update(), this.ask()));
+    update();
   }
 
   clear() {
@@ -134,13 +134,13 @@ export class Characters {
     this.say("All drawings cleared");
   }
 
-  /** Ask what the new drawing is, or say what is missing. */
+  /** Asks for the class of the new drawing, or says what is missing. */
   ask() {
-    if (!this.query) return; // still being made
+    if (!this.query) return; // still in the constructor
     const drawn = this.used.filter((card) => card.drawings.length);
     const missing =
       drawn.length < this.about.fewest
-        ? "Draw at least two characters, then one of them again. Or let it show you."
+        ? "Draw at least two characters, then one of them again. Or click Show me."
         : this.query.empty
           ? "Now draw one of them again, in the large field."
           : "";
@@ -190,7 +190,7 @@ export class Characters {
     this.say(known ? `${text} Before: ${percent(before[first])}.` : text, 700);
   }
 
-  /** A row for each character. */
+  /** Creates a row for each character. */
   lay(cards) {
     this.rows = cards.map((card) => {
       const root = document.createElement("li");
@@ -206,7 +206,7 @@ export class Characters {
     get("bars").replaceChildren(...this.rows.map((row) => row.root));
   }
 
-  /** The drawing as the model sees it, in the ink of the page. */
+  /** Shows the drawing as the model sees it, in the page's ink color. */
   pixels() {
     const canvas = get("sees");
     const size = this.image.length;
@@ -228,7 +228,7 @@ export class Characters {
     cancelAnimationFrame(this.frame);
   }
 
-  /** Draw some figures, and one of them again, slowly enough to watch. */
+  /** Draws some figures, and one of them again, slowly enough to watch. */
   demonstrate() {
     this.stop();
     const [figures, again] = example(this.used.length);

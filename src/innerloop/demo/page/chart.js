@@ -1,13 +1,13 @@
-// Small charts in SVG, drawn anew to the size they have.
+// Small SVG charts, redrawn to fit their size.
 
 export function element(name, attributes = {}, text = "") {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.textContent = text;
+  return node;
 }
 
-/** Round numbers between two bounds, about so many. */
+/** Returns round numbers between two bounds, about the given number of them. */
 export function ticks(low, high, number) {
   const rough = (high - low) / number;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -18,7 +18,7 @@ export function ticks(low, high, number) {
 
 export const short = (value) => String(Number(value.toPrecision(3)));
 
-/** The axes of a chart, and how its values lie on it. */
+/** The axes of a chart, with the positions of values. */
 export class Axes {
   constructor(svg, x, y, titles, xTicks, yTicks) {
     const [width, height] = [svg.clientWidth || 320, svg.clientHeight || 150];
@@ -52,7 +52,7 @@ export class Axes {
     return this.svg.appendChild(element(name, attributes, text));
   }
 
-  /** A line through points [x, y], with a gap where a y is null. */
+  /** Draws a line through points [x, y], with a gap where y is null. */
   line(points, kind) {
     let pen = "M";
     const parts = points.map(([x, y]) => {
@@ -64,7 +64,7 @@ export class Axes {
   }
 }
 
-/** The loss before each step and after the last. */
+/** Draws the loss before each step and after the last. */
 export function lossCurve(svg, losses) {
   const known = losses.filter((value) => value !== null);
   const most = Math.max(...known, 1e-9);
@@ -76,6 +76,6 @@ export function lossCurve(svg, losses) {
   for (const [step, loss] of points) {
     if (loss !== null) axes.add("circle", { cx: axes.x(step), cy: axes.y(loss), r: 4.5 });
   }
-  const told = known.length ? `from ${short(known[0])} before to ${short(known.at(-1))} after the last step` : "unknown";
-  svg.setAttribute("aria-label", `Loss, step by step: ${told}`);
+  const text = known.length ? `from ${short(known[0])} before to ${short(known.at(-1))} after the last step` : "unknown";
+  svg.setAttribute("aria-label", `Loss, step by step: ${text}`);
 }

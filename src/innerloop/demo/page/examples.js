@@ -1,4 +1,4 @@
-// Figures for those who want to see it work before they draw.
+// Example figures, which show how the page works.
 
 const arc = (x, y, radius, start, turn, grows = 1) =>
   Array.from({ length: 65 }, (_, i) => {
@@ -25,7 +25,7 @@ const SETS = [
 
 const between = (low, high) => low + (high - low) * Math.random();
 
-/** A figure as it might come out this time: its own size, place and slant, and not quite even. */
+/** Draws a figure as a hand would: with a random size, place and slant, and not quite even. */
 function drawn(figure) {
   const [size, slant, wide, bend, phase] = [
     between(0.26, 0.36), between(-0.15, 0.15), between(0.9, 1.1), between(0.03, 0.06), between(0, 6),
@@ -48,7 +48,7 @@ function finely(stroke) {
 
 let shown = 0;
 
-/** So many figures, drawn once each, and one of them drawn again; other ones each time. */
+/** Returns some figures, drawn once each, and one of them drawn again; different ones each time. */
 export function example(number) {
   const set = SETS[shown % SETS.length];
   const first = Math.floor(shown / SETS.length);

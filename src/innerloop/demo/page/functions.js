@@ -1,4 +1,4 @@
-// The functions: points in a plot, and what the model makes of them before and after adapting.
+// The functions: points in a plot, and the model's function before and after adaptation.
 
 import { Newest, get as fetched } from "./ask.js";
 import { Axes, lossCurve, short, ticks } from "./chart.js";
@@ -38,15 +38,15 @@ export class Functions {
   }
 
   slider() {
-    const [slider, told] = [get("function-steps"), get("function-steps-told")];
+    const [slider, label] = [get("function-steps"), get("function-steps-told")];
     slider.max = this.about.most_steps;
     slider.value = this.about.steps;
-    const tell = () => {
-      told.textContent = count(Number(slider.value), "step");
-      slider.setAttribute("aria-valuetext", told.textContent);
+    const update = () => {
+      label.textContent = count(Number(slider.value), "step");
+      slider.setAttribute("aria-valuetext", label.textContent);
     };
-    slider.addEventListener("input", () => (tell(), this.ask()));
-    tell();
+    slider.addEventListener("input", () => (update(), this.ask()));
+    update();
   }
 
   async sinusoid() {
@@ -65,7 +65,7 @@ export class Functions {
     if (!points.length) {
       this.answer = null;
       this.newest.cancel();
-      get("fit").textContent = "Click or tap into the plot to place a point, or take ten of a random sinusoid.";
+      get("fit").textContent = "Click or tap in the plot to place a point, or click Random sinusoid for ten points of one.";
       get("function-loss").parentElement.hidden = true;
     }
     this.draw();
@@ -111,13 +111,13 @@ export class Functions {
     return [inside(point[0], this.about.x), inside(point[1], this.about.y)];
   }
 
-  /** Place a point, or take away the one that is there. */
+  /** Places a point, or removes the one that is there. */
   toggle(point) {
     const far = ([u, v]) =>
       Math.hypot(this.axes.x(u) - this.axes.x(point[0]), this.axes.y(v) - this.axes.y(point[1])) > NEAR;
     const others = this.points.filter(far);
     if (others.length === this.points.length && others.length >= MOST) {
-      this.say(`There are ${MOST} points, which is the most.`);
+      this.say(`A plot has at most ${MOST} points.`);
       return;
     }
     this.set(others.length < this.points.length ? others : [...others, point.map((v) => Number(v.toFixed(3)))]);

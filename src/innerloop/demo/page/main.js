@@ -1,4 +1,4 @@
-// The page: which tabs there are, and what all of them share.
+// The page: its tabs, and the code that they share.
 
 import { get } from "./ask.js";
 import { Characters } from "./characters.js";
@@ -8,13 +8,13 @@ const trouble = document.getElementById("trouble");
 const heard = document.getElementById("heard");
 let saying;
 
-/** For those who do not see the page; only the last of several in quick succession is said. */
+/** Announces a text to screen readers; only the last of several in quick succession. */
 function say(text, wait = 0) {
   clearTimeout(saying);
   saying = setTimeout(() => (heard.textContent = text), wait);
 }
 
-/** Shows what went wrong, or that nothing does any more. */
+/** Shows an error, or hides the last one. */
 function complain(error = null) {
   trouble.hidden = error === null;
   const text = error?.message ?? "";

@@ -1,15 +1,15 @@
-// Drawing with mouse, finger, pen or keyboard: a canvas that holds strokes, lists of [x, y] in [0, 1].
+// Draw with mouse, finger, pen or keyboard on a canvas. Strokes are lists of [x, y] in [0, 1].
 
 const APART = 0.008; // points nearer to the last one are left out
-const STROKES = 32; // as many as the server takes
-const POINTS = 220; // of a drawing that is sent: its corners are kept well enough
+const STROKES = 32; // the server's maximum
+const POINTS = 220; // of a drawing that is sent: enough to keep its corners
 const PEN = 0.045; // width, in canvases
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 const clamped = (value) => Math.min(Math.max(value, 0), 1);
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
 
-/** Draws strokes on a canvas of so many pixels. */
+/** Draws strokes on a canvas, at the resolution of the screen. */
 export function paint(canvas, strokes, place = (point) => point, pen = PEN) {
   const size = Math.round((canvas.clientWidth || 44) * (window.devicePixelRatio || 1));
   if (canvas.width !== size) canvas.width = canvas.height = size;
@@ -17,12 +17,12 @@ export function paint(canvas, strokes, place = (point) => point, pen = PEN) {
   context.clearRect(0, 0, size, size);
   context.lineWidth = pen * size;
   context.lineCap = context.lineJoin = "round";
-  context.strokeStyle = colour("--ink");
+  context.strokeStyle = color("--ink");
   for (const stroke of strokes) {
     const points = stroke.map(place).map(([x, y]) => [x * size, y * size]);
     context.beginPath();
     context.moveTo(...points[0]);
-    // Through the middles of the legs, so that a quick hand leaves no corners.
+    // Smooth the line through the midpoints, because fast strokes have few points.
     for (let i = 1; i < points.length - 1; i++) {
       const [x, y] = points[i];
       const [u, v] = points[i + 1];
@@ -34,7 +34,7 @@ export function paint(canvas, strokes, place = (point) => point, pen = PEN) {
   return context;
 }
 
-/** Draws strokes as a small picture of the figure alone, wherever it was drawn. */
+/** Draws strokes as a thumbnail, centered and scaled. */
 export function miniature(canvas, strokes) {
   const [xs, ys] = [0, 1].map((axis) => strokes.flat().map((point) => point[axis]));
   const [low, high] = [Math.min, Math.max].map((bound) => [bound(...xs), bound(...ys)]);
@@ -42,7 +42,7 @@ export function miniature(canvas, strokes) {
   paint(canvas, strokes, (point) => point.map((v, axis) => 0.5 + (v - (low[axis] + high[axis]) / 2) * scale), 0.07);
 }
 
-/** Strokes in as few points as are sent. */
+/** Reduces strokes to the number of points that are sent. */
 export function sent(strokes) {
   const number = strokes.reduce((sum, stroke) => sum + stroke.length, 0);
   const every = Math.ceil(number / POINTS);
@@ -59,7 +59,7 @@ export class Pad extends EventTarget {
   #byKeyboard = false;
   #down = false;
 
-  /** @param say is told what the keyboard did, for those who do not see it. */
+  /** @param say announces to screen readers what the keyboard did. */
   constructor(canvas, say) {
     super();
     this.#canvas = canvas;
@@ -96,7 +96,7 @@ export class Pad extends EventTarget {
     const [x, y] = this.#pen.map((v) => v * size);
     const arm = 0.06 * size;
     context.lineWidth = Math.max(2, 0.012 * size);
-    context.strokeStyle = colour(this.#down ? "--accent" : "--truth");
+    context.strokeStyle = color(this.#down ? "--accent" : "--truth");
     context.beginPath();
     for (const [dx, dy] of [[arm, 0], [0, arm]]) {
       context.moveTo(x - dx, y - dy);
@@ -134,7 +134,7 @@ export class Pad extends EventTarget {
 
   #press(event) {
     if (event.button !== 0 || this.#pointer !== null) return;
-    event.preventDefault(); // no selection, no scrolling; and so the focus has to be set by hand
+    event.preventDefault(); // prevents selection and scrolling, but also the focus, which is set below
     this.#canvas.focus({ preventScroll: true, focusVisible: false });
     this.#byKeyboard = this.#down = false;
     if (!this.#begin(this.#at(event))) return;

@@ -7,12 +7,12 @@
   const boxes = [...document.querySelectorAll("[data-run]")];
   const plots = [...document.querySelectorAll(".plot")];
   const drawn = new Set();
-  const place = new Map(); // where the slider of a figure is, once it was moved
+  const place = new Map(); // figure -> the position of its slider, once it was moved
 
   const dark = () =>
     (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 
-  // As they are in the theme at hand: what the variables come to is known of elements alone.
+  // The values of CSS variables in the current theme, which only elements have.
   function colours() {
     const of = (name) => getComputedStyle(document.querySelector(name));
     return { ink: of("body").color, line: of("fieldset").borderTopColor, card: of("body").backgroundColor };
@@ -28,8 +28,8 @@
     return found;
   }
 
-  // In the colours of the page as it is now: each run has its own, in a shade for light and one for dark pages.
-  function colour(element) {
+  // Apply the current colors of the page: each run has one shade for light pages and one for dark pages.
+  function color(element) {
     const figure = figures[element.dataset.figure];
     const style = swatches.map((swatch) => getComputedStyle(swatch).color);
     const update = { "line.color": [], "marker.color": [], fillcolor: [] };
@@ -46,7 +46,7 @@
     Plotly.relayout(element, themed(figure.layout));
   }
 
-  // Which traces of a figure are shown: those of runs that are ticked, where its curves are runs.
+  // Return which traces are shown: if a figure's curves are runs, those of the checked runs.
   function shown(figure) {
     if (figure.ownLegend) return figure.data.map(() => true);
     const off = new Set(boxes.filter((box) => !box.checked).map((box) => box.dataset.run));
@@ -60,10 +60,10 @@
     const visible = shown(figure);
     const data = figure.data.map((trace, i) => ({ ...trace, visible: visible[i] }));
     const layout = { ...figure.layout, showlegend: Boolean(figure.ownLegend) };
-    const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]; // nothing that sends anything anywhere
+    const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]; // no buttons that send data
     const options = { responsive: true, displaylogo: false, modeBarButtons: buttons };
     Plotly.newPlot(element, data, layout, options).then(() => {
-      colour(element);
+      color(element);
       element.querySelectorAll(".modebar-btn").forEach((button) => button.setAttribute("tabindex", "-1"));
       if (place.has(element.dataset.figure)) move(element, place.get(element.dataset.figure));
     });
@@ -101,7 +101,7 @@
 
   function paint() {
     button.setAttribute("aria-pressed", String(dark()));
-    drawn.forEach(colour);
+    drawn.forEach(color);
   }
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
@@ -110,14 +110,14 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
   button.setAttribute("aria-pressed", String(dark()));
 
-  // Figures are drawn when they come near the window, so that the page opens at once however many runs it has.
+  // Draw figures when they come near the window, so that the page opens fast even with many runs.
   const near = new IntersectionObserver(
     (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
     { rootMargin: "400px" },
   );
   plots.forEach((element) => near.observe(element));
 
-  // What a link leads to is not to lie under the legend that stays at the top.
+  // Keep the targets of links from lying under the sticky legend.
   const runs = document.getElementById("runs");
   new ResizeObserver(() => {
     const above = getComputedStyle(runs).position === "sticky" ? runs.offsetHeight : 0;
