@@ -98,6 +98,7 @@ EXTRAS = {
     "cli": {"typer", "rich"},
     "rl": {"gymnasium", "mujoco", "numpy", "cloudpickle"},
     "imitation": {"mujoco", "numpy"},
+    "weights": {"safetensors"},
     "use": {"PIL", "safetensors", "huggingface_hub", "sklearn", "scipy", "numpy", "matplotlib"},
     "demo": {"starlette", "uvicorn"},
 }

@@ -201,7 +201,7 @@ def test_odd_values_in_the_settings_are_one_line(run: Path, tmp_path: Path, key:
 def test_settings_that_are_none(run: Path, tmp_path: Path, content: bytes) -> None:
     folder = Pretrained.load(run).save_pretrained(tmp_path / "kept")
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"config\.json has format"):
+    with pytest.raises(ValueError, match=r"config\.json (is damaged|has format)"):
         Pretrained.load(folder)
 
 
