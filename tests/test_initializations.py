@@ -134,7 +134,7 @@ def test_an_example_that_cross_entropy_ignores_belongs_to_no_class() -> None:
 @pytest.mark.parametrize("wrong", [lambda y: y.float(), lambda y: F.one_hot(y, 5), lambda y: None])
 def test_targets_that_are_no_class_indices_are_refused(wrong: Any) -> None:
     support = il.task.select(tasks().support, 0)
-    with pytest.raises(ValueError, match=r"prototypes need class indices, whole numbers \[S\]"):
+    with pytest.raises(ValueError, match=r"prototypes need class indices \(integers \[S\]\)"):
         il.prototypical(net()).adapt(il.Batch(support.x, wrong(support.y)))
 
 

@@ -147,7 +147,7 @@ def test_first_order_cannot_learn_a_loss(regression: Callable[..., il.Task]) -> 
     ("arguments", "message"),
     [
         ({"heads": {}}, "heads"),
-        ({"heads": {"hidden": 3}, "kernel": 4}, "kernel is odd"),
+        ({"heads": {"hidden": 3}, "kernel": 4}, "kernel must be odd"),
         ({"heads": {"hidden": 3}, "layers": 0}, "layers"),
     ],
 )

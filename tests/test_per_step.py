@@ -123,7 +123,7 @@ def test_step_weights_are_equal_first_sum_to_one_and_end_on_the_last(steps: int,
 
 
 def test_step_weights_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="steps and stages are at least 1"):
+    with pytest.raises(ValueError, match="steps and stages must be at least 1"):
         il.schedules.multi_step(0, 10)
     with pytest.raises(ValueError, match="first_order and multi_step are iterations from 0, got -5 and 0"):
         plus_plus(first_order=-5)
@@ -268,7 +268,7 @@ def test_statistics_that_nothing_gathers_are_refused() -> None:
     adapt = il.everything - il.norms
     learner = il.MetaLearner(network(), il.SGD(), adapt, **options)
     assert learner.depends_on_query_set
-    with pytest.raises(ValueError, match=r"body\.1\.norm, body\.2\.norm, body\.3\.norm: nothing gathers"):
+    with pytest.raises(ValueError, match=r"body\.1\.norm, body\.2\.norm, body\.3\.norm: nothing updates"):
         il.MetaLearner(network(), il.SGD(), adapt, statistics="running", **options)
 
 
