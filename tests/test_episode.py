@@ -168,7 +168,7 @@ def test_rules_that_ask_work_with_imaml_and_say_what_they_need(regression: Calla
     learner = il.imaml(il.models.mlp(2, 4, 1), rule=rule, steps=3, loss=F.mse_loss)
     usual = il.imaml(learner.model, steps=3, loss=F.mse_loss)
     torch.testing.assert_close(learner.meta_gradient(tasks := regression(2))[0], usual.meta_gradient(tasks)[0])
-    with pytest.raises(ValueError, match=r"Ahead asks for the inner loss, but was not given it"):
+    with pytest.raises(ValueError, match=r"Ahead needs the inner loss, but did not get it"):
         Ahead()({"w": torch.ones(2)}, {"w": torch.ones(2)}, (), 0)
 
 

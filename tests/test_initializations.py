@@ -178,7 +178,7 @@ def start(episode: Any) -> Any:
     [
         (zeroed, r"changes the learner's 'model\.weight' in place"),
         (lambda e: zeroed(e, data=True), r"changes the learner's 'model\.weight' in place"),
-        (lambda e: None, "returns the start of the adapted parameters by name, got NoneType"),
+        (lambda e: None, "must return the start of the adapted parameters by name, got NoneType"),
         (lambda e: {"weight": start(e)["weight"]}, r"returns a start without 'bias'.*return these"),
         (lambda e: {**start(e), "other": start(e)["bias"]}, r"returns a start with 'other', but .* 'weight', 'bias'"),
         (lambda e: {**start(e), "bias": start(e)["bias"].sum()}, r"start of bias by Starts has the shape \(\).*\(1,\)"),

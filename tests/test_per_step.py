@@ -125,7 +125,7 @@ def test_step_weights_are_equal_first_sum_to_one_and_end_on_the_last(steps: int,
 def test_step_weights_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="steps and stages must be at least 1"):
         il.schedules.multi_step(0, 10)
-    with pytest.raises(ValueError, match="first_order and multi_step are iterations from 0, got -5 and 0"):
+    with pytest.raises(ValueError, match="first_order and multi_step must be integers of at least 0, got -5 and 0"):
         plus_plus(first_order=-5)
 
 

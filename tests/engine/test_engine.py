@@ -172,7 +172,7 @@ def test_constant_memory_gives_the_same_gradients(
 def test_constant_memory_gives_the_same_higher_derivatives(
     kind: str, rule: str, vectorize: bool | int, regression: Callable[..., il.Task], episodes: Callable[..., il.Task]
 ) -> None:
-    """The meta-gradient, differentiated once more, as Fisher products are, and twice more."""
+    """The meta-gradient, differentiated again, as Fisher products are, and twice more."""
     torch.manual_seed(1)
     head = nn.Linear(6, 1) if kind == "points" else nn.Linear(36, 3)
     body = {
