@@ -180,7 +180,7 @@ def test_groups_that_make_no_sense_are_refused() -> None:
         il.PerGroup({})
     with pytest.raises(ValueError, match="ClipNorm transforms gradients and takes no step"):
         il.PerGroup({"*": il.ClipNorm()})
-    with pytest.raises(ValueError, match=r"no rule for '0\.weight': its patterns are '2\.\*'; add a last pattern \"\*\""):
+    with pytest.raises(ValueError, match=r"no rule for '0\.weight': its patterns are '2\.\*'; add a last"):
         il.MetaLearner(network(), il.PerGroup({"2.*": il.SGD()}))
     with pytest.raises(ValueError, match=r"a rule for 'haed\.\*', but no adapted parameter is left for it"):
         il.MetaLearner(network(), il.PerGroup({"haed.*": il.SGD(), "*": il.SGD()}))

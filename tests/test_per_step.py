@@ -346,7 +346,7 @@ def test_what_does_not_fit_is_refused() -> None:
         plus_plus(running=False, statistics="running")
     with pytest.raises(ValueError, match="per_step="):
         il.maml(network(), statistics="shared")
-    with pytest.raises(ValueError, match="statistics is"):
+    with pytest.raises(ValueError, match="statistics must be"):
         il.maml(network(), statistics="stored")
     with pytest.raises(ValueError, match="got 0 and True"):
         plus_plus(multi_step=True)

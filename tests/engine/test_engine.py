@@ -250,7 +250,7 @@ def test_memory_has_two_settings() -> None:
 
 
 def test_bfloat16_is_for_float32(regression: Callable[..., il.Task]) -> None:
-    with pytest.raises(ValueError, match="is for float32 models; weight is float64"):
+    with pytest.raises(ValueError, match="needs a float32 model, but weight is float64"):
         il.maml(nn.Linear(2, 1).double(), loss=F.mse_loss, precision="bfloat16").meta_gradient(regression(2))
 
 

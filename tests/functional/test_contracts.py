@@ -720,7 +720,7 @@ def test_constant_memory_refuses_what_changes_when_it_is_computed_again(state: s
     own = lambda output, y: F.mse_loss(output, y) * (1 + 0.1 * model.calls)  # noqa: E731
     loss = own if state == "loss" else F.mse_loss
     learner = il.maml(model, 0.1, steps=2, loss=loss, memory="constant", vectorize=vectorize)
-    with pytest.raises(ValueError, match=r"(model|loss) gives something else when it is called again.*register_buffer"):
+    with pytest.raises(ValueError, match=r"(model|loss) gives another result when it is called again.*register_buffer"):
         learner.meta_gradient(tasks)
 
 
@@ -1335,7 +1335,7 @@ def test_a_shared_buffer_that_becomes_two_is_refused() -> None:
             output: Tensor = self.layer(x) - self.same
             return output
 
-    with pytest.raises(ValueError, match="'level' or 'same', which were one"):
+    with pytest.raises(ValueError, match="'level' or 'same', which are one"):
         il.maml(Parting(), loss=F.mse_loss).meta_gradient(regression(2))
 
 
@@ -1369,7 +1369,7 @@ def test_what_predicts_otherwise_than_it_trains_is_told(how: str, call: str) -> 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         calls[call]()
-    told = [w for w in caught if "_OwnNorm gives something else in predictions" in str(w.message)]
+    told = [w for w in caught if "_OwnNorm gives other results in predictions" in str(w.message)]
     assert len(told) == (how in ("function", "own"))
     frozen = il.maml(nn.Sequential(*layers).eval(), 0.1, loss=F.mse_loss)  # which is trained so, too
     with warnings.catch_warnings():
@@ -1470,7 +1470,7 @@ def test_global_backward_hooks_run(pre: bool) -> None:
     else:
         handle = own.register_module_full_backward_hook(lambda _, inputs, __: halved(inputs))
     try:
-        with pytest.warns(UserWarning, match="backward hooks of modules do not run where tasks run at once"):
+        with pytest.warns(UserWarning, match="backward hooks of modules do not run while tasks run at once"):
             found = il.maml(model, 0.1, loss=F.mse_loss).meta_gradient(tasks)[0]
         expected = by_hand(model, F.mse_loss, tasks)
         for name, grad in expected.items():
@@ -1586,7 +1586,7 @@ def test_constant_memory_refuses_what_comes_later(what: str, vectorize: Any) -> 
         penalty.requires_grad_()
     else:
         noisy[0] = True
-    refusal = "would lose its gradient" if what == "hidden" else "computes inner steps again|draws random numbers"
+    refusal = "would lose its gradient" if what == "hidden" else "recomputes inner steps|draws random numbers"
     with pytest.raises(ValueError, match=refusal):
         learner.meta_gradient(tasks)
 

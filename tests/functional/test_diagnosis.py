@@ -246,7 +246,7 @@ def test_hooks_are_told_with_their_module(kind: str) -> None:
         model[1].linear.register_full_backward_hook(lambda *_: None)
     text = message(partial(il.maml, model, 0.1, compile=False), tasks())
     who = r"Linear \(1\.linear\)" if kind == "module" else r"Layer \(1\)"
-    _matches(text, rf"^{who} cannot be vectorized .* hooks of .*s do not run where tasks run at once.*remove the hook")
+    _matches(text, rf"^{who} cannot be vectorized .* hooks of .*s do not run while tasks run at once.*remove the hook")
 
 
 def _hooked(x: Tensor) -> Tensor:

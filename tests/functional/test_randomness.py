@@ -132,7 +132,7 @@ def test_constant_memory_draws_the_same_again_or_refuses(name: str, vectorize: A
         torch.testing.assert_close(gradient(constant), gradient(learner(draw, vectorize=False)))
     else:
         for _ in range(2):
-            with pytest.raises(ValueError, match=r'memory="constant" computes.*draws random numbers from .*"graph"'):
+            with pytest.raises(ValueError, match=r'memory="constant" recomputes.*draws random numbers from .*"graph"'):
                 gradient(constant)
 
 

@@ -352,7 +352,7 @@ _VECTORIZED: _Table = {
     F.one_hot: elementary.one_hot,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,
     torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
-    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run where tasks run at once"),
+    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run while tasks run at once"),
     torch.autograd.grad: values.gradient,
     torch.Tensor.requires_grad_: values.set_requires_grad,
     torch.Tensor.requires_grad.__get__: values.reads_requires_grad,  # type: ignore[attr-defined]
