@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("own_plans")
 
 @pytest.mark.parametrize("vectorize", [0, -3, "yes", 2.5, None, (2, 0), (2, 2, 2), (True, 2)])
 def test_a_number_of_tasks_is_at_least_one(vectorize: object) -> None:
-    with pytest.raises(ValueError, match="vectorize is"):
+    with pytest.raises(ValueError, match="vectorize must be"):
         il.maml(nn.Linear(2, 1), vectorize=vectorize)  # type: ignore[arg-type]
 
 

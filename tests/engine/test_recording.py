@@ -260,7 +260,7 @@ def test_a_profiler_that_could_not_go_on_keeps_a_step_from_being_compiled() -> N
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, with_stack=True):
         before = sys.getprofile()
-        with pytest.raises(ValueError, match="the profiler TraceContext is at work and could not go on afterwards"):
+        with pytest.raises(ValueError, match="the profiler TraceContext is active and could not be resumed"):
             learner(True).meta_gradient(tasks())
         assert sys.getprofile() is before is not None
         learner("auto").meta_gradient(tasks())

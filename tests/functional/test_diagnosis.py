@@ -94,7 +94,7 @@ def message(learner: Callable[..., il.MetaLearner], batch: il.Task) -> str:
     assert Path(only.filename) == Path(__file__)
     torch.testing.assert_close(grads, learner(vectorize=False).meta_gradient(batch)[0])
     text = str(only.message)
-    with pytest.raises(ValueError, match="and vectorize=True forbids running tasks one by one") as refused:
+    with pytest.raises(ValueError, match="and vectorize=True does not allow running tasks one by one") as refused:
         learner(vectorize=True).meta_gradient(batch)
     assert str(refused.value).partition(",")[0] == text.partition(",")[0]
     return text

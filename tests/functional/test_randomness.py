@@ -112,7 +112,7 @@ def test_tasks_that_would_draw_others_run_one_by_one(name: str) -> None:
     with pytest.warns(UserWarning, match=rf"cannot run these tasks at once, so tasks run one by one: it {how}"):
         found = gradient(maml)
     assert torch.equal(found, expected)
-    with pytest.raises(ValueError, match=rf"vectorize=True forbids running tasks one by one: it {how}"):
+    with pytest.raises(ValueError, match=rf"vectorize=True does not allow running tasks one by one: it {how}"):
         gradient(learner(draw, vectorize=True))
 
 
