@@ -178,7 +178,7 @@ def test_a_limit_that_is_none_is_refused(limit: float) -> None:
 def test_groups_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one pattern of names with a rule"):
         il.PerGroup({})
-    with pytest.raises(ValueError, match="ClipNorm transforms gradients and takes no step"):
+    with pytest.raises(ValueError, match="ClipNorm only transforms gradients and takes no step"):
         il.PerGroup({"*": il.ClipNorm()})
     with pytest.raises(ValueError, match=r"no rule for '0\.weight': its patterns are '2\.\*'; add a last"):
         il.MetaLearner(network(), il.PerGroup({"2.*": il.SGD()}))

@@ -451,7 +451,7 @@ def test_chains_that_make_no_sense_are_refused() -> None:
         il.Chain(il.SGD(0.1), il.Clip(1.0))
     with pytest.raises(ValueError, match="write Chain"):
         il.Chain(il.Clip(1.0))
-    with pytest.raises(ValueError, match="Momentum transforms gradients and takes no step"):
+    with pytest.raises(ValueError, match="Momentum only transforms gradients and takes no step"):
         il.MetaLearner(nn.Linear(1, 1), il.Momentum())
 
 

@@ -73,7 +73,7 @@ def test_arrays_that_are_no_tensors_are_refused() -> None:
     """Nothing would split them by tasks."""
     numpy = pytest.importorskip("numpy")
     batch = il.Batch(torch.randn(3, 6, 4), numpy.zeros((3, 6)))
-    with pytest.raises(TypeError, match=r"has a ndarray of shape \(3, 6\) in it.*torch\.as_tensor"):
+    with pytest.raises(TypeError, match=r"contains a ndarray of shape \(3, 6\).*torch\.as_tensor"):
         il.maml(nn.Linear(4, 4), 0.1)(il.Task(batch, batch))
 
 

@@ -470,7 +470,7 @@ def test_models_that_remember_functions_of_their_parameters_are_refused(call: st
             return self.head(F.linear(x, self.doubled, self.layer.bias))
 
     learner, tasks = il.maml(Remembers(), 0.1, loss=F.mse_loss, steps=2), column(regression())
-    with pytest.raises(ValueError, match=r"Remembers keeps what it computed of 'layer.weight'.*in every forward"):
+    with pytest.raises(ValueError, match=r"Remembers keeps what it computed from 'layer.weight'.*in every forward"):
         learner.meta_gradient(tasks) if call == "meta_gradient" else learner.adapt(il.task.select(tasks.support, 0))
 
 
@@ -974,7 +974,7 @@ def test_derivatives_in_a_model_are_right_or_refused(name: str, memory: Any) -> 
     for vectorize in ("auto", True, False, (1, 2)):
         learner = il.maml(model, 0.1, loss=equation, vectorize=vectorize, memory=memory)  # type: ignore[arg-type]
         if name != "by_func" and vectorize in (True, (1, 2)):
-            with pytest.raises(ValueError, match=r"gradients by torch\.autograd.*To fix it, use torch\.func\.grad"):
+            with pytest.raises(ValueError, match=r"gradients from torch\.autograd.*To fix it, use torch\.func\.grad"):
                 learner.meta_gradient(tasks)
         else:
             found = {n.removeprefix("model."): g for n, g in learner.meta_gradient(tasks)[0].items()}
@@ -1394,7 +1394,7 @@ def test_constant_memory_keeps_the_gradient_by_the_examples(vectorize: Any) -> N
 
 def test_lazy_modules_have_to_be_called_first() -> None:
     model = nn.Sequential(nn.LazyLinear(2))
-    with pytest.raises(ValueError, match=r"0\.weight has no shape yet.*call the model on an example once"):
+    with pytest.raises(ValueError, match=r"0\.weight has no shape yet.*call the model once on an example"):
         il.maml(model, loss=F.mse_loss)
     model(torch.ones(1, 3))
     il.maml(model, loss=F.mse_loss).meta_gradient(regression(2))

@@ -110,7 +110,7 @@ def test_a_learner_that_cannot_act_is_refused():
         rl.Navigation(0)
     with pytest.raises(ValueError, match="needs batch_size="):
         source.require(il.maml(rl.gaussian_policy(2, 2)))
-    with pytest.raises(ValueError, match="discount is in"):
+    with pytest.raises(ValueError, match="discount must be in"):
         rl.Interaction(rl.Navigation(), discount=0)
 
 

@@ -223,7 +223,7 @@ def test_accuracy(output: Tensor, y: Tensor, options: dict[str, Any], right: flo
         (torch.randn(4, 3), torch.zeros(3, dtype=torch.long), r"\(4, 3\) and targets of shape \(3,\)"),
         (torch.randn(4), torch.zeros(4, 1), r"\(4,\) and targets of shape \(4, 1\)"),
         (torch.randn(4), torch.tensor([0, 1, 2, 3]), "targets from 0 to 1, got 0 to 3"),
-        (torch.randn(4, 1), torch.tensor([[-1.0], [0.5], [2.0], [0.0]]), "regression an error"),
+        (torch.randn(4, 1), torch.tensor([[-1.0], [0.5], [2.0], [0.0]]), "regression needs an error"),
         (torch.randn(4, 2), torch.tensor([[1.0, 0.0], [1.0, torch.nan]] * 2), "targets that are NaN: leave them out"),
         (LOGITS, F.one_hot(torch.tensor([0, 2]), 3).float(), "give class indices"),
         ({"a": LOGITS}, torch.tensor([0, 1]), "got dict and Tensor"),
