@@ -101,7 +101,7 @@ def test_class_folders_that_lie_in_each_other_are_refused(root, target):
     with pytest.raises(
         ValueError,
         match=r"the class folder \w is .*, which lies in .*, the class folder \w \("
-        r"|the class folder \w is .*, which lies in .*, the class folder \w, and",
+        r"|the class folder \w is .*, which lies in .*, the class folder \w, but",
     ):
         image_folder(root, size=4)
 
