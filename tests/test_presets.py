@@ -157,7 +157,7 @@ def test_modules_that_moved_are_found_under_their_old_names(name: str, new: str)
     code = f"import warnings; warnings.simplefilter('error'); import innerloop.{name}"
     done = subprocess.run(python("-c", code), capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
-        f"FutureWarning: innerloop.{name} is now {new}, and version 0.4 will no longer know the old name"
+        f"FutureWarning: innerloop.{name} is now {new}, and version 0.4 will remove the old name"
     )
     first = {"config": "load_recipe", "checkpointing": "task_contexts"}[name]
     code = f"import innerloop as il; now = il.{name}.{first}; import innerloop.{name} as old; print(old.{first} is now)"

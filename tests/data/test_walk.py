@@ -129,7 +129,7 @@ def by_links_to_one_outside(root):
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_file_of_two_classes_is_refused_by_both_names(root, share, skip):
     share(root)
-    named = r"a/(deep/)?[0x]\.png \(class a\) and b/(more/)?x\.png \(class b\) are one file, and an image counts in one"
+    named = r"a/(deep/)?[0x]\.png \(class a\) and b/(more/)?x\.png \(class b\) are one file, but an image must"
     with pytest.raises(ValueError, match=named):
         image_folder(root, size=4, skip_unreadable=skip)
 
