@@ -220,7 +220,7 @@ class MetaLearner(nn.Module):
 
     @property
     def _training_statistics(self) -> Statistics:
-        """The statistics of meta-training and of inner steps: with per-step norms always those of the examples."""
+        """The statistics of meta-training and of inner steps, with per-step norms always those of the examples."""
         return self.statistics if self.slots is None else "batch"
 
     def _in_use(self) -> Any:

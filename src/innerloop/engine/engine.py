@@ -134,7 +134,7 @@ class Engine:
 
     @property
     def vectorized(self) -> bool:
-        """Whether tasks run at once, as far as is known."""
+        """Whether tasks run at once, as far as it is known."""
         return self.vectorize is not False and not self._fallback
 
     @property

@@ -63,7 +63,7 @@ class Shared:
 
     @property
     def separable(self) -> bool:
-        """Whether twins are possible: code refers to modules only as submodules."""
+        """Whether twins are possible, because code refers to modules only as submodules."""
         if self._leads_back is None:
             self._leads_back = _lead_back(self._parts, self.modules)
         return not self._leads_back and not self.entangled
