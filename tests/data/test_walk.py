@@ -146,7 +146,7 @@ def test_a_file_of_two_splits_is_refused(tmp_path):
 def test_a_link_that_leads_nowhere_is_named_or_skipped(root, name, target):
     link(root / name, target or (root / name).name)
     link(root / "b" / ".lock", "nowhere")
-    with pytest.raises(ValueError, match=rf"(not readable images|lead nowhere.*): {name}"):
+    with pytest.raises(ValueError, match=rf"(not readable images|broken links.*): {name}"):
         image_folder(root, size=4)
     with pytest.warns(UserWarning, match=rf"skipped .*: {name}") as caught:
         assert counted(root, skip_unreadable=True) == THREE

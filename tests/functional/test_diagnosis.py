@@ -64,7 +64,7 @@ LAYERS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "numpy": (lambda x: x * float(x.detach().numpy().size), r"reads values outside of torch"),
     "unique": (lambda x: x + 0 * torch.unique(x.detach()).sum(), r"shape of a result depends on values"),
     "random": (lambda x: x + 0 * torch.zeros(5, 3).normal_(), r"random numbers, in place.*torch\.randn"),
-    "function": (Identity.apply, r"autograd\.Function that is not made for torch\.func.*generate_vmap_rule"),
+    "function": (Identity.apply, r"autograd\.Function that does not support torch\.func.*generate_vmap_rule"),
     "no rule": (lambda x: x if torch.equal(x, x) else 2 * x, r"no batching rule for an operation"),
     ".data": (lambda x: x + 0 * x.data, r"reads `\.data`.*detach"),
 }

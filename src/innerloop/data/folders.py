@@ -33,21 +33,16 @@ def image_folder(
     Decoded images are cached by the content of the files, so every change of a file is noticed.
 
     Args:
-        root: ``root/<class>/**/<image>``, or ``root/{train,val,test}/<class>/**/<image>``. The usual extensions are
-            read in upper and lower case; hidden files are not. Links are followed, and each real file counts once. A
-            link in a class folder to a class folder, or to a folder that contains one, is not followed. A file or a
-            folder in two classes, by symbolic or hard links, is an error.
+        root: ``root/<class>/**/<image>``, or ``root/{train,val,test}/<class>/**/<image>``, without hidden files. Links
+            are followed, except links in a class folder to a class folder, or to a folder that contains one. Each real
+            file counts once, and a file or folder in two classes, by symbolic or hard links, is an error.
         size: height and width; images of other aspect ratios are squeezed into the square.
         channels: 3 for color, 1 for gray.
-        split: the shares of classes in train, val and test, with at least one class each. It is ignored if ``root``
-            has the folders train, val and test.
+        split: the shares of classes in train, val and test, if ``root`` does not have folders with these names.
         seed: the seed of the random split.
         skip_unreadable: whether to leave out files that are not images and broken links, with a warning; otherwise
             they are an error.
         device: the device of the pixels; on the CPU they are memory-mapped.
-
-    Returns:
-        The data sets train, val and test.
 
     Raises:
         FileNotFoundError: there is no such folder.
