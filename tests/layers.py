@@ -373,7 +373,7 @@ HEAD = """# Layers and losses
 
 What becomes of every layer and loss of `torch.nn` in an inner loop, in torch {version} on a CPU.
 `python -m tests.layers --write` made this page: it puts each through two inner steps, and compares outcome,
-meta-gradient and the meta-gradient differentiated once more with a plain loop in double precision, to 1e-8.
+meta-gradient and the meta-gradient differentiated again with a plain loop in double precision, to 1e-8.
 
 - **vectorized**: all tasks run at once; every derivative is right.
 - **one task at a time**: `vectorize="auto"` runs tasks one after the other, and says so; every derivative is right.

@@ -319,8 +319,8 @@ def test_an_output_is_taken_whole_or_in_part() -> None:
 @pytest.mark.parametrize(
     ("kind", "output", "error", "says"),
     [
-        ("Bert", "logit", ValueError, r"SequenceClassifierOutput has no 'logit', which output= asks for; .*'logits'"),
-        ("Llama", None, TypeError, r"has a DynamicCache in it, but outputs are tensors.*give output= the name"),
+        ("Bert", "logit", ValueError, r"SequenceClassifierOutput has no 'logit', which output= names; .*'logits'"),
+        ("Llama", None, TypeError, r"has a DynamicCache in it, but outputs must be tensors.*give output= the name"),
     ],
 )
 def test_outputs_that_are_refused(kind: str, output: str | None, error: type[Exception], says: str) -> None:
@@ -330,7 +330,7 @@ def test_outputs_that_are_refused(kind: str, output: str | None, error: type[Exc
 
 
 def test_a_tensor_has_no_parts(regression: Callable[..., il.Task]) -> None:
-    with pytest.raises(ValueError, match="output='logits' names a part of the model's output, but that is a tensor"):
+    with pytest.raises(ValueError, match="output='logits' names a part of the model's output, which is a tensor"):
         learner(nn.Linear(2, 1), loss=nn.functional.mse_loss).meta_gradient(regression())
 
 

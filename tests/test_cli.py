@@ -250,7 +250,7 @@ def test_version_and_help(capsys):
         (["train", "sinusoid-maml", "--set", "learner.lr=fast"], "expected a number"),
         (
             ["train", "sinusoid-maml", "--set", "learner.steps=-1"],
-            "[learner] steps is an integer of at least 0, got -1",
+            "[learner] steps must be an integer of at least 0, got -1",
         ),
         (["train", "sinusoid-maml", "--set", "train.tasks=0"], "tasks must be at least 1"),
         (["train", "sinusoid-maml", "--set", "tasks.shots=0"], "shots=0"),

@@ -134,7 +134,7 @@ def test_an_example_that_cross_entropy_ignores_belongs_to_no_class() -> None:
 @pytest.mark.parametrize("wrong", [lambda y: y.float(), lambda y: F.one_hot(y, 5), lambda y: None])
 def test_targets_that_are_no_class_indices_are_refused(wrong: Any) -> None:
     support = il.task.select(tasks().support, 0)
-    with pytest.raises(ValueError, match=r"prototypes need class indices, whole numbers \[S\]"):
+    with pytest.raises(ValueError, match=r"prototypes need class indices \(integers \[S\]\)"):
         il.prototypical(net()).adapt(il.Batch(support.x, wrong(support.y)))
 
 
@@ -178,7 +178,7 @@ def start(episode: Any) -> Any:
     [
         (zeroed, r"changes the learner's 'model\.weight' in place"),
         (lambda e: zeroed(e, data=True), r"changes the learner's 'model\.weight' in place"),
-        (lambda e: None, "returns the start of the adapted parameters by name, got NoneType"),
+        (lambda e: None, "must return the start of the adapted parameters by name, got NoneType"),
         (lambda e: {"weight": start(e)["weight"]}, r"returns a start without 'bias'.*return these"),
         (lambda e: {**start(e), "other": start(e)["bias"]}, r"returns a start with 'other', but .* 'weight', 'bias'"),
         (lambda e: {**start(e), "bias": start(e)["bias"].sum()}, r"start of bias by Starts has the shape \(\).*\(1,\)"),

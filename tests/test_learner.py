@@ -181,11 +181,11 @@ def test_evaluation_keeps_memory_flat(regression: Callable[..., il.Task]) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "steps is an integer of at least 0"),
-        ({"batch_size": 0}, "batch_size is an integer of at least 1"),
+        ({"steps": -1}, "steps must be an integer of at least 0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"statistics": "moving"}, "'moving'"),
         ({"vectorize": "yes"}, "'yes'"),
-        ({"order": 3}, "order is 1 or 2"),
+        ({"order": 3}, "order must be 1 or 2"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:

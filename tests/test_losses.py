@@ -123,7 +123,7 @@ class Shifted(nn.Module):
 
 def test_what_of_a_learned_loss_no_meta_gradient_reaches_is_named(regression: Callable[..., il.Task]) -> None:
     learner = learned(nn.Linear(2, 1), Shifted(), F.mse_loss)
-    with pytest.warns(UserWarning, match="does not depend on its shift, which no meta-gradient"):
+    with pytest.warns(UserWarning, match="does not depend on its shift, so these get no meta-gradient"):
         grads, _ = learner.meta_gradient(regression())
     assert grads["inner_loss.shift"] == 0
     assert grads["inner_loss.scale"] != 0
@@ -139,7 +139,7 @@ def test_the_parts_of_losses_are_all_reached(watched: il.Task, regression: Calla
 
 def test_first_order_cannot_learn_a_loss(regression: Callable[..., il.Task]) -> None:
     learner = il.fomaml(nn.Linear(2, 1), loss=F.mse_loss, inner_loss=Shifted())
-    with pytest.raises(ValueError, match=r"a learned inner loss \(scale, shift\) takes order=2"):
+    with pytest.raises(ValueError, match=r"a learned inner loss \(scale, shift\) needs order=2"):
         learner.meta_gradient(regression())
 
 
@@ -147,7 +147,7 @@ def test_first_order_cannot_learn_a_loss(regression: Callable[..., il.Task]) -> 
     ("arguments", "message"),
     [
         ({"heads": {}}, "heads"),
-        ({"heads": {"hidden": 3}, "kernel": 4}, "kernel is odd"),
+        ({"heads": {"hidden": 3}, "kernel": 4}, "kernel must be odd"),
         ({"heads": {"hidden": 3}, "layers": 0}, "layers"),
     ],
 )

@@ -155,7 +155,7 @@ def test_implicit_refuses_rules_that_rest_elsewhere(name: str, regression: Calla
     if name in RESTING:
         learner.meta_gradient(regression(2))
         return
-    told = "says where inner steps come to rest" if name == "learned" else "does not come to rest there"
+    told = "changes the point that inner steps converge to" if name == "learned" else "does not converge there"
     with pytest.raises(ValueError, match=rf"{told}.*il\.Proximal\(2\) first"):
         learner.meta_gradient(regression(2))
 
@@ -293,7 +293,7 @@ def test_scheduled_order_switches() -> None:
 
 def test_a_schedule_of_impossible_orders_is_refused() -> None:
     learner = il.MetaLearner(nn.Linear(4, 3), il.SGD(0.5), objective=il.Unrolled(order=lambda iteration: iteration))
-    with pytest.raises(ValueError, match="order is 1 or 2, got 3 at iteration 3"):
+    with pytest.raises(ValueError, match="order must be 1 or 2, got 3 at iteration 3"):
         learner.meta_gradient(classification(), 3)
 
 
@@ -337,7 +337,7 @@ def test_an_implicit_meta_gradient_is_not_differentiated_once_more(vectorize: bo
     problem, model = Quadratic(), Point()
     learner = il.imaml(model, 0.05, strength=1.0, steps=5, loss=problem.loss, vectorize=vectorize)
     objective = learner(problem.tasks).objective.mean()
-    with pytest.raises(NotImplementedError, match=r"cannot be differentiated once more .*Unrolled"):
+    with pytest.raises(NotImplementedError, match=r"cannot be differentiated again .*Unrolled"):
         torch.autograd.grad(objective, model.theta, create_graph=True)
     learner(problem.tasks).objective.mean().backward()
     torch.testing.assert_close(model.theta.grad, meta_gradient(learner, problem.tasks))

@@ -39,12 +39,12 @@ def test_a_metric_has_the_name_of_its_function(function: object, name: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((worst, "max"), "higher_is_better of the metric worst is True or False, got 'max'"),
-        ((worst, None), "is True or False"),
+        ((worst, "max"), "higher_is_better of the metric worst must be True or False, got 'max'"),
+        ((worst, None), "must be True or False"),
         ((3, True), "needs a function"),
         ((Worst, True), "build it first"),
-        ((worst, True, 3), "the name of a metric is a string"),
-        ((worst, True, "worst", 100), "the unit of a metric is a string"),
+        ((worst, True, 3), "the name of a metric must be a string"),
+        ((worst, True, "worst", 100), "the unit of a metric must be a string"),
     ],
 )
 def test_what_is_no_metric(arguments: tuple[object, ...], message: str) -> None:

@@ -123,9 +123,9 @@ def test_step_weights_are_equal_first_sum_to_one_and_end_on_the_last(steps: int,
 
 
 def test_step_weights_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="steps and stages are at least 1"):
+    with pytest.raises(ValueError, match="steps and stages must be at least 1"):
         il.schedules.multi_step(0, 10)
-    with pytest.raises(ValueError, match="first_order and multi_step are iterations from 0, got -5 and 0"):
+    with pytest.raises(ValueError, match="first_order and multi_step must be integers of at least 0, got -5 and 0"):
         plus_plus(first_order=-5)
 
 
@@ -268,7 +268,7 @@ def test_statistics_that_nothing_gathers_are_refused() -> None:
     adapt = il.everything - il.norms
     learner = il.MetaLearner(network(), il.SGD(), adapt, **options)
     assert learner.depends_on_query_set
-    with pytest.raises(ValueError, match=r"body\.1\.norm, body\.2\.norm, body\.3\.norm: nothing gathers"):
+    with pytest.raises(ValueError, match=r"body\.1\.norm, body\.2\.norm, body\.3\.norm: nothing updates"):
         il.MetaLearner(network(), il.SGD(), adapt, statistics="running", **options)
 
 
@@ -346,7 +346,7 @@ def test_what_does_not_fit_is_refused() -> None:
         plus_plus(running=False, statistics="running")
     with pytest.raises(ValueError, match="per_step="):
         il.maml(network(), statistics="shared")
-    with pytest.raises(ValueError, match="statistics is"):
+    with pytest.raises(ValueError, match="statistics must be"):
         il.maml(network(), statistics="stored")
     with pytest.raises(ValueError, match="got 0 and True"):
         plus_plus(multi_step=True)

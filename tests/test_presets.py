@@ -81,17 +81,17 @@ def test_a_preset_takes_a_selection(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: il.maml(network(), lr=0.1, rule=il.SGD(0.2)), r"maml: lr=0\.1 is for the rule that rule= replaces"),
-        (lambda: il.maml(network(), 0.1, rule=il.SGD(0.2)), r"maml: lr=0\.1 is for the rule that rule= replaces"),
-        (lambda: il.anil(network(), order=1, objective=il.Unrolled()), "anil: order=1 is for the objective that"),
-        (lambda: il.anil(network(), head="2", adapt=il.everything), "anil: head='2' is for the adapt that adapt="),
+        (lambda: il.maml(network(), lr=0.1, rule=il.SGD(0.2)), r"maml: lr=0\.1 has no effect, because rule="),
+        (lambda: il.maml(network(), 0.1, rule=il.SGD(0.2)), r"maml: lr=0\.1 has no effect, because rule="),
+        (lambda: il.anil(network(), order=1, objective=il.Unrolled()), "anil: order=1 has no effect, because "),
+        (lambda: il.anil(network(), head="2", adapt=il.everything), "anil: head='2' has no effect, because adapt="),
         (
             lambda: rl.maml_trpo(policy(), inner="ratio", inner_loss=rl.score),
-            "inner='ratio' is for the inner_loss that",
+            "inner='ratio' has no effect, because inner_loss=",
         ),
         (
             lambda: il.imaml(network(), strength=5.0, rule=il.SGD(0.1), objective=il.Unrolled()),
-            r"imaml: strength=5\.0 is for the rule and objective that",
+            r"imaml: strength=5\.0 has no effect, because rule and objective=",
         ),
         (lambda: il.prototypical(network(), steps=2), "no inner steps, got steps=2"),
     ],
@@ -123,7 +123,7 @@ def test_a_rule_in_a_recipe() -> None:
         ),
         (
             'learner.rule=[{name="sgd"}, {name="clip"}]',
-            r"learner\.rule: a Chain is gradient transforms followed by one",
+            r"learner\.rule: a Chain takes gradient transforms followed by one",
         ),
         ("learner.rule=sgd", r'learner\.rule = \'sgd\' is a string; expected a table \{name = "sgd", \.\.\.\}'),
     ],
@@ -143,7 +143,7 @@ def test_recipes_of_reptile_of_version_0_1(optimizer: str, rule: type) -> None:
 
 @pytest.mark.parametrize(("optimizer", "rule"), [("adam", il.Adam), ("sgd", il.SGD)])
 def test_the_optimizer_of_reptile_is_now_a_rule(optimizer: str, rule: type) -> None:
-    with pytest.warns(FutureWarning, match=r"reptile takes rule= in place of optimizer=.*rule=il\.SGD\(lr\)") as told:
+    with pytest.warns(FutureWarning, match=r"reptile takes rule= instead of optimizer=.*rule=il\.SGD\(lr\)") as told:
         made = il.reptile(network(), lr=0.03, optimizer=optimizer).rule  # type: ignore[call-arg]
     assert told[0].filename == __file__
     assert type(made) is rule
@@ -157,7 +157,7 @@ def test_modules_that_moved_are_found_under_their_old_names(name: str, new: str)
     code = f"import warnings; warnings.simplefilter('error'); import innerloop.{name}"
     done = subprocess.run(python("-c", code), capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
-        f"FutureWarning: innerloop.{name} is now {new}, and version 0.4 will no longer know the old name"
+        f"FutureWarning: innerloop.{name} is now {new}, and version 0.4 will remove the old name"
     )
     first = {"config": "load_recipe", "checkpointing": "task_contexts"}[name]
     code = f"import innerloop as il; now = il.{name}.{first}; import innerloop.{name} as old; print(old.{first} is now)"

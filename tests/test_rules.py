@@ -204,7 +204,7 @@ def test_what_a_rule_returns_is_checked(
 
 def test_sparse_gradients_are_refused() -> None:
     rule, grad = il.SGD(0.1), torch.eye(3).to_sparse()
-    with pytest.raises(ValueError, match=r"gradient of weight is sparse .* make its layer with sparse=False"):
+    with pytest.raises(ValueError, match=r"gradient of weight is sparse .* build its layer with sparse=False"):
         rule({"weight": grad}, {"weight": torch.zeros(3, 3)}, (), 0)
 
 
@@ -267,7 +267,7 @@ def test_every_rule_leaves_parameters_in_their_types(rule: str, objective: str, 
     model = Two(*types)
     pull = [il.Proximal(0.5)] if objective == "implicit" and rule != "proximal" else []
     if objective == "implicit" and rule == "AdamW":
-        with pytest.raises(ValueError, match="nothing else that pulls, such as weight decay"):
+        with pytest.raises(ValueError, match="without another pull such as weight decay"):
             il.MetaLearner(model, il.AdamW(), objective=OBJECTIVES[objective]).meta_gradient(il.Task(batch, batch))
         return
     for vectorize in (True, False):
@@ -451,7 +451,7 @@ def test_chains_that_make_no_sense_are_refused() -> None:
         il.Chain(il.SGD(0.1), il.Clip(1.0))
     with pytest.raises(ValueError, match="write Chain"):
         il.Chain(il.Clip(1.0))
-    with pytest.raises(ValueError, match="Momentum transforms gradients and takes no step"):
+    with pytest.raises(ValueError, match="Momentum only transforms gradients and takes no step"):
         il.MetaLearner(nn.Linear(1, 1), il.Momentum())
 
 

@@ -96,7 +96,7 @@ def test_a_plain_module_of_it_knows_the_support_set_no_longer(episodes: Callable
 
 
 def test_statistics_that_it_does_not_keep_are_refused() -> None:
-    with pytest.raises(ValueError, match='running=True is for norm="batch"'):
+    with pytest.raises(ValueError, match='running=True needs norm="batch"'):
         il.models.conv4(norm="support", running=True)
-    with pytest.raises(ValueError, match='norm is "batch" or "support", got \'layer\''):
+    with pytest.raises(ValueError, match='norm must be "batch" or "support", got \'layer\''):
         il.models.conv4(norm="layer")  # type: ignore[arg-type]

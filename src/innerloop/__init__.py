@@ -1,11 +1,11 @@
 """innerloop: gradient-based meta-learning in PyTorch.
 
 A `MetaLearner` runs one inner loop: an `UpdateRule` moves the `Selection` of a model's parameters on each `Task`'s
-support set, and an `Objective` turns what happens on the query set into one scalar per task whose gradient is the
-meta-gradient.
+support set, and an `Objective` computes one scalar per task, usually from the query set. The gradient of that scalar
+is the meta-gradient.
 
 The core imports only torch. `innerloop.data`, `innerloop.rl`, `innerloop.train`, `innerloop.use` and `innerloop.report`
-come in when first used.
+are imported when first used.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
         return Initialization
     if name in ("data", "imitation", "recipe", "report", "rl", "testing", "train", "use"):
         return importlib.import_module(f".{name}", __name__)
-    if name in ("checkpointing", "config"):  # the modules of these names are there for older programs only
+    if name in ("checkpointing", "config"):  # these modules exist for older programs only
         return importlib.import_module({"config": ".recipe.config"}.get(name, ".functional.checkpointing"), __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -18,9 +18,9 @@ def main() -> None:
         if missing not in ("typer", "rich"):
             raise
         sys.exit(f"error: the command line needs {missing}: pip install 'innerloop[cli]'")
-    except KeyboardInterrupt:  # what the command line imports takes a second or two
+    except KeyboardInterrupt:  # importing the command line takes a second or two
         sys.exit(130)
-    gc.freeze()  # what was imported stays, and need not be looked through for garbage again and again
+    gc.freeze()  # imported objects stay, so the garbage collector need not scan them
     code = run(sys.argv[1:])
     if code == streams.READER_GONE:
         streams.end_by_sigpipe()

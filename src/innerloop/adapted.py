@@ -1,4 +1,4 @@
-"""A model that was adapted to one task."""
+"""Models that were adapted to one task or to many."""
 
 from __future__ import annotations
 
@@ -31,57 +31,57 @@ from .task_model import TaskModel
 
 
 def depends_on_inputs(model: nn.Module, statistics: Statistics) -> bool:
-    """Whether batch norm makes a prediction depend on the other inputs."""
+    """Return whether batch norm makes a prediction depend on the other inputs."""
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     return any(statistics == "batch" or norm.running_mean is None for norm in norms)
 
 
 def warn_of_statistics(model: nn.Module, statistics: Statistics) -> None:
-    """Say what a model's norms have gathered that the learner does not go by, or that will not follow meta-training."""
+    """Warn of norm statistics that the learner does not use, or that meta-training will not update."""
     _warn_of_unused_statistics(model, statistics)
     _warn_of_spectral_norms(model)
 
 
 def _warn_of_unused_statistics(model: nn.Module, statistics: Statistics) -> None:
-    """Say that batch norms in ``eval()`` mode with statistics that were gathered do not go by them."""
+    """Warn that batch norms in ``eval()`` mode will not use the running statistics that they have stored."""
     for name, norm in model.named_modules():
         gathered = isinstance(norm, BATCH_NORMS) and norm.num_batches_tracked is not None
         if statistics == "batch" and gathered and not norm.training and norm.num_batches_tracked:
             warnings.warn(
                 f"the batch norm {name!r} is in eval() mode and has stored running statistics, but the learner ignores "
-                'them and normalizes by batch statistics: give statistics="running" to use the stored ones, or, if '
-                "batch statistics are meant, call model.train() before you make the learner",
+                'them and normalizes with batch statistics: give statistics="running" to use the stored ones, or, if '
+                "you want batch statistics, call model.train() before you make the learner",
                 stacklevel=user_level(),
             )
             return
 
 
 def _warn_of_spectral_norms(model: nn.Module) -> None:
-    """Warn that predictions do not use what meta-training did with spectral norms.
+    """Warn that meta-training does not update the estimates of spectral norms.
 
-    Their vectors are buffers, which are dropped after every task, so that the estimates do not follow meta-training.
+    Their vectors are buffers, which are dropped after every task.
     """
     for name, module in model.named_modules():
         hooks = module._forward_pre_hooks.values()
         if isinstance(module, private.SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
             warnings.warn(
-                f"the spectral norm in {name!r} keeps what it estimates in buffers, which are a task's own, so that it "
-                "does not follow meta-training: after every outer update, call the model once in train() mode under "
-                "torch.no_grad(), which moves them, or use another normalization",
+                f"the spectral norm in {name!r} keeps its estimates in buffers, and each task has its own copy of "
+                "these, so meta-training does not update them: after every outer update, call the model once in "
+                "train() mode under torch.no_grad(), which updates them, or use another normalization",
                 stacklevel=user_level(),
             )
             return
 
 
 def outputs(episode: Episode, step: Step, x: Any, statistics: Statistics, alone: bool) -> Any:
-    """The model's outputs on inputs ``[N, ...]`` with adapted parameters.
+    """Return the model's outputs on inputs ``[N, ...]`` with adapted parameters.
 
     Args:
-        episode: of the task that they were adapted to.
-        step: where the adapted parameters are.
-        x: inputs.
-        statistics: of batch norm.
-        alone: whether each input is judged by itself, beside the support set.
+        episode: the episode of the task.
+        step: the adapted parameters and buffers.
+        x: the inputs.
+        statistics: what batch norm normalizes with.
+        alone: whether each input is evaluated separately, together with the support set.
     """
     if not alone:
         with in_mode(mine(episode.model.stateless.model), statistics, training=False):
@@ -91,8 +91,8 @@ def outputs(episode: Episode, step: Step, x: Any, statistics: Statistics, alone:
         output, _ = episode.beside_support(step, pytree.tree_map(lambda q: q[None], example))
         return pytree.tree_map(lambda out: out[0], output)
 
-    # One query after the other: the tasks of a meta-batch still run at once, by kernels that know stacks of tasks, but
-    # would not know stacks of queries within them.
+    # One query after the other: the tasks of a meta-batch still run at once, with kernels for stacks of tasks. These
+    # kernels do not support stacks of queries within them.
     return stack([one(select(x, index)) for index in range(rows(x))])
 
 
@@ -100,11 +100,11 @@ class Adapted:
     """A model adapted to one task: call it on inputs.
 
     Attributes:
-        parameters: all parameters of the model, by name, the adapted ones in place.
-        losses: ``[K + 1]``; support loss before each step and after the last.
-        reached: where the path ended, with the state of the update rule, to go on from.
+        parameters: all parameters of the model by name, with the adapted ones in place.
+        losses: the support loss before each step and after the last, ``[K + 1]``.
+        reached: the end of the path, with the state of the update rule, to go on from.
         path: the adapted parameters before the first and after each inner step that led here; empty unless `adapt` was
-            asked for them (``path=True``).
+            called with ``path=True``.
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class Adapted:
     @undisturbed()
     @torch.no_grad()
     def __call__(self, x: Any) -> Any:
-        """The outputs on inputs ``x``: ``[N, ...]``.
+        """Return the outputs on inputs ``x``, ``[N, ...]``.
 
-        Batch norm by the inputs' own statistics needs enough of them: a single input is normalized together with the
+        Batch norm with the inputs' own statistics needs enough inputs: a single input is normalized together with the
         support set (as with ``transductive=False``), and fewer inputs than support examples give a warning, once.
         """
         alone = self._dependent and (not self._transductive or size(x) == 1)
@@ -137,7 +137,7 @@ class Adapted:
             self._warned = True
             warnings.warn(
                 f"batch norm normalizes these {size(x)} inputs by their own statistics, which few inputs estimate "
-                "poorly: ask for more at once, or adapt with transductive=False, which judges each input by itself",
+                "poorly: pass more inputs at once, or adapt with transductive=False, which treats each input by itself",
                 stacklevel=user_level(),
             )
         with self._shared.apart(), TaskOperations(vectorized=False):
@@ -175,18 +175,18 @@ class Adapted:
 
     @property
     def joint(self) -> bool:
-        """Whether the model judges inputs by the support set, and so is no plain module without it."""
+        """Whether the model needs the support set in every call, and so cannot become a plain module."""
         return joint(self._model)
 
     def module(self) -> nn.Module:
-        """A plain copy of the model with the adapted parameters, in ``eval()`` mode.
+        """Return a plain copy of the model with the adapted parameters, in ``eval()`` mode.
 
-        Its other buffers are the task's own. If the learner normalizes by batch statistics, a batch norm that keeps
-        running ones has those of the support set, by which ``eval()`` mode goes; where the task was adapted to with
-        ``transductive=False``, so has every batch norm, and each input is judged by itself.
+        Its buffers are the task's own. If the learner normalizes with batch statistics, every batch norm that keeps
+        running statistics gets those of the support set, which ``eval()`` mode then uses. After
+        ``adapt(transductive=False)`` every batch norm does, so each input is normalized independently of the others.
 
         Raises:
-            ValueError: the model judges inputs by the support set.
+            ValueError: the model needs the support set in every call.
         """
         refuse_joint(self._model)
         module = copied(self._model)
@@ -197,7 +197,7 @@ class Adapted:
         module.eval()
         if self._statistics == "batch":
             for layer in module.modules():
-                if isinstance(layer, INSTANCE_NORMS):  # which go by each example's own
+                if isinstance(layer, INSTANCE_NORMS):  # they normalize each example by itself
                     layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
             if not self._transductive:
                 keep_statistics(module)
@@ -206,7 +206,7 @@ class Adapted:
             ]:
                 warnings.warn(
                     f"{unkept[0]} and other batch norms of this module normalize inputs by their own statistics, which "
-                    "few inputs estimate poorly: for a module that judges each input by itself, adapt with "
+                    "few inputs estimate poorly: for a module that treats each input by itself, adapt with "
                     "transductive=False",
                     stacklevel=user_level(),
                 )
@@ -277,20 +277,20 @@ def require_adapted(state: Any) -> None:
 
 
 def refuse_joint(model: nn.Module) -> None:
-    """Refuse a model that judges inputs by the support set.
+    """Refuse a model that needs the support set in every call.
 
     Raises:
-        ValueError: it has a ``SupportNorm2d``.
+        ValueError: the model has a ``SupportNorm2d``.
     """
     if joint(model):
         raise ValueError(
-            "a model with a SupportNorm2d needs the support set beside every input, so adapted parameters alone do not "
-            "make a model: call what `adapt` returns"
+            "a model with a SupportNorm2d needs the support set in every call, so adapted parameters alone do not make "
+            "a model: call what `adapt` returns"
         )
 
 
 class AdaptedTasks:
-    """A model adapted to T tasks: call it on the inputs of all of them.
+    """A model adapted to T tasks: call it on the inputs of all tasks.
 
     Attributes:
         parameters: all parameters of the model, by name, ``[T, ...]``.
@@ -316,8 +316,8 @@ class AdaptedTasks:
         model = self._model.model
         if size(select(x, 0)) == 1 and depends_on_inputs(model, self._statistics):
             warnings.warn(
-                "batch norm normalizes each task's single input by its own statistics, which are a poor estimate: ask "
-                "for more inputs at once, or use `predict`, which normalizes it together with the support set",
+                "batch norm normalizes each task's single input by its own statistics, which are a poor estimate: pass "
+                "more inputs at once, or use `predict`, which normalizes it together with the support set",
                 stacklevel=user_level(),
             )
         with self._shared.apart(), self._in_mode():
@@ -325,7 +325,7 @@ class AdaptedTasks:
             try:
                 with TaskOperations(vectorized=True, kernels=False), without_kept_tensors(mine(model)):
                     return vmap(one)(*every)
-            except Exception as error:  # what cannot be vectorized; a mistake of the caller's shows once more
+            except Exception as error:  # it cannot be vectorized; a mistake of the caller raises again below
                 raise_interrupt_behind(error)
                 with TaskOperations(vectorized=False):
                     return stack([one(*select(every, index)) for index in range(size(every))])
@@ -338,7 +338,7 @@ class AdaptedTasks:
 
 
 def keep_statistics(module: nn.Module) -> None:
-    """Have the batch-norm layers that keep no running statistics keep some."""
+    """Turn on running statistics in the batch norm layers that keep none."""
     for layer in module.modules():
         if isinstance(layer, BATCH_NORMS) and layer.running_mean is None:
             like = next(layer.parameters(), torch.empty(0))
@@ -350,7 +350,7 @@ def keep_statistics(module: nn.Module) -> None:
 
 @torch.no_grad()
 def gather_statistics(module: nn.Module, x: Any) -> None:
-    """Give the batch-norm layers that keep running statistics those of the inputs ``x``."""
+    """Set the running statistics of batch norm layers to those of the inputs ``x``."""
     layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
     momenta, values = [layer.momentum for layer in layers], dict[nn.Module, int]()
 
@@ -360,13 +360,13 @@ def gather_statistics(module: nn.Module, x: Any) -> None:
     hooks = [layer.register_forward_pre_hook(count) for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # a plain average: of one batch, its own statistics
+        layer.momentum = None  # a plain average, which for one batch is its own statistics
         layer.training = True
     if layers:
         args, kwargs = arguments(x)
         module(*args, **kwargs)
     for layer, hook, momentum in zip(layers, hooks, momenta, strict=True):
         hook.remove()
-        if (number := values.get(layer, 0)) > 1:  # torch stores an estimate for more inputs; the batch's own is smaller
+        if (number := values.get(layer, 0)) > 1:  # torch stores the unbiased variance; the batch's own is smaller
             layer.get_buffer("running_var").mul_((number - 1) / number)
         layer.momentum, layer.training = momentum, False

@@ -1,4 +1,4 @@
-"""The name that `innerloop.recipe.config` had up to version 0.2; version 0.4 will no longer have it."""
+"""The name of `innerloop.recipe.config` up to version 0.2; version 0.4 will remove it."""
 
 from .common.errors import warn_of_old_name
 from .recipe import config as _now

@@ -1,8 +1,7 @@
-"""The inner loop, which exists once: one task's path of parameters under an update rule.
+"""The inner loop: the path of one task's parameters under an update rule.
 
-`Episode` is one task with everything that adapting to it takes. `Episode.step` takes one inner step, from one value to
-the next, and `Episode.path` folds it. Training objectives, evaluation, adaptation to one's own data and reinforcement
-learning all walk it.
+`Episode` is one task with everything that is needed to adapt to it. `Episode.step` takes one inner step and
+`Episode.path` all of them. Objectives, evaluation, adaptation and reinforcement learning all use this code.
 """
 
 from __future__ import annotations
@@ -29,33 +28,33 @@ from .task import Batch, Params, Task, rows
 from .task_model import TaskModel
 
 Loss = Callable[..., Tensor]
-"""``(output, y) -> scalar``, averaged over examples. An ``nn.Module`` brings its parameters to be meta-learned."""
+"""``(output, y) -> scalar``, averaged over examples. The parameters of an ``nn.Module`` are meta-learned."""
 
 Memory = Literal["graph", "constant"]
-"""What is kept of an inner step for the backward pass: its graph, or only the parameters that it started from."""
+"""What the backward pass keeps of an inner step: its graph, or only the parameters that it started from."""
 
 
 def check_known(
     steps: int, batch_size: int | None, statistics: Statistics, memory: Memory, precision: Precision
 ) -> None:
-    """Refuse numbers that are none, and words that are not among those known.
+    """Check numbers and words among the arguments of a learner.
 
     Raises:
-        ValueError: one is.
+        ValueError: a number is too small or not an integer, or a word is unknown.
     """
     for name, number, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
         if number is not None and (not isinstance(number, int) or number < least):
-            raise ValueError(f"{name} is an integer of at least {least}, got {number}")
+            raise ValueError(f"{name} must be an integer of at least {least}, got {number}")
     words: tuple[tuple[str, str, Any], ...] = (
         ("statistics", statistics, Statistics), ("memory", memory, Memory), ("precision", precision, Precision)
     )  # fmt: skip
     for name, given, kinds in words:
         if given not in (known := get_args(kinds)):
-            raise ValueError(f"{name} is {' or '.join(map(json.dumps, known))}, got {given!r}")
+            raise ValueError(f"{name} must be {' or '.join(map(json.dumps, known))}, got {given!r}")
 
 
 def detach(tensors: Any) -> Any:
-    """A pytree of tensors, cut from the graph."""
+    """Detach a pytree of tensors from the graph."""
     if type(tensors) is dict and all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         with hidden_from_modes(tensors.values()):
             return {name: tensor.detach() for name, tensor in tensors.items()}
@@ -63,22 +62,22 @@ def detach(tensors: Any) -> Any:
 
 
 def anew(params: Params) -> Params:
-    """The same values as new nodes of the graph, so that a gradient by one does not run through another."""
+    """Return the same values as new nodes of the graph, so that a gradient by one does not run through another."""
     return {name: tensor.view_as(tensor) for name, tensor in params.items()}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A place on a task's path: its start, or where an inner step led.
+    """A point on a task's path: its start, or the result of an inner step.
 
     Attributes:
         params: the adapted parameters.
         buffers: the task's own copy of the model's buffers.
-        index: the number of inner steps that led here.
-        state: of the update rule; ``None`` at the start.
-        loss: the inner loss before the step, a scalar; ``None`` at the start.
-        output: the model's output on the support examples that this loss is of; ``None`` at the start.
-        losses: the inner losses before all steps that led here, detached.
+        index: the number of inner steps so far.
+        state: the state of the update rule; ``None`` at the start.
+        loss: the inner loss before the last step, a scalar; ``None`` at the start.
+        output: the model's output on the support examples of this loss; ``None`` at the start.
+        losses: the inner losses before each of the steps so far, detached.
     """
 
     params: Params
@@ -91,15 +90,15 @@ class Step:
 
     @property
     def latest(self) -> int:
-        """The index of the inner step that led here (0 at the start), by whose own norms examples are judged."""
+        """The index of the last inner step (0 at the start), whose per-step norms predictions use."""
         return max(self.index - 1, 0)
 
     def at(self, params: Params) -> Step:
-        """The same place with other parameters."""
+        """Return the same point with other parameters."""
         return replace(self, params=params)
 
     def detached(self) -> Step:
-        """The same place, cut from the graph."""
+        """Return the same point, detached from the graph."""
         params, buffers, state, loss, output = detach((self.params, self.buffers, self.state, self.loss, self.output))
         return replace(self, params=params, buffers=buffers, state=state, loss=loss, output=output)
 
@@ -111,12 +110,12 @@ class Step:
 
 
 class Query(NamedTuple):
-    """What the query set says of a place on the path.
+    """The result on the query set at a point of the path.
 
     Attributes:
-        step: the place; running statistics that it has of its own have seen the query set.
+        step: the point; its per-step running statistics, if any, have seen the query set.
         loss: the outer loss, a scalar.
-        output: the model's output that it was computed from.
+        output: the model's output that the loss was computed from.
     """
 
     step: Step
@@ -128,7 +127,7 @@ class Query(NamedTuple):
 class InnerLoss:
     """The inner loss of one inner step, on its mini-batch, as a function of the adapted parameters.
 
-    A rule whose ``forward`` has a keyword ``inner`` is given it, and may ask for the loss and its gradient elsewhere.
+    A rule whose ``forward`` has a keyword ``inner`` gets it, and can compute the loss and its gradient at other points.
     """
 
     episode: Episode
@@ -138,16 +137,16 @@ class InnerLoss:
     order: int = 2
 
     def loss(self, params: Params) -> Tensor:
-        """The loss, a scalar: a constant where the step is of first order."""
+        """Return the loss, a scalar; it is a constant if the step is first-order."""
         loss = self._loss(*self._inputs(params))[0]
         return loss if self.order == 2 else loss.detach()
 
     def gradient(self, params: Params) -> Params:
-        """Its gradient by the adapted parameters: a constant where the step is of first order."""
+        """Return its gradient with respect to the adapted parameters; it is a constant if the step is first-order."""
         return self.differentiated(anew(params))[0]  # one of them may have been computed from another
 
     def differentiated(self, params: Params) -> tuple[Params, Tensor, tuple[Any, Params]]:
-        """The gradient and the loss, and of the call of the model the output and the module's buffers after it."""
+        """Return the gradient, the loss, and the pair of the model's output and the module's buffers after the call."""
         if "start" in self.episode.extras:  # before the first step, the parameters are the start
             params = anew(params)
         inputs, episode = self._inputs(params), self.episode
@@ -159,7 +158,7 @@ class InnerLoss:
         )
 
     def _inputs(self, params: Params) -> tuple[Any, ...]:
-        """All tensors that the loss depends on, but for meta-parameters that its module or the model hold."""
+        """Return all tensors that the loss depends on, except meta-parameters that its module or the model hold."""
         episode, model = self.episode, self.episode.model
         start = episode.start.params if "start" in episode.extras else None
         query = episode.task.query.x if "query" in episode.extras else None
@@ -179,7 +178,7 @@ class InnerLoss:
         output, after = model({**fixed, **params}, buffers, batch.x)
         known: dict[str, Any] = {"params": params, "start": start, "step": self.index, "query": query}
         known["model"] = lambda x: model({**fixed, **params}, buffers, x)[0]
-        # What the loss is given it may compute with, also where it is the model's own, as at the start of the path.
+        # The loss may compute with its arguments, even if they are the model's own, as at the start of the path.
         given = {id(tensor) for tensor in (*params.values(), *(start or {}).values())} if episode.extras else ()
         own = {name: model.parameters[name] for name in params}
         with OwnParameters({name: tensor for name, tensor in own.items() if id(tensor) not in given}):
@@ -188,20 +187,22 @@ class InnerLoss:
 
 @dataclass(frozen=True)
 class Episode:
-    """One task with all that it takes to adapt to it and to judge the result: a value, with pure functions of a `Step`.
+    """One task with everything that is needed to adapt to it and to evaluate the result.
+
+    It is immutable; its methods are pure functions of a `Step`.
 
     Attributes:
-        model: as this task has it.
+        model: the model on this task.
         rule: moves the adapted parameters.
         loss: the outer loss.
-        inner_loss: what inner steps descend.
-        task: its support and its query set.
+        inner_loss: the loss that inner steps minimize.
+        task: the support and the query set.
         start: where the path begins; its parameters are connected to the meta-parameters.
         steps: the number K of inner steps.
         iteration: the outer iteration, for schedules.
-        batch_size: support examples per inner step, taken in order and cyclically; ``None`` takes them all.
-        memory: what is kept of an inner step for the backward pass.
-        extras: what the inner loss asks for beside output and targets; see `innerloop.losses.extras_of`.
+        batch_size: support examples per inner step, taken in order and cyclically; ``None`` takes all of them.
+        memory: what the backward pass keeps of an inner step.
+        extras: the keyword-only parameters of the inner loss; see `innerloop.losses.extras_of`.
     """
 
     model: TaskModel
@@ -222,21 +223,21 @@ class Episode:
         """Take one inner step.
 
         Args:
-            previous: where from.
-            order: 2 keeps the whole graph; 1 takes the update as a constant of the parameters (Finn et al. 2017,
-                section 5.2), though not of the rule's own parameters, and the loss and the output as constants.
+            previous: the point to start from.
+            order: 2 keeps the whole graph. 1 treats the loss, the output and the gradient as constants, so that the
+                update depends on the rule's own parameters alone (Finn et al. 2017, section 5.2).
 
         Raises:
-            ValueError: ``order`` is neither.
+            ValueError: ``order`` is neither 1 nor 2.
         """
         if order not in (1, 2):
-            raise ValueError(f"order is 1 or 2, got {order!r} at iteration {self.iteration}")
+            raise ValueError(f"order must be 1 or 2, got {order!r} at iteration {self.iteration}")
         index, params = previous.index, previous.params
         seen = params if order == 2 else detach(params)
         state = self.rule.init(seen) if index == 0 else previous.state
         inner = InnerLoss(self, previous.buffers, index, self.support(index), order)
         grads, loss, (output, after) = inner.differentiated(params)
-        # Buffers move with the graph of what they were computed of, as they would in a loop written by hand.
+        # Buffers keep the graph of what they were computed from, as they would in a loop written by hand.
         if not (order == 2 and torch.is_grad_enabled()):
             loss, output, after = detach((loss, output, after))
         updates, state = self.rule(grads, seen, state, index, inner)
@@ -248,15 +249,15 @@ class Episode:
     def path(
         self, order: int | Sequence[int] = 2, steps: int | None = None, start: Step | None = None
     ) -> Iterator[Step]:
-        """Yield where each inner step leads.
+        """Yield the result of each inner step.
 
         Args:
-            order: as of `step`: one for all, or one for each step.
-            steps: how many; those of the episode if not given.
-            start: where from; the start of the episode if not given.
+            order: as in `step`: one for all, or one for each step.
+            steps: the number of steps; by default that of the episode.
+            start: the point to start from; by default the start of the episode.
 
         Raises:
-            ValueError: there is not one order for each step.
+            ValueError: the number of orders is not the number of steps.
         """
         step, number = start or self.start, self.steps if steps is None else steps
         orders = [order] * number if isinstance(order, int) else list(order)
@@ -267,30 +268,30 @@ class Episode:
             yield step
 
     def last(self, order: int | Sequence[int] = 2, steps: int | None = None, start: Step | None = None) -> Step:
-        """Where the last of these steps leads; the start itself if there is none."""
+        """Return the result of the last of these steps; the start itself if there are none."""
         step = start or self.start
         for step in self.path(order, steps, start):  # noqa: B007 - only the end of the path is wanted
             pass
         return step
 
-    # -- what is asked of a place on it -------------------------------------------------------------------------------
+    # -- evaluations at a point of the path ---------------------------------------------------------------------------
 
     def output(self, step: Step, x: Any) -> Any:
-        """The model's output on ``x``."""
+        """Return the model's output on ``x``."""
         return self.model(step.params, step.buffers, x, step.latest)[0]
 
     def answer(self, step: Step, x: Any) -> tuple[Any, Params]:
-        """The model's output on other examples than the support set's, and the task's buffers after it."""
+        """Return the model's output on examples outside of the support set, and the task's buffers after the call."""
         if self.model.joint:
             return self.beside_support(step, x)
         return self.model(step.params, step.buffers, x, step.latest)
 
     def beside_support(self, step: Step, x: Any) -> tuple[Any, Params]:
-        """The same, the model being handed the support set and ``x`` in one batch."""
+        """Return the same, calling the model on the support set and ``x`` in one batch."""
         return self.model.beside(self.task.support.x, step.params, step.buffers, x, step.latest)
 
     def support(self, index: int | None = None) -> Batch:
-        """The support examples of an inner step: all of them, or the step's mini-batch."""
+        """Return the support examples of an inner step: all of them, or the step's mini-batch."""
         if index is None or self.batch_size is None:
             return self.task.support
         total = rows((self.task.support.x, self.task.support.y))
@@ -298,36 +299,42 @@ class Episode:
         return Batch(*pytree.tree_map_only(Tensor, lambda leaf: leaf[chosen], tuple(self.task.support)))
 
     def support_loss(self, step: Step, index: int | None = None) -> Tensor:
-        """The inner loss on the whole support set, or on the mini-batch of an inner step; a scalar."""
+        """Return the inner loss on the whole support set, or on the mini-batch of an inner step; a scalar."""
         return InnerLoss(self, step.buffers, step.latest, self.support(index)).loss(step.params)
 
     def inner(self, step: Step, index: int | None = None, order: int = 2) -> InnerLoss:
-        """The inner loss as a function of the adapted parameters, at a place on the path.
+        """Return the inner loss as a function of the adapted parameters, at a point of the path.
 
         Args:
-            step: the place.
-            index: of an inner step, for its mini-batch and what it has of its own; ``None`` for the whole support set
-                and what the step that led here has.
-            order: 1 takes the loss and its gradients as constants.
+            step: the point.
+            index: the inner step whose mini-batch and per-step norms are used; ``None`` uses the whole support set and
+                the norms of the last step.
+            order: 1 treats the loss and its gradients as constants.
         """
         number = step.latest if index is None else index
         return InnerLoss(self, step.buffers, number, self.support(index), order)
 
     def compared(self, output: Any, batch: Batch, known: Mapping[str, Any]) -> Tensor:
-        """The inner loss of an output on examples, a scalar, which gets what it asks for of what is known."""
+        """Return the inner loss of an output on examples, a scalar.
+
+        Args:
+            output: the model's output.
+            batch: the examples.
+            known: values by name, from which the loss gets its keyword-only parameters.
+        """
         return scalar(averaged(self.inner_loss, output, batch, **{name: known[name] for name in self.extras}))
 
     def query(self, step: Step) -> Query:
-        """The outer loss on the query set."""
-        with without_kept_tensors(mine(self.model.stateless.model)):  # later steps go on from what earlier steps left
+        """Return the outer loss and the output on the query set."""
+        with without_kept_tensors(mine(self.model.stateless.model)):  # later steps continue from what the model kept
             output, after = self.answer(step, self.task.query.x)
             buffers = self.model.seen(step.buffers, after, step.latest)
             return Query(replace(step, buffers=buffers), scalar(averaged(self.loss, output, self.task.query)), output)
 
     def learned(self) -> list[Tensor]:
-        """The meta-parameters that the graph of an inner loss may reach by itself.
+        """Return the meta-parameters that an inner loss may use without getting them as arguments.
 
-        These are the parameters of a loss module, and the model's own, which a loss that is a function may use.
+        These are the parameters of a loss module, and the model's own, which a loss function may refer to.
         """
         parameters = self.inner_loss.parameters() if isinstance(self.inner_loss, nn.Module) else ()
         own = self.model.stateless.model.parameters()
@@ -338,8 +345,8 @@ def scalar(loss: Tensor) -> Tensor:
     """Return a loss, which must be a scalar.
 
     Raises:
-        ValueError: it has axes.
+        ValueError: the loss has axes.
     """
     if loss.ndim:
-        raise ValueError(f"a loss must average to one scalar, got shape {tuple(loss.shape)}: use reduction='mean'")
+        raise ValueError(f"a loss must be one scalar, got shape {tuple(loss.shape)}: use reduction='mean'")
     return loss

@@ -1,4 +1,4 @@
-"""The MetaLearner: one inner loop, tied to a model, an update rule, a selection and an objective."""
+"""The MetaLearner: an inner loop with its model, update rule, selection and objective."""
 
 from __future__ import annotations
 
@@ -54,47 +54,48 @@ from .task_model import TaskModel
 from .updates import follow, require_kept, require_start
 
 Left = tuple[Params, Params]
-"""What tasks leave for later ones: in the slots of inner steps, and in the state of the update rule."""
+"""What tasks pass on to later ones: the slots of inner steps, and what the update rule keeps of its state."""
 
 
 class MetaLearner(nn.Module):
     """Runs one inner loop on each task and turns the result into one scalar per task.
 
-    A rule moves the selected parameters on each task's support set. An objective turns what happens on the query set
-    into a scalar whose gradient is the meta-gradient.
+    A rule moves the selected parameters on each task's support set. An objective computes one scalar per task, usually
+    from the query set, whose gradient is the meta-gradient.
 
     Args:
-        model: any module; it is never changed by adapting or evaluating.
+        model: any module; adapting and evaluating never change it.
         rule: how an inner step moves the parameters.
-        adapt: which parameters the inner loop moves; the others are meta-learned only.
-        objective: what is differentiated.
+        adapt: which parameters the inner loop moves; the others are only meta-learned.
+        objective: computes the scalar that is differentiated; by default ``Unrolled()``.
         loss: the outer loss, ``(output, y) -> scalar``.
-        inner_loss: the loss of the inner loop where it is another; a module's parameters are meta-learned.
-        initial: where a task's adapted parameters start, if not at the meta-parameters themselves.
-        output: the part of the model's output that losses and predictions see, where that is a mapping or has named
+        inner_loss: the loss of the inner loop; by default the outer loss. A module's parameters are meta-learned.
+        initial: computes the start of a task's adapted parameters; by default they start at the meta-parameters.
+        output: the part of the model's output that losses and predictions use, if the output is a mapping or has named
             parts: ``"logits"`` for the models of transformers.
         steps: the number K of inner steps.
-        batch_size: support examples per inner step, in order and cyclically; ``None``, or more than there are, takes
-            the whole support set.
-        statistics: batch norm by the statistics of the examples at hand (``"batch"``, as the papers do: predictions on
-            a query set then depend on the whole set) or by the stored ones (``"running"``, for models that bring them:
-            meta-training does not change them), in ``train()`` and ``eval()`` alike. With ``per_step``, inner steps
-            always go by those at hand; meta-training moves the stored ones of each step, by which ``"running"`` judges
-            query examples in predictions, and ``"shared"`` by one set for all steps.
-        per_step: parameters, such as those of norms, that every inner step has its own of, and with them the running
-            statistics of batch norms among their layers; see `innerloop.per_step.Slots`.
-        memory: ``"graph"`` keeps what the backward pass needs of every inner step; ``"constant"`` recomputes it, one
+        batch_size: support examples per inner step, taken in order and cyclically; ``None``, or more than there are,
+            takes the whole support set.
+        statistics: what batch norm normalizes with, in ``train()`` and in ``eval()`` mode. ``"batch"`` uses the
+            statistics of the current examples, as the papers do: predictions on a query set then depend on the whole
+            set. ``"running"`` uses stored statistics, for pretrained models; meta-training does not change them. With
+            ``per_step``, inner steps always use the current examples, and meta-training updates stored statistics of
+            each step: ``"running"`` uses these in predictions on query examples, ``"shared"`` uses one set for all
+            steps.
+        per_step: parameters, such as those of norms, that are separate for every inner step, together with the running
+            statistics of their batch norm layers; see `innerloop.per_step.Slots`.
+        memory: ``"graph"`` keeps what the backward pass needs of every inner step. ``"constant"`` recomputes it, one
             step at a time, which takes about a third longer and a small part of the memory. The gradients are the same.
         precision: ``"float32"``, or ``"bfloat16"`` for matrix products and convolutions.
         vectorize: ``"auto"``, ``True``, ``False``, a number of tasks, or of tasks and threads; see
             `innerloop.engine.engine.Engine`.
         compile: ``"auto"``, ``True`` or ``False``: whether `meta_gradient` runs compiled; see
             `innerloop.engine.compiling.Compiler`.
-        citation: of the algorithm, where it is more than its parts.
+        citation: the paper of the algorithm, if its parts do not cite it.
     """
 
     outer: Any = None
-    """How meta-gradients move the meta-parameters, where that is part of the algorithm (`innerloop.train.outer`)."""
+    """How meta-gradients move the meta-parameters, if that is part of the algorithm (`innerloop.train.outer`)."""
     _asking: tuple[Any, tuple[str, ...]] | None = None
 
     def __init__(
@@ -129,8 +130,8 @@ class MetaLearner(nn.Module):
         refuse_extras(loss)
         if "model" in self._extras and joint(model):
             raise ValueError(
-                "an inner loss cannot ask for the model (its keyword model) where that has a SupportNorm2d, which "
-                "needs the support set beside every input"
+                "the inner loss takes the model (its keyword model), but the model has a SupportNorm2d, which needs "
+                "the support set in every call: compute the loss from the output instead, or use another norm"
             )
         self._chosen = chosen = Chosen(adapt, model)
         self.selection, self.adapted = adapt.description, chosen.names
@@ -140,7 +141,7 @@ class MetaLearner(nn.Module):
         self.compiler = Compiler(compile, lean=memory == "constant")
         self.slots = None if per_step is None else Slots(model, per_step, steps, self.adapted)
         if self.slots is None and statistics == "shared":
-            raise ValueError('statistics="shared" is for a learner with per_step=; without it there is "running"')
+            raise ValueError('statistics="shared" needs per_step=; without per_step= give "batch" or "running"')
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics(model)
         self._stateless, self._joint, self._examined = Stateless(model, precision, output), joint(model), set[Any]()
@@ -150,12 +151,12 @@ class MetaLearner(nn.Module):
 
     @undisturbed(alone=True)
     def forward(self, tasks: Tasks, iteration: int = 0, objective: Objective | None = None) -> Outcome:
-        """Adapt to every task and judge the result.
+        """Adapt to every task and evaluate the result.
 
         Args:
             tasks: a meta-batch, every tensor with a leading task axis ``[T, ...]``, or a list of tasks.
             iteration: the outer iteration, for schedules.
-            objective: another than the learner's own, to judge by.
+            objective: replaces the learner's own objective.
         """
         judge = self.engine.isolated(self._judge, iteration=iteration, objective=objective)
         purpose = ("judge", "forward")[torch.is_grad_enabled()]
@@ -177,14 +178,17 @@ class MetaLearner(nn.Module):
     @guarded
     @torch.enable_grad()
     def meta_gradient(self, tasks: Tasks, iteration: int = 0) -> tuple[Params, Outcome]:
-        """The gradient of the mean objective with respect to every meta-parameter, and the outcome, detached.
+        """Return the gradient of the mean objective with respect to every meta-parameter, and the detached outcome.
 
-        Takes the gradient of each chunk of tasks as it comes, so that what is kept for it is that of one chunk.
+        The gradient is computed for one chunk of tasks after another, so memory holds the graph of one chunk.
         Meta-parameters that the objective does not depend on get a gradient of zero.
 
         Args:
             tasks: a meta-batch, every tensor with a leading task axis ``[T, ...]``, or a list of tasks.
             iteration: the outer iteration, for schedules.
+
+        Raises:
+            ValueError: every parameter is frozen.
         """
         with self._shared.lock:
             tasks = normal_tensors(tasks)
@@ -209,7 +213,7 @@ class MetaLearner(nn.Module):
         tasks, values = group.tasks, tensors(self, group.tasks)
         step = partial(self._gradients, iteration=iteration, total=total, kind=group.kind)
         key = signature(self, tasks, values), self.steps, self.batch_size, total, self.objective.constants(iteration)
-        if (compiled := self.compiler.get(key)) is not None:  # runs on values, and needs no snapshot of the modules
+        if (compiled := self.compiler.get(key)) is not None:  # it runs on values: no snapshot is needed
             refuse_hooks(self.model, self.rule, self.adapted, judged=True)
             return compiled(values, partial(in_turn, partial(step, tasks), self._shared))  # type: ignore[no-any-return]
         if not group.kind:
@@ -220,13 +224,13 @@ class MetaLearner(nn.Module):
         return in_turn(run, self._shared)  # type: ignore[no-any-return]
 
     def _lasting(self, iteration: int) -> bool:
-        """Whether the objective is some iterations later what it is now."""
+        """Return whether the objective stays the same for some iterations."""
         return self.objective.constants(iteration) == self.objective.constants(iteration + SOON)
 
     def _gradients(
         self, tasks: Task, iteration: int, total: int | None = None, kind: str = ""
     ) -> tuple[Params, Outcome, Left]:
-        """The meta-gradient, the outcome, and what the tasks leave for later ones.
+        """Return the meta-gradient, the outcome, and what the tasks pass on to later ones.
 
         Args:
             tasks: some tasks of a meta-batch.
@@ -240,7 +244,7 @@ class MetaLearner(nn.Module):
         number, summed, outcomes = total or count(tasks), [torch.zeros_like(p) for p in learned.values()], []
 
         def differentiate(result: tuple[Outcome, Left]) -> tuple[Sequence[Tensor], tuple[Outcome, Left]]:
-            # The mean's own: in a backward pass that is not linear, dividing afterwards would give something else.
+            # Differentiate the mean: if the backward pass is not linear, dividing afterwards would give another result.
             objective, by = result[0].objective.sum() / number, list(learned.values())
             return torch.autograd.grad(objective, by, allow_unused=True, materialize_grads=True), detach(result)
 
@@ -255,7 +259,7 @@ class MetaLearner(nn.Module):
     def _judge(
         self, task: Task, params: Params, buffers: Params, *, iteration: int, objective: Objective | None = None
     ) -> tuple[Outcome, Left]:
-        """The outcome, and what the task leaves for later ones."""
+        """Return the outcome, and what the task passes on to later ones."""
         episode = self._episode(task, params, buffers, iteration=iteration)
         value, query = (objective or self.objective)(episode)
         losses = query.step.losses
@@ -264,34 +268,34 @@ class MetaLearner(nn.Module):
         return outcome, self._left(episode, query.step)
 
     def _left(self, episode: Episode, last: Step) -> Left:
-        """What a task leaves for later ones: in slots, and in the rule's state."""
+        """Return what a task passes on to later ones: its slots, and what the rule keeps of its state."""
         slots = episode.model.left(last.buffers, self.steps) if isinstance(episode.model, PerStepModel) else {}
         return slots, detach(require_kept(episode.rule.kept(last.state), episode.rule)) if last.index else {}
 
     @property
     def _training_statistics(self) -> Statistics:
-        """Of meta-training and of inner steps: those at hand, where steps have statistics of their own to gather."""
+        """The statistics of meta-training and of inner steps, with per-step norms always those of the examples."""
         return self.statistics if self.slots is None else "batch"
 
     def _in_use(self) -> Any:
-        """Batch norm as in training, dropout and the like turned off, in losses and rules, too."""
+        """Set batch norm as in training, and turn off dropout and the like, also in losses and rules."""
         others = map(mine, (self.rule, self.loss, self.inner_loss, self.initial))
         return in_mode(mine(self.model), self._training_statistics, training=False, others=others)
 
     def _takes(self, steps: int | None) -> int:
-        """The number of inner steps; `None` stands for that of training."""
+        """Return the number of inner steps; `None` stands for that of training."""
         return self.steps if steps is None else steps
 
     @property
     def _extras(self) -> tuple[str, ...]:
-        """What the inner loss asks for beside output and targets."""
+        """The keyword-only parameters of the inner loss."""
         if self._asking is None or self._asking[0] is not self.inner_loss:
             self._asking = self.inner_loss, extras_of(self.inner_loss)
         return self._asking[1]
 
     @property
     def carried(self) -> Params:
-        """The buffers that meta-training moves by what tasks leave (statistics of slots, and what rules keep)."""
+        """The buffers that meta-training updates from what tasks pass on (statistics of slots, and what rules keep)."""
         named = (part.named_buffers(prefix=str(number)) for number, part in enumerate(self._moving))
         return {name: buffer for buffers in named for name, buffer in buffers}
 
@@ -303,7 +307,7 @@ class MetaLearner(nn.Module):
         return [*keeping, *([] if self.slots is None else [self.slots])]
 
     def _renew(self, left: Left) -> None:
-        """Take up what tasks left, on average."""
+        """Store the average of what tasks pass on."""
         slots, state = left
         if self.training and slots and self.slots is not None:
             in_turn(partial(self.slots.renew, slots), self._shared)
@@ -317,26 +321,30 @@ class MetaLearner(nn.Module):
     def predict(
         self, tasks: Tasks, steps: int | None = None, transductive: bool = True, at: Collection[int] | None = None
     ) -> Any:
-        """The model's output on the query sets after 0, 1, ..., K inner steps: ``[T, K + 1, Q, ...]``.
+        """Return the model's output on the query sets after 0, 1, ..., K inner steps, ``[T, K + 1, Q, ...]``.
 
-        Of tasks of different sizes, it is a list with ``[K + 1, Q, ...]`` for each task. Keeps no graph, and turns
-        dropout off.
+        For tasks of different sizes, it is a list with ``[K + 1, Q, ...]`` for each task. No graph is kept, and dropout
+        is off.
 
         Args:
             tasks: a meta-batch of T tasks, or a list of them.
             steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
-            transductive: batch norm normalizes the query set by its own statistics. If false, or if there is a single
-                query example, each is normalized together with the support set alone, so that it is judged as if it
-                came by itself (Nichol et al. 2018, section 6.1). Without batch norm on batch statistics both are the
-                same.
-            at: after which numbers of steps alone, for a result of ``[T, len(at), Q, ...]``, in rising order.
+            transductive: batch norm normalizes the query set with its own statistics. If false, or if there is a single
+                query example, each query example is normalized together with the support set alone, so that its
+                prediction does not depend on the others (Nichol et al. 2018, section 6.1). Without batch norm on batch
+                statistics both are the same.
+            at: the numbers of steps after which to predict; the result is then ``[T, len(at), Q, ...]``, in ascending
+                order.
+
+        Raises:
+            ValueError: ``at`` is empty, repeats a number, or has one that is not from 0 to K.
         """
         if at is not None and (not at or len(set(at)) < len(at) or not set(at) <= set(range(self._takes(steps) + 1))):
-            raise ValueError(f"at= has different numbers of steps from 0 to {self._takes(steps)}, got {list(at)}")
+            raise ValueError(f"at= takes distinct numbers of steps from 0 to {self._takes(steps)}, got {list(at)}")
 
         def predictions(task: Task, params: Params, buffers: Params, alone: bool) -> Any:
             episode = self._episode(task, params, buffers, steps, stored=self.statistics != "batch")
-            # Outputs are taken along the way, since buffers move with the parameters.
+            # Outputs are computed along the way, since buffers move with the parameters.
             output = partial(outputs, episode, x=task.query.x, statistics=self.statistics, alone=alone)
             path = chain((episode.start,), episode.path(order=1))
             return stack([output(step) for step in path if at is None or step.index in at])
@@ -373,7 +381,7 @@ class MetaLearner(nn.Module):
                 be others. What the inner loop does not move is the learner's own.
             path: whether to keep the parameters before and after each step, as `Adapted.path`.
         """
-        support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # it may be written to later
+        support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # the caller may write to it later
         refuse_query_inputs(self._extras)
         task = Task(support, support)
         if self._takes(steps):
@@ -449,7 +457,7 @@ class MetaLearner(nn.Module):
 
     @property
     def depends_on_query_set(self) -> bool:
-        """Whether a prediction depends on the other query examples unless told otherwise (batch statistics)."""
+        """Whether predictions depend on the other query examples by default, through batch statistics."""
         return depends_on_inputs(self.model, self.statistics)
 
     @property
@@ -465,17 +473,17 @@ class MetaLearner(nn.Module):
 
     @property
     def choices(self) -> list[str]:
-        """How tasks run and why, in words, as far as it was measured and settled."""
+        """How tasks run and why, in words, as far as it has been decided."""
         return [*self.engine.reasons, *self.compiler.reasons.values()]
 
     def extra_repr(self) -> str:
-        """What ``repr`` shows beside the submodules: selection, objective and number of inner steps."""
+        """Return what ``repr`` shows besides the submodules, namely selection, objective and number of inner steps."""
         return f"adapt={self.selection}, objective={type(self.objective).__name__}, steps={self.steps}"
 
     # -- one task -----------------------------------------------------------------------------------------------------
 
     def _own(self, shared: bool = False) -> tuple[Params, Params]:
-        """The model's parameters and buffers, which every task gets its own copies of; of some, slots of all steps."""
+        """Return the model's parameters and buffers, or their slots, of which every task gets its own copies."""
         params, buffers = self._stateless.own()
         return (params, buffers) if self.slots is None else self.slots.put(params, buffers, shared)
 
@@ -508,10 +516,10 @@ class MetaLearner(nn.Module):
         )
         if self.initial is None:
             return episode
-        # New nodes of the graph: one parameter's start may have been computed from another, whose own gradient is not
-        # to run through it.
-        found = require_start(mine(self.initial)(episode), start.params, type(self.initial).__name__)
-        return replace(episode, start=start.at(anew(found)))
+        # New nodes of the graph: one parameter's start may be computed from another, and the gradient with respect to
+        # that one must not run through it.
+        params = require_start(mine(self.initial)(episode), start.params, type(self.initial).__name__)
+        return replace(episode, start=start.at(anew(params)))
 
     def _groups(
         self,
@@ -523,12 +531,7 @@ class MetaLearner(nn.Module):
     ) -> list[unequal.Group]:
         """Examine a meta-batch, and decide which of its tasks run at once.
 
-        Args:
-            tasks: the meta-batch.
-            use: what is done with it; ``None`` examines and pads nothing.
-            run: does it with a group.
-            objective: another than the learner's own.
-            pads: whether tasks of different sizes may be padded.
+        ``run`` does with a group what the examination is for (``use``). Without a use, nothing is examined or padded.
         """
         tasks = unequal.prepared(tasks)
         if not isinstance(tasks, list):
@@ -566,13 +569,9 @@ class MetaLearner(nn.Module):
             return ignores_padding(partial(self._stateless, *self._own()), tasks)
 
     def _examine(self, tasks: Task, use: Use, objective: Objective | None = None, sizes: bool = True) -> None:
-        """Refuse what would be wrong without an error: hooks in each call, the rest once for each set of shapes.
+        """Refuse what would silently give wrong results: hooks in each call, the rest once for each set of shapes.
 
-        Args:
-            tasks: of which the first is examined.
-            use: what is done with them.
-            objective: another than the learner's own.
-            sizes: whether the numbers of examples count as part of the shapes.
+        With ``sizes=False``, the numbers of examples do not count as part of the shapes.
         """
         with self._shared.lock:
             refuse_hooks(self.model, self.rule, self.adapted, use >= Use.JUDGE)
@@ -595,6 +594,6 @@ class MetaLearner(nn.Module):
             known = any(earlier >= use for *_, earlier in self._examined)
             with (draws := Draws((self.model, *self.engine.parts.values()), self.parameters())):
                 episode = self._episode(select(normal_tensors(tasks), 0), *self._own())
-            found = examine(episode, use, draws, trained, None if known else objective or self.objective)
-        self.engine.note(found.random, found.changing or bool(moved), found.separable, draws)
-        self._shared.entangled |= bool(left) or not found.separable
+            result = examine(episode, use, draws, trained, None if known else objective or self.objective)
+        self.engine.note(result.random, result.changing or bool(moved), result.separable, draws)
+        self._shared.entangled |= bool(left) or not result.separable

@@ -1,8 +1,8 @@
-"""Losses: by name, ``(output, y) -> scalar``, averaged over the examples of one task; and losses that are learned.
+"""Losses, ``(output, y) -> scalar``, averaged over the examples of one task: named losses and learned losses.
 
-A learned loss is a module that is given to a learner as ``inner_loss=``: the inner loop descends it, and the
-meta-gradient, through the inner loop, says what it is to be. It trains the parameters that the learner's selection
-names (``adapt=``), of which those that its value does not depend on stay where they are.
+A learned loss is a module that is passed to a learner as ``inner_loss=``. The inner loop minimizes it, and the
+meta-gradient trains it through the inner loop. It moves the parameters that the learner's selection names
+(``adapt=``); parameters that its value does not depend on stay where they are.
 """
 
 from __future__ import annotations
@@ -25,21 +25,24 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
     "l1": F.l1_loss,
 }
-"""The losses that a recipe can name; outputs are logits for the first two."""
+"""The losses that a recipe can name; the first two take logits."""
 
 
 class TemporalLoss(nn.Module):
-    """A learned loss of a policy's activations, for demonstrations without actions; it needs no targets.
+    """A learned loss on a policy's activations, for demonstrations without actions; it needs no targets.
 
     It convolves the activations over time and takes the mean square of the result (Yu et al. 2018).
 
     Args:
-        heads: features of each part of the output that is looked at: one head is ``{"hidden": 64}``, two are
-            ``{"points": 32, "actions": 2}``. Each has a network of its own, and the loss is the sum. The parts are
-            attributes of the output, ``[S, H, features]``: S sequences of H steps.
-        channels: of the convolutions between.
-        kernel: steps that a convolution looks at, an odd number.
-        layers: convolutions, the last of which is of one step.
+        heads: the number of features of each part of the output that the loss reads: one head is ``{"hidden": 64}``,
+            two are ``{"points": 32, "actions": 2}``. Each part has its own network, and the loss is the sum. The parts
+            are attributes of the output, ``[S, H, features]``: S sequences of H steps.
+        channels: channels of the hidden convolutions.
+        kernel: width of the convolutions in steps, an odd number.
+        layers: number of convolutions; the last one has width 1.
+
+    Raises:
+        ValueError: ``kernel`` is even, or a number is below 1.
     """
 
     citation = (
@@ -51,17 +54,17 @@ class TemporalLoss(nn.Module):
         super().__init__()
         require_at_least(1, heads=len(heads), channels=channels, kernel=kernel, layers=layers)
         if kernel % 2 == 0:
-            raise ValueError(f"kernel is odd, so that steps stay in their places, got {kernel}")
+            raise ValueError(f"kernel must be odd, so that the number of steps stays the same, got {kernel}")
         self.heads = nn.ModuleDict(
             {name: _temporal(features, channels, kernel, layers) for name, features in heads.items()}
         )
 
     def forward(self, output: Any, y: Any = None) -> Tensor:
-        """The loss, a scalar, of an output with the parts that the heads look at; targets are not needed."""
+        """Return the loss, a scalar, of an output that has the parts of all heads; targets are ignored."""
         return torch.stack([values.mean() for values in self.over_time(output).values()]).sum()
 
     def over_time(self, output: Any) -> dict[str, Tensor]:
-        """What each head makes of every step, ``[S, H]``."""
+        """Return the loss of each head at every step, ``[S, H]``."""
         parts = {name: getattr(output, name) for name in self.heads}
         return {name: head(parts[name].mT).square().mean(1) for name, head in self.heads.items()}
 
@@ -76,12 +79,12 @@ def _temporal(features: int, channels: int, kernel: int, layers: int) -> nn.Sequ
 
 
 class OutputLoss(nn.Module):
-    """A small network that judges the output of each example, beside its target if there is one (Bechtle et al. 2021).
+    """A learned loss: a small network on the output, and optionally the target, of each example (Bechtle et al. 2021).
 
     Args:
-        outputs: numbers that an example's output has.
-        targets: numbers that its target has; 0 for a loss that is not told.
-        hidden: units between.
+        outputs: number of elements of an example's output.
+        targets: number of elements of an example's target; 0 for a loss without targets.
+        hidden: number of hidden units.
     """
 
     citation = (
@@ -100,33 +103,37 @@ class OutputLoss(nn.Module):
         )  # fmt: skip
 
     def forward(self, output: Tensor, y: Tensor | None = None) -> Tensor:
-        """The loss, a scalar, of outputs ``[..., outputs]`` and targets ``[..., targets]``."""
+        """Return the loss, a scalar, of outputs ``[..., outputs]`` and targets ``[..., targets]``.
+
+        Raises:
+            ValueError: the targets are missing or have another size.
+        """
         if self.targets and (y is None or y.shape[-1] != self.targets):
             raise ValueError(
-                f"this loss is told {self.targets} numbers of a target, got {'none' if y is None else y.shape[-1]}"
+                f"this loss takes targets of size {self.targets}, got {'none' if y is None else y.shape[-1]}"
             )
         seen = torch.cat([output, y], -1) if self.targets and y is not None else output
         return self.judge(seen).mean()  # type: ignore[no-any-return]
 
 
 EXTRAS = ("params", "start", "step", "query", "model")
-"""What an inner loss may ask for beside output and targets."""
+"""The keyword-only parameters that an inner loss may have."""
 
 
 def extras_of(loss: Any) -> tuple[str, ...]:
-    """What an inner loss asks for beside the model's output on the support examples and their targets.
+    """Return the keyword-only parameters of an inner loss, as in ``def loss(output, y, *, params, start)``.
 
-    It asks by keyword-only parameters, as in ``def loss(output, y, *, params, start)``:
+    The learner passes what these names stand for:
 
-    - ``params``: the adapted parameters that the output was computed with, by name; ``start``: those before the first
-      inner step;
+    - ``params``: the adapted parameters that the output was computed with, by name; ``start``: the adapted parameters
+      before the first inner step;
     - ``step``: the index of the inner step, from 0;
     - ``query``: the inputs of the query set; ``model``: a function of inputs, the model's output with ``params``.
 
-    What a ``functools.partial`` fixes is not asked for.
+    The learner does not pass parameters that a ``functools.partial`` fixes.
 
     Raises:
-        ValueError: it has another keyword-only parameter, without a default.
+        ValueError: the loss has another keyword-only parameter, without a default.
     """
     fixed = set[str]()
     while isinstance(loss, partial):
@@ -139,33 +146,33 @@ def extras_of(loss: Any) -> tuple[str, ...]:
     strange = [p.name for p in named if p.name not in EXTRAS and p.default is p.empty]
     if strange:
         raise ValueError(
-            f"the inner loss needs a keyword {strange[0]!r}, but an inner loss may ask for {', '.join(EXTRAS)}: give "
-            f"{strange[0]!r} a default, or fix it with functools.partial"
+            f"the inner loss has the keyword-only parameter {strange[0]!r}, but only {', '.join(EXTRAS)} are passed: "
+            f"give {strange[0]!r} a default, or fix it with functools.partial"
         )
     return tuple(p.name for p in named if p.name in EXTRAS)
 
 
 def refuse_extras(loss: Any) -> None:
-    """Refuse an outer loss that asks for what only an inner loss is given.
+    """Refuse an outer loss with keyword-only parameters that only inner losses get.
 
     Raises:
-        ValueError: it does.
+        ValueError: the loss has such a parameter.
     """
     if asked := extras_of(loss):
         raise ValueError(
-            f"the outer loss asks for {', '.join(asked)}, which only an inner loss is given: make it the inner_loss=, "
-            "and give a loss= of output and targets"
+            f"the outer loss has the parameters {', '.join(asked)}, which only an inner loss gets: pass it as "
+            "inner_loss=, and give a loss= of output and targets"
         )
 
 
 def refuse_query_inputs(extras: Collection[str]) -> None:
-    """Refuse to adapt to a support set alone by a loss that looks at query inputs.
+    """Refuse to adapt to a support set alone with a loss that reads query inputs.
 
     Raises:
-        ValueError: it does.
+        ValueError: the loss reads them.
     """
     if "query" in extras:
         raise ValueError(
-            "the inner loss looks at the inputs of the query set (its keyword query), which adapt and adapt_all do "
-            "not get: use predict(tasks)"
+            "the inner loss reads the inputs of the query set (its keyword query), which adapt and adapt_all do not "
+            "get: use predict(tasks)"
         )

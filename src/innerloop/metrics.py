@@ -1,4 +1,4 @@
-"""Metrics: what a learner is judged by, which way is better, and what the numbers are called."""
+"""Metrics: the score of a learner, its direction, and its name and unit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from functools import partial
 from typing import Any
 
 OLDER = {"accuracy": (True, "%"), "success": (True, "%"), "return": (True, "")}
-"""Direction and unit of the metrics of records that were written before records had them. Every other one is an error
-or a loss: lower is better, and it has no unit."""
+"""Direction and unit of the metrics in old records, which have only the name. Every other metric is an error or a
+loss: lower is better, and it has no unit."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How scores are read, wherever they come from.
+    """The name, direction and unit of scores.
 
     Attributes:
         name: the name of the metric.
-        higher_is_better: which of two scores is the better one.
+        higher_is_better: whether the higher of two scores is the better one.
         unit: the unit of the scores, such as ``"%"``; empty if they have none.
     """
 
@@ -31,9 +31,9 @@ class Scale:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Scale:
-        """The scale of an evaluation as ``metrics.jsonl`` and ``results.json`` hold it.
+        """Return the scale of an evaluation in ``metrics.jsonl`` or ``results.json``.
 
-        This is the only place that knows metrics by their names: records of older versions hold nothing but the name.
+        Only here are metrics known by their names, because records of older versions have nothing but the name.
         """
         name = str(record["metric"])
         higher, unit = OLDER.get(name, (False, ""))
@@ -41,14 +41,14 @@ class Scale:
 
     @classmethod
     def of(cls, metric: Any) -> Scale:
-        """The scale of a `Metric`, of a `Scale`, or of what an `InteractiveSource` calls its metric."""
+        """Return the scale of a `Metric`, of a `Scale`, or of the metric of an `InteractiveSource`."""
         if isinstance(metric, str) and metric in OLDER:
             return cls.read({"metric": metric})
         try:
             return cls(metric.name, metric.higher_is_better, metric.unit)
         except AttributeError:
             raise ValueError(
-                f"the metric of an interactive source is a scale, such as "
+                f"the metric of an interactive source must be a scale, such as "
                 f'innerloop.metrics.Scale("goals", higher_is_better=True), or one of {", ".join(map(repr, OLDER))}; '
                 f"got {metric!r}"
             ) from None
@@ -60,23 +60,24 @@ class Scale:
 
     @property
     def suffix(self) -> str:
-        """What is written behind a number."""
+        """The unit as it follows a number."""
         return f" {self.unit}" if self.unit else ""
 
     def digits(self, plain: str = ".4g") -> str:
-        """The format of numbers: two decimals for per cent, else ``plain``."""
+        """Return the format of numbers: two decimals for percentages, else ``plain``."""
         return ".2f" if self.unit == "%" else plain
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A function that scores the predictions on the query set of one task, and how its scores are read.
+    """A function that scores the predictions on the query set of one task, with its direction, name and unit.
 
     Args:
-        function: ``(output, y) -> number``, with the model's output on the query examples first: a tensor without axes
-            or a plain number. A metric object of torchmetrics is accepted, too; it is reset before and after each task.
-        higher_is_better: true where more is better, such as for an F1 score; false for errors and losses.
-        name: the name for tables, figures and records; the function's or the class's own if not given.
+        function: ``(output, y) -> number``, with the model's output on the query examples first; returns a tensor
+            without axes or a plain number. It can also be a torchmetrics object, which is reset before and after each
+            task.
+        higher_is_better: true if higher is better, as for an F1 score; false for errors and losses.
+        name: the name for tables, figures and records; by default that of the function or the class.
         unit: the unit of the scores, such as ``"%"``; empty if they have none.
 
     Raises:
@@ -103,46 +104,46 @@ class Metric:
         if _module(self.function).partition(".")[0] == "sklearn":
             name = name_of(self.function)
             raise ValueError(
-                f"scikit-learn's {name} takes the targets first, and a metric takes (output, y): wrap it, "
+                f"scikit-learn's {name} takes the targets first, but a metric takes (output, y): wrap it, "
                 f"il.Metric(lambda output, y: {name}(y, output), higher_is_better=..., name={name!r})"
             )
         object.__setattr__(self, "name", self.name or name_of(self.function) or "metric")
         _check(self.name, self.higher_is_better, self.unit)
 
     def __call__(self, output: Any, y: Any) -> Any:
-        """The score of one task, as the function returns it."""
+        """Return the score of one task, as the function returns it."""
         return self.function(output, y)
 
 
 def unwrapped(function: Any) -> Any:
-    """The function behind ``functools.partial``."""
+    """Return the function behind ``functools.partial``."""
     while isinstance(function, partial):
         function = function.func
     return function
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, or of the class of an object; empty for a lambda."""
+    """Return the name of a function, or of the class of an object; empty for a lambda."""
     function = unwrapped(function)
     name = str(getattr(function, "__name__", type(function).__name__))
     return "" if name == "<lambda>" else name
 
 
 def _module(function: Any) -> str:
-    """The module in which a function, or the class of an object, was defined."""
+    """Return the module in which a function, or the class of an object, was defined."""
     function = unwrapped(function)
     return str(getattr(function if hasattr(function, "__name__") else type(function), "__module__", ""))
 
 
 def _check(name: Any, higher_is_better: Any, unit: Any) -> None:
     if not isinstance(higher_is_better, bool):
-        raise TypeError(f"higher_is_better of the metric {name} is True or False, got {higher_is_better!r}")
+        raise TypeError(f"higher_is_better of the metric {name} must be True or False, got {higher_is_better!r}")
     for what, value in (("name", name), ("unit", unit)):
         if not isinstance(value, str):
-            raise TypeError(f"the {what} of a metric is a string, got {value!r}")
+            raise TypeError(f"the {what} of a metric must be a string, got {value!r}")
 
 
 RETURN = Scale("return", higher_is_better=True)
 """The sum of rewards over an episode."""
 SUCCESS = Scale("success", higher_is_better=True, unit="%")
-"""How often a task was done."""
+"""The percentage of episodes in which the task was solved."""

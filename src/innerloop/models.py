@@ -1,4 +1,4 @@
-"""Networks of the papers. Ordinary modules: nothing in them knows of meta-learning."""
+"""Networks of the papers. They are ordinary modules without code for meta-learning."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ Norm = Literal["batch", "support"]
 def mlp(*sizes: int) -> nn.Sequential:
     """A multi-layer perceptron with ReLUs, e.g. ``mlp(1, 40, 40, 1)`` for sinusoids (Finn et al. 2017, 5.1).
 
-    Weights start uniform on +-1 / sqrt(fan-in), biases at zero: small enough that inner steps at the usual rates do not
-    diverge before meta-training has begun, as they do from the He initialization.
+    Weights start uniform on +-1 / sqrt(fan-in) and biases at zero. These are small enough that inner steps at the usual
+    rates do not diverge before meta-training, as they do with the He initialization.
+
+    Raises:
+        ValueError: there are fewer than two sizes.
     """
     if len(sizes) < 2:
         raise ValueError(f"an mlp needs an input and an output size, got {sizes}")
@@ -35,7 +38,7 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, norm, ReLU; halved by max-pooling or by the convolution's stride."""
+    """A 3x3 convolution, a norm and a ReLU; max-pooling or the convolution's stride halves the image."""
 
     def __init__(
         self, inputs: int, outputs: int, pooling: Pooling = "max", running: bool = False, norm: Norm = "batch"
@@ -64,13 +67,16 @@ class Conv4(nn.Module):
     """Four blocks of ``width`` filters and a linear head (Vinyals et al. 2016; Finn et al. 2017, 5.2).
 
     Args:
-        channels: of the images.
-        ways: classes, the size of the head.
-        width: filters: 64 in most papers' Omniglot networks, 32 for mini-ImageNet.
+        channels: number of channels of the images.
+        ways: number of classes, the size of the head.
+        width: number of filters: 64 in most papers' Omniglot networks, 32 for mini-ImageNet.
         image_size: height and width of the images.
         pooling: ``"max"`` pools and flattens, ``"stride"`` strides and averages over space (Finn et al. 2017).
         running: whether batch norm keeps running statistics, which a learner with ``statistics="running"`` needs.
-        norm: ``"batch"``, or ``"support"`` for `innerloop.support_norm.SupportNorm2d`, by what the support set tells.
+        norm: ``"batch"``, or ``"support"`` for `innerloop.support_norm.SupportNorm2d`.
+
+    Raises:
+        ValueError: an option is unknown, the images are too small, or ``running`` is given without batch norm.
     """
 
     def __init__(
@@ -85,11 +91,11 @@ class Conv4(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in ("max", "stride"):
-            raise ValueError(f'pooling is "max" or "stride", got {pooling!r}')
+            raise ValueError(f'pooling must be "max" or "stride", got {pooling!r}')
         if norm not in ("batch", "support"):
-            raise ValueError(f'norm is "batch" or "support", got {norm!r}')
+            raise ValueError(f'norm must be "batch" or "support", got {norm!r}')
         if running and norm != "batch":
-            raise ValueError(f'running=True is for norm="batch", which keeps statistics, got norm={norm!r}')
+            raise ValueError(f'running=True needs norm="batch", which keeps running statistics, got norm={norm!r}')
         if image_size < 16 and pooling == "max":
             raise ValueError(f"four poolings need images of at least 16 x 16, got {image_size}")
         blocks = [ConvBlock(channels if index == 0 else width, width, pooling, running, norm) for index in range(4)]
@@ -105,14 +111,18 @@ class Conv4(nn.Module):
 
 
 class PairNet(nn.Module):
-    """A network of four convolutions that decides whether an image is of the second of two classes.
+    """A network of four convolutions that decides whether an image belongs to the second of two classes.
 
-    The convolutions are 5x5 with 6, 10, 12 and 16 filters, each with ReLU and max-pooling. Two linear layers of 10
-    units and one logit follow. Weights are initialized as in He et al. 2015, biases at zero: smaller weights leave an
-    inner loop of plain gradient descent at the loss of a random guess.
+    The convolutions are 5x5 with 6, 10, 12 and 16 filters, each with ReLU and max-pooling. A linear layer of 10 units
+    and one with a single logit follow. Weights are initialized as in He et al. 2015, and biases at zero: with smaller
+    weights an inner loop of plain gradient descent does not get below the loss of a random guess.
 
     Args:
-        image_size: 105, the size of Omniglot's drawings; or from 16 on, with convolutions that keep the size.
+        image_size: height and width of the images, at least 16; Omniglot's drawings have 105. Below 76 the convolutions
+            are padded, so that they keep the size.
+
+    Raises:
+        ValueError: the images are too small.
     """
 
     def __init__(self, image_size: int = 105) -> None:
@@ -162,9 +172,9 @@ class ResNet12(nn.Module):
     """The twelve-layer residual network of few-shot learning (Lee et al. 2019, MetaOptNet), without DropBlock.
 
     Args:
-        channels: of the images, which may have any size from 16 x 16.
-        ways: classes, the size of the head.
-        widths: filters of the four blocks.
+        channels: number of channels of the images, which may have any size from 16 x 16.
+        ways: number of classes, the size of the head.
+        widths: number of filters of each of the four blocks.
     """
 
     citation = "Lee, Maji, Ravichandran, Soatto. Meta-Learning with Differentiable Convex Optimization. CVPR 2019"
@@ -189,9 +199,9 @@ class WithContext(nn.Module):
     The vector starts every task at zero and is adapted, never meta-learned (Zintgraf et al. 2019, section 3).
 
     Args:
-        model: its layer must expect ``size`` features (or channels) more than the layer before gives.
+        model: the model; its layer must expect ``size`` more features (or channels) than the previous layer returns.
         size: length of the context vector.
-        at: the qualified name of the layer that reads the context; the model's own input if not given.
+        at: the qualified name of the layer that reads the context; by default the model's own input.
     """
 
     citation = (
@@ -212,18 +222,18 @@ class WithContext(nn.Module):
         return (torch.cat([x, context], dim=1), *inputs[1:])
 
     def forward(self, *inputs: Any) -> Any:
-        """What the model gives, knowing the context."""
+        """Return the model's output with the context."""
         return self.model(*inputs)
 
 
 class BiasTransformed(nn.Linear):
-    """A linear layer with ``size`` learned inputs besides the given ones, called a bias transformation.
+    """A linear layer with ``size`` learned inputs in addition to the given ones, called a bias transformation.
 
     Its gradient has more freedom than that of a bias (Finn et al. 2017, One-Shot Visual Imitation Learning).
 
     Args:
-        inputs, outputs: of the layer.
-        size: inputs of its own.
+        inputs, outputs: number of inputs and outputs of the layer.
+        size: number of learned inputs.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int = 10) -> None:
@@ -238,14 +248,14 @@ class BiasTransformed(nn.Linear):
 
 
 class Recurrent(nn.Module):
-    """An Elman network: a state that every step of a sequence renews, and a linear output at each step (Elman 1990).
+    """An Elman network: a recurrent state, and a linear output at each step of a sequence (Elman 1990).
 
-    Torch's own recurrent layers cannot be vectorized over tasks; this one can.
+    Unlike torch's own recurrent layers, it can be vectorized over tasks.
 
     Args:
-        inputs: numbers that a step of a sequence has.
-        outputs: numbers that are told at each step.
-        hidden: of the state.
+        inputs: number of features of a step of a sequence.
+        outputs: number of outputs at each step.
+        hidden: size of the state.
     """
 
     def __init__(self, inputs: int = 1, outputs: int = 1, hidden: int = 32) -> None:
@@ -254,7 +264,7 @@ class Recurrent(nn.Module):
         self.read, self.keep, self.head = (
             nn.Linear(i, o) for i, o in ((inputs, hidden), (hidden, hidden), (hidden, outputs))
         )
-        nn.init.orthogonal_(self.keep.weight, 0.9)  # so that a state fades, and slowly
+        nn.init.orthogonal_(self.keep.weight, 0.9)  # so that a state fades slowly
         nn.init.zeros_(self.keep.bias)
 
     def forward(self, x: Tensor) -> Tensor:

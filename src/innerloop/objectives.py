@@ -1,4 +1,4 @@
-"""Objectives: one task's adaptation -> one scalar whose gradient is the meta-gradient."""
+"""Objectives: they turn the inner loop of a task into one scalar, whose gradient is the meta-gradient."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Judgement(NamedTuple):
 
     Attributes:
         objective: the scalar to differentiate.
-        query: what is reported: the last step, and the query loss and output there.
+        query: the last step, with the query loss and output to report.
     """
 
     objective: Tensor
@@ -32,13 +32,13 @@ class Judgement(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a meta-batch of T tasks came to, with Q query examples and K inner steps.
+    """The results of a meta-batch of T tasks, with Q query examples and K inner steps.
 
     Attributes:
-        objective: ``[T]``; the gradient of its mean is the meta-gradient.
-        loss: ``[T]``; query loss after the last step, detached.
-        output: ``[T, Q, ...]``; the model's output on the query sets after the last step, detached.
-        steps: ``[T, K]``; support loss before each step, detached.
+        objective: the scalars of the objective, ``[T]``; the gradient of their mean is the meta-gradient.
+        loss: the query losses after the last step, ``[T]``, detached.
+        output: the model's output on the query sets after the last step, ``[T, Q, ...]``, detached.
+        steps: the support losses before each step, ``[T, K]``, detached.
     """
 
     objective: Tensor
@@ -48,16 +48,19 @@ class Outcome(NamedTuple):
 
 
 class Objective(ABC):
-    """How a task's inner loop becomes one scalar. Walk ``episode.path(order)``, and ask for ``episode.query(step)``."""
+    """Turns a task's inner loop into one scalar: iterate ``episode.path(order)`` and call ``episode.query(step)``."""
 
     citation: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge one task. The gradient of ``objective`` with respect to the meta-parameters is the meta-gradient."""
+        """Evaluate one task. The gradient of the result's ``objective`` is the meta-gradient."""
 
     def constants(self, iteration: int) -> Hashable:
-        """What of this iteration is fixed in a recorded computation; by default the iteration itself."""
+        """Return what a compiled computation of this iteration depends on; by default the iteration itself.
+
+        A compiled training step is used again only for iterations with the same constants.
+        """
         return iteration
 
 
@@ -68,7 +71,10 @@ class Unrolled(Objective):
         order: 2 differentiates through the updates, 1 takes them as constants; a schedule may switch (derivative-order
             annealing, Antoniou et al. 2019).
         step_weights: the weight of the query loss after each of the K steps (multi-step loss, Antoniou et al. 2019,
-            Eq. 4), or a schedule of them; ``None`` counts the last step alone.
+            Eq. 4), or a schedule of them; with ``None`` only the last step counts.
+
+    Raises:
+        ValueError: ``order`` is neither 1 nor 2.
     """
 
     citation = (
@@ -78,14 +84,14 @@ class Unrolled(Objective):
 
     def __init__(self, order: Schedule[int] = 2, step_weights: Schedule[Sequence[float] | None] = None) -> None:
         if not callable(order) and order not in (1, 2):
-            raise ValueError(f"order is 1 or 2 (or a schedule of them), got {order!r}")
+            raise ValueError(f"order must be 1 or 2 (or a schedule of them), got {order!r}")
         self.order, self.step_weights = order, step_weights
 
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge by the query losses after the weighted steps.
+        """Evaluate one task by the query losses after the weighted steps.
 
         Raises:
-            ValueError: the number of step weights is not that of the inner steps, or all are zero.
+            ValueError: the number of step weights is not the number of inner steps, or all are zero.
         """
         order = value(self.order, episode.iteration)
         weights = self._weights(episode)
@@ -100,12 +106,12 @@ class Unrolled(Objective):
         return Judgement(torch.stack(terms or [query.loss]).sum(), query)
 
     def constants(self, iteration: int) -> Hashable:
-        """The order and the step weights of the iteration."""
+        """Return the order and the step weights of the iteration."""
         weights = value(self.step_weights, iteration)
         return value(self.order, iteration), None if weights is None else tuple(weights)
 
     def _weights(self, episode: Episode) -> Sequence[float]:
-        """One weight a step; without inner steps the query loss at the start counts."""
+        """Return one weight per step; without inner steps the query loss at the start counts."""
         weights = value(self.step_weights, episode.iteration)
         if weights is None:
             return [0.0] * (episode.steps - 1) + [1.0] * min(episode.steps, 1)
@@ -115,22 +121,20 @@ class Unrolled(Objective):
 
 
 class Reptile(Objective):
-    """Half the squared distance to the adapted parameters, which count as constants.
+    """Half the squared distance to the adapted parameters, which are treated as constants.
 
     Its gradient is ``start - adapted`` (Nichol et al. 2018, Algorithm 2), so plain outer SGD with the paper's step size
-    is Reptile.
-
-    The query set is only monitored: as in the paper, the inner loop learns from the support set alone.
+    is Reptile. As in the paper, training uses only the support set; the query loss is only reported.
     """
 
     citation = "Nichol, Achiam, Schulman. On First-Order Meta-Learning Algorithms. 2018. arXiv:1803.02999"
 
     def constants(self, iteration: int) -> Hashable:
-        """None: every iteration runs the same computation."""
+        """Return ``None``, since every iteration runs the same computation."""
         return None
 
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge by the squared distance; the query loss is only reported."""
+        """Evaluate one task by the squared distance; the query loss is only reported."""
         with torch.no_grad():
             query = episode.query(episode.last(order=1))
         adapted = detach(query.step.params)
@@ -141,21 +145,24 @@ class Reptile(Objective):
 class Implicit(Objective):
     """The query loss at the minimum of the proximally regularized inner loss (iMAML).
 
-    It is differentiated by the implicit function theorem, which keeps no graph through the inner steps (Rajeswaran et
-    al. 2019, Eq. 6 and Algorithm 2).
+    The implicit function theorem gives its gradient, without a graph through the inner steps (Rajeswaran et al. 2019,
+    Eq. 6 and Algorithm 2).
 
-    At the minimum, ``grad support_loss(phi) + strength * (phi - start) = 0``. With
-    ``v = (Hessian + strength)^-1 grad query_loss(phi)`` from conjugate gradients, the gradient of
-    ``query_loss(phi) - <grad support_loss(phi) + strength * (phi - start), v>`` at constant ``phi`` and ``v`` is the
-    meta-gradient, ``strength * v`` for the start and the right one for parameters that are not adapted too.
+    At the minimum, ``grad support_loss(phi) + strength * (phi - start) = 0``. Conjugate gradients compute
+    ``v = (Hessian + strength)^-1 grad query_loss(phi)``. The meta-gradient is the gradient of
+    ``query_loss(phi) - <grad support_loss(phi) + strength * (phi - start), v>`` at constant ``phi`` and ``v``. It is
+    ``strength * v`` for the start, and also correct for parameters that are not adapted.
+
+    The meta-gradient cannot be differentiated again: a backward pass with ``create_graph=True`` raises
+    ``NotImplementedError``.
 
     Args:
-        strength: of the proximal term; the same number as in the inner rule's `Proximal`.
-        iterations: conjugate-gradient iterations.
-        damping: added to the Hessian while solving, for inner losses that are not convex.
+        strength: the strength of the proximal term, the same number as in the inner rule's `Proximal`.
+        iterations: number of conjugate gradient iterations.
+        damping: added to the Hessian in the linear solve, for inner losses that are not convex.
 
-    The meta-gradient cannot be differentiated once more: a backward pass with ``create_graph=True`` raises
-    ``NotImplementedError``.
+    Raises:
+        ValueError: ``strength`` is not above 0.
     """
 
     citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
@@ -166,20 +173,20 @@ class Implicit(Objective):
         self.strength, self.iterations, self.damping = strength, iterations, damping
 
     def constants(self, iteration: int) -> Hashable:
-        """None: every iteration runs the same computation."""
+        """Return ``None``, since every iteration runs the same computation."""
         return None
 
     def require_minimum(self, rule: UpdateRule, start: Params) -> None:
-        """Refuse an update rule that comes to rest elsewhere than at the minimum that is differentiated at.
+        """Refuse an update rule whose fixed point is not the minimum of the regularized inner loss.
 
-        Where ``grad support_loss(phi) = -strength * (phi - start)``, the rule must leave ``phi`` where it is.
+        If ``grad support_loss(phi) = -strength * (phi - start)``, the rule must not move ``phi``.
 
         Args:
             rule: the inner rule.
             start: the adapted parameters before the first step.
 
         Raises:
-            ValueError: it moves ``phi``, or parameters of its own say where it rests.
+            ValueError: the rule moves ``phi``, or its fixed point depends on its own learned parameters.
         """
         start = detach(start)
         away = {name: p + STRAY * (p.abs().mean() + 1) for name, p in start.items()}
@@ -187,23 +194,23 @@ class Implicit(Objective):
         with torch.enable_grad():
             still = _moved(rule, slope, away, start)
             learned = {name: p for name, p in rule.named_parameters() if p.requires_grad} if still.requires_grad else {}
-            found = torch.autograd.grad(still.sum(), list(learned.values()), allow_unused=True) if learned else ()
+            grads = torch.autograd.grad(still.sum(), list(learned.values()), allow_unused=True) if learned else ()
         usual = _moved(rule, {name: -g for name, g in slope.items()}, away, start)
-        fix = f"put il.Proximal({self.strength:g}) first in a Chain, and nothing else that pulls, such as weight decay"
+        fix = f"put il.Proximal({self.strength:g}) first in a Chain, without another pull such as weight decay"
         if still.norm() > 1e-3 * usual.norm():
             raise ValueError(
                 f"Implicit({self.strength:g}) differentiates at the minimum of the inner loss plus {self.strength:g}/2 "
-                f"times the squared distance from the start, but the update rule {type(rule).__name__} does not come "
-                f"to rest there: {fix}"
+                f"times the squared distance from the start, but the update rule {type(rule).__name__} does not "
+                f"converge there: {fix}"
             )
-        if moving := [n for n, g in zip(learned, found, strict=False) if g is not None and bool((g.abs() > 0).any())]:
+        if moving := [n for n, g in zip(learned, grads, strict=False) if g is not None and bool((g.abs() > 0).any())]:
             raise ValueError(
-                f"the update rule's {moving[0]!r} says where inner steps come to rest, and Implicit has no gradient "
-                f"for it: {fix}, or use il.Unrolled"
+                f"the update rule's {moving[0]!r} changes the point that inner steps converge to, and Implicit has no "
+                f"gradient for it: {fix}, or use il.Unrolled"
             )
 
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge by the query loss at the minimum, whose gradient is the implicit one."""
+        """Evaluate one task by the query loss at the minimum, with the implicit gradient."""
         with torch.no_grad():
             end = episode.last(order=1).detached()
             minimum, slope_at = end.params, grad(lambda p: episode.support_loss(end.at(p)))
@@ -218,16 +225,17 @@ class Implicit(Objective):
         query, slope = episode.query(end), slope_at(minimum)
         residual = {n: slope[n] + self.strength * (minimum[n] - start) for n, start in episode.start.params.items()}
         correction = _dot(residual, detach(solution))
-        # The correction is there for its gradient; its value, which a perfect inner minimum makes zero, is taken off.
+        # Only the gradient of the correction counts; its value, zero at an exact minimum, is subtracted.
         return Judgement(_once(query.loss - correction + correction.detach()), query)
 
 
 STRAY = 1e-2
-"""How far from the start a rule is asked whether it rests, as a part of the size of a parameter, or of one."""
+"""The distance from the start at which a rule is checked for a fixed point, relative to the size of a parameter plus
+one."""
 
 
 class _Quadratic(NamedTuple):
-    """An inner loss with given slopes at some parameters, and none at the start, for rules that ask for it."""
+    """A quadratic inner loss with given slopes at some parameters and slope zero at the start, for rules that ask."""
 
     slopes: Params
     params: Params
@@ -235,26 +243,26 @@ class _Quadratic(NamedTuple):
     order: int = 1
 
     def gradient(self, params: Params) -> Params:
-        """Linear in the distance from the start."""
+        """Return the gradient, which is linear in the distance from the start."""
         away = {name: p - self.start[name] for name, p in self.params.items()}
         return {name: self.slopes[name] / away[name] * (p - self.start[name]) for name, p in params.items()}
 
     def loss(self, params: Params) -> Tensor:
-        """Half the slope times the distance."""
+        """Return half the slope times the distance."""
         slopes = self.gradient(params)
         return torch.stack([(slopes[n] * (p - self.start[n])).sum().real for n, p in params.items()]).sum() / 2
 
 
 def _moved(rule: UpdateRule, grads: Params, params: Params, start: Params) -> Tensor:
-    """All elements of a rule's first update, of parameters that are away from the start."""
+    """Return all elements of a rule's first update of parameters at some distance from the start."""
     given = {name: grad.clone() for name, grad in grads.items()}
     updates, _ = rule(given, params, rule.init(start), 0, _Quadratic(grads, params, start))
     return torch.cat([update.flatten() for update in as_reals(updates).values()])
 
 
 def _once(objective: Tensor) -> Tensor:
-    """An objective whose first derivative alone is right, since constants of it depend on the meta-parameters."""
-    if place() == "other":  # within a transform of torch.func, which always asks for what can be differentiated again
+    """Return an objective that refuses second derivatives, which would be wrong: its constants depend on parameters."""
+    if place() == "other":  # transforms of torch.func always keep the graph of a gradient
         return objective
     return on_stacks(lambda stack: (_Once.apply(stack),), objective)[0]
 
@@ -268,22 +276,22 @@ class _Once(Function):
     def backward(ctx: Any, g: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             raise NotImplementedError(
-                "Implicit gives a meta-gradient that cannot be differentiated once more (create_graph=True), since it "
-                "takes the minimum and the solution of its linear system as constants: use il.Unrolled for that"
+                "the meta-gradient of Implicit cannot be differentiated again (create_graph=True), because it treats "
+                "the minimum and the solution of its linear system as constants: use il.Unrolled for that"
             )
         return g
 
 
 def _dot(a: Params, b: Params) -> Tensor:
-    """The inner product; complex numbers are pairs of real ones, as gradients take them."""
+    """Return the inner product; complex numbers count as pairs of real numbers, as in gradients."""
     left, right = as_reals(a), as_reals(b)
     return torch.stack([(left[name] * right[name]).sum() for name in a]).sum()
 
 
 def conjugate_gradient(matrix: Callable[[Params], Params], right: Params, iterations: int) -> Params:
-    """Solve ``matrix(x) = right`` for a symmetric positive matrix, starting from zero.
+    """Solve ``matrix(x) = right`` for a symmetric positive definite matrix, starting from zero.
 
-    A fixed number of iterations, and divisions that stay finite once the residual is zero: it runs under ``vmap``.
+    It runs under ``vmap``: the number of iterations is fixed, and divisions stay finite once the residual is zero.
     """
     x = {name: torch.zeros_like(r) for name, r in right.items()}
     residual = direction = right

@@ -1,10 +1,10 @@
-"""Gradient transforms, and the optimizers of deep learning as compositions of them with a rate.
+"""Gradient transforms, and the common optimizers of deep learning.
 
-The rules of ``torch.optim`` are chains here: gradient transforms in front of a rule with a rate. So a rate of any kind
-(`SGD`, `PerStepSGD`, `ElementwiseSGD`) goes with any of them:
+An optimizer of ``torch.optim`` is a chain of gradient transforms and a rule with a rate. Any transform can be combined
+with any kind of rate (`SGD`, `PerStepSGD`, `ElementwiseSGD`):
 
 >>> from innerloop import Chain, PerStepSGD
->>> rule = Chain(ScaleByAdam(), WeightDecay(0.01), PerStepSGD(0.001))  # AdamW with learned rates of every step
+>>> rule = Chain(ScaleByAdam(), WeightDecay(0.01), PerStepSGD(0.001))  # AdamW with learned per-step rates
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .updates import as_given, as_reals, root
 
 
 class Momentum(GradientTransform):
-    """Heavy-ball momentum: the gradient handed on is the velocity ``v <- momentum * v + g`` (Polyak 1964).
+    """Heavy-ball momentum: replaces the gradient by the velocity ``v <- momentum * v + g`` (Polyak 1964).
 
     Args:
-        momentum: the part of the velocity that is kept.
-        nesterov: hand on ``g + momentum * v``, with the new velocity (Sutskever et al. 2013, as ``torch.optim.SGD``).
+        momentum: the fraction of the velocity that is kept.
+        nesterov: return ``g + momentum * v`` with the new velocity (Sutskever et al. 2013, as ``torch.optim.SGD``).
     """
 
     def __init__(self, momentum: float = 0.9, nesterov: bool = False) -> None:
@@ -32,11 +32,11 @@ class Momentum(GradientTransform):
         self.momentum, self.nesterov = momentum, nesterov
 
     def init(self, params: Params) -> Any:
-        """The velocity of each parameter, zero at first."""
+        """Return the velocity of each parameter, initially zero."""
         return {name: torch.zeros_like(p) for name, p in params.items()}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
-        """Return the new velocity, as gradient and as state."""
+        """Return the new velocity as the gradient, or the Nesterov direction, and as the state."""
         velocity = {name: self.momentum * state[name] + grad for name, grad in grads.items()}
         if not self.nesterov:
             return velocity, velocity
@@ -44,15 +44,15 @@ class Momentum(GradientTransform):
 
 
 class Clip(GradientTransform):
-    """Each element of the inner gradient clamped to ``[-limit, limit]`` (the reference MAML code clips to 10).
+    """Clamps each element of the inner gradient to ``[-limit, limit]`` (the reference MAML code clips to 10).
 
-    Of complex elements, the real and the imaginary part are clamped.
+    The real and the imaginary part of complex elements are clamped separately.
 
     Args:
-        limit: above 0.
+        limit: the largest absolute value, above 0.
 
     Raises:
-        ValueError: it is not.
+        ValueError: ``limit`` is not above 0.
     """
 
     def __init__(self, limit: float = 10.0) -> None:
@@ -68,13 +68,15 @@ class Clip(GradientTransform):
 
 
 class ClipNorm(GradientTransform):
-    """The inner gradient scaled down to a norm over all parameters, as ``torch.nn.utils.clip_grad_norm_`` does.
+    """Scales the inner gradient down if its norm over all parameters is above a limit.
+
+    It does the same as ``torch.nn.utils.clip_grad_norm_``.
 
     Args:
-        limit: of the norm, above 0.
+        limit: the largest norm, above 0.
 
     Raises:
-        ValueError: it is not.
+        ValueError: ``limit`` is not above 0.
     """
 
     def __init__(self, limit: float = 1.0) -> None:
@@ -94,11 +96,11 @@ class ClipNorm(GradientTransform):
 class WeightDecay(GradientTransform):
     """Adds ``strength * params``: the gradient of ``strength / 2 * ||params||^2``.
 
-    In front of a transform such as `ScaleByAdam` it is the penalty of ``torch.optim.Adam``; behind it, it is the decay
-    of ``AdamW`` (Loshchilov and Hutter 2019, Algorithm 2), which the rate scales.
+    Before a transform such as `ScaleByAdam` it is the penalty of ``torch.optim.Adam``. After it, it is the decoupled
+    decay of ``AdamW`` (Loshchilov and Hutter 2019, Algorithm 2), which is scaled by the rate.
 
     Args:
-        strength: of the decay.
+        strength: the strength of the decay.
     """
 
     def __init__(self, strength: float = 0.01) -> None:
@@ -113,12 +115,12 @@ class WeightDecay(GradientTransform):
 class ScaleByAdam(GradientTransform):
     """The direction of Adam: the mean of gradients over the root of the mean of their squares (Kingma and Ba 2015).
 
-    Moments start at zero on every task and are corrected for that. The real and the imaginary part of complex
-    parameters are two parameters; moments of 16-bit parameters are float32. Where all gradients so far were zero, the
-    derivative of the root counts as zero, which leaves a finite derivative of ``1 / eps``.
+    Moments start at zero on every task and are bias-corrected. The real and the imaginary part of complex parameters
+    are treated as two parameters; moments of 16-bit parameters are float32. If all gradients so far are zero, the
+    derivative of the root is set to zero, so that the derivative of the direction is finite, ``1 / eps``.
 
     Args:
-        betas: of the running means of gradients and of their squares.
+        betas: decay rates of the running means of gradients and of their squares.
         eps: added to the root. Use 1e-4 for float16.
     """
 
@@ -129,7 +131,7 @@ class ScaleByAdam(GradientTransform):
         self.betas, self.eps = betas, eps
 
     def init(self, params: Params) -> Any:
-        """The first and the second moments, all zero."""
+        """Return the first and the second moments, all zero."""
         return _zeros(params), _zeros(params)
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
@@ -138,7 +140,7 @@ class ScaleByAdam(GradientTransform):
         return as_given({n: mean / correction / roots[n] for n, mean in means.items()}, grads), state
 
     def moved(self, grads: Params, state: Any, step: int) -> tuple[Params, Params, float, Any]:
-        """The means, not corrected for their start, and the roots, all real; that correction; the new moments."""
+        """Return the uncorrected means and the roots, all real, the bias correction of the means, and the moments."""
         (b1, b2), (first, second), reals = self.betas, state, as_reals(grads)
         first = {n: first[n].lerp(g, 1 - b1) for n, g in reals.items()}
         second = {n: (b2 * second[n]).addcmul(g, g, value=1 - b2) for n, g in reals.items()}
@@ -148,12 +150,14 @@ class ScaleByAdam(GradientTransform):
 
 
 class ScaleByRMSprop(GradientTransform):
-    """The gradient over the root of the running mean of its square (Tieleman and Hinton 2012, as ``torch.optim``).
+    """Divides the gradient by the root of the running mean of its square.
+
+    It does the same as ``torch.optim.RMSprop`` (Tieleman and Hinton 2012).
 
     Args:
-        alpha: the part of the running mean that is kept.
+        alpha: the fraction of the running mean that is kept.
         eps: added to the root.
-        centered: take the running variance in place of the mean square.
+        centered: use the running variance instead of the mean square.
     """
 
     def __init__(self, alpha: float = 0.99, eps: float = 1e-8, centered: bool = False) -> None:
@@ -161,7 +165,7 @@ class ScaleByRMSprop(GradientTransform):
         self.alpha, self.eps, self.centered = alpha, eps, centered
 
     def init(self, params: Params) -> Any:
-        """The running means of squares and, if centered, of gradients, all zero."""
+        """Return the running means of squares and, if centered, of gradients, all zero."""
         return _zeros(params), _zeros(params) if self.centered else {}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
@@ -170,7 +174,7 @@ class ScaleByRMSprop(GradientTransform):
         return as_given({n: g / roots[n] for n, g in reals.items()}, grads), state
 
     def moved(self, grads: Params, state: Any) -> tuple[Params, Params, Any]:
-        """The gradients and the roots, both real, and the new running means."""
+        """Return the gradients and the roots, both real, and the new running means."""
         (square, mean), reals, keep = state, as_reals(grads), self.alpha
         square = {n: (keep * square[n]).addcmul(g, g, value=1 - keep) for n, g in reals.items()}
         about = square
@@ -188,7 +192,7 @@ class Proximal(GradientTransform):
     """Adds the gradient of ``strength / 2 * ||params - start||^2`` (Rajeswaran et al. 2019, Eq. 3).
 
     Args:
-        strength: of the pull towards the meta-parameters, lambda in the paper.
+        strength: the strength of the pull towards the meta-parameters, lambda in the paper.
     """
 
     citation = "Rajeswaran, Finn, Kakade, Levine. Meta-Learning with Implicit Gradients. NeurIPS 2019. arXiv:1909.04630"
@@ -198,7 +202,7 @@ class Proximal(GradientTransform):
         self.strength = strength
 
     def init(self, params: Params) -> Any:
-        """The parameters at the start of the task."""
+        """Return the parameters at the start of the task."""
         return dict(params)
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
@@ -209,7 +213,7 @@ class Proximal(GradientTransform):
 class KroneckerCurvature(GradientTransform):
     """A learned linear map of each gradient tensor (Meta-Curvature; Park and Oliva 2019, section 3.1).
 
-    It has one square matrix for each axis, the identity at first. Axes past the second are flattened into one, as the
+    It has one square matrix for each axis, initially the identity. Axes past the second are flattened into one, as the
     paper does with the spatial axes of a convolution.
     """
 
@@ -242,11 +246,11 @@ class KroneckerCurvature(GradientTransform):
 class Adam(OneRate):
     """Adam with a fresh state on every task (Kingma and Ba 2015, Algorithm 1). Reptile uses ``betas=(0, 0.999)``.
 
-    It is ``Chain(ScaleByAdam(betas, eps), SGD(lr))``; `ScaleByAdam` says what happens where gradients are zero.
+    It is ``Chain(ScaleByAdam(betas, eps), SGD(lr))``; see `ScaleByAdam` for gradients of zero.
 
     Args:
         lr: the inner rate.
-        betas: of the running means of gradients and of their squares.
+        betas: decay rates of the running means of gradients and of their squares.
         eps: added to the root. Use 1e-4 for float16.
         weight_decay: the strength of a penalty; see `WeightDecay`.
         learned: whether the rate, one scalar for all, is meta-learned.
@@ -267,7 +271,7 @@ class Adam(OneRate):
         self.scale, self.weight_decay = ScaleByAdam(betas, eps), weight_decay
 
     def init(self, params: Params) -> Any:
-        """The first and the second moments, all zero."""
+        """Return the first and the second moments, all zero."""
         return self.scale.init(params)
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
@@ -287,9 +291,9 @@ class AdamW(Adam):
 
     Args:
         lr: the inner rate.
-        betas: of the running means of gradients and of their squares.
+        betas: decay rates of the running means of gradients and of their squares.
         eps: added to the root. Use 1e-4 for float16.
-        weight_decay: parameters shrink by the rate times this in every step.
+        weight_decay: the decay; in every step parameters shrink by the rate times this.
         learned: whether the rate, one scalar for all, is meta-learned.
     """
 
@@ -319,11 +323,11 @@ class RMSprop(OneRate):
 
     Args:
         lr: the inner rate.
-        alpha: the part of the running mean of squares that is kept.
+        alpha: the fraction of the running mean of squares that is kept.
         eps: added to the root.
         weight_decay: the strength of a penalty; see `WeightDecay`.
-        momentum: of the scaled gradients; see `Momentum`.
-        centered: take the running variance in place of the mean square.
+        momentum: the momentum of the scaled gradients; see `Momentum`.
+        centered: use the running variance instead of the mean square.
         learned: whether the rate, one scalar for all, is meta-learned.
     """
 
@@ -342,7 +346,7 @@ class RMSprop(OneRate):
         self.scale, self.weight_decay, self.momentum = ScaleByRMSprop(alpha, eps, centered), weight_decay, momentum
 
     def init(self, params: Params) -> Any:
-        """The running means, and the velocities if there is momentum, all zero."""
+        """Return the running means, and the velocities if there is momentum, all zero."""
         return self.scale.init(params), _zeros(params) if self.momentum else {}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
@@ -357,7 +361,7 @@ class RMSprop(OneRate):
 
 
 def _decayed(grads: Params, params: Params, strength: float | Tensor) -> Params:
-    """Gradients, or updates, and so much of the parameters."""
+    """Add ``strength`` times the parameters to gradients or updates."""
     if isinstance(strength, float) and not strength:
         return grads
     return {name: grad + strength * params[name] for name, grad in grads.items()}

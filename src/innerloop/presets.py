@@ -1,7 +1,7 @@
-"""Published algorithms, each a small composition of parts. Every function returns a `MetaLearner`.
+"""Published algorithms, each composed of a few parts. Every function returns a `MetaLearner`.
 
-A keyword argument that a preset does not name goes to the learner, in place of the paper's own part if there is one:
-``maml(model, rule=Adam(0.01))`` is MAML whose inner steps are Adam's.
+Other keyword arguments are passed to the learner and replace the paper's own parts: ``maml(model, rule=Adam(0.01))``
+is MAML with Adam as the inner optimizer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Arguments = ParamSpec("Arguments")
 
 
 class Options(TypedDict, total=False):
-    """What every preset hands on to the learner: all of its arguments; see `MetaLearner`."""
+    """The arguments that every preset passes to the learner; see `MetaLearner`."""
 
     rule: rules.UpdateRule
     adapt: Selection
@@ -48,7 +48,7 @@ class Options(TypedDict, total=False):
 
 
 def composed(model: nn.Module, options: Mapping[str, Any], **parts: Any) -> MetaLearner:
-    """A learner of an algorithm's own parts, but for those that are given among the options (``None`` is none)."""
+    """Return a learner with an algorithm's own parts; options replace parts unless they are ``None``."""
     own = {*parts, "rule", "adapt", "objective"}
     given = {name: part for name, part in options.items() if part is not None or name not in own}
     return MetaLearner(model, **{**parts, **given})
@@ -57,11 +57,16 @@ def composed(model: nn.Module, options: Mapping[str, Any], **parts: Any) -> Meta
 def of_parts(
     own: Collection[str] = (), **parts: str | tuple[str, ...]
 ) -> Callable[[Callable[Arguments, MetaLearner]], Callable[Arguments, MetaLearner]]:
-    """A preset that says which of its arguments belong to a part, so that replacing that part leaves them no use.
+    """Declare to which part of an algorithm each argument of a preset belongs.
+
+    Giving an argument together with an option that replaces its part is then an error.
 
     Args:
-        own: the options that it has values of its own for, which a recipe therefore does not give.
-        parts: by the name of an argument, that of the part, as ``lr="rule"``, or of all parts that it belongs to.
+        own: the options that the preset sets itself, so that a recipe does not set them.
+        parts: the part of each argument by name, as in ``lr="rule"``, or a tuple of parts.
+
+    Raises:
+        ValueError: in a call of the preset, if an argument is given whose parts are all replaced.
     """
     of = {name: (part,) if isinstance(part, str) else part for name, part in parts.items()}
 
@@ -76,8 +81,8 @@ def of_parts(
                 if name in given and all(options.get(part) is not None for part in replaced):
                     part = " and ".join(replaced)
                     raise ValueError(
-                        f"{preset.__name__}: {name}={given[name]!r} is for the {part} that {part}= replaces: give one "
-                        f"of them, or put {name} into {part}="
+                        f"{preset.__name__}: {name}={given[name]!r} has no effect, because {part}= replaces the {part} "
+                        f"that it belongs to: give one of them, or put {name} into {part}="
                     )
             return preset(*args, **kwargs)
 
@@ -89,12 +94,12 @@ def of_parts(
 
 @of_parts(lr="rule", order="objective")
 def maml(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[Options]) -> MetaLearner:
-    """Model-agnostic meta-learning: all parameters, plain gradient steps (Finn et al. 2017, Algorithm 1).
+    """MAML: plain gradient steps on all parameters (Finn et al. 2017, Algorithm 1).
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner steps.
-        order: 2 differentiates through the updates, 1 takes them as constants.
+        lr: the rate of the inner steps.
+        order: 2 differentiates through the updates, 1 treats them as constants.
         options: as in `MetaLearner`.
     """
     return composed(model, options, rule=rules.SGD(lr), objective=Unrolled(order))
@@ -102,11 +107,11 @@ def maml(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpack[O
 
 @of_parts(lr="rule")
 def fomaml(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> MetaLearner:
-    """First-order MAML: the updates are taken as constants (Finn et al. 2017, section 5.2).
+    """First-order MAML: updates are treated as constants (Finn et al. 2017, section 5.2).
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner steps.
+        lr: the rate of the inner steps.
         options: as in `MetaLearner`.
     """
     return composed(model, options, rule=rules.SGD(lr), objective=Unrolled(order=1))
@@ -114,26 +119,26 @@ def fomaml(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> Me
 
 @of_parts(lr="rule")
 def reptile(model: nn.Module, lr: float = 1e-3, **options: Unpack[Options]) -> MetaLearner:
-    """Reptile: move towards the adapted parameters (Nichol et al. 2018). Use outer SGD at the paper's step size.
+    """Reptile: move towards the adapted parameters (Nichol et al. 2018). Use outer SGD with the paper's step size.
 
-    The paper's inner Adam has ``betas=(0, 0.999)`` and keeps its second moments from task to task; here every task
-    starts afresh, unless a rule keeps them (docs/papers.md).
+    The paper's inner Adam has ``betas=(0, 0.999)`` and keeps its second moments from task to task. Here every task
+    starts with new moments, unless a rule keeps them (docs/papers.md).
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner Adam.
+        lr: the rate of the inner Adam.
         options: as in `MetaLearner`; ``rule=SGD(lr)`` for plain inner steps.
     """
     rule: rules.UpdateRule = optimizers.Adam(lr, betas=(0.0, 0.999))
     if (optimizer := options.pop("optimizer", None)) is not None:  # type: ignore[typeddict-item]
         warnings.warn(
-            "reptile takes rule= in place of optimizer=, which version 0.4 will no longer know: give rule=il.SGD(lr), "
-            "or nothing for Adam",
+            "reptile takes rule= instead of optimizer=, which version 0.4 will remove: give rule=il.SGD(lr), or "
+            "nothing for Adam",
             FutureWarning,
             stacklevel=user_level(),
         )
         if optimizer not in ("adam", "sgd") or options.get("rule") is not None:
-            raise ValueError(f'the inner optimizer of Reptile was "adam" or "sgd", got {optimizer!r}: give rule= alone')
+            raise ValueError(f'optimizer= takes "adam" or "sgd", without rule=, got {optimizer!r}: give rule= instead')
         rule = rules.SGD(lr) if optimizer == "sgd" else rule
     return composed(model, options, rule=rule, objective=Reptile())
 
@@ -142,13 +147,13 @@ def reptile(model: nn.Module, lr: float = 1e-3, **options: Unpack[Options]) -> M
 def imaml(
     model: nn.Module, lr: float = 0.1, strength: float = 2.0, iterations: int = 5, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Implicit MAML: a proximal inner loop, meta-gradient by conjugate gradients (Rajeswaran et al. 2019).
+    """Implicit MAML: a proximal inner loop, and a meta-gradient by conjugate gradients (Rajeswaran et al. 2019).
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner steps, which have to come near a minimum.
-        strength: of the pull towards the meta-parameters, lambda in the paper.
-        iterations: of conjugate gradients.
+        lr: the rate of the inner steps, which must get close to a minimum.
+        strength: the strength of the pull towards the meta-parameters, lambda in the paper.
+        iterations: number of conjugate gradient iterations.
         options: as in `MetaLearner`.
     """
     rule = rules.Chain(optimizers.Proximal(strength), rules.SGD(lr))
@@ -163,9 +168,9 @@ def anil(
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner steps.
-        head: the qualified name of the head; the last submodule with parameters if not given.
-        order: 2 differentiates through the updates, 1 takes them as constants.
+        lr: the rate of the inner steps.
+        head: the qualified name of the head; by default the last submodule with parameters.
+        order: 2 differentiates through the updates, 1 treats them as constants.
         options: as in `MetaLearner`.
     """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
@@ -178,13 +183,13 @@ def anil(
 def boil(
     model: nn.Module, lr: float = 0.1, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Body only update in the inner loop: everything but the head adapts (Oh et al. 2021).
+    """Body only update in the inner loop: everything except the head adapts (Oh et al. 2021).
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner steps.
-        head: the qualified name of the head; the last submodule with parameters if not given.
-        order: 2 differentiates through the updates, 1 takes them as constants.
+        lr: the rate of the inner steps.
+        head: the qualified name of the head; by default the last submodule with parameters.
+        order: 2 differentiates through the updates, 1 treats them as constants.
         options: as in `MetaLearner`.
     """
     citation = "Oh, Yoo, Kim, Yun. BOIL: Towards Representation Change for Few-shot Learning. ICLR 2021"
@@ -195,14 +200,12 @@ def boil(
 
 @of_parts(lr="rule")
 def cavia(model: nn.Module, lr: float = 1.0, **options: Unpack[Options]) -> MetaLearner:
-    """Fast context adaptation: only a context vector adapts, from zero (Zintgraf et al. 2019).
-
-    The model has a parameter called ``context``, such as that of `innerloop.models.WithContext`.
+    """Fast context adaptation: only a context vector adapts, starting from zero (Zintgraf et al. 2019).
 
     Args:
-        model: with a frozen parameter called ``context``.
-        lr: of the inner steps.
-        options: as in `MetaLearner`; ``adapt=`` where the context has another name.
+        model: a model with a frozen parameter called ``context``, such as `innerloop.models.WithContext`.
+        lr: the rate of the inner steps.
+        options: as in `MetaLearner`; give ``adapt=`` if the context has another name.
     """
     return composed(model, options, rule=rules.SGD(lr), adapt=named("context", "*.context"))
 
@@ -213,8 +216,8 @@ def meta_sgd(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpa
 
     Args:
         model: as in `MetaLearner`.
-        lr: of every weight at first.
-        order: 2 differentiates through the updates, 1 takes them as constants.
+        lr: the initial rate of every weight.
+        order: 2 differentiates through the updates, 1 treats them as constants.
         options: as in `MetaLearner`.
     """
     return composed(model, options, rule=rules.ElementwiseSGD(lr), objective=Unrolled(order))
@@ -222,11 +225,11 @@ def meta_sgd(model: nn.Module, lr: float = 0.01, order: int = 2, **options: Unpa
 
 @of_parts(lr="rule")
 def meta_curvature(model: nn.Module, lr: float = 0.01, **options: Unpack[Options]) -> MetaLearner:
-    """Meta-Curvature: MAML whose gradients pass a learned Kronecker-factored map (Park and Oliva 2019).
+    """Meta-Curvature: MAML with a learned Kronecker-factored map of gradients (Park and Oliva 2019).
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner steps.
+        lr: the rate of the inner steps.
         options: as in `MetaLearner`.
     """
     return composed(model, options, rule=rules.Chain(optimizers.KroneckerCurvature(), rules.SGD(lr)))
@@ -244,26 +247,31 @@ def maml_plus_plus(
 ) -> MetaLearner:
     """MAML++: MAML with five additions that stabilize it (Antoniou et al. 2019, section 4).
 
-    Each addition can be left out. The sixth, a cosine schedule of the outer learning rate, belongs to the trainer.
+    Each addition can be turned off. The sixth, a cosine schedule of the outer learning rate, belongs to the trainer.
 
     Args:
         model: as in `MetaLearner`.
-        lr: the inner rate, where it is learned its first value.
-        multi_step: iterations until the query losses after all steps, which count alike at first, have given way to
-            that after the last (MSL); 0 counts that alone from the start.
-        first_order: iterations that take the updates as constants, before second order begins (DA); 0 for none, as in
-            the authors' configurations.
-        learned_rates: a rate for every parameter tensor and step (LSLR).
-        per_step_norms: norm scales, shifts and running statistics of every step's own, which then do not adapt (BNWB,
-            BNRS); where the model has norm layers.
-        options: as in `MetaLearner`; 5 steps if not given. ``per_step`` takes the place of the norms.
+        lr: the inner rate, or its initial value if it is learned.
+        multi_step: the number of iterations with a multi-step loss (MSL): at first the query losses after all steps
+            count equally, eventually only the last step's loss counts. With 0 only that counts from the start.
+        first_order: the number of first iterations that treat the updates as constants (DA); 0 for none, as in the
+            authors' configurations.
+        learned_rates: whether to learn a rate for every parameter tensor and step (LSLR).
+        per_step_norms: whether norm layers, if any, have per-step scales, shifts and running statistics (BNWB, BNRS).
+            These then do not adapt.
+        options: as in `MetaLearner`; ``steps`` is 5 by default, and ``per_step`` replaces the norms.
+
+    Raises:
+        ValueError: a number of iterations is not an integer from 0, or a switch is not a bool.
     """
     citation = "Antoniou, Edwards, Storkey. How to train your MAML. ICLR 2019. arXiv:1810.09502"
     if any(type(number) is not int or number < 0 for number in (first_order, multi_step)):
-        raise ValueError(f"first_order and multi_step are iterations from 0, got {first_order!r} and {multi_step!r}")
+        raise ValueError(
+            f"first_order and multi_step must be integers of at least 0, got {first_order!r} and {multi_step!r}"
+        )
     if any(type(choice) is not bool for choice in (learned_rates, per_step_norms)):
         raise ValueError(
-            f"learned_rates and per_step_norms are True or False, got {learned_rates!r} and {per_step_norms!r}"
+            f"learned_rates and per_step_norms must be True or False, got {learned_rates!r} and {per_step_norms!r}"
         )
     steps = options.setdefault("steps", 5)
     rule = rules.PerStepSGD(lr) if learned_rates else rules.SGD(lr)
@@ -279,13 +287,13 @@ def maml_plus_plus(
 def protomaml(
     model: nn.Module, lr: float = 0.01, head: str | None = None, order: int = 2, **options: Unpack[Options]
 ) -> MetaLearner:
-    """ProtoMAML: MAML whose linear head starts at the class prototypes (Triantafillou et al. 2020, section 3).
+    """ProtoMAML: MAML with a linear head that starts at the class prototypes (Triantafillou et al. 2020, section 3).
 
     Args:
         model: as in `MetaLearner`.
-        lr: of the inner steps.
-        head: the qualified name of the linear head; the last submodule with parameters if not given.
-        order: 2 differentiates through the updates, 1 takes them as constants.
+        lr: the rate of the inner steps.
+        head: the qualified name of the linear head; by default the last submodule with parameters.
+        order: 2 differentiates through the updates, 1 treats them as constants.
         options: as in `MetaLearner`.
     """
     citation = "Triantafillou et al. Meta-Dataset. ICLR 2020. arXiv:1903.03096"
@@ -302,11 +310,11 @@ def prototypical(model: nn.Module, head: str | None = None, **options: Unpack[Op
 
     Args:
         model: as in `MetaLearner`.
-        head: the qualified name of the linear head; the last submodule with parameters if not given.
-        options: as in `MetaLearner`; there are no steps.
+        head: the qualified name of the linear head; by default the last submodule with parameters.
+        options: as in `MetaLearner`, without ``steps``.
 
     Raises:
-        ValueError: steps are given.
+        ValueError: ``steps`` is given.
     """
     if options.get("steps"):
         raise ValueError(f"prototypical networks take no inner steps, got steps={options['steps']}: see protomaml")

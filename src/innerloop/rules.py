@@ -1,8 +1,8 @@
-"""Update rules: how one inner step turns gradients into a move of the adapted parameters.
+"""Update rules: how one inner step turns gradients into updates of the adapted parameters.
 
-A rule is an ``nn.Module``, so whatever it holds as a parameter that requires a gradient is meta-learned with the
-model. Rules that only reshape the gradient (those of `optimizers`) are `GradientTransform`s; a `Chain` puts them in
-front of a rule that takes the step, and `PerGroup` gives parameters rules of their own:
+A rule is an ``nn.Module``, so its parameters that require a gradient are meta-learned together with the model. Rules
+that only transform the gradient are `GradientTransform`s (see `optimizers`). A `Chain` puts them in front of a rule
+that takes the step, and `PerGroup` gives groups of parameters different rules:
 
 >>> from innerloop import Clip, Momentum
 >>> rule = Chain(Clip(10.0), Momentum(0.9), SGD(0.01))
@@ -29,17 +29,17 @@ from .updates import require_dense, require_kept, require_updates
 
 
 class UpdateRule(nn.Module, ABC):
-    """The contract of an inner update. Your own rule needs only `forward`; `innerloop.testing.check_rule` checks it.
+    """Base class of inner updates. Your own rule needs only `forward`; `innerloop.testing.check_rule` checks it.
 
     Raises:
-        ValueError: on call, for a sparse gradient, or an update that is missing or has another shape or type than its
-            parameter.
+        ValueError: when called, if a gradient is sparse, or an update is missing or does not have the shape and type of
+            its parameter.
     """
 
     citation: ClassVar[str] = ""
 
     def bind(self, params: Params, steps: int) -> None:  # most rules hold nothing per parameter
-        """Make what depends on the adapted parameters or on the number of trained steps. Called once, by the learner.
+        """Make what depends on the adapted parameters or on the number of steps. The learner calls this once.
 
         Args:
             params: the adapted parameters of the model.
@@ -57,60 +57,60 @@ class UpdateRule(nn.Module, ABC):
     _needs: ClassVar[bool] = False
 
     def __call__(self, grads: Params, params: Params, state: Any, step: int, inner: Any = None) -> tuple[Params, Any]:
-        """`forward`, whose arguments and result are checked."""
+        """Call `forward`, and check its arguments and its result."""
         require_dense(grads)
         if self._needs and inner is None:
             raise ValueError(
-                f"{type(self).__name__} asks for the inner loss, but was not given it: whatever calls it hands it on, "
-                "as in rule(grads, params, state, step, inner)"
+                f"{type(self).__name__} needs the inner loss, but did not get it: pass it in the call, as in "
+                "rule(grads, params, state, step, inner)"
             )
         asked = {"inner": inner} if self.asks else {}
         result = super().__call__(grads, params, state, step, **asked)
         return require_updates(result, grads, params, type(self).__name__)
 
     def init(self, params: Params) -> Any:
-        """The rule's state before the first step on a task (a pytree of tensors, such as velocities)."""
+        """Return the state before the first step on a task, a pytree of tensors such as velocities."""
         return ()
 
     def rates(self) -> Params:
-        """The meta-learned rates, by the name of their parameter ("" for all), ``[K]`` or scalars; often none."""
+        """Return the meta-learned rates, ``[K]`` or scalars, by the name of their parameter ("" for all)."""
         return {}
 
     def kept(self, state: Any) -> Params:
-        """What of the state after a task's last step is for later tasks; nothing, in most rules.
+        """Return the part of the state after a task's last step that later tasks use; most rules have none.
 
-        `MetaLearner.meta_gradient` gives its mean over the tasks of a meta-batch to `keep`, where it is finite.
+        `MetaLearner.meta_gradient` passes its mean over the tasks of a meta-batch to `keep` if the mean is finite.
         """
         return {}
 
     def keep(self, mean: Params) -> None:
-        """Take up what `kept` gave, averaged over tasks: into buffers, for `init` to start from."""
+        """Store the mean of `kept` over tasks, for example in buffers that `init` then starts from."""
 
     @abstractmethod
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         """Take one inner step.
 
-        A rule that needs the inner loss elsewhere than at ``params`` (a line search, sharpness-aware steps) has a
-        further keyword argument ``inner``: ``inner.loss(params)`` and ``inner.gradient(params)`` are on the step's
-        mini-batch, and ``inner.order`` says whether gradients can be differentiated (`innerloop.InnerLoss`).
+        A rule that needs the inner loss at other points than ``params`` (a line search, sharpness-aware steps) has an
+        additional keyword argument ``inner``: ``inner.loss(params)`` and ``inner.gradient(params)`` use the step's
+        mini-batch, and gradients can be differentiated if ``inner.order`` is 2 (`innerloop.InnerLoss`).
 
         Args:
-            grads: gradient of the inner loss, by name.
-            params: the parameters at which it was taken; the same names.
-            state: what `init` or the step before returned.
-            step: index of this step, from 0; may exceed the trained number of steps.
+            grads: the gradient of the inner loss, by name.
+            params: the parameters at which it was computed, under the same names.
+            state: the state that `init` or the previous step returned.
+            step: the index of this step, from 0; it may exceed the trained number of steps.
 
         Returns:
-            The updates, to be *added* to the parameters, and the new state.
+            The updates, which are *added* to the parameters, and the new state.
         """
 
 
 class GradientTransform(UpdateRule, ABC):
-    """A rule whose output is again a gradient: it needs a rule behind it in a `Chain` that takes the step."""
+    """A rule that returns a transformed gradient: in a `Chain`, another rule after it takes the step."""
 
 
 class Composed(UpdateRule, ABC):
-    """A rule that is made of others, ``rules``, and whose state is a tuple of theirs."""
+    """A rule that is composed of other ``rules``; its state is the tuple of their states."""
 
     def __init__(self, rules: Iterable[UpdateRule]) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Composed(UpdateRule, ABC):
         return iter(self.rules)  # type: ignore[arg-type]
 
     def kept(self, state: Any) -> Params:
-        """What of the states of all rules is for later tasks, by the number of the rule and the name."""
+        """Return what all rules keep for later tasks, under the number of the rule and the name."""
         return {
             f"{number}.{name}": tensor
             for number, (rule, own) in enumerate(zip(self, state, strict=True))
@@ -128,26 +128,26 @@ class Composed(UpdateRule, ABC):
         }
 
     def keep(self, mean: Params) -> None:
-        """Hand on to each rule what is its own."""
+        """Pass to each rule its own part."""
         for number, rule in enumerate(self):
             start = f"{number}."
             rule.keep({name.removeprefix(start): t for name, t in mean.items() if name.startswith(start)})
 
 
 class Chain(Composed):
-    """Rules one after another: each transforms the gradient for the next, the last takes the step.
+    """Applies rules one after another: each transforms the gradient for the next, and the last takes the step.
 
     Args:
-        rules: gradient transforms, and last a rule that takes the step.
+        rules: gradient transforms, followed by one rule that takes the step.
 
     Raises:
-        ValueError: nothing is chained, a rule before the last takes a step, or the last only transforms.
+        ValueError: there are no rules, a rule before the last takes a step, or the last only transforms.
     """
 
     def __init__(self, *rules: UpdateRule) -> None:
         names = [type(rule).__name__ for rule in rules]
         if not rules or not all(isinstance(rule, GradientTransform) for rule in rules[:-1]):
-            raise ValueError(f"a Chain is gradient transforms followed by one rule that takes the step; got {names}")
+            raise ValueError(f"a Chain takes gradient transforms followed by one rule that takes the step; got {names}")
         require_step(rules[-1])
         super().__init__(rules)
 
@@ -157,15 +157,15 @@ class Chain(Composed):
             rule.bind(params, steps)
 
     def init(self, params: Params) -> Any:
-        """The states of all rules, a tuple."""
+        """Return the tuple of the states of all rules."""
         return tuple(rule.init(params) for rule in self)
 
     def rates(self) -> Params:
-        """The meta-learned rates of all rules."""
+        """Return the meta-learned rates of all rules."""
         return {name: rate for rule in self for name, rate in rule.rates().items()}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int, *, inner: Any = None) -> tuple[Params, Any]:
-        """Pass the gradient through all rules; returns the updates of the last and the new state of each."""
+        """Pass the gradient through all rules; return the updates of the last and the new states."""
         states = []
         for rule, before in zip(self, state, strict=True):
             grads, after = rule(grads, params, before, step, inner)
@@ -174,7 +174,7 @@ class Chain(Composed):
 
 
 class PerGroup(Composed):
-    """Rules for groups of parameters, as the parameter groups of ``torch.optim``.
+    """Different rules for groups of parameters, similar to the parameter groups of ``torch.optim``.
 
     >>> rule = PerGroup({"head.*": SGD(0.1), "*": SGD(0.01)})
 
@@ -183,13 +183,13 @@ class PerGroup(Composed):
             parameter counts.
 
     Raises:
-        ValueError: there are no groups, or the rule of one only transforms gradients; in `bind`, if no pattern matches
-            a parameter, or no parameter is left for a pattern.
+        ValueError: there are no groups, or the rule of a group only transforms gradients; in `bind`, if no pattern
+            matches a parameter, or no parameter is left for a pattern.
     """
 
     def __init__(self, groups: Mapping[str, UpdateRule]) -> None:
         if not groups:
-            raise ValueError('PerGroup needs at least one rule, by a pattern of names, such as {"*": SGD(0.01)}')
+            raise ValueError('PerGroup needs at least one pattern of names with a rule, such as {"*": SGD(0.01)}')
         for rule in groups.values():
             require_step(rule)
         super().__init__(groups.values())
@@ -197,52 +197,52 @@ class PerGroup(Composed):
         self._names: list[list[str]] = []
 
     def bind(self, params: Params, steps: int) -> None:
-        """Find the group of each parameter, and bind each rule to its own."""
-        found: list[list[str]] = [[] for _ in self.patterns]
+        """Find the group of each parameter, and bind each rule to the parameters of its group."""
+        groups: list[list[str]] = [[] for _ in self.patterns]
         for name in params:
             matching = [number for number, pattern in enumerate(self.patterns) if fnmatchcase(name, pattern)]
             if not matching:
                 raise ValueError(
-                    f"PerGroup has no rule for {name!r}: its patterns are {', '.join(map(repr, self.patterns))}; a "
-                    'last one of "*" is for all others'
+                    f"PerGroup has no rule for {name!r}: its patterns are {', '.join(map(repr, self.patterns))}; add "
+                    'a last pattern "*" for all other parameters'
                 )
-            found[matching[0]].append(name)
-        for pattern, names in zip(self.patterns, found, strict=True):
+            groups[matching[0]].append(name)
+        for pattern, names in zip(self.patterns, groups, strict=True):
             if not names:
                 raise ValueError(
-                    f"PerGroup has a rule for {pattern!r}, but no parameter that adapts is left for it: they are "
+                    f"PerGroup has a rule for {pattern!r}, but no adapted parameter is left for it: the parameters are "
                     f"{', '.join(map(repr, params))}, and the first pattern that matches counts"
                 )
-        self._names = found
+        self._names = groups
         for _, rule, own in self._each(params):
             rule.bind(own, steps)
 
     def _each(self, *tensors: Params) -> Iterator[tuple[Any, ...]]:
-        """The pattern and the rule of each group, and its part of some tensors."""
+        """Yield the pattern and the rule of each group, and its part of some tensors."""
         for pattern, rule, names in zip(self.patterns, self, self._names, strict=True):
             yield pattern, rule, *({name: each[name] for name in names} for each in tensors)
 
     def init(self, params: Params) -> Any:
-        """The states of all rules, a tuple."""
+        """Return the tuple of the states of all rules."""
         return tuple(rule.init(own) for _, rule, own in self._each(params))
 
     def rates(self) -> Params:
-        """The meta-learned rates of all rules; a rate for all parameters of a group has the name of its pattern."""
+        """Return the meta-learned rates of all rules; the name of a rate for a whole group is its pattern."""
         return {name or pattern: rate for pattern, rule in self._each() for name, rate in rule.rates().items()}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int, *, inner: Any = None) -> tuple[Params, Any]:
-        """Take one step of each rule; returns all updates and the new state of each rule."""
+        """Take one step of each rule; return all updates and the new state of each rule."""
         updates: Params = {}
         states = []
         for (_, rule, own, at), before in zip(self._each(grads, params), state, strict=True):
-            found, after = rule(own, at, before, step, None if inner is None else _Within(inner, params))
-            updates.update(found)
+            of_group, after = rule(own, at, before, step, None if inner is None else _Within(inner, params))
+            updates.update(of_group)
             states.append(after)
         return updates, tuple(states)
 
 
 class _Within(NamedTuple):
-    """The inner loss as a function of some of the parameters, the others staying where they are."""
+    """The inner loss as a function of some of the parameters, while the others stay fixed."""
 
     inner: Any
     params: Params
@@ -256,23 +256,23 @@ class _Within(NamedTuple):
         return loss
 
     def gradient(self, params: Params) -> Params:
-        found = self.inner.gradient({**self.params, **params})
-        return {name: found[name] for name in params}
+        grads = self.inner.gradient({**self.params, **params})
+        return {name: grads[name] for name in params}
 
 
 def require_step(rule: UpdateRule) -> None:
-    """Refuse a rule that would walk uphill because it hands the gradient on unscaled.
+    """Refuse a rule that takes no step: adding its output, a gradient, would increase the loss.
 
     Raises:
-        ValueError: the rule is a bare `GradientTransform`.
+        ValueError: the rule is a `GradientTransform`.
     """
     if isinstance(rule, GradientTransform):
         name = type(rule).__name__
-        raise ValueError(f"{name} transforms gradients and takes no step: write Chain({name}(...), SGD(lr))")
+        raise ValueError(f"{name} only transforms gradients and takes no step: write Chain({name}(...), SGD(lr))")
 
 
 class PerParameter(nn.Module):
-    """Tensors by qualified parameter name; ``nn.ParameterDict`` refuses names with dots."""
+    """Tensors by qualified parameter name; ``nn.ParameterDict`` does not allow names with dots."""
 
     def __init__(self, tensors: Params, learned: bool = True) -> None:
         super().__init__()
@@ -283,23 +283,23 @@ class PerParameter(nn.Module):
         return self._parameters[name.replace(".", "/")]  # type: ignore[return-value]
 
     def learned(self) -> Params:
-        """Those that are meta-learned, by their qualified names."""
+        """Return the tensors that are meta-learned, by qualified name."""
         return {name.replace("/", "."): p for name, p in self.named_parameters() if p.requires_grad}
 
 
 class Rated(nn.Module):
-    """A rule with a rate, or rates, ``lr``, which start at ``initial_lr``: a number, or several."""
+    """A rule with one or more rates ``lr`` that start at ``initial_lr``, a number or a tuple of numbers."""
 
     initial_lr: Any
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Convert as ``double()`` or ``to()`` ask."""
+        """Convert the parameters, as in ``double()`` and ``to()``."""
         result = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._exactly()
         return result
 
     def _exactly(self) -> None:
-        """Give rates that are still the first ones all the digits of their type: in float32, 0.1 is off by 1e-8."""
+        """Set rates that still have their initial value to full precision: in float32, 0.1 is off by 1e-9."""
         for name, rate in self.named_parameters():
             if name.split(".")[0] == "lr" and rate.dtype in (torch.float32, torch.float64):
                 for first in self.initial_lr if isinstance(self.initial_lr, tuple) else (self.initial_lr,):
@@ -308,7 +308,7 @@ class Rated(nn.Module):
                         rate.data = torch.where(rounded, first, rate.data)
 
     def _fit(self, rate: nn.Parameter, params: Params) -> None:
-        """Give a rate at least the type of the parameters."""
+        """Promote a rate to the type of the parameters."""
         for param in params.values():
             rate.data = rate.data.to(torch.promote_types(rate.dtype, param.real.dtype))
         self._exactly()
@@ -328,11 +328,11 @@ class OneRate(Rated, UpdateRule):
         self.lr = nn.Parameter(torch.tensor(self.initial_lr), requires_grad=learned)
 
     def bind(self, params: Params, steps: int) -> None:
-        """Give the rate at least the type of the parameters."""
+        """Promote the rate to the type of the parameters."""
         self._fit(self.lr, params)
 
     def rates(self) -> Params:
-        """The rate under an empty name, if it is meta-learned."""
+        """Return the rate under an empty name, if it is meta-learned."""
         return {"": self.lr} if self.lr.requires_grad else {}
 
 
@@ -349,17 +349,17 @@ class SGD(OneRate):
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
         """Return ``-lr * g``; the state passes through."""
-        rate = -self.lr  # once: autograd keeps it for every product
+        rate = -self.lr  # compute this once, since autograd keeps it for every product
         return {name: rate * grad for name, grad in grads.items()}, state
 
 
 class PerStepSGD(Rated, UpdateRule):
     """Learned rates, one for each parameter tensor and step (LSLR; Antoniou et al. 2019, section 4).
 
-    They may turn negative. Beyond the trained number of steps the last step's rates are repeated.
+    Rates may become negative. Steps beyond the trained number use the rates of the last step.
 
     Args:
-        lr: the rate at first, or a rate for each step, of which the last is that of the steps beyond, too.
+        lr: the initial rate, or a sequence with a rate for each step; steps beyond the sequence use its last rate.
         learned: whether rates are meta-learned.
     """
 
@@ -370,12 +370,12 @@ class PerStepSGD(Rated, UpdateRule):
         self.initial_lr, self.learned = tuple(lr) if isinstance(lr, Sequence) else (float(lr),), learned
 
     def bind(self, params: Params, steps: int) -> None:
-        """Make ``steps`` rates for each parameter, or as many as were given if these are more."""
+        """Make ``steps`` rates for each parameter, or as many as ``lr`` has if that is more."""
         rates = [*self.initial_lr, *self.initial_lr[-1:] * (steps - len(self.initial_lr))]
         self.lr = PerParameter({name: p.real.new_tensor(rates) for name, p in params.items()}, self.learned)
 
     def rates(self) -> Params:
-        """The meta-learned rates of each parameter, ``[K]``."""
+        """Return the meta-learned rates of each parameter, ``[K]``."""
         return self.lr.learned()
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:
@@ -385,11 +385,11 @@ class PerStepSGD(Rated, UpdateRule):
 
 
 class ElementwiseSGD(Rated, UpdateRule):
-    """A learned rate for every single weight (Meta-SGD; Li et al. 2017, Eq. 1). Rates may turn negative.
+    """A learned rate for every single weight (Meta-SGD; Li et al. 2017, Eq. 1). Rates may become negative.
 
     Args:
-        lr: every rate at first.
-        learned: whether they are meta-learned.
+        lr: the initial value of every rate.
+        learned: whether the rates are meta-learned.
     """
 
     citation = "Li, Zhou, Chen, Li. Meta-SGD: Learning to Learn Quickly for Few-Shot Learning. arXiv:1707.09835"
@@ -399,12 +399,12 @@ class ElementwiseSGD(Rated, UpdateRule):
         self.initial_lr, self.learned = float(lr), learned
 
     def bind(self, params: Params, steps: int) -> None:
-        """Make a rate for every weight, real even where the weight is complex."""
+        """Make a rate for every weight; rates of complex weights are real."""
         rates = {n: torch.full_like(p.real, self.initial_lr, requires_grad=False) for n, p in params.items()}
         self.lr = PerParameter(rates, self.learned)
 
     def rates(self) -> Params:
-        """The mean over the weights of each tensor."""
+        """Return the mean rate of each tensor."""
         return {name: rate.mean() for name, rate in self.lr.learned().items()}
 
     def forward(self, grads: Params, params: Params, state: Any, step: int) -> tuple[Params, Any]:

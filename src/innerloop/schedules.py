@@ -8,57 +8,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial  # of functions of the module, which can be pickled, as closures cannot
+from functools import partial  # partials of module functions can be pickled, closures cannot
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
 
 Schedule: TypeAlias = T | Callable[[int], T]
-"""A constant, or a function from the outer iteration (from 0) to the value at it."""
+"""A constant, or a function from the outer iteration (from 0) to the value."""
 
 
 def value(schedule: Schedule[T], iteration: int) -> T:
-    """The schedule's value at an iteration."""
+    """Return the schedule's value at an iteration."""
     return schedule(iteration) if callable(schedule) else schedule
 
 
 def constant(at: float) -> Callable[[int], float]:
-    """The same value for ever."""
+    """Keep the same value in all iterations."""
     return partial(_constant, at)
 
 
 def linear(start: float, end: float, iterations: int) -> Callable[[int], float]:
-    """A straight line from ``start`` at iteration 0 to ``end`` at ``iterations``, then flat."""
+    """Go in a straight line from ``start`` at iteration 0 to ``end`` at ``iterations``, and stay there."""
     return partial(_linear, start, end, iterations)
 
 
 def cosine(start: float, end: float, iterations: int) -> Callable[[int], float]:
-    """Half a cosine from ``start`` to ``end`` (Loshchilov and Hutter 2017, without restarts), then flat."""
+    """Go along half a cosine from ``start`` to ``end`` (Loshchilov and Hutter 2017, without restarts), and stay."""
     return partial(_cosine, start, end, iterations)
 
 
 def switch(before: T, after: T, at: int) -> Callable[[int], T]:
-    """``before`` up to iteration ``at`` (exclusive), ``after`` from there on."""
+    """Use ``before`` up to iteration ``at`` (exclusive) and ``after`` from then on."""
     return partial(_switch, before, after, at)
 
 
 def multi_step(steps: int, iterations: int, stages: int = 10) -> Callable[[int], tuple[float, ...]]:
-    """The weights of a multi-step loss, which sum to 1 (Antoniou et al. 2019, section 4).
+    """Return a schedule of the weights of a multi-step loss (Antoniou et al. 2019, section 4).
 
-    The weights are equal at iteration 0; from ``iterations`` on, only the last step counts.
+    The weights sum to 1. They are equal at iteration 0; from ``iterations`` on, only the last step counts.
 
     Args:
         steps: the number K of weights.
-        iterations: until all weight is on the last step.
-        stages: the weights stay as they are for a part of the iterations; the authors' code changes them every epoch.
-            A step is compiled anew for each stage.
+        iterations: the iteration from which all weight is on the last step.
+        stages: the number of times that the weights change; the authors' code changes them every epoch. A compiled
+            training step is compiled again for each stage.
+
+    Raises:
+        ValueError: ``steps`` or ``stages`` is below 1, or ``iterations`` below 0.
 
     >>> weights = multi_step(steps=2, iterations=100, stages=2)
     >>> weights(0), weights(50), weights(100)
     ((0.5, 0.5), (0.25, 0.75), (0.0, 1.0))
     """
     if steps < 1 or iterations < 0 or stages < 1:
-        raise ValueError(f"steps and stages are at least 1 and iterations 0, got {steps}, {stages} and {iterations}")
+        raise ValueError(
+            f"steps and stages must be at least 1 and iterations at least 0, got {steps}, {stages} and {iterations}"
+        )
     return partial(_multi_step, steps, iterations, stages)
 
 

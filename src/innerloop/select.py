@@ -1,6 +1,6 @@
-"""Which of a model's parameters the inner loop moves.
+"""Selections: which of a model's parameters the inner loop moves.
 
-A `Selection` is a set of parameter names that is resolved against a model, and combines like a set:
+A `Selection` is a set of parameter names that is resolved against a model, and can be combined like a set:
 
 >>> from torch import nn
 >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
@@ -26,20 +26,20 @@ from .support_norm import SupportNorm2d
 class Selection:
     """A named set of parameters, resolved against a model when a learner is made.
 
-    A parameter with ``requires_grad=False`` is *frozen*: it is not meta-learned, and `everything` leaves it out. Where
-    a selection names it all the same (`named`, `head_of`), the inner loop adapts it from its fixed value, which is
-    what CAVIA does with its context vector. A module whose attribute ``meta_learned_only`` names some of its parts, as
-    `innerloop.support_norm.SupportNorm2d` does, has them left out of `everything` and meta-learned all the same.
+    A parameter with ``requires_grad=False`` is *frozen*: it is not meta-learned, and `everything` leaves it out. If a
+    selection names it explicitly (`named`, `head_of`), the inner loop adapts it from its fixed value, as CAVIA does
+    with its context vector. A module can have an attribute ``meta_learned_only`` with the names of submodules, as
+    `innerloop.support_norm.SupportNorm2d` has: `everything` leaves these out, but they are meta-learned.
     """
 
     description: str
     match: Callable[[nn.Module], set[str]]
 
     def names(self, model: nn.Module) -> tuple[str, ...]:
-        """The selected names, in the order of ``model.named_parameters()``.
+        """Return the selected names, in the order of ``model.named_parameters()``.
 
         Raises:
-            ValueError: nothing is selected; the message lists what there is.
+            ValueError: nothing is selected; the message lists the parameters.
         """
         chosen = self.match(model)
         available = [name for name, _ in model.named_parameters()]
@@ -62,21 +62,21 @@ class Selection:
 
 
 def named(*patterns: str) -> Selection:
-    """The parameters whose qualified names match any of the shell patterns, e.g. ``named("*.norm.*", "head.*")``.
+    """Select the parameters with qualified names that match a shell pattern, e.g. ``named("*.norm.*", "head.*")``.
 
-    It must match something wherever it is used, so a misspelt pattern in ``everything - named(...)`` is found.
+    It is an error if no parameter matches, also in ``everything - named(...)``, so that typos do not go unnoticed.
     """
     description = f"named({', '.join(map(repr, patterns))})"
     return _some(description, lambda name: any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def head_of(name: str) -> Selection:
-    """The parameters of the submodule called ``name``: a head given by its name. It must exist."""
+    """Select the parameters of the submodule called ``name``, which must exist."""
     return _some(f"head_of({name!r})", lambda parameter: parameter.startswith(f"{name}."))
 
 
 def _some(description: str, chosen: Callable[[str], bool]) -> Selection:
-    """Parameters by their names, of which a shared one has several; there must be some."""
+    """Select parameters by any of their names (a shared parameter has several); at least one must match."""
 
     def match(model: nn.Module) -> set[str]:
         first = {id(p): name for name, p in model.named_parameters()}
@@ -97,9 +97,9 @@ def _nothing(description: str, model: nn.Module) -> str:
 
 
 def head_name(model: nn.Module) -> str:
-    """The qualified name of the last submodule with parameters of its own: what `head` means by default.
+    """Return the qualified name of the last submodule with parameters of its own, which `head` selects.
 
-    The parameters of a parametrization (``torch.nn.utils.parametrize``) are those of the module that it is of.
+    The parameters of a parametrization (``torch.nn.utils.parametrize``) belong to the parametrized module.
 
     Raises:
         ValueError: the model has no submodule with parameters.
@@ -111,7 +111,10 @@ def head_name(model: nn.Module) -> str:
     ]
     owners = [name for name in owners if name]
     if not owners:
-        raise ValueError(f"{type(model).__name__} has no submodule with parameters, so no head: name the parameters")
+        raise ValueError(
+            f"{type(model).__name__} has no submodule with parameters, so it has no head: select parameters with "
+            "il.named(...)"
+        )
     return owners[-1]
 
 
@@ -124,7 +127,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def _norms(model: nn.Module) -> set[str]:
-    """By their class, or, as each library has its own, by its name."""
+    """Find norms by their class, or by the name of the class, since many libraries have their own classes."""
     kinds = {type(m) for m in model.modules() if isinstance(m, _NORMS) or fullmatch(_NAMED, type(m).__name__)}
     return _types(model, tuple(kinds))
 
@@ -140,7 +143,7 @@ def _adaptable(model: nn.Module) -> set[str]:
 
 
 everything = Selection("everything", _adaptable)
-"""Every parameter that is not frozen (MAML), but for what modules say is meta-learned only."""
+"""Every parameter that is not frozen (MAML), except those that modules declare as meta-learned only."""
 
 head = Selection("head", lambda model: head_of(head_name(model)).match(model))
 """The last submodule with parameters of its own (ANIL)."""
@@ -149,12 +152,12 @@ body = Selection("body", (everything - head).match)
 """Every parameter that is neither frozen nor in the head (BOIL)."""
 
 norms = Selection("norms", _norms)
-"""The parameters of normalization layers: scales and shifts, and what a `SupportNorm2d` infers by. Those of torch are
-known, and any class whose name says so, such as ``LlamaRMSNorm``."""
+"""The parameters of normalization layers: scales, shifts, and the network of a `SupportNorm2d`. These are torch's norms
+and any class with a name like that of a norm, such as ``LlamaRMSNorm``."""
 
 
 def _adapters(model: nn.Module) -> set[str]:
-    """By how peft's layers tell their adapters: the attributes that hold them, and which of them is active."""
+    """Find adapters by attributes of peft's layers, which name the submodules with adapters and the active ones."""
     starts = []
     for prefix, module in model.named_modules():
         prompts = ("prompt_encoder",) if hasattr(module, "prompt_encoder") else ()
@@ -164,4 +167,4 @@ def _adapters(model: nn.Module) -> set[str]:
 
 
 adapters = Selection("adapters", _adapters)
-"""What the active adapters of a peft model add to it, and the heads that are trained whole with them (LoRA)."""
+"""The parameters of the active adapters of a peft model (LoRA), and the heads that are fully trained with them."""

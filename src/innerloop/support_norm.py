@@ -1,4 +1,4 @@
-"""Normalization by statistics that are inferred from a task's support set alone."""
+"""Normalization with statistics that are inferred from a task's support set alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _support: ContextVar[int | None] = ContextVar("support examples", default=None)
 
 @contextmanager
 def support_first(examples: int) -> Iterator[None]:
-    """Modules are called on batches of which the first examples are the support set."""
+    """While entered, modules take the first ``examples`` of a batch as the support set."""
     token = _support.set(examples)
     try:
         yield
@@ -23,21 +23,21 @@ def support_first(examples: int) -> Iterator[None]:
 
 
 class SupportNorm2d(nn.Module):
-    """Normalizes each channel by statistics that a small network infers from those of the support set.
+    """Normalizes each channel with statistics that a small network infers from those of the support set.
 
-    The statistics are a mean and a deviation, and are the same for support and query examples (in the manner of
-    MetaNorm; Du et al. 2021, section 3).
+    The statistics are a mean and a deviation, the same for support and query examples (similar to MetaNorm; Du et al.
+    2021, section 3). So a prediction on a query example does not depend on the other query examples. Statistics of
+    other tasks, which small meta-batches estimate poorly, are not needed.
 
-    So a query example is judged the same whatever stands beside it, and no statistics of other tasks are needed, which
-    small meta-batches give a poor estimate of. The network, one for all channels, starts at giving what it is given:
-    at first this is batch norm by the support set's statistics. The paper's network reads single examples, and a
-    Kullback-Leibler term draws what is inferred from the support set to what would be from the query set; here the
-    meta-gradient alone trains it. Inner steps leave it alone, unless a selection names it: being one for all channels
-    and pixels, it has gradients that would throw the statistics far off at the rates of the other parameters.
+    All channels share one network. It starts as the identity, so the layer starts as batch norm with the support set's
+    statistics. The paper's network reads single examples, and a Kullback-Leibler term pulls the statistics inferred
+    from the support set towards those inferred from the query set; here only the meta-gradient trains the network.
+    Inner steps do not change it unless a selection names it: its gradients sum over all channels and pixels, and at
+    the rates of the other parameters they would throw the statistics far off.
 
     Args:
-        channels: of the images.
-        hidden: units of the network.
+        channels: channels of the images.
+        hidden: hidden units of the network.
         eps: added to the variance.
     """
 
@@ -54,7 +54,7 @@ class SupportNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]``, of which the support examples come first if there are others."""
+        """Normalize images ``[N, C, H, W]``; the support examples come first if there are others."""
         first = _support.get()
         support = x if first is None else x[:first]
         mean = support.mean((0, 2, 3))
@@ -68,5 +68,5 @@ class SupportNorm2d(nn.Module):
 
 
 def joint(model: nn.Module) -> bool:
-    """Whether a model judges query examples by the support set, so that both have to be handed to it together."""
+    """Return whether a model needs the support set in the same batch as query examples."""
     return any(isinstance(module, SupportNorm2d) for module in model.modules())

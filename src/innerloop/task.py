@@ -1,4 +1,4 @@
-"""What a learner learns from: a task is a support set to adapt on and a query set to be judged on."""
+"""Tasks: a learner adapts on the support set of a task and is evaluated on its query set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from .metrics import Scale
 
 Params = dict[str, Tensor]
-"""Qualified parameter name -> tensor: the currency of the whole library."""
+"""Tensors by qualified parameter name."""
 
 
 class Batch(NamedTuple):
@@ -56,7 +56,7 @@ else:
 
 
 class Task(NamedTuple):
-    """A support set (adapted on) and a query set (judged on), each with a leading task axis.
+    """A support set to adapt on and a query set to evaluate on, each with a leading task axis.
 
     With T tasks, S support and Q query examples: ``support.x`` is ``[T, S, ...]``, ``query.x`` is ``[T, Q, ...]``.
     A meta-batch is one such `Task`; a single task is the same thing without the leading axis. A meta-batch of tasks of
@@ -75,7 +75,7 @@ Tasks = Task | list[Task]
 class TaskSource(Protocol):
     """Anything that draws tasks.
 
-    The five lines of a source of one's own:
+    Your own source takes five lines:
 
     >>> class Steps:
     ...     def sample(self, n, generator):
@@ -93,13 +93,13 @@ class TaskSource(Protocol):
 
 @runtime_checkable
 class InteractiveSource(Protocol):
-    """Tasks in which the learner acts, such as those of reinforcement learning or of a robot that imitates.
+    """Draws tasks in which the learner acts, as in reinforcement learning or imitation learning.
 
-    The learner's data are its own episodes, or it is evaluated by them. Any function that takes a `TaskSource` also
-    takes one of these.
+    The learner collects its own data, or is evaluated on episodes in which it acts. Any function that takes a
+    `TaskSource` also takes an interactive source.
 
     Attributes:
-        metric: what it is judged by: name, direction and unit, such as `innerloop.metrics.RETURN` or ``SUCCESS``.
+        metric: the name, direction and unit of the score, such as `innerloop.metrics.RETURN` or ``SUCCESS``.
     """
 
     metric: Scale
@@ -109,15 +109,15 @@ class InteractiveSource(Protocol):
         ...
 
     def collect(self, learner: Any, n: int, generator: torch.Generator) -> Task:
-        """Draw ``n`` tasks, and act in them where data are to come from that; what to adapt on and to be judged on."""
+        """Draw ``n`` tasks, act in them if the data come from that, and return support and query sets."""
         ...
 
     def returns(self, learner: Any, n: int, steps: int | None, generator: torch.Generator) -> Tensor:
-        """How well the learner does in ``n`` tasks after 0, 1, ..., K inner steps, ``[n, K + 1]``."""
+        """Return the scores of the learner in ``n`` tasks after 0, 1, ..., K inner steps, ``[n, K + 1]``."""
         ...
 
     def report(self) -> Mapping[str, Any]:
-        """What the last meta-batch came to, as plain values for the record."""
+        """Return the results of the last meta-batch, as plain values for the record."""
         ...
 
 
@@ -199,15 +199,15 @@ def layout(tasks: Any) -> Hashable:
 
 
 def tensors_of(tasks: Any) -> list[Tensor]:
-    """The tensors in tasks, a batch or inputs, in the order of their leaves; quick where these are plain tensors."""
-    found: list[Tensor] = []
+    """Return the tensors in tasks, a batch or inputs, in the order of their leaves; fast for plain tensors."""
+    tensors: list[Tensor] = []
     for part in tasks if isinstance(tasks, tuple) else (tasks,):
         for leaf in part if isinstance(part, Batch) else (part,):
             if isinstance(leaf, Tensor):
-                found.append(leaf)
+                tensors.append(leaf)
             elif leaf is not None:
-                found += [t for t in pytree.tree_leaves(leaf) if isinstance(t, Tensor)]
-    return found
+                tensors += [t for t in pytree.tree_leaves(leaf) if isinstance(t, Tensor)]
+    return tensors
 
 
 def kind_of(task: Task) -> Hashable:
@@ -216,32 +216,32 @@ def kind_of(task: Task) -> Hashable:
 
 
 def count(tasks: Tasks) -> int:
-    """The number of tasks T in a meta-batch.
+    """Return the number of tasks T in a meta-batch.
 
     Raises:
-        ValueError: the leading axes disagree or lack, or there is no tensor, or no task.
-        TypeError: there is an array that is no tensor, which nothing would split by tasks.
+        ValueError: the leading axes differ or are missing, or there is no tensor, or no task.
+        TypeError: an array is not a tensor, so it could not be split by task.
     """
     if isinstance(tasks, list):
         return len(tasks)
     for leaf in pytree.tree_leaves(tasks):
         if not isinstance(leaf, Tensor) and getattr(leaf, "shape", None):
             raise TypeError(
-                f"a meta-batch has a {type(leaf).__name__} of shape {tuple(leaf.shape)} in it, and tasks are made of "
+                f"a meta-batch contains a {type(leaf).__name__} of shape {tuple(leaf.shape)}, but tasks are made of "
                 "tensors: convert it with torch.as_tensor"
             )
     shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
     sizes = {shape[0] if len(shape) > 1 else 0 for shape in shapes}
     if len(sizes) != 1 or sizes == {0}:
         raise ValueError(
-            "a meta-batch needs one leading task axis shared by all its tensors, and behind it one of examples "
+            "a meta-batch needs one leading task axis shared by all its tensors, followed by an axis of examples "
             f"([T, S, ...]); got shapes {shapes}. For a single task add the axis with `tensor[None]`"
         )
     return sizes.pop()
 
 
 def require_batch(support: Any) -> Batch:
-    """The support set, which it is an error to give together with the query set.
+    """Return the support set if it is one; a whole task is an error.
 
     Raises:
         TypeError: it is not a `Batch`.
@@ -250,27 +250,27 @@ def require_batch(support: Any) -> Batch:
         return unpadded(support)
     if not isinstance(support, Batch):
         hint = "give its support set, task.support" if isinstance(support, Task) else "give Batch(x, y)"
-        raise TypeError(f"to adapt takes the support set of one task, a Batch, got a {type(support).__name__}: {hint}")
+        raise TypeError(f"adapting takes the support set of one task, a Batch, got a {type(support).__name__}: {hint}")
     return support
 
 
 def select(tasks: Any, index: int | slice) -> Any:
-    """One task (an int) or some of them (a slice) of a meta-batch."""
+    """Return one task (an int) or some tasks (a slice) of a meta-batch."""
     if isinstance(tasks, list) and tasks and isinstance(tasks[0], Task):
         return tasks[index]
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tasks)
 
 
 def to(tasks: Any, device: torch.device | str) -> Any:
-    """The same meta-batch on another device."""
+    """Move a meta-batch to a device."""
     return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), tasks)
 
 
 def rows(x: Any) -> int:
-    """The number of examples in what is to be taken apart, or put together, example by example.
+    """Return the number of examples in inputs that will be indexed or concatenated by example.
 
     Raises:
-        ValueError: some tensor has not a row for each.
+        ValueError: a tensor does not have one row for each example.
     """
     number = size(x)
     if odd := [tuple(leaf.shape) for leaf in tensors_of(x) if leaf.shape[:1] != (number,)]:
@@ -284,10 +284,10 @@ def rows(x: Any) -> int:
 
 
 def size(x: Any) -> int:
-    """The number of examples in the inputs (or targets) of one task; 0 if there are no tensors."""
+    """Return the number of examples in the inputs (or targets) of one task; 0 if there are no tensors."""
     return next((int(leaf.shape[0]) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)), 0)
 
 
 def stack(items: Sequence[Any]) -> Any:
-    """Pytrees of tensors, stacked along a new first axis. Of other leaves, the first one is taken."""
+    """Stack pytrees of tensors along a new first axis. Of other leaves, the first one is taken."""
     return pytree.tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *items)

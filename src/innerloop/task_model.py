@@ -1,4 +1,4 @@
-"""The model as one task has it: a pure function of the adapted parameters and of the task's own buffers."""
+"""The model on one task: a pure function of the adapted parameters and of the task's own buffers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .task import Params, rows
 class TaskModel:
     """A model on one task, ``(params, buffers, x, step) -> (output, new buffers)``.
 
-    Inner steps may have parameters and buffers of their own (`innerloop.per_step.PerStepModel`), so all methods are
-    given the index of the inner step that a call belongs to.
+    All methods take the index of the inner step that a call belongs to, because some parameters and buffers may be
+    per-step (`innerloop.per_step.PerStepModel`).
 
     Attributes:
         stateless: the module as a pure function of all its parameters.
         fixed: its parameters that the inner loop does not move.
-        joint: whether it judges other examples by the support set, which then has to be handed to it with them.
+        joint: whether it needs the support set in the same batch as other examples.
     """
 
     stateless: Stateless
@@ -31,12 +31,12 @@ class TaskModel:
     joint: bool = False
 
     def __call__(self, params: Params, buffers: Params, x: Any, step: int) -> tuple[Any, Params]:
-        """The output on ``x`` with the adapted parameters ``params``, and the buffers after it."""
+        """Return the output on ``x`` with the adapted parameters ``params``, and the buffers after the call."""
         output, after = self.stateless(self.parameters(params, step), self.buffers_at(buffers, step), x)
         return output, self.renewed(buffers, after, step)
 
     def beside(self, support: Any, params: Params, buffers: Params, x: Any, step: int) -> tuple[Any, Params]:
-        """The same, the module being handed the support examples and ``x`` in one batch."""
+        """Return the same, calling the module on the support examples and ``x`` in one batch."""
         number = rows(support)
         together = pytree.tree_map(lambda *parts: torch.cat(parts), support, x)
         with support_first(number):
@@ -44,21 +44,21 @@ class TaskModel:
         return pytree.tree_map(lambda out: out[number:], output), after
 
     def parameters(self, params: Params, step: int) -> Params:
-        """All parameters of the module, the adapted ones in place."""
+        """Return all parameters of the module, with the adapted ones in place."""
         return {**self.fixed_at(step), **params}
 
     def fixed_at(self, step: int) -> Params:
-        """The parameters that the inner loop does not move, as an inner step has them."""
+        """Return the parameters that the inner loop does not move, at an inner step."""
         return self.fixed
 
     def buffers_at(self, buffers: Params, step: int) -> Params:
-        """The module's buffers, as an inner step has them."""
+        """Return the module's buffers at an inner step."""
         return buffers
 
     def renewed(self, buffers: Params, after: Params, step: int) -> Params:
-        """The task's buffers, of which ``after`` is what a call in an inner step left in the module's."""
+        """Return the task's buffers, given the module's buffers ``after`` a call in an inner step."""
         return after
 
     def seen(self, buffers: Params, after: Params, step: int) -> Params:
-        """The task's buffers as the path goes on with them after a call on the query set, which left ``after``."""
+        """Return the task's buffers for the rest of the path, given the buffers ``after`` a call on the query set."""
         return buffers

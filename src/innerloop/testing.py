@@ -1,4 +1,4 @@
-"""Checks for parts of one's own: what the library's tests ask of its rules and sources, users can ask of theirs."""
+"""Checks for your own update rules and task sources, the same that the library's tests apply to its own."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from .task import Params, TaskSource, count, singles
 def check_rule(rule: UpdateRule, steps: int = 2) -> None:
     """Check that an update rule keeps the contract of `innerloop.UpdateRule`.
 
-    It must return an update of the same shape and type for every parameter, for more steps than were trained too;
-    leave its arguments alone; be deterministic; keep its state's structure; have finite derivatives; give under
-    ``vmap`` what it gives for each task; and, unless it only transforms gradients, lower a small quadratic loss from
-    the start.
+    The rule must return an update of the same shape and type for every parameter, also in steps beyond the trained
+    number. It must not change its arguments, must be deterministic, must keep the structure of its state, and must
+    have finite derivatives. Under ``vmap`` it must give the same as for each task. Unless it only transforms
+    gradients, it must lower a small quadratic loss.
 
-    What a rule may do without is a warning: to run under ``vmap`` at all (tasks then run one by one), to have finite
-    derivatives where the gradient is zero, to keep the type of bfloat16 parameters.
+    The check only warns if the rule does not run under ``vmap`` (tasks then run one by one), if derivatives are not
+    finite at a gradient of zero, or if the rule changes the type of bfloat16 parameters.
 
     Args:
         rule: a rule that is not bound to parameters yet.
         steps: the number of inner steps to bind it to.
 
     Raises:
-        AssertionError: the contract is broken; the message says how.
+        AssertionError: the rule breaks the contract; the message says how.
 
     >>> from innerloop import SGD
     >>> check_rule(SGD(0.1))
@@ -46,7 +46,7 @@ def check_rule(rule: UpdateRule, steps: int = 2) -> None:
     shapes = {"layer.weight": (3, 2), "layer.bias": (3,), "conv.weight": (2, 3, 2, 2)}
     params = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # in which a rule then makes its states
+    torch.set_default_dtype(torch.float64)  # so that the rule makes its states in this type
     try:
         rule.bind(params, steps)
         rule.to(torch.float64)
@@ -61,12 +61,12 @@ def check_rule(rule: UpdateRule, steps: int = 2) -> None:
 
 
 def _gradient(params: Params) -> Params:
-    """Of half the squared norm."""
+    """Return the gradient of half the squared norm."""
     return {name: p.clone() for name, p in params.items()}
 
 
 class _HalfSquaredNorm:
-    """What a rule that asks for the inner loss is given here."""
+    """The inner loss for rules that ask for it."""
 
     order = 2
 
@@ -102,20 +102,20 @@ def _check_step(rule: UpdateRule, params: Params, steps: int) -> None:
 
 
 def _check_derivatives(rule: UpdateRule, params: Params) -> None:
-    """Of two steps, which a meta-gradient runs through."""
+    """Check the derivatives through two steps, as a meta-gradient takes them."""
     if broken := _not_finite(rule, params, _gradient(params)):
         raise AssertionError(f"{broken} not finite")
     if broken := _not_finite(rule, params, {name: torch.zeros_like(p) for name, p in params.items()}):
         warnings.warn(
-            f"{broken} not finite where the gradient is zero, as it is for units that are never active and for tasks "
-            "that are solved: meta-gradients are then not finite either. Keep roots, norms and divisors from zero, by "
-            "an epsilon under the root",
+            f"{broken} not finite where the gradient is zero, as for inactive units and solved tasks, and then "
+            "meta-gradients are not finite either: keep roots, norms and divisors away from zero, for example with an "
+            "epsilon under the root",
             stacklevel=user_level(),
         )
 
 
 def _not_finite(rule: UpdateRule, params: Params, grads: Params) -> str:
-    """What of two steps and their derivatives is not finite, in words; nothing if all is."""
+    """Describe what is not finite in two steps and their derivatives; an empty string if everything is finite."""
     params, grads = ({n: t.detach().requires_grad_() for n, t in tensors.items()} for tensors in (params, grads))
     state, total = rule.init(params), torch.zeros((), dtype=torch.float64)
     for step in range(2):
@@ -142,7 +142,7 @@ def _check_vmap(rule: UpdateRule, params: Params) -> None:
     try:
         with TaskOperations(vectorized=True, kernels=False):
             together = vmap(step)(batched)
-    except Exception as error:  # whatever torch cannot do for many tasks, and can for one
+    except Exception as error:  # anything that torch can do for one task but not for many
         raise_interrupt_behind(error)
         warnings.warn(
             explain(error, nn.Module(), {"update rule": rule}, "so tasks run one by one with it"),
@@ -162,7 +162,7 @@ def _check_low_precision(rule: UpdateRule, params: Params, steps: int) -> None:
     except (RuntimeError, ValueError, TypeError) as error:
         wrong = [str(error)]
     if wrong:
-        warnings.warn(f"the rule is not for models in bfloat16: {wrong[0]}", stacklevel=user_level())
+        warnings.warn(f"the rule does not support models in bfloat16: {wrong[0]}", stacklevel=user_level())
 
 
 def _check_descent(rule: UpdateRule, params: Params, steps: int) -> None:
@@ -179,10 +179,10 @@ def _check_descent(rule: UpdateRule, params: Params, steps: int) -> None:
 def check_source(source: TaskSource, n: int = 3) -> None:
     """Check that a task source keeps the contract of `innerloop.TaskSource`.
 
-    It must return ``n`` tasks for any ``n``, and take all randomness from the generator.
+    The source must return ``n`` tasks for any ``n``, and draw all randomness from the generator.
 
     Raises:
-        AssertionError: the contract is broken; the message says how.
+        AssertionError: the source breaks the contract; the message says how.
     """
     draws = [source.sample(n, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert [count(draw) for draw in draws] == [n] * 3, f"asked for {n} tasks, got {[count(draw) for draw in draws]}"

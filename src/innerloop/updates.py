@@ -1,4 +1,4 @@
-"""Checks of what update rules and initializations return, and the number types that rules compute in."""
+"""Checks of the results of update rules and initializations, and conversions of number types for rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .task import Params
 
 
 def require_dense(grads: Params) -> None:
-    """Refuse gradients that update rules do not take.
+    """Refuse sparse gradients, which update rules do not support.
 
     Raises:
         ValueError: a gradient is sparse.
@@ -22,23 +22,23 @@ def require_dense(grads: Params) -> None:
         sparse = [name for name, grad in grads.items() if grad.layout != torch.strided]
     if sparse:
         raise ValueError(
-            f"the gradient of {sparse[0]} is sparse ({grads[sparse[0]].layout}), and update rules take dense ones: "
-            "make its layer with sparse=False"
+            f"the gradient of {sparse[0]} is sparse ({grads[sparse[0]].layout}), but update rules need dense ones: "
+            "build its layer with sparse=False"
         )
 
 
 def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tuple[Params, Any]:
-    """The updates and the state that a rule returned.
+    """Check and return the updates and the state that a rule returned.
 
     Args:
-        result: what it returned.
-        grads: the gradients that it was given.
-        params: the parameters, of the same names.
-        rule: its name, for messages.
+        result: the result of the rule.
+        grads: the gradients that the rule got.
+        params: the parameters, under the same names.
+        rule: the name of the rule, for messages.
 
     Raises:
-        ValueError: it is no such pair, an update is missing or of something else, or one would change the shape or the
-            type of its parameter.
+        ValueError: the result is not a pair of updates and state, an update is missing or not of an adapted parameter,
+            or an update would change the shape or the type of its parameter.
     """
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Mapping)):
         raise ValueError(
@@ -48,8 +48,8 @@ def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tu
     updates, state = result
     if missing := [name for name in grads if name not in updates]:
         raise ValueError(
-            f"{rule} returns no update of {missing[0]!r}: return one for every parameter, torch.zeros_like(param) for "
-            "one that is to stay"
+            f"{rule} returns no update of {missing[0]!r}: return one for every parameter, and torch.zeros_like(param) "
+            "for one that should stay the same"
         )
     if strange := [name for name in updates if name not in grads]:
         raise ValueError(
@@ -60,54 +60,57 @@ def require_updates(result: Any, grads: Params, params: Params, rule: str) -> tu
     return dict(updates), state
 
 
-def require_kept(found: Any, rule: nn.Module) -> Params:
-    """What a rule keeps of a task for later ones.
+def require_kept(kept: Any, rule: nn.Module) -> Params:
+    """Check and return what a rule keeps of a task for later tasks.
 
     Args:
-        found: what its `kept` returned.
+        kept: the result of the rule's `kept`.
         rule: the rule, for messages.
 
     Raises:
-        ValueError: it is no mapping of names to tensors.
+        ValueError: the result is not a mapping of names to tensors.
     """
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+    if not isinstance(kept, Mapping) or not all(isinstance(tensor, Tensor) for tensor in kept.values()):
         raise ValueError(
-            f"kept of {type(rule).__name__} returned a {type(found).__name__}, not a dict of tensors by name: return "
-            "such a dict, {} for nothing"
+            f"kept of {type(rule).__name__} returned a {type(kept).__name__}, not a dict of tensors by name: return "
+            "such a dict, or {} to keep nothing"
         )
-    return dict(found)
+    return dict(kept)
 
 
-def require_start(found: Any, params: Params, initial: str) -> Params:
-    """Where a task's adapted parameters start, by an initialization.
+def require_start(start: Any, params: Params, initial: str) -> Params:
+    """Check and return the start of a task's adapted parameters by an initialization.
 
     Args:
-        found: what it returned.
+        start: the result of the initialization.
         params: the adapted meta-parameters.
-        initial: its name, for messages.
+        initial: the name of the initialization, for messages.
 
     Raises:
-        ValueError: it is no mapping, a parameter is missing or not one that adapts, or has another shape or type.
+        ValueError: the result is not a mapping, or a parameter is missing, does not adapt, or has another shape or
+            type.
     """
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{initial} returns the start of the adapted parameters by name, got {type(found).__name__}")
-    if wrong := sorted(found.keys() ^ params.keys()):
+    if not isinstance(start, Mapping):
+        raise ValueError(
+            f"{initial} must return the start of the adapted parameters by name, got {type(start).__name__}"
+        )
+    if wrong := sorted(start.keys() ^ params.keys()):
         which = "without" if wrong[0] in params else "with"
         raise ValueError(
             f"{initial} returns a start {which} {wrong[0]!r}, but the inner loop adapts "
             f"{', '.join(map(repr, params))}: return these, e.g. {{**episode.start.params, name: tensor}}"
         )
-    _require_like(found, params, "start", initial)
-    return {name: found[name] for name in params}
+    _require_like(start, params, "start", initial)
+    return {name: start[name] for name in params}
 
 
-def _require_like(found: Mapping[str, Any], params: Params, kind: str, of: str) -> None:
-    """Refuse what is not a tensor of the shape and the type of its parameter."""
-    with hidden_from_modes((*found.values(), *params.values())):
-        wrong = [name for name, value in found.items() if not _like(value, params[name])]
+def _require_like(values: Mapping[str, Any], params: Params, kind: str, of: str) -> None:
+    """Refuse values that are not tensors of the shape and the type of their parameters."""
+    with hidden_from_modes((*values.values(), *params.values())):
+        wrong = [name for name, value in values.items() if not _like(value, params[name])]
     if not wrong:
         return
-    value, param, what = found[wrong[0]], params[wrong[0]], f"the {kind} of {wrong[0]} by {of}"
+    value, param, what = values[wrong[0]], params[wrong[0]], f"the {kind} of {wrong[0]} by {of}"
     if not isinstance(value, Tensor):
         raise ValueError(f"{what} is a {type(value).__name__}, not a tensor like the parameter")
     if value.shape != param.shape:
@@ -128,13 +131,13 @@ def _like(value: Any, param: Tensor) -> bool:
 
 
 def follow(rule: nn.Module, params: Params) -> None:
-    """Give the parameters of an update rule at least the type of those that it moves.
+    """Promote the parameters of an update rule to the type of the model's parameters.
 
     The model may have been converted (``model.double()``) since the rule was made.
 
     Args:
         rule: the rule.
-        params: of the model; where these have several types, the rule stays as it is.
+        params: the model's parameters; if these have several types, the rule stays as it is.
     """
     types = {p.real.dtype for p in params.values() if p.is_floating_point() or p.is_complex()}
     narrow = (own.dtype for own in (*rule.parameters(), *rule.buffers()) if own.is_floating_point())
@@ -143,9 +146,9 @@ def follow(rule: nn.Module, params: Params) -> None:
 
 
 def as_reals(tensors: Params) -> Params:
-    """Each tensor as real numbers with at least the digits and the range of float32.
+    """Convert tensors to real numbers with at least the precision and range of float32.
 
-    The two parts of complex numbers lie along a new last axis. Rules that square or compare elements work on these.
+    The two parts of complex numbers become a new last axis. Rules that square or compare elements use this.
     """
     reals = {n: torch.stack([t.real, t.imag], -1) if t.is_complex() else t for n, t in tensors.items()}
     return {n: t.float() if torch.finfo(t.dtype).bits < 32 else t for n, t in reals.items()}
@@ -157,6 +160,6 @@ def as_given(reals: Params, like: Params) -> Params:
 
 
 def root(square: Tensor) -> Tensor:
-    """The square root, whose derivative at zero counts as zero in place of infinity; zero for what is negative."""
+    """Return the square root, with a derivative of zero at zero instead of infinity; zero for negative numbers."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)

@@ -92,7 +92,7 @@ def test_a_damaged_file_is_built_anew(own_cache, damage):
 def test_an_unwritable_cache_only_warns(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="cannot keep the decoded images"):
+    with pytest.warns(UserWarning, match="cannot save the decoded images"):
         assert torch.equal(cached("x", made).images, made().images)
 
 
@@ -123,7 +123,7 @@ def test_unreadable_files_are_named_or_skipped(tmp_path):
     classes = {"one": ["deep.png", *bad, "good.png"]}
     with pytest.raises(ValueError, match=r"13 of 14 files are not readable images: deep\.png") as caught:
         decode_classes(files, classes, size=4, channels=1)
-    assert "more than 8 bits a channel" in str(caught.value)
+    assert "more than 8 bits per channel" in str(caught.value)
     assert "bad08.png" in str(caught.value)
     assert "bad09.png" not in str(caught.value)
     assert "3 more" in str(caught.value)

@@ -98,7 +98,7 @@ def test_within_groups_keeps_a_task_in_one_group(seed, rotations):
         ({"ways": 2, "shots": 0}, "shots=0 must be at least 1"),
         ({"ways": 2, "shots": 1, "queries": 0}, "queries=0 must be at least 1"),
         ({"ways": 4, "shots": 1}, "ways=4, but numbers has 3 classes"),
-        ({"ways": 2, "shots": 2, "queries": 2}, "need 4 images a class, but class '1' of numbers has 3"),
+        ({"ways": 2, "shots": 2, "queries": 2}, "need 4 images per class, but class '1' of numbers has 3"),
         ({"ways": 2, "shots": 1, "within_groups": True}, "has no groups"),
     ],
 )

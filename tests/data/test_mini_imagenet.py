@@ -64,8 +64,8 @@ def test_moving_a_split_takes_its_own_images(tmp_path):
     ("lists", "message"),
     [
         ({"val": "filename,label\nn0_0.jpg,n0"}, "more than one split: n0"),
-        ({"val": "filename,label\nnone.jpg,n9"}, "1 files that are not there: images/none.jpg"),
-        ({"val": "filename,label\n../val.csv,n9"}, "not there"),
+        ({"val": "filename,label\nnone.jpg,n9"}, "1 files that are missing: images/none.jpg"),
+        ({"val": "filename,label\n../val.csv,n9"}, "missing"),
         ({"val": "filename,label\nn2_0.jpg,n2\nn2_0.jpg,n2"}, "files twice: images/n2_0.jpg"),
         ({"val": "file,class\nn2_0.jpg,n2"}, "expected filename and label"),
         ({"val": "filename,label\n"}, "lists no images"),
@@ -84,7 +84,7 @@ def test_what_is_missing_is_named(tmp_path):
     files.pop("test.csv")
     with pytest.raises(FileNotFoundError, match=r"has no test\.csv"):
         mini_imagenet(write_tree(tmp_path, files))
-    with pytest.raises(ValueError, match=r"holds no train\.csv"):
+    with pytest.raises(ValueError, match=r"has no train\.csv"):
         mini_imagenet(write_zip(tmp_path / "other" / "mini-imagenet.zip", {"a": b""}).parent)
     with pytest.raises(ValueError, match="size=0"):
         mini_imagenet(tmp_path, size=0)

@@ -52,9 +52,9 @@ def test_the_same_state_draws_the_same_problems() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="shots=0"):
         pairs(shots=0)
-    with pytest.raises(ValueError, match=r"need 6 images a class, but .* has 5"):
+    with pytest.raises(ValueError, match=r"need 6 images per class, but .* has only 5"):
         pairs(shots=4)
-    with pytest.raises(ValueError, match="has no groups"):
+    with pytest.raises(ValueError, match="data set with groups"):
         Pairs(numbered_images([5, 5]), 1, 1)
-    with pytest.raises(ValueError, match="no group of two classes"):
+    with pytest.raises(ValueError, match="no group with two classes"):
         Pairs(replace(numbered_images([5, 5]), groups=torch.tensor([0, 1])), 1, 1)

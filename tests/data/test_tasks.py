@@ -50,7 +50,7 @@ def test_image_folder_passes_its_options_on(tmp_path, monkeypatch):
     assert [len(source.dataset.names) for source in sources] == [3, 3, 3]
     assert [source.queries for source in sources] == [1, 4, 4]
     assert [(source.ways, source.shots) for source in sources] == [(2, 2)] * 3
-    with pytest.raises(ValueError, match=r"image-folder needs the folder .*--data DIR"):
+    with pytest.raises(ValueError, match=r"image-folder needs a folder .*--data DIR"):
         TASKS["image-folder"]()
     with pytest.raises(ValueError, match=r"ways=5, but the train split of .* has 3 classes"):
         TASKS["image-folder"](split=(0.34, 0.33, 0.33), root=root)

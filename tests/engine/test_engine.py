@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("own_plans")
 
 @pytest.mark.parametrize("vectorize", [0, -3, "yes", 2.5, None, (2, 0), (2, 2, 2), (True, 2)])
 def test_a_number_of_tasks_is_at_least_one(vectorize: object) -> None:
-    with pytest.raises(ValueError, match="vectorize is"):
+    with pytest.raises(ValueError, match="vectorize must be"):
         il.maml(nn.Linear(2, 1), vectorize=vectorize)  # type: ignore[arg-type]
 
 
@@ -73,7 +73,7 @@ def test_arrays_that_are_no_tensors_are_refused() -> None:
     """Nothing would split them by tasks."""
     numpy = pytest.importorskip("numpy")
     batch = il.Batch(torch.randn(3, 6, 4), numpy.zeros((3, 6)))
-    with pytest.raises(TypeError, match=r"has a ndarray of shape \(3, 6\) in it.*torch\.as_tensor"):
+    with pytest.raises(TypeError, match=r"contains a ndarray of shape \(3, 6\).*torch\.as_tensor"):
         il.maml(nn.Linear(4, 4), 0.1)(il.Task(batch, batch))
 
 
@@ -172,7 +172,7 @@ def test_constant_memory_gives_the_same_gradients(
 def test_constant_memory_gives_the_same_higher_derivatives(
     kind: str, rule: str, vectorize: bool | int, regression: Callable[..., il.Task], episodes: Callable[..., il.Task]
 ) -> None:
-    """The meta-gradient, differentiated once more, as Fisher products are, and twice more."""
+    """The meta-gradient, differentiated again, as Fisher products are, and twice more."""
     torch.manual_seed(1)
     head = nn.Linear(6, 1) if kind == "points" else nn.Linear(36, 3)
     body = {
@@ -250,7 +250,7 @@ def test_memory_has_two_settings() -> None:
 
 
 def test_bfloat16_is_for_float32(regression: Callable[..., il.Task]) -> None:
-    with pytest.raises(ValueError, match="is for float32 models; weight is float64"):
+    with pytest.raises(ValueError, match="needs a float32 model, but weight is float64"):
         il.maml(nn.Linear(2, 1).double(), loss=F.mse_loss, precision="bfloat16").meta_gradient(regression(2))
 
 

@@ -421,7 +421,7 @@ def test_backward_hooks_run_for_they_are_not_vectorized(of: str) -> None:
     y = torch.arange(3).repeat(2).expand(2, -1)
     batch = il.Batch(torch.randn(2, 6, 4), y)
     learner = il.maml(Silenced(of), 0.1)
-    with pytest.warns(UserWarning, match="hooks of .*s do not run where tasks run at once"):
+    with pytest.warns(UserWarning, match="hooks of .*s do not run while tasks run at once"):
         grads, _ = learner.meta_gradient(il.Task(batch, batch))
     assert not grads["model.first.weight"].any()
     assert grads["model.last.1.weight"].any()

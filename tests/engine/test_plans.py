@@ -62,7 +62,7 @@ def test_learners_that_are_alike_have_one_plan(
 
     def measure(search: search.Search, *_: Any) -> None:
         measured.append(search)
-        search.plan, search.found = best, True
+        search.plan, search.done = best, True
 
     monkeypatch.setattr("innerloop.engine.engine.measure", measure)
     first = learner().meta_gradient(tasks)
@@ -114,7 +114,7 @@ def test_threads_come_to_one_plan(regression: Callable[..., il.Task], monkeypatc
     meeting = threading.Barrier(2)
 
     def measure(found: search.Search, *_: Any) -> None:
-        found.plan, found.found = search.Plan(next(number)), True
+        found.plan, found.done = search.Plan(next(number)), True
         meeting.wait(600)
 
     monkeypatch.setattr("innerloop.engine.engine.measure", measure)

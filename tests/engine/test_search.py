@@ -11,7 +11,7 @@ from innerloop.engine.search import ONE_BY_ONE, Plan, Search
 
 def searched(number: int, seconds: Callable[[Plan], float], threads: int = 1) -> tuple[Search, list[Plan]]:
     search, tried = Search(number, threads), []
-    while not search.found:
+    while not search.done:
         tried.append(search.plan)
         search.took(seconds(search.plan))
     return search, tried
@@ -63,7 +63,7 @@ def test_one_by_one_takes_no_threads() -> None:
 
 def test_one_by_one_need_not_be_tried() -> None:
     search = Search(8, loop=False)
-    while not search.found:
+    while not search.done:
         assert search.plan.size
         search.took(1.0 + search.plan.size)
     assert search.plan == Plan(1)
@@ -74,7 +74,7 @@ def test_what_does_not_work_ends_the_search() -> None:
     while search.plan.threads == 1:
         search.took(9.0 - search.plan.size)
     search.stop()
-    assert search.found
+    assert search.done
     assert search.plan == Plan(8)
 
 

@@ -591,5 +591,5 @@ def test_what_is_read_by_a_string_is_seen(read: Callable[[], float]) -> None:
 
 def test_what_reads_unseen_is_not_compiled() -> None:
     loss = lambda output, y: F.cross_entropy(output, y) * globals()["CALLS"]  # noqa: E731
-    with pytest.raises(ValueError, match=r"calls globals\(\), so what it reads cannot be seen"):
+    with pytest.raises(ValueError, match=r"calls globals\(\), so what it reads cannot be watched"):
         learner(True, loss=loss).meta_gradient(tasks())

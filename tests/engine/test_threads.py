@@ -160,7 +160,7 @@ def test_what_changes_when_it_is_called_stays_in_one_thread(part: str, regressio
         learner.meta_gradient(tasks)
     assert not learner.engine.separable
     who = part if part in ("inner loss", "objective", "model") else "update rule" if part == "rule" else "loss"
-    assert learner.choices[0].startswith(f"no threads, for the {who} ")
+    assert learner.choices[0].startswith(f"no threads, since the {who} ")
     assert "when it is called" in learner.choices[0]
 
 

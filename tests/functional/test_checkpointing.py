@@ -141,7 +141,7 @@ def test_modes_are_those_of_the_first_run(regression: Callable[..., il.Task]) ->
 
 def test_out_of_place_is_refused(regression: Callable[..., il.Task]) -> None:
     kept = learner({"use_reentrant": False})
-    with pytest.raises(ValueError, match=r"Sequential is computed again .*context_fn=innerloop\.task_contexts"):
+    with pytest.raises(ValueError, match=r"Sequential is recomputed .*context_fn=innerloop\.task_contexts"):
         kept.meta_gradient(regression())
 
 
@@ -212,5 +212,5 @@ def test_it_is_not_compiled(regression: Callable[..., il.Task]) -> None:
 
 
 def test_implicit_gradients_refuse_it(regression: Callable[..., il.Task]) -> None:
-    with pytest.raises(ValueError, match=r"torch\.func\.grad, by which iMAML goes, knows no checkpointing"):
+    with pytest.raises(ValueError, match=r"torch\.func\.grad, which iMAML uses, does not support checkpointing"):
         il.imaml(Net(RIGHT), 0.3, loss=F.mse_loss).meta_gradient(regression())

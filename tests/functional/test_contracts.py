@@ -470,7 +470,7 @@ def test_models_that_remember_functions_of_their_parameters_are_refused(call: st
             return self.head(F.linear(x, self.doubled, self.layer.bias))
 
     learner, tasks = il.maml(Remembers(), 0.1, loss=F.mse_loss, steps=2), column(regression())
-    with pytest.raises(ValueError, match=r"Remembers keeps what it computed of 'layer.weight'.*in every forward"):
+    with pytest.raises(ValueError, match=r"Remembers keeps what it computed from 'layer.weight'.*in every forward"):
         learner.meta_gradient(tasks) if call == "meta_gradient" else learner.adapt(il.task.select(tasks.support, 0))
 
 
@@ -720,7 +720,7 @@ def test_constant_memory_refuses_what_changes_when_it_is_computed_again(state: s
     own = lambda output, y: F.mse_loss(output, y) * (1 + 0.1 * model.calls)  # noqa: E731
     loss = own if state == "loss" else F.mse_loss
     learner = il.maml(model, 0.1, steps=2, loss=loss, memory="constant", vectorize=vectorize)
-    with pytest.raises(ValueError, match=r"(model|loss) gives something else when it is called again.*register_buffer"):
+    with pytest.raises(ValueError, match=r"(model|loss) gives another result when it is called again.*register_buffer"):
         learner.meta_gradient(tasks)
 
 
@@ -974,7 +974,7 @@ def test_derivatives_in_a_model_are_right_or_refused(name: str, memory: Any) -> 
     for vectorize in ("auto", True, False, (1, 2)):
         learner = il.maml(model, 0.1, loss=equation, vectorize=vectorize, memory=memory)  # type: ignore[arg-type]
         if name != "by_func" and vectorize in (True, (1, 2)):
-            with pytest.raises(ValueError, match=r"gradients by torch\.autograd.*To fix it, use torch\.func\.grad"):
+            with pytest.raises(ValueError, match=r"gradients from torch\.autograd.*To fix it, use torch\.func\.grad"):
                 learner.meta_gradient(tasks)
         else:
             found = {n.removeprefix("model."): g for n, g in learner.meta_gradient(tasks)[0].items()}
@@ -1209,7 +1209,7 @@ def test_objectives_are_one_number_of_each_task() -> None:
             return judgement._replace(objective=judgement.objective.expand(2))
 
     learner = il.MetaLearner(nn.Linear(3, 1), il.SGD(0.1), objective=Twice(), loss=F.mse_loss)
-    with pytest.raises(ValueError, match=r"must average to one scalar, got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"must be one scalar, got shape \(2,\)"):
         learner.meta_gradient(column(regression()))
 
 
@@ -1335,7 +1335,7 @@ def test_a_shared_buffer_that_becomes_two_is_refused() -> None:
             output: Tensor = self.layer(x) - self.same
             return output
 
-    with pytest.raises(ValueError, match="'level' or 'same', which were one"):
+    with pytest.raises(ValueError, match="'level' or 'same', which are one"):
         il.maml(Parting(), loss=F.mse_loss).meta_gradient(regression(2))
 
 
@@ -1369,7 +1369,7 @@ def test_what_predicts_otherwise_than_it_trains_is_told(how: str, call: str) -> 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         calls[call]()
-    told = [w for w in caught if "_OwnNorm gives something else in predictions" in str(w.message)]
+    told = [w for w in caught if "_OwnNorm gives other results in predictions" in str(w.message)]
     assert len(told) == (how in ("function", "own"))
     frozen = il.maml(nn.Sequential(*layers).eval(), 0.1, loss=F.mse_loss)  # which is trained so, too
     with warnings.catch_warnings():
@@ -1394,7 +1394,7 @@ def test_constant_memory_keeps_the_gradient_by_the_examples(vectorize: Any) -> N
 
 def test_lazy_modules_have_to_be_called_first() -> None:
     model = nn.Sequential(nn.LazyLinear(2))
-    with pytest.raises(ValueError, match=r"0\.weight has no shape yet.*call the model on an example once"):
+    with pytest.raises(ValueError, match=r"0\.weight has no shape yet.*call the model once on an example"):
         il.maml(model, loss=F.mse_loss)
     model(torch.ones(1, 3))
     il.maml(model, loss=F.mse_loss).meta_gradient(regression(2))
@@ -1470,7 +1470,7 @@ def test_global_backward_hooks_run(pre: bool) -> None:
     else:
         handle = own.register_module_full_backward_hook(lambda _, inputs, __: halved(inputs))
     try:
-        with pytest.warns(UserWarning, match="backward hooks of modules do not run where tasks run at once"):
+        with pytest.warns(UserWarning, match="backward hooks of modules do not run while tasks run at once"):
             found = il.maml(model, 0.1, loss=F.mse_loss).meta_gradient(tasks)[0]
         expected = by_hand(model, F.mse_loss, tasks)
         for name, grad in expected.items():
@@ -1586,7 +1586,7 @@ def test_constant_memory_refuses_what_comes_later(what: str, vectorize: Any) -> 
         penalty.requires_grad_()
     else:
         noisy[0] = True
-    refusal = "would lose its gradient" if what == "hidden" else "computes inner steps again|draws random numbers"
+    refusal = "would lose its gradient" if what == "hidden" else "recomputes inner steps|draws random numbers"
     with pytest.raises(ValueError, match=refusal):
         learner.meta_gradient(tasks)
 
@@ -1609,5 +1609,5 @@ def test_noise_that_comes_later_is_each_tasks_own() -> None:
 @pytest.mark.parametrize("at", [[7], [-1], [0, 7], [1, 1], []])
 def test_predictions_after_steps_that_are_not_taken_are_refused(at: list[int]) -> None:
     learner = il.maml(nn.Linear(3, 1), steps=3, loss=F.mse_loss)
-    with pytest.raises(ValueError, match=r"at= has different numbers of steps from 0 to 3, got \["):
+    with pytest.raises(ValueError, match=r"at= takes distinct numbers of steps from 0 to 3, got \["):
         learner.predict(column(regression()), at=at)

@@ -64,7 +64,7 @@ LAYERS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "numpy": (lambda x: x * float(x.detach().numpy().size), r"reads values outside of torch"),
     "unique": (lambda x: x + 0 * torch.unique(x.detach()).sum(), r"shape of a result depends on values"),
     "random": (lambda x: x + 0 * torch.zeros(5, 3).normal_(), r"random numbers, in place.*torch\.randn"),
-    "function": (Identity.apply, r"autograd\.Function that is not made for torch\.func.*generate_vmap_rule"),
+    "function": (Identity.apply, r"autograd\.Function that does not support torch\.func.*generate_vmap_rule"),
     "no rule": (lambda x: x if torch.equal(x, x) else 2 * x, r"no batching rule for an operation"),
     ".data": (lambda x: x + 0 * x.data, r"reads `\.data`.*detach"),
 }
@@ -94,7 +94,7 @@ def message(learner: Callable[..., il.MetaLearner], batch: il.Task) -> str:
     assert Path(only.filename) == Path(__file__)
     torch.testing.assert_close(grads, learner(vectorize=False).meta_gradient(batch)[0])
     text = str(only.message)
-    with pytest.raises(ValueError, match="and vectorize=True forbids running tasks one by one") as refused:
+    with pytest.raises(ValueError, match="and vectorize=True does not allow running tasks one by one") as refused:
         learner(vectorize=True).meta_gradient(batch)
     assert str(refused.value).partition(",")[0] == text.partition(",")[0]
     return text
@@ -246,7 +246,7 @@ def test_hooks_are_told_with_their_module(kind: str) -> None:
         model[1].linear.register_full_backward_hook(lambda *_: None)
     text = message(partial(il.maml, model, 0.1, compile=False), tasks())
     who = r"Linear \(1\.linear\)" if kind == "module" else r"Layer \(1\)"
-    _matches(text, rf"^{who} cannot be vectorized .* hooks of .*s do not run where tasks run at once.*remove the hook")
+    _matches(text, rf"^{who} cannot be vectorized .* hooks of .*s do not run while tasks run at once.*remove the hook")
 
 
 def _hooked(x: Tensor) -> Tensor:

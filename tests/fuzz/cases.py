@@ -95,7 +95,7 @@ def loss(output: Tensor, y: Tensor) -> Tensor:
 
 @dataclass
 class Found:
-    """What an inner loop gives: one number a task, and its mean's gradient, differentiated once more."""
+    """What an inner loop gives: one number a task, and its mean's gradient, differentiated again."""
 
     objective: Tensor
     gradient: Values

@@ -277,7 +277,7 @@ HEAD = """# What torch gets wrong
 
 Torch {version} on a CPU. `python -m tests.fuzz.operators --write` made this page: it puts {number} operators of torch's
 own list (`op_db`) through two inner steps, {cases} cases in all, in double precision. Outcome, meta-gradient and the
-meta-gradient differentiated once more are compared with a plain loop, to 1e-8; and torch's derivatives with finite
+meta-gradient differentiated again are compared with a plain loop, to 1e-8; and torch's derivatives with finite
 differences of the derivative below. The [layers](layers.md) are made of these.
 
 ## Wrong derivatives, however they are called

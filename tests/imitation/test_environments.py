@@ -155,7 +155,7 @@ def test_shapes_are_drawn_where_they_are(shape: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"objects": 4}, "room for 3"), ({"objects": 1}, "objects"), ({"size": 8}, "size")]
+    ("changes", "message"), [({"objects": 4}, "at most 3"), ({"objects": 1}, "objects"), ({"size": 8}, "size")]
 )
 def test_impossible_worlds_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

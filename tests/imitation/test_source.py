@@ -172,9 +172,9 @@ def test_papers_are_those_of_the_parts() -> None:
 
 def test_what_cannot_adapt_is_refused_before_anything_is_done() -> None:
     video = imitation.Imitation(world())
-    with pytest.raises(ValueError, match='a video has no actions to clone: the preset is "daml"'):
+    with pytest.raises(ValueError, match='a video has no actions to clone: use the preset "daml"'):
         video.require(imitation.mil(small()))
-    with pytest.raises(ValueError, match=r'Contextual reads the demonstration .* its preset is "cloned"'):
+    with pytest.raises(ValueError, match=r'Contextual reads the demonstration .* use the preset "cloned"'):
         video.require(imitation.daml(small(imitation.Contextual)))
     video.require(imitation.daml(small()))
     video.require(imitation.cloned(small(imitation.Watching)))
@@ -202,9 +202,9 @@ def test_a_policy_of_another_robot_is_refused() -> None:
 
 
 def test_wrong_words_are_refused() -> None:
-    with pytest.raises(ValueError, match="heads look at actions, points, seen, hidden; there is no pixels"):
+    with pytest.raises(ValueError, match="heads must be among actions, points, seen, hidden, got pixels"):
         imitation.daml(small(), heads=("pixels",))
-    with pytest.raises(ValueError, match='what is shown is "video" or "robot", got \'film\''):
+    with pytest.raises(ValueError, match='shown must be "video" or "robot", got \'film\''):
         imitation.Imitation(world(), shown="film")
 
 

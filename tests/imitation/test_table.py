@@ -157,9 +157,9 @@ def test_a_robot_learns_and_is_judged_there(table: Table) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"goal": "throw"}, 'goal is "push" or "reach"'),
-        ({"objects": 4}, "room for 3"),
-        ({"moments": 20}, "got moments = 20"),
+        ({"goal": "throw"}, 'goal must be "push" or "reach"'),
+        ({"objects": 4}, "objects must be at most 3"),
+        ({"moments": 20}, "moments must be at most 10"),
     ],
 )
 def test_impossible_tables_are_refused(changes: dict, message: str) -> None:

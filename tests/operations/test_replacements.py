@@ -219,7 +219,7 @@ def test_norms_that_torch_differentiates_wrongly_are_refused(
             return out
 
     learner = il.maml(nn.Sequential(Norm(), nn.Linear(2, 1)), loss=F.mse_loss, vectorize=vectorize)
-    with pytest.raises(ValueError, match="_native_batch_norm_legit has wrong derivatives"):
+    with pytest.raises(ValueError, match="_native_batch_norm_legit has wrong second derivatives"):
         learner.meta_gradient(regression())
 
 

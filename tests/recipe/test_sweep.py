@@ -65,7 +65,7 @@ def test_a_space(tmp_path):
         ("learner.steps = {low = 0.5, high = 1.5}", "learner.steps"),
         (
             "learner.steps = {low = -2, high = 2}",
-            r"sinusoid-maml does not accept learner.steps = -2: \[learner\] steps is an integer of at least 0",
+            r"sinusoid-maml does not accept learner.steps = -2: \[learner\] steps must be an integer of at least 0",
         ),
         ('train.optimizer = {choices = ["adam", "adagrad"]}', "adagrad"),
         ("learner.lr = {low", "space.toml"),

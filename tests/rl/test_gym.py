@@ -140,7 +140,7 @@ def test_a_resumed_run_of_a_simulator_is_the_undisturbed_one(tmp_path):
 
 
 def test_unknown_bodies_are_refused():
-    with pytest.raises(ValueError, match=r"no 'ant' with the goal 'speed'; there are half-cheetah direction"):
+    with pytest.raises(ValueError, match=r"no 'ant' with the goal 'speed': choose one of half-cheetah direction"):
         rl.Locomotion("ant", "speed")
 
 

@@ -110,7 +110,7 @@ def test_a_learner_that_cannot_act_is_refused():
         rl.Navigation(0)
     with pytest.raises(ValueError, match="needs batch_size="):
         source.require(il.maml(rl.gaussian_policy(2, 2)))
-    with pytest.raises(ValueError, match="discount is in"):
+    with pytest.raises(ValueError, match="discount must be in"):
         rl.Interaction(rl.Navigation(), discount=0)
 
 
@@ -175,7 +175,7 @@ def test_the_record_tells_of_returns_and_of_the_outer_step(tmp_path, capsys):
 
 def test_a_checkpoint_of_another_outer_step_is_refused(tmp_path):
     trainer(tmp_path, "promp", iterations=2).fit()
-    with pytest.raises(ValueError, match="are of another learner or optimizer"):
+    with pytest.raises(ValueError, match="are from another learner or optimizer"):
         trainer(tmp_path, "maml-trpo").fit(resume=True, accept_changes=True)
 
 

@@ -159,7 +159,9 @@ def test_all_policies_of_an_adaptation_are_judged_by_their_own_episodes():
 def test_weights_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="not all 0"):
         rl.Along(weights=(0, 0))
-    with pytest.raises(ValueError, match=r"weights are of the policies after 0, 1, ..., 2 steps, got \(1, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"weights needs a number for each policy after 0, 1, ..., 2 steps, got \(1, 1\)"
+    ):
         lived(weights=(1, 1))
     own, tasks = lived()
     with pytest.raises(ValueError, match="2 inner steps have 3 policies"):

@@ -72,7 +72,7 @@ def test_what_was_skipped_is_counted_in_the_record_and_in_checkpoints(tmp_path):
     assert counts == {i: (i >= 4) + (i >= 12) for i in range(1, 16)}
     assert [line["loss"] for line in lines if line["iteration"] == 4 and line["kind"] == "train"] == [None]
     again = trainer(Poisoned(18), tmp_path, non_finite="skip", max_skipped=2)
-    with pytest.raises(NonFiniteError, match=r"iteration 18: .*after 2 updates were skipped, as many as max_skipped"):
+    with pytest.raises(NonFiniteError, match=r"iteration 18: .*after 2 skipped updates, the limit max_skipped"):
         again.fit(resume=True)
 
 

@@ -223,7 +223,7 @@ def test_accuracy(output: Tensor, y: Tensor, options: dict[str, Any], right: flo
         (torch.randn(4, 3), torch.zeros(3, dtype=torch.long), r"\(4, 3\) and targets of shape \(3,\)"),
         (torch.randn(4), torch.zeros(4, 1), r"\(4,\) and targets of shape \(4, 1\)"),
         (torch.randn(4), torch.tensor([0, 1, 2, 3]), "targets from 0 to 1, got 0 to 3"),
-        (torch.randn(4, 1), torch.tensor([[-1.0], [0.5], [2.0], [0.0]]), "regression an error"),
+        (torch.randn(4, 1), torch.tensor([[-1.0], [0.5], [2.0], [0.0]]), "regression needs an error"),
         (torch.randn(4, 2), torch.tensor([[1.0, 0.0], [1.0, torch.nan]] * 2), "targets that are NaN: leave them out"),
         (LOGITS, F.one_hot(torch.tensor([0, 2]), 3).float(), "give class indices"),
         ({"a": LOGITS}, torch.tensor([0, 1]), "got dict and Tensor"),
@@ -248,7 +248,7 @@ def closeness(output: Tensor, y: Tensor) -> Tensor:
 
 
 def test_a_bare_function_has_to_say_its_direction(learner: il.MetaLearner) -> None:
-    fix = r"closeness does not say whether more is better: give il\.Metric\(closeness, higher_is_better=True\)"
+    fix = r"higher is better for the metric closeness: give il\.Metric\(closeness, higher_is_better=True\)"
     with pytest.raises(ValueError, match=fix):
         il.evaluate(learner, Source(signs), 4, metric=closeness)
     with pytest.raises(ValueError, match=fix):
@@ -427,7 +427,7 @@ def test_tasks_that_are_acted_in_have_their_own_metric() -> None:
     learner = il.maml(network(), loss=F.mse_loss)
     found = il.evaluate(learner, Acted(), 4)
     assert (found.metric, found.higher_is_better, found.unit, found.mode) == ("goals", False, "m", "acting")
-    with pytest.raises(ValueError, match="judged by their own metric, goals: leave out metric"):
+    with pytest.raises(ValueError, match="their metric is goals: leave out metric"):
         il.evaluate(learner, Acted(), 4, metric="mse")
 
 
@@ -604,7 +604,9 @@ def test_errors_of_torchmetrics(learner: il.MetaLearner) -> None:
         assert found.mean == pytest.approx(expected, rel=1e-4)
         assert not found.higher_is_better
     assert il.evaluate(learner, Source(signs), 4, metric=library.functional.r2_score).higher_is_better
-    with pytest.raises(ValueError, match=r"pearson_corrcoef does not say.*il\.Metric"):
+    with pytest.raises(
+        ValueError, match=r"it is unknown whether higher is better for the metric pearson_corrcoef.*il\.Metric"
+    ):
         il.evaluate(learner, Source(signs), 4, metric=library.functional.pearson_corrcoef)
 
 

@@ -30,7 +30,7 @@ def iterations(path):
 @pytest.mark.parametrize("then", ["append", "sync", "close"])
 def test_a_record_that_is_removed_is_restored(metrics, then):
     metrics.path.unlink()
-    with pytest.warns(UserWarning, match=r"metrics.jsonl was removed .* it is restored, whole") as told:
+    with pytest.warns(UserWarning, match=r"metrics.jsonl was removed .* it was restored completely") as told:
         metrics.append("train", 4, loss=1.0) if then == "append" else getattr(metrics, then)()
     assert len(told) == 1
     assert "\n" not in str(told[0].message)
@@ -54,7 +54,7 @@ def test_another_file_of_its_name_is_kept_and_not_written_to(metrics, tmp_path, 
     other.write_text("mine")
     metrics.path.unlink()
     metrics.path.symlink_to(other) if link else other.replace(metrics.path)
-    with pytest.warns(UserWarning, match="was replaced .* the other file is metrics"):
+    with pytest.warns(UserWarning, match="was replaced .* the other file was renamed to metrics"):
         metrics.append("train", 4, loss=1.0)
     assert iterations(metrics.path) == [1, 2, 3, 4]
     (kept,) = (path for path in metrics.path.parent.iterdir() if path != metrics.path)
@@ -64,7 +64,9 @@ def test_another_file_of_its_name_is_kept_and_not_written_to(metrics, tmp_path, 
 
 def test_a_record_that_is_cut_goes_on_with_a_line_of_its_own(metrics):
     os.truncate(metrics.path, metrics.path.stat().st_size - 5)
-    with pytest.warns(UserWarning, match="another program cut 5 bytes off .*; training goes on") as told:
+    with pytest.warns(
+        UserWarning, match="another program cut 5 bytes off .*; training and the record continue"
+    ) as told:
         metrics.append("train", 4, loss=1.0)
     assert len(told) == 1
     metrics.append("train", 5, loss=1.0)  # is told of once
@@ -88,12 +90,12 @@ def test_resuming_tells_of_lines_that_are_lost(tmp_path):
     lines = [json.dumps({"kind": "train", "iteration": i, "loss": 1.0}) + "\n" for i in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join([*lines[:2], "broken\n", *lines[2:]]) + '{"kind": "cut')
     metrics = Metrics(tmp_path)
-    with pytest.warns(UserWarning, match="1 lines of .* could not be read, and are dropped") as told:
+    with pytest.warns(UserWarning, match="1 lines of .* could not be read and are dropped") as told:
         metrics.open(4)
     assert len(told) == 1
     assert iterations(metrics.path) == [1, 2, 3, 4]
     metrics.close()
     metrics.path.unlink()
-    with pytest.warns(UserWarning, match="has no line of the 4 iterations before"):
+    with pytest.warns(UserWarning, match="has no line of the previous 4 iterations"):
         metrics.open(4)
     metrics.close()

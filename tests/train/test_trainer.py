@@ -157,7 +157,7 @@ def test_a_state_to_fall_back_to_is_kept(tmp_path):
     damaged = [newest, newest.with_name("state-00000011.pt")]
     for path in damaged:
         path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="was begun with another"):
+    with pytest.raises(ValueError, match="was started with another"):
         trainer(tmp_path, iterations=12, config={"other": 1}).fit(resume=True)
     assert readable.exists()
     assert trainer(tmp_path, iterations=12).fit(resume=True).iterations == 12
@@ -217,7 +217,7 @@ def test_a_signal_finishes_the_iteration_and_saves(tmp_path, number):
         os.kill(os.getpid(), number)
         return tasks
 
-    with pytest.raises(Interrupted, match=r"after iteration 4; go on from .* with fit\(resume=True\)") as caught:
+    with pytest.raises(Interrupted, match=r"after iteration 4; resume from .* with fit\(resume=True\)") as caught:
         trainer(tmp_path, source=Disturbed(4, send)).fit()
     assert caught.value.signal == number
     assert final(tmp_path)["iteration"] == 4
@@ -274,7 +274,7 @@ def poison(*indices):
 @pytest.mark.parametrize(("indices", "names"), [((2,), "task 2"), ((1, 3), "tasks 1, 3")])
 def test_a_non_finite_loss_stops_before_the_update(tmp_path, indices, names):
     spoilt = trainer(tmp_path / "run", source=Disturbed(8, poison(*indices)))
-    with pytest.raises(NonFiniteError, match=rf"iteration 8: the loss of {names} \(.*iteration 5, is kept") as caught:
+    with pytest.raises(NonFiniteError, match=rf"iteration 8: the loss of {names} \(.*that of iteration 5") as caught:
         spoilt.fit()
     assert "failed_task.pt" in str(caught.value)
     failed = torch.load(tmp_path / "run" / "failed_task.pt", weights_only=True)
@@ -346,7 +346,7 @@ def test_the_learner_ends_with_the_best_validated_weights(tmp_path):
 def test_a_validation_that_is_not_finite_is_commented_on(capsys):
     learner = il.maml(il.models.mlp(1, 8, 1), lr=5.0, loss=F.mse_loss)
     Trainer(learner, il.Sinusoid(5), il.Sinusoid(5), iterations=2, val_tasks=2, val_steps=300).fit()
-    assert "the validation is not finite, so other weights are preferred to these" in capsys.readouterr().err
+    assert "the validation score is not finite, so these weights are not among the best" in capsys.readouterr().err
 
 
 def test_validation_does_not_change_what_is_learned(tmp_path):
@@ -418,7 +418,7 @@ def test_wrong_arguments(options, message):
 def test_resuming_as_another_learner_is_refused(tmp_path):
     trainer(tmp_path).fit()
     other = Trainer(il.maml(il.models.mlp(1, 9, 1), loss=F.mse_loss), il.Sinusoid(5), run=tmp_path, progress=False)
-    with pytest.raises(ValueError, match="of another learner or optimizer"):
+    with pytest.raises(ValueError, match="from another learner or optimizer"):
         other.fit(resume=True)
 
 
@@ -426,7 +426,7 @@ def test_going_on_elsewhere_is_said(tmp_path, monkeypatch):
     trainer(tmp_path, iterations=10).fit()
     real = il.train.trainer.environment
     monkeypatch.setattr(il.train.trainer, "environment", lambda device: {**real(device), "torch": "9.9"})
-    with pytest.warns(UserWarning, match=r"was computed by torch .*, now 9.9: what comes is the same to rounding only"):
+    with pytest.warns(UserWarning, match=r"was computed with torch .*, now 9.9: results will be the same only"):
         trainer(tmp_path, iterations=12).fit(resume=True)
 
 
@@ -445,10 +445,10 @@ def test_the_time_to_come_is_told_once_it_is_known(vectorize, capsys, monkeypatc
     monkeypatch.setattr("innerloop.train.progress.WORTH", 0.0)
     learner = il.maml(il.models.mlp(1, 8, 1), lr=0.01, loss=F.mse_loss, vectorize=vectorize, compile=False)
     Trainer(learner, il.Sinusoid(5), iterations=60, tasks=4).fit()
-    told = [line for line in capsys.readouterr().err.splitlines() if "s an iteration" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "s per iteration" in line]
     assert len(told) == 1
     (left,) = re.match(
-        r"\S+ s an iteration: the (\d+) to come take \d+:\d\d:\d\d, validations apart$", told[0]
+        r"\S+ s per iteration, ETA \d+:\d\d:\d\d for (\d+) iterations, without validations$", told[0]
     ).groups()
     assert int(left) == 49  # after ten iterations, without the first one, which finds the plan
 
@@ -458,7 +458,7 @@ def test_the_time_to_come_is_that_of_ten_iterations_if_it_is_more_than_a_minute(
     progress = Progress(60)
     for iteration in range(1, 61):
         progress.timed(iteration, seconds if iteration <= 10 else 9.0)
-    expected = f"{seconds:g} s an iteration: the 50 to come take 0:01:15, validations apart\n"
+    expected = f"{seconds:g} s per iteration, ETA 0:01:15 for 50 iterations, without validations\n"
     assert capsys.readouterr().err == (expected if told else "")
 
 

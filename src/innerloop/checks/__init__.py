@@ -1,1 +1,1 @@
-"""What a learner refuses, found on its first task, and what it asks of rules and initializations."""
+"""Checks that a learner runs on its first task."""

@@ -1,4 +1,4 @@
-"""What the inner loss depends on, and what its gradient does: what no update, or no meta-gradient, would reach."""
+"""Checks of what the inner loss and its gradient depend on, to detect parameters that are never updated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..task import Params
 
 
 def reached(loss: Tensor, params: Params) -> list[str]:
-    """The names of the parameters that a loss depends on."""
+    """Return the names of the parameters that a loss depends on."""
     if not loss.requires_grad:
         return []
     grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True, retain_graph=True)
@@ -28,19 +28,19 @@ def reached(loss: Tensor, params: Params) -> list[str]:
 
 
 def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool = False) -> None:
-    """Name the parameters that the inner loss or its gradient does not depend on.
+    """Warn of unused parameters.
 
-    These are the adapted parameters that an inner loss does not depend on, and the parameters of a learned loss that
-    its gradient does not depend on, which the meta-gradient therefore cannot reach.
+    These are adapted parameters that the inner loss does not depend on, and parameters of a learned loss that its
+    gradient does not depend on, so that they get no meta-gradient.
 
     Args:
-        loss: of one task at its start, a scalar.
-        start: the adapted parameters there.
-        learned: the parameters of the inner loss, where it is a module.
+        loss: the inner loss of one task at its start, a scalar.
+        start: the adapted parameters at the start.
+        learned: the parameters of the inner loss, if it is a module.
         second: whether the gradient will be differentiated.
 
     Raises:
-        ValueError: it depends on none of the adapted parameters, or its gradient cannot be differentiated.
+        ValueError: the loss depends on none of the adapted parameters, or its gradient cannot be differentiated.
     """
     by = list(start.values())
     graph = bool(learned) or second
@@ -63,23 +63,23 @@ def check_dependence(loss: Tensor, start: Params, learned: Params, second: bool 
     reach = torch.autograd.grad(size, by, allow_unused=True) if by and size.requires_grad else [None] * len(by)
     if lost := [name for name, grad in zip(learned, reach, strict=True) if grad is None]:
         warnings.warn(
-            f"the gradient of the learned inner loss does not depend on its {', '.join(lost)}, which no meta-gradient "
-            "therefore reaches. What is only added to a loss, for one, has no part in its gradient",
+            f"the gradient of the learned inner loss does not depend on its {', '.join(lost)}, so these get no "
+            "meta-gradient. For example, a term that is only added to a loss does not change its gradient",
             stacklevel=user_level(),
         )
 
 
 def refuse_own_parameters(loss: Tensor, adapted: Params) -> None:
-    """Refuse an inner loss that finds the model's own parameters by itself, in place of the task's.
+    """Refuse an inner loss that refers to the model's own parameters instead of those of the task.
 
     Raises:
-        ValueError: it depends on one that the inner loop adapts.
+        ValueError: the loss depends on a parameter of the model that the inner loop adapts.
     """
     own = {name: p for name, p in adapted.items() if p.requires_grad}
     if not own or not loss.requires_grad:
         return
-    found = torch.autograd.grad(loss, list(own.values()), allow_unused=True, retain_graph=True)
-    if read := [name for name, grad in zip(own, found, strict=True) if grad is not None]:
+    grads = torch.autograd.grad(loss, list(own.values()), allow_unused=True, retain_graph=True)
+    if read := [name for name, grad in zip(own, grads, strict=True) if grad is not None]:
         raise OwnParameterError(read[0])
 
 
@@ -91,7 +91,7 @@ def _require_second_derivative(size: Tensor, by: list[Tensor]) -> None:
         if "not implemented" not in str(error) and "not differentiable" not in str(error):
             raise
         raise ValueError(
-            "a second-order meta-gradient needs second derivatives of the model and the inner loss, and one of their "
+            "a second-order meta-gradient needs second derivatives of the model and the inner loss, but one of their "
             f"operations has none ({str(error).splitlines()[0]}): replace it by elementary operations, or give order=1"
         ) from error
 
@@ -100,13 +100,13 @@ def refuse_hooks(model: nn.Module, rule: nn.Module, adapted: Collection[str], ju
     """Refuse hooks of parameters, which would not run as in a loop written by hand.
 
     Args:
-        model: the learner's.
-        rule: its update rule.
-        adapted: the names of those that the inner loop adapts.
-        judged: whether gradients by the others may be taken.
+        model: the learner's model.
+        rule: the learner's update rule.
+        adapted: the names of the parameters that the inner loop adapts.
+        judged: whether gradients with respect to the other parameters may be computed.
 
     Raises:
-        ValueError: a parameter has one.
+        ValueError: a parameter has a hook.
     """
     if not any(parameter._backward_hooks for parameter in members_of(modules_of(model, rule))[0]):
         return
@@ -114,53 +114,54 @@ def refuse_hooks(model: nn.Module, rule: nn.Module, adapted: Collection[str], ju
         for name, parameter in owner.named_parameters():
             if parameter._backward_hooks and owner is model and name in adapted:
                 raise ValueError(
-                    f"the parameter {name!r} has a hook, which the inner loop would not run, since it moves other "
-                    "tensors in its place: change inner gradients in an update rule (il.GradientTransform)"
+                    f"the parameter {name!r} has a hook, which the inner loop would not run, because it moves copies "
+                    "of the parameter: change inner gradients in an update rule (il.GradientTransform)"
                 )
             if parameter._backward_hooks and judged:
                 raise ValueError(
-                    f"the parameter {name!r} has a hook, which would run for some tasks at a time instead of for their "
-                    "mean: change the gradients that meta_gradient returns"
+                    f"the parameter {name!r} has a hook, which would run for chunks of tasks and not for their mean: "
+                    "change the gradients that meta_gradient returns"
                 )
 
 
 class Chosen:
-    """The parameters that a learner adapts, fixed when it is made. Warns if the selection would choose others now.
+    """The parameters that a learner adapts, which are fixed when it is made.
 
     Args:
-        selection: what the learner adapts.
-        model: the learner's.
+        selection: selects the parameters.
+        model: the learner's model.
 
     Attributes:
-        names: of the adapted parameters.
+        names: the names of the adapted parameters.
     """
 
     def __init__(self, selection: Selection, model: nn.Module) -> None:
         self.names, self._select = selection.names(model), selection.names
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the selection, which may be a function that cannot be pickled."""
+        """Return the state without the selection, which may be a function that cannot be pickled."""
         return {"names": self.names, "_select": None}
 
     def __deepcopy__(self, memo: Any) -> Chosen:
         return self
 
     def warn_of_change(self, model: nn.Module, judged: bool) -> None:
-        """Warn if the selection would choose other parameters, as it does when some have been frozen or unfrozen.
+        """Warn if the selection would choose other parameters now, for example after some were frozen or unfrozen.
 
         Args:
-            model: the learner's.
+            model: the learner's model.
             judged: false gives no warning, as in predictions.
         """
         try:
             now = self._select(model) if judged and self._select is not None else self.names
-        except ValueError:  # it would choose nothing: the model has been frozen as a whole
+        except ValueError:  # it would choose nothing, since the whole model was frozen
             return
         if changed := sorted(set(self.names).symmetric_difference(now)):
             would, does = ("not choose", "still adapts") if changed[0] in self.names else ("choose", "does not adapt")
             warnings.warn(
-                f"adapt= would {would} {changed[0]!r} now, as after it was frozen or unfrozen (requires_grad), but the "
-                f"learner {does} it: what is adapted is decided when a learner is made. Make a new one to change that",
+                f"adapt= would {would} {changed[0]!r} now, probably because it was frozen or unfrozen (requires_grad), "
+                f"but the learner {does} it: adapted parameters are fixed when a learner is made. Make a new learner "
+                "to change them",
                 stacklevel=user_level(),
             )
 
@@ -168,7 +169,7 @@ class Chosen:
 def _refuse_once_differentiable(grads: list[Tensor]) -> None:
     """Refuse gradients of functions that cannot be differentiated twice.
 
-    Torch leaves the part of such a function out where gradients by only some tensors are requested.
+    Torch silently leaves out the part of such a function if gradients with respect to only some tensors are requested.
 
     Raises:
         ValueError: there is such a function.
@@ -177,15 +178,15 @@ def _refuse_once_differentiable(grads: list[Tensor]) -> None:
         if node.name() == "torch::autograd::Error":
             raise ValueError(
                 "the model or the inner loss uses a torch.autograd.Function that is marked as once_differentiable, so "
-                "a second-order meta-gradient would lack a part: write its backward by differentiable operations and "
+                "a second-order meta-gradient would lack a part: write its backward with differentiable operations and "
                 "without that mark, or give order=1"
             )
 
 
 def parameters_of(loss: Loss, outer: Loss) -> Params:
-    """The parameters of a learned inner loss that only its gradient can train, by name.
+    """Return the parameters of a learned inner loss that only the meta-gradient can train, by name.
 
-    There are none if the inner loss is the outer loss, too.
+    There are none if the inner loss is also the outer loss.
     """
     if not isinstance(loss, nn.Module) or loss is outer:
         return {}
@@ -193,13 +194,13 @@ def parameters_of(loss: Loss, outer: Loss) -> Params:
 
 
 def refuse_order(objective: Any, learned: Params) -> None:
-    """Refuse to learn an inner loss by first-order gradients, which never see it.
+    """Refuse to learn an inner loss by first-order gradients, which do not depend on it.
 
     Raises:
-        ValueError: the objective takes updates as constants.
+        ValueError: the objective treats updates as constants.
     """
     if learned and getattr(objective, "order", 2) == 1:
         raise ValueError(
-            f"a learned inner loss ({', '.join(learned)}) takes order=2: with order=1 updates are constants, and no "
-            "meta-gradient reaches it"
+            f"a learned inner loss ({', '.join(learned)}) needs order=2: with order=1 updates are constants, and it "
+            "gets no meta-gradient"
         )

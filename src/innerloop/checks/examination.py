@@ -1,4 +1,4 @@
-"""What a learner finds out on its first task of some shapes, before it runs any."""
+"""Checks of a learner's parts on the first task of each set of shapes, before tasks run."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ from .dependence import check_dependence, parameters_of, reached, refuse_order, 
 
 
 def require_tensors(output: Any) -> None:
-    """Refuse what a model returns beside tensors, which cannot be put together for all tasks.
+    """Refuse model outputs that contain anything but tensors, because these cannot be stacked over tasks.
 
     Raises:
-        TypeError: there is something, such as a cache.
+        TypeError: the output contains something else, such as a cache.
     """
     for leaf in pytree.tree_leaves(output):
         if not isinstance(leaf, Tensor):
             raise TypeError(
-                f"the model's {type(output).__name__} has a {type(leaf).__name__} in it, but outputs are tensors, or "
-                'tuples, lists and dicts of them: give output= the name of the part that is meant, such as "logits", '
-                "or return the tensors that it is made of (the parameters of a distribution) and make it in the loss"
+                f"the model's {type(output).__name__} has a {type(leaf).__name__} in it, but outputs must be tensors, "
+                "or tuples, lists and dicts of them: give output= the name of the part that you want, such as "
+                '"logits", or return the tensors that define the object (the parameters of a distribution) and build '
+                "the object in the loss"
             )
 
 
@@ -60,16 +61,18 @@ class Use(IntEnum):
 
 
 def judging(objective: Any) -> Use:
-    """What it takes to judge by an objective."""
+    """Return the use of a task by an objective."""
     second = objective.order != 1 if isinstance(objective, Unrolled) else isinstance(objective, Implicit)
     return Use.DIFFERENTIATE if second else Use.JUDGE
 
 
-class Found(NamedTuple):
+class Findings(NamedTuple):
     """The result of an examination of a learner's parts.
 
-    It says whether random numbers are drawn, whether a part changes Python state when it is called, and whether copies
-    of the model can run in several threads.
+    Attributes:
+        random: whether random numbers are drawn.
+        changing: whether a part changes Python state when it is called.
+        separable: whether copies of the model can run in several threads.
     """
 
     random: bool = False
@@ -77,24 +80,23 @@ class Found(NamedTuple):
     separable: bool = True
 
 
-def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective: Any = None) -> Found:
-    """Run one task's model and losses once, and refuse what would be wrong without an error later on.
+def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective: Any = None) -> Findings:
+    """Run one task's model and losses once, and refuse what would silently give wrong results later.
 
     Args:
-        episode: a task's, which is not changed.
-        use: what will be done with tasks.
-        draws: notes how random numbers are drawn.
-        trained: the modes that the model's parts have in meta-training.
-        objective: what they will be judged by, the first time that they are put to this use: then update steps and
-            unused parameters are checked, too.
+        episode: the episode of a task; it is not changed.
+        use: what the learner will do with tasks.
+        draws: records how random numbers are drawn.
+        trained: the modes of the model's parts in meta-training.
+        objective: the objective, at the first such use: then update steps and unused parameters are checked, too.
 
     Raises:
         ValueError: something writes to parameters, a loss broadcasts, or ``memory="constant"`` would lose a gradient.
-        TypeError: the model's output has something in it that is not a tensor.
+        TypeError: the model's output contains something that is not a tensor.
     """
     if use == Use.ANSWER:
         _answer(episode, draws)
-        return Found()
+        return Findings()
     own = _apart(episode)
     model, start, changing = own.model.stateless.model, own.start.params, False
     tensors = list(start.values())
@@ -121,18 +123,18 @@ def examine(episode: Episode, use: Use, draws: Draws, trained: Modes, objective:
             with draws:
                 _judge(own)
         random = not same_random_state(before, random_state(tensors))
-        return Found(random, changing, objective is None or _separable(own, draws))
+        return Findings(random, changing, objective is None or _separable(own, draws))
 
 
 def _known(episode: Episode, own: Episode, start: Params) -> list[Tensor]:
-    """The tensors through which a recomputed inner gradient hands gradients on."""
+    """Return the tensors through which a recomputed inner gradient passes gradients on."""
     tensors = tensors_of((*episode.task, episode.start.buffers, getattr(episode.model, "slots", {})))
     given = [leaf for tensor in tensors if tensor.requires_grad for leaf in (tensor, *leaves_of(tensor))]
     return [*start.values(), *own.start.params.values(), *own.learned(), *given]
 
 
 def _apart(episode: Episode) -> Episode:
-    """The same on tensors of its own, which require gradients where they are adapted."""
+    """Return the same episode on copies of its tensors; the adapted ones require gradients."""
     return dataclasses.replace(
         episode,
         start=episode.start.at({n: p.detach().clone().requires_grad_() for n, p in episode.start.params.items()}),
@@ -144,48 +146,48 @@ def _apart(episode: Episode) -> Episode:
 
 
 def _first(episode: Episode, draws: Draws) -> Run:
-    """The output and the inner loss of the first step, under watch.
+    """Compute the output and the inner loss of the first step, and watch what they do.
 
     Raises:
         ValueError: something writes to parameters, a loss broadcasts, or ``memory="constant"`` could not repeat it.
-        TypeError: the model's output has something in it that is not a tensor.
+        TypeError: the model's output contains something that is not a tensor.
     """
     model, batch = episode.model.stateless.model, episode.support(0)
     with draws:
         writes = model_writes(model, _parameters(episode), batch.x)
         with writes, RefusedReentrant(model, _learned(episode)), FlagReads() as reads:
             require_tensors(output := episode.output(episode.start, batch.x))
-        episode.model.stateless.asks |= reads.found
+        episode.model.stateless.asks |= reads.seen
         with RefusedBroadcasts(output, batch.y):
             loss = _compared(episode, output, batch, episode.start)
     if episode.memory == "constant" and draws.error is not None and not draws.error.repeats:
         raise ValueError(
-            f'memory="constant" computes inner steps again in the backward pass, but {type(model).__name__} or its '
-            f"loss {draws.error.how}, which would give others then: draw them from torch's global generator "
+            f'memory="constant" recomputes inner steps in the backward pass, but {type(model).__name__} or its loss '
+            f"{draws.error.how}, which would give other numbers then: draw them from torch's global generator "
             '(torch.rand), or give memory="graph"'
         ) from draws.error
     return output, loss
 
 
 def _learned(episode: Episode) -> list[Tensor]:
-    """The tensors on which the model runs that gradients may be taken by."""
+    """Return the tensors that the model runs on and that may need gradients."""
     own, fixed = episode.model.stateless.parameters, episode.model.fixed_at(0)
     return [*episode.start.params.values(), *(p for n, p in fixed.items() if n in own and own[n].requires_grad)]
 
 
 def _parameters(episode: Episode) -> Params:
-    """All parameters of the model at the start."""
+    """Return all parameters of the model at the start."""
     return episode.model.parameters(episode.start.params, 0)
 
 
 def _compared(episode: Episode, output: Any, batch: Batch, step: Step) -> Tensor:
-    """The inner loss of an output of the support set."""
+    """Return the inner loss of an output on the support set."""
     known = {"params": step.params, "start": episode.start.params, "step": 0, "query": episode.task.query.x}
     return episode.compared(output, batch, {**known, "model": lambda x: episode.output(step, x)})
 
 
 def _moved_on(tensors: list[Tensor]) -> RandomState:
-    """The state of torch's generators after a draw, which is that of no seed: a model that sets one changes it."""
+    """Draw a number and return the state of torch's generators, so that a model that sets a seed changes the state."""
     torch.rand(1, device=tensors[0].device if tensors else None)
     return random_state(tensors)
 
@@ -199,14 +201,14 @@ def _answer(episode: Episode, draws: Draws) -> None:
         _moved_on(list(params.values())[:1])
         with draws, FlagReads() as reads:
             episode.answer(episode.start.at({name: params[name] for name in episode.start.params}), x)
-    episode.model.stateless.asks |= reads.found
+    episode.model.stateless.asks |= reads.seen
 
 
 def _once_more(episode: Episode, before: RandomState, draws: Draws, used: list[str]) -> tuple[Run, Params, bool]:
-    """The same on other tensors: the output and the inner loss, the tensors, and whether Python state changed.
+    """Run on other tensors; return the output and the inner loss, the tensors, and whether Python state changed.
 
     Raises:
-        ValueError: the loss no longer depends on what it used.
+        ValueError: the loss no longer depends on all parameters that it depended on in the first run.
     """
     parts = {"model": episode.model.stateless.model, "loss": episode.inner_loss}
     start = {name: p.detach().clone().requires_grad_() for name, p in episode.start.params.items()}
@@ -242,7 +244,7 @@ def _take_steps(episode: Episode, draws: Draws, loss: Tensor, start: Params) -> 
 
 
 def _check_parts(episode: Episode, objective: Any, loss: Tensor, start: Params, second: bool) -> None:
-    """Name what has no part in adapting, and refuse what the inner loop would leave out."""
+    """Warn of unused parameters, and refuse losses and rules that do not fit the objective."""
     model = episode.model.stateless.model
     refuse_order(objective, learned := parameters_of(episode.inner_loss, episode.loss))
     if isinstance(objective, Implicit):
@@ -266,7 +268,7 @@ Run = tuple[Any, Tensor]
 
 
 def _again(episode: Episode, before: RandomState, draws: Draws, params: Params) -> Run:
-    """The same once more, with the same random numbers."""
+    """Run again with the same random numbers; return the output and the inner loss."""
     batch = episode.support(0)
     with random_numbers_from(before), draws:
         output = episode.output(step := episode.start.at(params), batch.x)
@@ -274,11 +276,11 @@ def _again(episode: Episode, before: RandomState, draws: Draws, params: Params) 
 
 
 def _require_same(first: Run, again: Run, episode: Episode, before: RandomState, draws: Draws, params: Params) -> None:
-    """Refuse what depends on how often it was computed where tasks, or the backward pass, would be wrong then.
+    """Refuse a model or a loss that gives another result in a second call, if results would then be wrong.
 
     Raises:
-        ValueError: the model computes with tensors that it kept in attributes, or something is not the same the second
-            time and ``memory="constant"`` computes it twice.
+        ValueError: the model computes with tensors that it kept in attributes, or a result differs in the second call
+            and ``memory="constant"`` computes it twice.
     """
     if _close(first, again):
         return
@@ -289,22 +291,22 @@ def _require_same(first: Run, again: Run, episode: Episode, before: RandomState,
     if kept:
         raise ValueError(
             f"{type(episode.model.stateless.model).__name__} computes with tensors that it keeps in attributes from "
-            "one call to the next, which would be those of other tasks: make them buffers (self.register_buffer), of "
-            "which each task has its own"
+            "one call to the next, which would be tensors of other tasks: make them buffers (self.register_buffer), "
+            "so that each task has its own copy"
         )
     if episode.memory == "constant":
         what = "loss" if _close(first[0], again[0]) else "model"
         raise ValueError(
-            f'memory="constant" computes inner steps again in the backward pass, and the {what} gives something else '
-            "when it is called again: keep what changes in a buffer (self.register_buffer), draw random numbers by "
+            f'memory="constant" recomputes inner steps in the backward pass, but the {what} gives another result when '
+            "it is called again: keep what changes in a buffer (self.register_buffer), draw random numbers from "
             'torch\'s global generator, or give memory="graph"'
         )
 
 
 def _warn_of_eval(episode: Episode, before: RandomState, draws: Draws, first: Run, trained: Modes) -> None:
-    """Warn if a model in eval mode predicts differently from how it is meta-trained.
+    """Warn if a model predicts differently in eval mode from how it is meta-trained.
 
-    A layer that reads ``self.training`` does so. The difference cannot be detected if the model draws random numbers in
+    That happens if a layer reads ``self.training``. It cannot be detected if the model draws random numbers in
     training.
     """
     off = [m for m, was in trained.items() if was and not m.training and not isinstance(m, (*NORMS, *DROPOUTS))]
@@ -317,23 +319,23 @@ def _warn_of_eval(episode: Episode, before: RandomState, draws: Draws, first: Ru
             other = detach(episode.output(episode.start, episode.support(0).x))
             drawn = not same_random_state(before, random_state(list(episode.start.params.values())))
         same = drawn or _close((first[0],), (other,))
-    except Exception as error:  # whatever it does in training, which nobody has asked for yet
+    except Exception as error:  # the model may fail in training mode, which the caller has not used
         raise_interrupt_behind(error)
         return
     finally:
         set_modes(off, [False] * len(off))
     if not same:
         warnings.warn(
-            f"{type(own[0]).__name__} gives something else in predictions, which turn training mode off, than in "
-            "meta-training. If a layer goes by running statistics then, these have not moved, since buffers are a "
-            "task's own: build it on torch's batch norms, which follow statistics=, or have it do the same in both "
-            "modes. If the difference is meant, as for noise, all is well",
+            f"{type(own[0]).__name__} gives other results in predictions, which turn training mode off, than in "
+            "meta-training. If a layer uses running statistics in eval mode, meta-training has not updated them, since "
+            "each task has its own buffers: build it on torch's batch norms, which follow statistics=, or make it do "
+            "the same in both modes. If you want the difference, as for noise, ignore this warning",
             stacklevel=user_level(),
         )
 
 
 Modes = dict[nn.Module, bool]
-"""Of modules, whether they are in training mode."""
+"""Whether each module is in training mode."""
 
 
 def _close(first: Any, again: Any) -> bool:
@@ -342,21 +344,21 @@ def _close(first: Any, again: Any) -> bool:
 
 
 def _refuse_remembered(model: nn.Module, first: list[str], again: list[str]) -> None:
-    """Refuse a model that keeps what it computed of its parameters for later calls, which have others.
+    """Refuse a model that caches what it computed from its parameters for later calls with other parameters.
 
     Raises:
-        ValueError: the loss of a second call, with other tensors, does not depend on what that of the first does.
+        ValueError: the loss of a second call, with other tensors, depends on fewer parameters than that of the first.
     """
     if lost := [name for name in first if name not in again]:
         raise ValueError(
-            f"{type(model).__name__} keeps what it computed of {lost[0]!r} from one call for the next, so it would not "
-            "see what inner steps do: compute it in every forward, and keep nothing of parameters in attributes "
-            "(functools.cached_property is one)"
+            f"{type(model).__name__} keeps what it computed from {lost[0]!r} for the next call, so it would not see "
+            "the updates of inner steps: compute it in every forward, and keep no results of parameters in attributes "
+            "(such as functools.cached_property)"
         )
 
 
 def _separable(episode: Episode, draws: Draws) -> bool:
-    """Whether copies of the model can run in threads of their own."""
+    """Return whether copies of the model can run in separate threads."""
     params = {name: p.detach().requires_grad_() for name, p in _parameters(episode).items()}
 
     def call() -> Any:

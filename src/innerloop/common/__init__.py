@@ -1,1 +1,1 @@
-"""What every room may use: files, streams, interrupts, errors and the ranges of arguments."""
+"""Helpers that every package may use: files, streams, interrupts, errors and ranges of arguments."""

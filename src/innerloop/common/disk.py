@@ -1,8 +1,8 @@
-"""Reading and writing files that others may have prepared: a run directory may come from somebody else.
+"""Safe reading and writing of files, since a run directory may come from someone else.
 
-Nothing is written through a symbolic link. A file is written under a name that nobody can guess, which must not exist
-yet, in the folder of its final name, and then renamed. So a name always holds a whole file, a link of that name is
-replaced instead of followed, and two writers of one file do not meet.
+Nothing is written through a symbolic link. A file is written under a random new name in its folder and then renamed.
+So a name always belongs to a complete file, a link with that name is replaced instead of followed, and two writers of
+one file do not interfere.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import IO
 from .streams import shown
 
 FOLDERS = ("checkpoints", "figures", "tensorboard", "wandb")
-"""The folders in a run directory that something is written to."""
+"""The folders in a run directory that are written to."""
 LIMIT = 64 * 2**20
-"""Bytes of the largest text file that is read whole."""
+"""The size in bytes of the largest text file that is read."""
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would wait forever
 _TEMPORARY = re.compile(r"\.innerloop-[0-9a-f]{32}\.tmp(\..*)?")
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/innerloop``, or ``~/.cache/innerloop``."""
+    """Return ``$XDG_CACHE_HOME/innerloop``, or ``~/.cache/innerloop``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "innerloop"
 
 
@@ -38,10 +38,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes its name only once it is complete and on the disk; on any error nothing changes.
+    """Open a binary file that gets its name only when it is complete and on the disk; errors change nothing.
 
     Raises:
-        OSError: it cannot be written; the message says that the file is what it was before.
+        OSError: it cannot be written; the message says that the file is unchanged.
     """
     with _renamed(path) as (descriptor, _), os.fdopen(descriptor, "wb", closefd=False) as file:
         yield file
@@ -49,21 +49,21 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, which takes its name only once it is complete; see `writing`."""
+    """Write a text file, which gets its name only when it is complete; see `writing`."""
     with writing(path) as file:
         file.write(text.encode())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """As `writing`, for libraries that open files by name: the name of an empty file, with the suffix of the path."""
+    """Do the same as `writing` for libraries that open files by name; yields an empty file with the path's suffix."""
     with _renamed(path) as (_, temporary):
         yield temporary
 
 
 @contextmanager
 def _renamed(path: Path) -> Iterator[tuple[int, Path]]:
-    """A new file, open and by its temporary name, which is renamed at the end."""
+    """Open a new file under a temporary name, and rename it at the end."""
     refuse_linked_folder(path)
     temporary = path.with_name(f".innerloop-{secrets.token_hex(16)}.tmp{path.suffix}")
     try:
@@ -78,7 +78,7 @@ def _renamed(path: Path) -> Iterator[tuple[int, Path]]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            reason = f"{error.strerror}, so it was not written, and is what it was before"
+            reason = f"{error.strerror}, so it was not written and is unchanged"
             raise OSError(error.errno, reason, str(path)) from error
         raise
     with naming(path):
@@ -86,8 +86,8 @@ def _renamed(path: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _keep_name(path: Path) -> None:
-    """Have the name of a file on the disk, too."""
-    if os.name == "posix":  # the new name itself is on the disk when its directory is
+    """Flush the name of a file to the disk."""
+    if os.name == "posix":  # the name is on the disk when its directory is
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -97,7 +97,7 @@ def _keep_name(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Within, an error of the system that names no file, such as a full disk, names this one."""
+    """While entered, add this file's name to system errors that name no file, such as for a full disk."""
     try:
         yield
     except OSError as error:
@@ -107,17 +107,17 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def opened(path: Path, flags: int) -> int:
-    """A file descriptor of a regular file, which is never opened through a link.
+    """Open a regular file, never through a link, and return its file descriptor.
 
     Raises:
-        OSError: the file is a symbolic link, or something else than a file.
+        OSError: the path is a symbolic link, or is not a regular file.
     """
     refuse_linked_folder(path)
     refuse_link(path)
     try:
         descriptor = os.open(path, flags | _NO_FOLLOW | _NO_WAIT, 0o666)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK):  # it became one after it was looked at
+        if error.errno in (errno.ELOOP, errno.EMLINK):  # it became a link after the check
             raise _linked(path) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -127,10 +127,10 @@ def opened(path: Path, flags: int) -> int:
 
 
 def subfolder(folder: Path, name: str) -> Path:
-    """A folder in a run directory, made if need be.
+    """Return a folder in a run directory, which is created if necessary.
 
     Raises:
-        OSError: it is a symbolic link, or cannot be made.
+        OSError: it is a symbolic link, or cannot be created.
     """
     path = refuse_link(folder / name)
     path.mkdir(parents=True, exist_ok=True)
@@ -138,29 +138,29 @@ def subfolder(folder: Path, name: str) -> Path:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """The temporary files in a folder of writers that were killed."""
-    found = (Path(entry.path) for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name))
-    return [path for path in found if path.is_symlink() or path.is_file()]
+    """Return the temporary files in a folder that killed writers have left."""
+    paths = (Path(entry.path) for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name))
+    return [path for path in paths if path.is_symlink() or path.is_file()]
 
 
 # -- links ------------------------------------------------------------------------------------------------------------
 
 
 def is_link(path: Path) -> bool:
-    """Whether a path is a symbolic link, or a junction on Windows."""
+    """Return whether a path is a symbolic link, or a junction on Windows."""
     junction = getattr(os.path, "isjunction", None)  # from Python 3.12 on
     return path.is_symlink() or bool(junction and junction(path))
 
 
 def refuse_link(path: Path) -> Path:
-    """The path; raise an `OSError` that names it if it is a symbolic link."""
+    """Return the path; raise an `OSError` that names it if it is a symbolic link."""
     if is_link(path):
         raise _linked(path)
     return path
 
 
 def refuse_linked_database(url: str) -> None:
-    """Raise an `OSError` if a file of a database, ``sqlite:///FILE`` or ``journal:FILE``, is a symbolic link."""
+    """Raise an `OSError` if a file of the database ``sqlite:///FILE`` or ``journal:FILE`` is a symbolic link."""
     kind, _, file = url.partition("?")[0].partition(":")
     if kind.split("+")[0] in ("sqlite", "journal"):
         for suffix in ("", "-journal", "-wal", "-shm"):
@@ -181,14 +181,14 @@ def refuse_linked_folder(path: Path) -> None:
 
 
 def _linked(path: Path) -> OSError:
-    return OSError(f"{path} is a symbolic link, and nothing is written through links in a run directory: remove it")
+    return OSError(f"{path} is a symbolic link, which is not written through in a run directory: remove it")
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ``~`` replaced by the home folder; as it is where there is no such user."""
+    """Return the path with ``~`` replaced by the home folder, or unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -196,11 +196,11 @@ def expanded(path: str | Path) -> Path:
 
 
 def read_text(path: Path, limit: int = LIMIT) -> str:
-    """The text of a regular file.
+    """Return the text of a regular file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is no regular file, is larger than the limit, or is not UTF-8; the message names it.
+        FileNotFoundError: it does not exist.
+        ValueError: it is not a regular file, is larger than the limit, or is not UTF-8; the message names it.
         OSError: it cannot be read.
     """
     try:
@@ -210,32 +210,32 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
 
 
 def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is no regular file, or is larger than the limit; the message names it.
+        FileNotFoundError: it does not exist.
+        ValueError: it is not a regular file, or is larger than the limit; the message names it.
         OSError: it cannot be read.
     """
     with reading(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > limit:
-            raise ValueError(f"{shown(path)} has {size:,} bytes, and at most {limit:,} are read")
+            raise ValueError(f"{shown(path)} has {size:,} bytes, more than the limit of {limit:,}")
         return file.read(limit)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file, open to be read. A pipe would be waited for, and a device has no end.
+    """Open a regular file for reading. A pipe could block, and a device may have no end.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is no regular file; the message names it.
+        FileNotFoundError: it does not exist.
+        ValueError: it is not a regular file; the message names it.
         OSError: it cannot be read.
     """
     _require_regular(path, path.stat())
     descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | getattr(os, "O_BINARY", 0))
     with naming(path), os.fdopen(descriptor, "rb") as file:
-        _require_regular(path, os.fstat(descriptor))  # it may have become another one meanwhile
+        _require_regular(path, os.fstat(descriptor))  # it may have changed meanwhile
         yield file
 
 

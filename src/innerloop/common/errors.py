@@ -1,4 +1,4 @@
-"""Errors and warnings: whose line a warning shows, and what an error means."""
+"""Helpers for errors and warnings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE, TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
 
 
 def user_level() -> int:
-    """The ``stacklevel`` by which a warning of this function's caller shows the user's own line."""
+    """Return the ``stacklevel`` with which a warning of this function's caller shows the user's own line."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and is_library(frame.f_code):
         level, frame = level + 1, frame.f_back
@@ -28,20 +28,20 @@ def user_level() -> int:
 
 
 def is_library(code: CodeType) -> bool:
-    """Whether code is this library's or torch's."""
+    """Return whether code belongs to this library or to torch."""
     return code.co_filename.startswith((HERE, TORCH, "<frozen"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, on a GPU or in the process."""
+    """Return whether an error means out of memory, on a GPU or in the process."""
     lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return lacking or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def warn_of_old_name(old: str, new: str) -> None:
-    """Say that a name is another now, and until when the old one is known."""
+    """Warn that something has a new name, and when the old name will be removed."""
     warnings.warn(
-        f"innerloop.{old} is now innerloop.{new}, and version 0.4 will no longer know the old name",
+        f"innerloop.{old} is now innerloop.{new}, and version 0.4 will remove the old name",
         FutureWarning,
         stacklevel=user_level(),
     )
@@ -74,15 +74,15 @@ def takes_old_argument(old: str, new: str) -> Callable[[Callable[P, R]], Callabl
 
 
 def under_old_name(package: str, name: str, old: Mapping[str, Any]) -> Any:
-    """What a package has under a name that is another now, for its ``__getattr__``.
+    """Return an object of a package by its old name, with a warning, for the package's ``__getattr__``.
 
     Args:
-        package: its ``__name__``.
-        name: what was asked for.
+        package: the ``__name__`` of the package.
+        name: the requested name.
         old: the classes and functions by their old names.
 
     Raises:
-        AttributeError: it never had one of that name.
+        AttributeError: the package never had this name.
     """
     if name not in old:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

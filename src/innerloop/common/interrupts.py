@@ -1,8 +1,8 @@
-"""Interrupts, which can come between any two instructions.
+"""Safety against interrupts, which can come between any two instructions.
 
-A ``KeyboardInterrupt`` may come while a context manager is entered or left. The exit can then raise an error of its
-own, which must not be taken for an error of the model. It may also come after a lock was acquired and before the block
-that releases it was entered, and then every other thread would wait forever.
+A ``KeyboardInterrupt`` may come while a context manager is entered or left. The exit can then raise another error,
+which must not be mistaken for an error of the model. An interrupt may also come after a lock was acquired and before
+the block that releases it was entered, and then every other thread would wait forever.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-_outside: ContextVar[BaseException | None] = ContextVar("what was being handled when a call began", default=None)
-_releasing: ContextVar[bool] = ContextVar("whether a call around this one releases what is left", default=False)
+_outside: ContextVar[BaseException | None] = ContextVar("the exception handled when a call began", default=None)
+_releasing: ContextVar[bool] = ContextVar("whether an outer call releases locks", default=False)
 
 
 class _Left(threading.local):
-    """What this thread has to release when its call ends."""
+    """The locks that this thread has to release when its call ends."""
 
     def __init__(self) -> None:
         self.releases: set[Callable[[], object]] = set()
@@ -28,7 +28,7 @@ _left = _Left()
 
 
 class Lock:
-    """A reentrant lock for a ``with`` statement. No call under `releasing` keeps it, whenever an interrupt comes."""
+    """A reentrant lock for ``with`` statements, which is released when a call under `releasing` ends."""
 
     def __init__(self) -> None:
         self._lock: Any = threading.RLock()
@@ -43,7 +43,7 @@ class Lock:
             self._lock.release()
 
     def condition(self) -> threading.Condition:
-        """A condition to wait for while holding this lock."""
+        """Return a condition to wait for while holding this lock."""
         return threading.Condition(self._lock)
 
     def _release(self) -> None:
@@ -52,23 +52,23 @@ class Lock:
 
 
 def release_at_end(release: Callable[[], object]) -> None:
-    """Have a function called when this thread's call under `releasing` ends, however it ends.
+    """Register a function to call when this thread's call under `releasing` ends, however it ends.
 
     Args:
-        release: releases what is about to be acquired, or does nothing if it is not held.
+        release: releases what is about to be acquired, and does nothing if it is not held.
     """
     _left.releases.add(release)
 
 
 def releasing(function: Callable[[], Any]) -> Any:
-    """Call a function. Nothing that it acquired by a `Lock` is held afterwards, even if an interrupt came.
+    """Call a function, and release every `Lock` that it acquired, even after an interrupt.
 
-    Run it in a copy of the context. A call within such a call leaves that to the outer one.
+    Run it in a copy of the context. In nested calls, only the outer one releases.
     """
     if _releasing.get():
         return function()
     _releasing.set(True)
-    _left.releases.clear()  # locks that were acquired before are not this call's
+    _left.releases.clear()  # locks that were acquired earlier do not belong to this call
     try:
         try:
             return function()
@@ -86,27 +86,27 @@ def _release() -> None:
 
 
 def mark_call() -> None:
-    """Record the exception that the caller is handling, so that it is not taken for the cause of this call's errors."""
+    """Record the exception that the caller is handling, so that it does not count as a cause of this call's errors."""
     _outside.set(sys.exc_info()[1])
 
 
 def chain(error: BaseException) -> list[BaseException]:
-    """An error and those that were being handled when it was raised, the last first."""
-    found, outside = [error], _outside.get()
-    while (earlier := found[-1].__context__) is not None and earlier is not outside and earlier not in found:
-        found.append(earlier)
-    return found
+    """Return an error and those that were being handled when it was raised, the last first."""
+    errors, outside = [error], _outside.get()
+    while (earlier := errors[-1].__context__) is not None and earlier is not outside and earlier not in errors:
+        errors.append(earlier)
+    return errors
 
 
 def interrupt_behind(error: BaseException) -> BaseException | None:
-    """The interrupt that an error is, or that was being handled when it was raised."""
+    """Return the interrupt that an error is, or that was being handled when it was raised; else ``None``."""
     return next((one for one in chain(error) if not isinstance(one, Exception | GeneratorExit)), None)
 
 
 def raise_interrupt_behind(error: BaseException) -> None:
     """Raise the interrupt that led to an error, if there is one.
 
-    Call it first wherever errors of a user's code are handled.
+    Call this first wherever errors of user code are handled.
 
     Raises:
         BaseException: that interrupt.

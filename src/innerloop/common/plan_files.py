@@ -1,4 +1,4 @@
-"""The plans in a folder of the user's: one file for each, which says how some learner runs quickest on this machine."""
+"""Plans in the user's cache folder, one file for each: how a learner runs fastest on this machine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 from .disk import cache_folder, read_text, writing
 
 VERSION = 1
-"""Of the files, and of what measuring means: files of another version are not read."""
+"""The version of the format and of the measurements; files of another version are not read."""
 MOST = 1000
-"""Plans that are kept in the user's folder. The oldest go."""
+"""The number of plans in the cache folder; the oldest are removed."""
 LIMIT = 2**16
-"""Bytes of one."""
+"""The largest size of a file in bytes."""
 LARGEST = 2**31
 
 
 def valid(decision: Any) -> bool:
-    """Whether something from a file is a decision."""
+    """Return whether a value from a file is a valid decision."""
     if not isinstance(decision, dict) or not isinstance(decision.get("why", ""), str):
         return False
     numbers = {key: value for key, value in decision.items() if type(value) in (int, float) and 0 <= value < LARGEST}
@@ -33,23 +33,23 @@ def valid(decision: Any) -> bool:
 
 
 def folder() -> Path:
-    """Where plans are kept."""
+    """Return the folder of plans."""
     return cache_folder() / "plans"
 
 
 def entries() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The plans in the user's folder, with what they are for."""
+    """Yield the plans in the cache folder, with their paths, the oldest first."""
     for path in sorted(folder().glob("*.json"), key=_age):
         if (entry := read(path)) is not None:
             yield path, entry
 
 
 def clear() -> int:
-    """Remove all plans from the user's folder; how many there were."""
-    found = list(folder().glob("*.json"))
-    for path in found:
+    """Remove all plans from the cache folder; return their number."""
+    paths = list(folder().glob("*.json"))
+    for path in paths:
         path.unlink(missing_ok=True)
-    return len(found)
+    return len(paths)
 
 
 def _age(path: Path) -> float:
@@ -60,7 +60,7 @@ def _age(path: Path) -> float:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A plan, or ``None`` if there is none that can be used."""
+    """Return a plan, or ``None`` if there is none that can be used."""
     try:
         entry = json.loads(read_text(path, LIMIT))
     except (OSError, ValueError, RecursionError):
@@ -70,10 +70,10 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def write(path: Path, entry: dict[str, Any], replace: bool) -> dict[str, Any]:
-    """Keep a plan, unless there is one.
+    """Store a plan, unless there is one already.
 
     Returns:
-        What is kept. A folder that cannot be written to keeps nothing, and every learner measures.
+        The stored plan. If the folder cannot be written to, nothing is stored and every learner measures.
     """
     text = json.dumps(entry, indent=1).encode()
     with suppress(OSError):
@@ -83,18 +83,18 @@ def write(path: Path, entry: dict[str, Any], replace: bool) -> dict[str, Any]:
         if replace or read(path) is None:
             with writing(path) as file:
                 file.write(text)
-        if path.name.startswith("0"):  # now and then
+        if path.name.startswith("0"):  # only occasionally
             for old in sorted(path.parent.glob("*.json"), key=_age)[:-MOST]:
                 old.unlink(missing_ok=True)
     return entry
 
 
 def _first(path: Path, text: bytes) -> dict[str, Any] | None:
-    """Write a file that is not there yet; else what another process wrote first, if that can be used."""
+    """Write a new file and return ``None``; if another process was first, return its plan if that can be used."""
     temporary = path.with_name(f".{path.stem}-{os.getpid()}-{time.monotonic_ns()}")
     try:
         temporary.write_bytes(text)
-        os.link(temporary, path)  # fails if the file is there; nobody sees half of it
+        os.link(temporary, path)  # fails if the file exists; it is never incomplete
     except OSError:
         return read(path)
     finally:

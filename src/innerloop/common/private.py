@@ -1,7 +1,7 @@
-"""The private interfaces of torch that this package uses, all in one place, for a new version of torch may change them.
+"""The private interfaces of torch that this package uses, in one place, because new versions of torch may change them.
 
-An interface that the installed torch lacks fails when it is called, by an error that names it. `torch.utils._pytree` is
-used everywhere and is not listed. Private attributes of modules and tensors are listed in `ATTRIBUTES`.
+If the installed torch lacks an interface, calling it raises an error that names it. `torch.utils._pytree` is used
+everywhere and is not listed. `ATTRIBUTES` lists private attributes of modules and tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 MISSING: list[str] = []
-"""What the installed torch does not have."""
+"""The interfaces that the installed torch lacks."""
 
 
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -26,10 +26,10 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     torch.Generator: ("_cdata",),
     torch.UntypedStorage: ("_cdata",),
 }
-"""By the class that has them."""
+"""Private attributes by class."""
 
 OPERATORS, DEVICE_MODES = "torch._ops", "torch.utils._device"
-"""Modules of torch's operators, and of the mode that ``with torch.device(...)`` enters."""
+"""The modules of torch's operators, and of the mode that ``with torch.device(...)`` enters."""
 
 
 class MissingInterfaceError(RuntimeError):
@@ -37,7 +37,7 @@ class MissingInterfaceError(RuntimeError):
 
 
 def _interface(path: str) -> Any:
-    """What torch has under a dotted name."""
+    """Return the object with a dotted name in torch."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -49,8 +49,8 @@ def _interface(path: str) -> Any:
 def _refused(path: str) -> Callable[..., Any]:
     def missing(*_: Any, **__: Any) -> Any:
         raise MissingInterfaceError(
-            f"torch {torch.__version__} does not have {path}, which innerloop needs here: install a newer "
-            "innerloop, or a version of torch that its changelog names"
+            f"torch {torch.__version__} does not have {path}, which innerloop needs here: install a newer innerloop, "
+            "or a version of torch that its changelog names"
         )
 
     return missing
@@ -59,9 +59,9 @@ def _refused(path: str) -> Callable[..., Any]:
 # -- modes that see torch's functions ---------------------------------------------------------------------------------
 
 function_modes: Callable[[], list[Any]] = _interface("torch.overrides._get_current_function_mode_stack")
-"""The modes that torch's functions run under in this thread, the innermost last."""
+"""The function modes that are active in this thread, the innermost last."""
 function_mode: Callable[[], Any] = _interface("torch.overrides._get_current_function_mode")
-"""The innermost of them, or ``None``."""
+"""The innermost function mode, or ``None``."""
 number_of_function_modes: Callable[[], int] = _interface("torch._C._len_torch_function_stack")
 function_mode_at: Callable[[int], Any] = _interface("torch._C._get_function_stack_at")
 push_function_mode: Callable[[Any], None] = _interface("torch._C._push_on_torch_function_stack")
@@ -72,12 +72,12 @@ function_state: Callable[[], Any] = _interface("torch._C._get_torch_function_sta
 """Whether modes see torch's functions."""
 set_function_state: Callable[[Any], None] = _interface("torch._C._set_torch_function_state")
 set_grad_enabled: Any = _interface("torch._C._set_grad_enabled")
-"""What a function mode is given where gradients are switched on or off."""
+"""The function that a function mode sees when gradients are switched on or off."""
 
 # -- modes that see torch's operators ---------------------------------------------------------------------------------
 
 dispatch: Any = importlib.import_module("torch.utils._python_dispatch")
-"""The module, whose flags are read and set."""
+"""The module with flags that are read and set."""
 dispatch_modes: Callable[[], list[Any]] = _interface("torch.utils._python_dispatch._get_current_dispatch_mode_stack")
 number_of_dispatch_modes: Callable[[], int] = _interface("torch._C._len_torch_dispatch_stack")
 push_dispatch_mode: Callable[[Any], None] = _interface("torch.utils._python_dispatch._push_mode")
@@ -92,7 +92,7 @@ push_transform: Callable[[Any], None] = _interface("torch._C._functorch.push_dyn
 pop_transform: Callable[[], Any] = _interface("torch._C._functorch.pop_dynamic_layer_stack")
 pop_transforms_to: Callable[[int], None] = _interface("torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth")
 interpreter: Callable[[], Any] = _interface("torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter")
-"""Of the innermost transform: with `level()`, `batch_size()` and `lower()`, a context outside of it."""
+"""The interpreter of the innermost transform, with `level()`, `batch_size()` and `lower()`, a context outside of it."""
 TransformType: Any = _interface("torch._C._functorch.TransformType")
 is_wrapped: Callable[[Any], bool] = _interface("torch._C._functorch.is_functorch_wrapped_tensor")
 unwrapped: Callable[[Any], Any] = _interface("torch._C._functorch.get_unwrapped")
@@ -110,9 +110,9 @@ GLOBAL_BACKWARD_HOOKS: tuple[dict[Any, Any], ...] = (
     _interface("torch.nn.modules.module._global_backward_pre_hooks"),
 )
 SpectralNorm: Any = _interface("torch.nn.utils.parametrizations._SpectralNorm")
-"""The class of parametrizations by a spectral norm."""
+"""The class of spectral norm parametrizations."""
 Loss: Any = _interface("torch.nn.modules.loss._Loss")
-"""What torch's losses derive from."""
+"""The base class of torch's losses."""
 weight_norm: Any = _interface("torch._weight_norm")
 
 # -- compiling --------------------------------------------------------------------------------------------------------
@@ -121,5 +121,5 @@ without_autocast: Callable[[], Any] = _interface("torch._C._DisableAutocast")
 
 
 def inductor() -> Any:
-    """The compiler, which takes seconds to import."""
+    """Return the compiler, which takes seconds to import."""
     return importlib.import_module("torch._inductor")

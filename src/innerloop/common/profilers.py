@@ -1,4 +1,4 @@
-"""Python's profilers: whether one can go on once another one was at work, and how."""
+"""Python's profilers: whether one can be resumed after another one ran, and how."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 
 def can_go_on(profiler: Any) -> bool:
-    """Whether a profiler can be given back to Python once another one was at work.
+    """Return whether a profiler can be resumed after another one ran.
 
-    Profilers written in C need not be functions, which `sys.setprofile` asks for. cProfile can be turned on again.
+    `sys.setprofile` needs a function, which profilers written in C need not be. cProfile can be enabled again.
     """
     return profiler is None or callable(profiler) or hasattr(profiler, "enable")
 
 
 def profile_by(profiler: Any) -> None:
-    """Have Python go on with a profiler, or without one, if it can."""
+    """Resume a profiler if possible, or run without one."""
     if profiler is None or callable(profiler):
         sys.setprofile(profiler)
     elif can_go_on(profiler):

@@ -1,4 +1,4 @@
-"""The files that come with the package, also where the package lies in a zip."""
+"""The files that come with the package, also if the package is in a zip."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 
 @cache
 def folder(name: str) -> Path:
-    """A folder of the package, such as ``recipes``. Of a package in a zip it is a copy, which goes with the process."""
-    found = importlib.resources.files("innerloop").joinpath(name)
-    if isinstance(found, Path):
-        return found
+    """Return a folder of the package, such as ``recipes``; for a package in a zip, a temporary copy."""
+    source = importlib.resources.files("innerloop").joinpath(name)
+    if isinstance(source, Path):
+        return source
     copy = Path(tempfile.mkdtemp(prefix="innerloop-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     target = copy / Path(name).name
-    _copy(found, target)
+    _copy(source, target)
     return target
 
 
-def _copy(found: Any, target: Path) -> None:
+def _copy(source: Any, target: Path) -> None:
     target.mkdir()
-    for entry in found.iterdir():
+    for entry in source.iterdir():
         if entry.is_dir():
             _copy(entry, target / entry.name)
         else:

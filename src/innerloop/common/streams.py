@@ -1,9 +1,9 @@
-"""Text on standard output and standard error: safe to show, and never the reason that a training ends.
+"""Text on standard output and standard error that is safe to show and does not end a training.
 
-Names of files, classes and runs come from outside. `plain` and `shown` escape what a terminal would obey instead of
-showing. `out` and `err` print, and `protect` readies the streams of a whole process: a text that cannot be encoded is
-escaped, and a stream that can no longer be written to loses its text and nothing else. Only standard output can end a
-command, with an `OutputError`, unless the command called `keep_going` because it does more than print.
+Names of files, classes and runs come from outside. `plain` and `shown` escape control sequences of terminals. `out` and
+`err` print. `protect` prepares the streams of a whole process: text that cannot be encoded is escaped, and errors in
+writing only lose text. Only errors of standard output end a command, with an `OutputError`, unless the command called
+`keep_going` because it does more than print.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _UNSAFE = (
     "\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f"
 )
-"""Controls, invisible and reordering characters, and the bytes of names that are not UTF-8; all but the line feed."""
+"""Control, invisible and reordering characters, and the bytes of names that are not UTF-8, without the line feed."""
 _IN_TEXT, _IN_NAME = re.compile(f"[{_UNSAFE}]"), re.compile(f"[\n{_UNSAFE}]")
 _FORMULA = "=+-@'\uff1d\uff0b\uff0d\uff20"
-"""What a formula begins with, in full width, too; and the apostrophe that marks text."""
+"""The first characters of formulas, also in full width, and the apostrophe that marks text."""
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ASCII = dict(
@@ -39,15 +39,15 @@ _ASCII = dict(
         strict=True,
     )
 )
-"""What stands for some characters where the encoding lacks them."""
+"""Replacements of some characters that the encoding lacks."""
 _going_on = False
 
 
 class OutputError(Exception):
-    """Standard output cannot be written to. It is no `OSError`, which libraries on the way would take for their own.
+    """Standard output cannot be written to. It is not an `OSError`, which libraries in between could handle.
 
     Attributes:
-        errno: why.
+        errno: the number of the system error.
     """
 
     def __init__(self, number: int) -> None:
@@ -56,12 +56,12 @@ class OutputError(Exception):
 
     @property
     def status(self) -> int:
-        """The exit code: that of a program which SIGPIPE ended where the reader has gone, else 1."""
+        """The exit code, which is that of SIGPIPE if the reader has closed the pipe, else 1."""
         return READER_GONE if self.errno == errno.EPIPE else 1
 
 
 def keep_going(wanted: bool = True) -> None:
-    """Go on where standard output cannot be written to, as a command does whose work is more than its text."""
+    """Continue if standard output cannot be written to, for commands that do more than print."""
     global _going_on
     _going_on = wanted
 
@@ -70,7 +70,7 @@ def keep_going(wanted: bool = True) -> None:
 
 
 def plain(text: str) -> str:
-    r"""Text without anything that a terminal obeys, apart from line feeds.
+    r"""Return text without control sequences of terminals, apart from line feeds.
 
     >>> plain("one\x1b[31m" + chr(0xDCFF))
     'one\\x1b[31m\\xff'
@@ -79,7 +79,7 @@ def plain(text: str) -> str:
 
 
 def shown(name: object) -> str:
-    r"""A name or a path on one line, without anything that a terminal obeys.
+    r"""Return a name or a path on one line, without control sequences of terminals.
 
     >>> shown("two\nlines")
     'two\\nlines'
@@ -88,28 +88,28 @@ def shown(name: object) -> str:
 
 
 def brief(value: object, most: int = 80) -> str:
-    """A value as Python writes it, on one line, and cut if it is long.
+    """Return the ``repr`` of a value on one line, shortened if it is long.
 
     >>> brief("x" * 100, 10)
     "'xxxxxxxxx..."
     """
     try:
         text = shown(repr(value))
-    except ValueError:  # Python writes no number of more than some thousand digits
+    except ValueError:  # Python does not format integers with more than some thousand digits
         text = f"a {type(value).__name__} of very many digits"
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be encoded; what came from the system, such as a name, need not be."""
+    """Return whether text can be encoded, which names from the system need not be."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def cell(text: str) -> str:
-    r"""A cell of a CSV file that a spreadsheet reads as text.
+    r"""Return a cell of a CSV file that a spreadsheet reads as text.
 
-    Text that it would read as a formula gets an apostrophe in front, and so does text that begins with one. Numbers are
-    left alone.
+    Text that looks like a formula gets an apostrophe in front, and so does text that starts with one. Numbers stay as
+    they are.
 
     >>> cell("=1+1"), cell("-5"), cell("\t@a")
     ("'=1+1", '-5', '\\t@a')
@@ -120,7 +120,7 @@ def cell(text: str) -> str:
 
 
 def json_safe(text: str) -> str:
-    r"""JSON that any terminal can show and any file can hold, and that says the same.
+    r"""Return equivalent JSON that any terminal can show and any file can hold.
 
     >>> import json
     >>> json.loads(json_safe(json.dumps("\x9b\udcff", ensure_ascii=False))) == "\x9b\udcff"
@@ -164,18 +164,18 @@ def out(text: str = "") -> None:
     """Print a line on standard output.
 
     Raises:
-        OutputError: it cannot be written to, and `keep_going` was not called.
+        OutputError: standard output cannot be written to, and `keep_going` was not called.
     """
     _print(sys.stdout, text, _going_on)
 
 
 def err(text: str) -> None:
-    """Print a line on standard error at once, if that can be written to."""
+    """Print a line on standard error immediately, if possible."""
     _print(sys.stderr, text, True)
 
 
 def flush() -> None:
-    """Write what waits to be written on standard output.
+    """Flush standard output.
 
     Raises:
         OutputError: as for `out`.
@@ -188,7 +188,7 @@ def flush() -> None:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is there, open, and a terminal."""
+    """Return whether a stream exists, is open, and is a terminal."""
     try:
         return stream is not None and bool(stream.isatty())
     except (OSError, ValueError, AttributeError):
@@ -196,7 +196,7 @@ def is_terminal(stream: Any) -> bool:
 
 
 def _print(stream: TextIO | None, text: str, lossy: bool) -> None:
-    if stream is None:  # as Python has it where the descriptor was closed
+    if stream is None:  # the descriptor was closed when Python started
         return
     line = plain(text) + "\n"
     try:
@@ -207,7 +207,7 @@ def _print(stream: TextIO | None, text: str, lossy: bool) -> None:
             stream.write(line.encode(encoding, HANDLER).decode(encoding))
         if lossy:
             stream.flush()
-    except (OSError, ValueError) as error:  # the latter of a stream that was closed
+    except (OSError, ValueError) as error:  # a closed stream raises ValueError
         _lost(error, lossy)
 
 
@@ -220,10 +220,10 @@ def _lost(error: Exception, lossy: bool) -> None:
 
 
 def protect() -> None:
-    """Ready standard output and standard error of this process for whatever becomes of them.
+    """Protect this process against errors of standard output and standard error.
 
-    Descriptors that were closed are opened on the null device first: the next file that is opened, such as a
-    checkpoint, would get the number, and whatever a library writes to standard error.
+    Closed descriptors are opened on the null device first. Otherwise the next opened file, such as a checkpoint, would
+    get the number, and the output of libraries to standard error.
     """
     closed = []
     for number in range(3):
@@ -237,21 +237,21 @@ def protect() -> None:
 
 
 def end_by_sigpipe() -> None:
-    """End this process as a Unix tool ends whose reader has gone, where there is such a signal."""
+    """End this process by SIGPIPE, as Unix tools do when their reader has gone, if the system has this signal."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
 
 
 class _Descriptor(io.FileIO):
-    """A descriptor to write to. From the first error on, what is written is lost."""
+    """A descriptor for writing; after the first error, all output is lost."""
 
     def __init__(self, number: int, closed: bool) -> None:
         super().__init__(number, "w", closefd=False)
         self.number, self.failed, self.reported = number, errno.EBADF if closed else 0, False
 
     def write(self, content: Any, /) -> int:
-        """Write all of it, or report why it is lost."""
+        """Write all of the content, or raise an error once if it is lost."""
         view = memoryview(content).cast("B")
         done = 0
         while not self.failed and done < len(view):
@@ -259,19 +259,19 @@ class _Descriptor(io.FileIO):
                 written = super().write(view[done:])
             except OSError as error:
                 self.failed = error.errno or errno.EIO
-                _silence(self.number)  # what libraries and other processes write there is not to fail either
+                _silence(self.number)  # so that writes of libraries and other processes do not fail either
                 break
-            if written is None:  # it does not block, and whoever reads is slower
+            if written is None:  # the descriptor is non-blocking, and its reader is slower
                 select.select([], [self.number], [])
             done += written or 0
         if self.failed and self.number == 1 and not _going_on and not self.reported:
-            self.reported = True  # once: cleaning up may print, too
+            self.reported = True  # only once, since cleaning up may also print
             raise OutputError(self.failed)
         return len(view)
 
 
 def _silence(number: int) -> None:
-    """Have a descriptor lead to the null device."""
+    """Redirect a descriptor to the null device."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != number:
         os.dup2(null, number)
@@ -281,8 +281,8 @@ def _silence(number: int) -> None:
 
 
 def _sturdy(stream: Any, number: int, closed: bool) -> Any:
-    """A stream that replaces one of Python's."""
-    if os.name != "posix" and stream is not None:  # consoles of Windows are no descriptors
+    """Return a stream that replaces one of Python's standard streams."""
+    if os.name != "posix" and stream is not None:  # Windows consoles are not descriptors
         stream.reconfigure(errors=HANDLER)
         return stream
     if stream is not None and stream.fileno() != number:

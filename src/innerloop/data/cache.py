@@ -1,4 +1,4 @@
-"""Tensors that took long to make, kept in memory-mapped files of the cache."""
+"""A cache of expensive tensors in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..common.disk import cache_folder, replacing
 from ..common.errors import user_level
 
 Parts = tuple[Any, ...]
-"""Tensors, and what else torch loads without executing code."""
+"""Tensors, and other values that torch loads without executing code."""
 
 
 def kept(name: str, build: Callable[[], Parts], whole: Callable[[Parts], bool], what: str) -> Parts:
-    """``build()``, or what it returned before under this name; a damaged file is built anew.
+    """Return ``build()``, or its earlier result under this name from the cache; a damaged file is built again.
 
-    The file is memory-mapped. It holds a digest of its name and of every byte of the tensors, which is compared when it
-    is opened. Where the cache cannot be written, a warning says so and the result is returned all the same.
+    The file is memory-mapped. It holds a digest of its name and of every byte of the tensors, which is checked when it
+    is opened. If the cache cannot be written, there is a warning, and the result is returned anyway.
 
     Args:
-        name: of the file, with the version of its form and of how it is made.
-        build: makes a tuple.
-        whole: whether a tuple is such a one.
-        what: it is, for the warning.
+        name: the name of the file, with the version of its format and of its computation.
+        build: makes the tuple.
+        whole: returns whether a tuple is valid.
+        what: a description of the content, for the warning.
     """
     path = cache_folder() / f"{name}.pt"
     if (parts := _load(path, name, whole)) is None:
@@ -38,8 +38,8 @@ def kept(name: str, build: Callable[[], Parts], whole: Callable[[Parts], bool], 
             _save(path, name, parts)
         except (OSError, RuntimeError) as error:
             warnings.warn(
-                f"cannot keep the {what} in {path} ({error}): they are made again next time; "
-                "set XDG_CACHE_HOME to a writable folder",
+                f"cannot save the {what} in {path} ({error}), so they will be made again next time: set "
+                "XDG_CACHE_HOME to a writable folder",
                 stacklevel=user_level(),
             )
     return parts

@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors, once: decoded pixels are kept in a memory-mapped file of the cache."""
+"""Decode image files to uint8 tensors once, and keep the pixels in a memory-mapped file of the cache."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from .files import ChangedError, Files, some
 from .progress import progress
 
 FORMAT = 2
-"""Raised when what the cache holds changes its form or its pixels, so that older files are not read."""
+"""The version of cached files; raise it when their format or pixels change, so that older files are not read."""
 
 
 class Decoded(NamedTuple):
-    """Images ``[N, C, size, size]`` in the order of their classes, and each class's count ``[classes]``."""
+    """Decoded images.
+
+    Attributes:
+        images: the images in the order of their classes, ``[N, C, size, size]``.
+        counts: the number of images of each class, ``[classes]``.
+        names: the names of the classes.
+    """
 
     images: Tensor
     counts: Tensor
@@ -38,16 +44,16 @@ def decoded_once(
 ) -> Decoded:
     """Decode the files of each class, or load the result from the cache.
 
-    The cache applies if files with the same names and contents were decoded before.
+    The result comes from the cache if files with the same names and contents were decoded before.
 
     Args:
-        files: where they are.
-        classes: class -> its files; files that have several names count by the first one.
+        files: the files.
+        classes: class -> its files; a file with several names counts once, under its first name.
         stem: the beginning of the name in the cache.
         size: see `decode_classes`.
         channels: see `decode_classes`.
         skip_unreadable: see `decode_classes`.
-        inverted: whether black becomes white.
+        inverted: whether to invert the images.
 
     Raises:
         ValueError: a file is in two classes; and see `decode_classes`.
@@ -57,8 +63,8 @@ def decoded_once(
     key = files.fingerprint(classes, size, channels, skip_unreadable, inverted, names=names)
 
     def decode() -> Decoded:
-        found = decode_classes(files, classes, size, channels, skip_unreadable)
-        return found._replace(images=255 - found.images) if inverted else found
+        decoded = decode_classes(files, classes, size, channels, skip_unreadable)
+        return decoded._replace(images=255 - decoded.images) if inverted else decoded
 
     return cached(f"{stem}-{size}-{key}", decode)
 
@@ -66,11 +72,11 @@ def decoded_once(
 def decode_classes(
     files: Files, classes: dict[str, list[str]], size: int, channels: int, skip_unreadable: bool = False
 ) -> Decoded:
-    """Decode the files of each class to ``size`` x ``size``; any aspect ratio is squeezed into the square.
+    """Decode the files of each class to ``size`` x ``size``; other aspect ratios are squeezed into the square.
 
     Raises:
         ImportError: Pillow is not installed.
-        ValueError: files that are no images (named, up to ten), unless they are to be skipped.
+        ValueError: some files are not images and ``skip_unreadable`` is false; the message names up to ten.
     """
     pillow = require_pillow()
     total = sum(map(len, classes.values()))
@@ -83,7 +89,7 @@ def decode_classes(
                     images[row] = _decode(pillow, files.read(name), size, channels)
                     row += 1
                     counts[label] += 1
-                except ChangedError:  # the cache would keep it under the fingerprint of the old content
+                except ChangedError:  # the cache would store it under the fingerprint of the old content
                     raise
                 except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
                     bad.append(f"{name} ({error})")
@@ -96,7 +102,7 @@ def decode_classes(
 
 
 def cached(stem: str, build: Callable[[], Decoded]) -> Decoded:
-    """``build()``, or what it returned before under this name; see `kept`."""
+    """Return ``build()``, or its earlier result under this name; see `kept`."""
     return Decoded(*kept(f"{stem}-v{FORMAT}", build, _whole, "decoded images"))
 
 
@@ -107,7 +113,7 @@ def _whole(parts: tuple[Any, ...]) -> bool:
 
 
 def require_pillow() -> Any:
-    """The module ``PIL.Image``.
+    """Return the module ``PIL.Image``.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
@@ -124,15 +130,15 @@ def _decode(pillow: Any, content: bytes, size: int, channels: int) -> Tensor:
 
     with pillow.open(io.BytesIO(content)) as file:
         if file.mode[0] in "IF":
-            raise ValueError(f"more than 8 bits a channel (mode {file.mode}); convert it to 8 bits")
+            raise ValueError(f"more than 8 bits per channel (mode {file.mode}): convert it to 8 bits")
         image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
-        image = image.resize((size, size), pillow.Resampling.LANCZOS)  # Pillow's filters smooth when shrinking
+        image = image.resize((size, size), pillow.Resampling.LANCZOS)  # Pillow's filters antialias when shrinking
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(size, size, channels).movedim(-1, 0)
 
 
 def check_size(size: int) -> None:
-    """Refuse an image size below one pixel before any work is done."""
+    """Refuse an image size below one pixel."""
     if size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")

@@ -1,4 +1,4 @@
-"""Fetching a published file, checked against its published hash."""
+"""Download a published file, and check it against its published hash."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .progress import progress
 
 
 def download(url: str, path: Path, sha256: str) -> Path:
-    """Fetch ``url`` to ``path``, which appears only when complete and correct.
+    """Download ``url`` to ``path``, which appears only when it is complete and correct.
 
     Raises:
-        OSError: the file could not be fetched or written.
-        ValueError: it has another SHA-256; what was fetched is removed.
+        OSError: the file could not be downloaded or written.
+        ValueError: the file has another SHA-256; it is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writing(path) as part:
-            found = _fetch(url, part)
-            if found != sha256:
+            digest = _fetch(url, part)
+            if digest != sha256:
                 raise ValueError(
-                    f"{url} has SHA-256 {found}, expected {sha256}: the download was damaged or the file has changed; "
+                    f"{url} has SHA-256 {digest}, expected {sha256}: the download was damaged or the file has changed; "
                     f"it was removed. Try again, or put the right file at {path}"
                 )
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"could not download {url} ({error}); fetch it by hand and put it at {path}") from error
+        raise OSError(f"could not download {url} ({error}): download it yourself and put it at {path}") from error
     return path
 
 
 def _fetch(url: str, file: IO[bytes]) -> str:
-    """Write what ``url`` serves to a file and return its SHA-256."""
+    """Download ``url`` to a file and return its SHA-256."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=60) as response:
         length = response.headers.get("Content-Length")

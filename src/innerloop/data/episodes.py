@@ -15,20 +15,20 @@ from .images import ClassImages
 class FewShot:
     """``ways``-way ``shots``-shot episodes (Vinyals et al. 2016, section 4.1).
 
-    A task has ``ways`` different classes, and of each ``shots`` support and ``queries`` query images, all
-    different. Both sets are ordered shot by shot: first one image of every class, in the order of the labels, then
-    the next. So every slice of ``ways`` consecutive examples from a multiple of ``ways`` on is class-balanced.
+    A task has ``ways`` different classes with ``shots`` support and ``queries`` query images each, all different. Both
+    sets are ordered shot by shot: first one image of every class, in the order of the labels, then the next. So
+    mini-batches of ``ways`` consecutive examples are class-balanced.
 
     Args:
-        dataset: where the images come from; tasks are on its device.
-        ways: classes of a task.
-        shots: support images of each class.
-        queries: query images of each class.
-        within_groups: take all classes of a task from one group, e.g. one alphabet; each group that has enough
-            classes is equally likely.
+        dataset: the images; tasks are on its device.
+        ways: number of classes of a task.
+        shots: number of support images of each class.
+        queries: number of query images of each class.
+        within_groups: take all classes of a task from one group, e.g. one alphabet; all groups with enough classes are
+            equally likely.
 
     Raises:
-        ValueError: a number out of range, too few classes, images or groups.
+        ValueError: a number is out of range, or there are too few classes, images or groups.
     """
 
     dataset: ClassImages
@@ -43,13 +43,13 @@ class FewShot:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least {least}")
         data = self.dataset
         if data.num_classes < self.ways:
-            raise ValueError(f"ways={self.ways}, but {data.name} has {data.num_classes} classes; lower ways")
+            raise ValueError(f"ways={self.ways}, but {data.name} has {data.num_classes} classes: lower ways")
         needed = self.shots + self.queries
         if (fewest := int(data.counts.min())) < needed:
             name = data.names[int(data.counts.argmin())]
             raise ValueError(
-                f"shots={self.shots} and queries={self.queries} need {needed} images a class, but class {name!r} "
-                f"of {data.name} has {fewest}; lower shots or queries, or leave the class out"
+                f"shots={self.shots} and queries={self.queries} need {needed} images per class, but class {name!r} "
+                f"of {data.name} has {fewest}: lower shots or queries, or leave the class out"
             )
         if self.within_groups and not len(self._groups()):
             raise ValueError(
@@ -60,7 +60,7 @@ class FewShot:
     def sample(self, n: int, generator: torch.Generator) -> Task:
         """Draw ``n`` tasks: x float32 in [0, 1], ``[n, ways * shots, C, H, W]``; y int64 in range(ways).
 
-        The query set is ``[n, ways * queries, ...]``. ``generator`` is on the CPU, wherever the images are.
+        The query set is ``[n, ways * queries, ...]``. ``generator`` is always on the CPU.
         """
         classes = self._classes(n, generator)
         drawn = self.shots + self.queries
@@ -76,7 +76,7 @@ class FewShot:
         return Task(support, query)
 
     def _classes(self, n: int, generator: torch.Generator) -> Tensor:
-        """Different classes for each task in random order, ``[n, ways]``."""
+        """Draw different classes for each task in random order, ``[n, ways]``."""
         keys = torch.rand(n, self.dataset.num_classes, generator=generator)
         if self.within_groups:
             assert self.dataset.groups is not None
@@ -87,11 +87,11 @@ class FewShot:
         return keys.topk(self.ways).indices
 
     def _groups(self) -> Tensor:
-        """The groups that have at least ``ways`` classes."""
+        """Return the groups that have at least ``ways`` classes."""
         return (self._class_counts() >= self.ways).nonzero().flatten()
 
     def _class_counts(self) -> Tensor:
-        """Classes of each group, rotations included."""
+        """Return the number of classes of each group, including rotations."""
         if self.dataset.groups is None:
             return torch.zeros(0, dtype=torch.int64)
         return self.dataset.groups.bincount() * (self.dataset.num_classes // len(self.dataset.names))

@@ -1,4 +1,4 @@
-"""Finding data sets on disk, and reading the files of a folder and of a zip in the same way."""
+"""Find data sets on disk, and read the files of a folder or of a zip in the same way."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .progress import progress
 from .walk import Identity, Walked, walk
 
 LARGEST = 2**28
-"""Bytes. No picture or list of pictures is larger; what unpacks to more is there to fill the memory."""
+"""The largest file in bytes. No image or list of images is larger; a larger one could be a zip bomb."""
 BLOCK = 2**20
-"""Bytes that are read at once for a digest."""
+"""The number of bytes that are read at once for a digest."""
 CHUNK, READERS = 256, 8
-"""Files that a thread takes at once, and threads that read: disks answer several at once."""
+"""The number of files that a thread takes at once, and of threads, since disks serve several reads at once."""
 
 
 def candidates(root: str | Path | None, name: str) -> list[Path]:
-    """Where the data set ``name`` is looked for: in root if given, else ``$INNERLOOP_DATA``, then the cache."""
+    """Return where to search for data set ``name``: in root if given, else ``$INNERLOOP_DATA``, then the cache."""
     if root is not None:
         places = [expanded(root)]
     else:
@@ -39,23 +39,24 @@ class ChangedError(ValueError):
 
 
 class Files:
-    """The files below a folder or in a zip, by their names relative to it. Nothing is ever unpacked to disk.
+    """The files below a folder or in a zip, by their names relative to it. Nothing is unpacked to disk.
 
-    Names that lead out of the archive and macOS's resource forks are left out. Links are followed as `walk` says.
+    Names that lead out of the archive and macOS's resource forks are left out. `walk` describes which links are
+    followed.
 
     Args:
         path: the folder or the zip.
-        classes: the class folders, relative to a folder: only these are read, and the files beside them. Without them,
-            all of it is read.
+        classes: the class folders, relative to the folder; only these and the files next to them are read. By default
+            all files are read.
 
     Attributes:
         path: the folder or the zip.
-        identities: name -> what is equal for two names of one real file.
-        broken: the names of what cannot be looked at, such as links that lead nowhere -> why.
+        identities: name -> an identity, which is equal for two names of one real file.
+        broken: the names of files that cannot be accessed, such as broken links -> why.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
-        ValueError: it is neither a folder nor a readable zip, or a class folder is or lies in another one.
+        ValueError: it is neither a folder nor a readable zip, or a class folder equals or lies in another one.
     """
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
@@ -66,24 +67,24 @@ class Files:
         self._digests: dict[str, bytes] = {}
 
     def read(self, name: str) -> bytes:
-        """The content of one file.
+        """Return the content of one file.
 
         Raises:
-            ValueError: its place in the zip is damaged or encrypted, or it is larger than any picture.
+            ValueError: its entry in the zip is damaged or encrypted, or it is too large.
             OSError: it cannot be read.
-            ChangedError: it changed after its fingerprint was taken.
+            ChangedError: it changed after its fingerprint was computed.
         """
         if self._zip is None:
             return self._read(name)
-        if (size := self._zip.getinfo(name).file_size) > LARGEST:  # zipfile never unpacks more than it says there is
+        if (size := self._zip.getinfo(name).file_size) > LARGEST:  # zipfile never unpacks more than this size
             raise self._too_large(name, size)
         try:
             return self._zip.read(name)
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-            raise ValueError(f"{self.path}: {name} cannot be read ({error}); get the file again") from error
+            raise ValueError(f"{self.path}: {name} cannot be read ({error}): get the file again") from error
 
     def without_duplicates(self, classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """The files of each class. A file with several names is listed under the first one.
+        """Return the files of each class. A file with several names is listed under the first one.
 
         Raises:
             ValueError: a file is in two classes, by symbolic or hard links.
@@ -101,22 +102,22 @@ class Files:
         if shared:
             more = f", and so are {len(shared) - 1} more" if len(shared) > 1 else ""
             raise ValueError(
-                f"{self.path}: {shared[0]} are one file{more}, and an image counts in one class only: remove one of "
-                "the two names, or put a copy in place of the link"
+                f"{self.path}: {shared[0]} are one file{more}, but an image must belong to one class: remove one of "
+                "the two names, or replace the link by a copy"
             )
         return kept
 
     def fingerprint(self, *settings: object, names: Iterable[str] | None = None) -> str:
-        """A hash of what files contain and of the settings they are decoded with: the key of the decoded copy.
+        """Return a hash of the content of files and of the settings for decoding, the key of the decoded copy.
 
-        Every byte is read each time. Sizes and times, which other files may share, have no part in it.
+        Every byte is read each time. The hash does not use sizes and times, which other files may share.
 
         Args:
-            settings: anything with an exact ``repr``.
-            names: the files, in order; all of them without it.
+            settings: values with an exact ``repr``.
+            names: the files, in order; by default all of them.
         """
         chosen = sorted(self.identities) if names is None else list(names)
-        key = hashlib.sha256(repr((settings, chosen)).encode())  # which escapes what is not UTF-8 in names
+        key = hashlib.sha256(repr((settings, chosen)).encode())  # repr escapes names that are not UTF-8
         if self._zip is not None and self._zip.fp is not None:
             self._zip.fp.seek(0)
             key.update(_digest(self._zip.fp))
@@ -136,7 +137,7 @@ class Files:
         return digests
 
     def _digest(self, name: str) -> bytes:
-        """The digest of a file in a folder; for one that cannot be read, the reason."""
+        """Return the digest of a file in a folder, or the reason why it cannot be read."""
         try:
             with (self.path / name).open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -145,7 +146,7 @@ class Files:
             return _unreadable(error)
 
     def _read(self, name: str) -> bytes:
-        """The content of a file in a folder, as `_digest` saw it."""
+        """Return the content of a file in a folder, and check that it has not changed since `_digest`."""
         content = b""
         failure: OSError | ValueError | None = None
         try:
@@ -157,13 +158,13 @@ class Files:
         except OSError as error:
             seen, failure = _unreadable(error), error
         if self._digests.get(name, seen) != seen:
-            raise ChangedError(f"{self.path}: {shown(name)} changed while the files were read: run this again")
+            raise ChangedError(f"{self.path}: {shown(name)} changed while the files were read: try again")
         if failure is not None:
             raise failure
         return content
 
     def _too_large(self, name: str, size: int) -> ValueError:
-        return ValueError(f"{self.path}: {name} has {size:,} bytes, more than the {LARGEST:,} that are read")
+        return ValueError(f"{self.path}: {name} has {size:,} bytes, more than the limit of {LARGEST:,}")
 
 
 def _unreadable(error: OSError) -> bytes:
@@ -178,7 +179,7 @@ def _digest(file: IO[bytes]) -> bytes:
 
 
 def some(names: Iterable[str], limit: int = 10) -> str:
-    """The first names, for a message."""
+    """Return the first names, for a message."""
     names = list(map(shown, names))
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
@@ -188,8 +189,8 @@ def _open(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a readable zip: {error}. It may be empty or a download "
-            "that was cut short; delete it and get it again"
+            f"{path} ({path.stat().st_size:,} bytes) is not a readable zip: {error}. It may be empty or an incomplete "
+            "download: delete it and get it again"
         ) from error
 
 

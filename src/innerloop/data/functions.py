@@ -1,4 +1,4 @@
-"""Regression on random one-dimensional functions: a task is a function, its examples are points on it."""
+"""Regression on random one-dimensional functions: a task is a function, and its examples are points on it."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class Sinusoids:
-    """n drawn functions ``y = amplitude * sin(x - phase)``; both parameters are ``[n, 1, 1]``.
+    """n functions ``y = amplitude * sin(x - phase)``; both parameters are ``[n, 1, 1]``.
 
-    Called on ``x`` of shape ``[n, K, 1]``, or on one grid ``[K, 1]`` for all, it returns ``[n, K, 1]``.
+    Called on ``x`` of shape ``[n, K, 1]``, or on one grid ``[K, 1]`` for all functions, it returns ``[n, K, 1]``.
     """
 
     amplitude: Tensor
     phase: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The values ``[n, K, 1]`` at inputs ``[n, K, 1]``, or ``[K, 1]`` for all functions."""
+        """Return the values ``[n, K, 1]`` at inputs ``[n, K, 1]``, or ``[K, 1]`` for all functions."""
         return self.amplitude * torch.sin(x - self.phase)
 
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """n drawn functions ``y = slope * x + intercept``; shapes as in `Sinusoids`."""
+    """n functions ``y = slope * x + intercept``; shapes are as in `Sinusoids`."""
 
     slope: Tensor
     intercept: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The values ``[n, K, 1]`` at inputs ``[n, K, 1]``, or ``[K, 1]`` for all functions."""
+        """Return the values ``[n, K, 1]`` at inputs ``[n, K, 1]``, or ``[K, 1]`` for all functions."""
         return self.slope * x + self.intercept
 
 
@@ -45,16 +45,16 @@ class Lines:
 class Sinusoid:
     """Sinusoid regression (Finn et al. 2017, section 5.1).
 
-    A task is ``y = amplitude * sin(x - phase)``; amplitude, phase and the inputs are uniform on the ranges given.
+    A task is ``y = amplitude * sin(x - phase)``; amplitude, phase and inputs are uniform on the given ranges.
 
     Args:
-        shots: support points of a task.
-        queries: query points of a task; as many as ``shots`` unless given.
+        shots: number of support points of a task.
+        queries: number of query points of a task; by default ``shots``.
         amplitude, phase, x: the ranges ``(low, high)``.
-        phases: draw the phase from these values, equally likely, instead of from the range ``phase``.
+        phases: draw the phase from these equally likely values instead of from the range ``phase``.
 
     Raises:
-        ValueError: fewer than one point, or a range that is empty or not finite.
+        ValueError: a set has no point, or a range is empty or not finite.
 
     >>> tasks = Sinusoid(shots=10).sample(25, torch.Generator().manual_seed(0))
     >>> tasks.support.x.shape
@@ -75,16 +75,16 @@ class Sinusoid:
 
     @classmethod
     def two_phase(cls, shots: int = 4, queries: int | None = None) -> Sinusoid:
-        """``sin(x)`` or ``-sin(x)``, equally likely, with x uniform on [-2 pi, 2 pi].
+        """Return tasks ``sin(x)`` or ``-sin(x)``, equally likely, with x uniform on [-2 pi, 2 pi].
 
-        The mean of the two functions is zero, so a model that does not adapt can do no better than predict 0
-        (mean squared error 1/2), while the sign of one point is enough to tell them apart.
+        The mean of the two functions is zero, so a model that does not adapt cannot do better than predict 0 (mean
+        squared error 1/2), while the sign of one point is enough to tell them apart.
         """
         x = (-2 * math.pi, 2 * math.pi)
         return cls(shots, queries, amplitude=(1.0, 1.0), x=x, phases=(0.0, math.pi))
 
     def functions(self, n: int, generator: torch.Generator) -> Sinusoids:
-        """The functions of n tasks. From an equal generator state, these are the ones that `sample` draws from."""
+        """Draw the functions of n tasks; with the same generator state, `sample` draws points of the same functions."""
         amplitude = _uniform(self.amplitude, (n, 1, 1), generator)
         if self.phases is None:
             return Sinusoids(amplitude, _uniform(self.phase, (n, 1, 1), generator))
@@ -98,9 +98,9 @@ class Sinusoid:
 
 @dataclass(frozen=True)
 class Linear:
-    """Regression on straight lines ``y = slope * x + intercept``, a problem with a closed-form answer.
+    """Regression on straight lines ``y = slope * x + intercept``, a problem with a closed-form solution.
 
-    Args and errors as in `Sinusoid`; slope, intercept and the inputs are uniform on the ranges given.
+    Arguments and errors are as in `Sinusoid`; slope, intercept and inputs are uniform on the given ranges.
     """
 
     shots: int = 10
@@ -113,7 +113,7 @@ class Linear:
         _check(self.shots, self.queries, slope=self.slope, intercept=self.intercept, x=self.x)
 
     def functions(self, n: int, generator: torch.Generator) -> Lines:
-        """The functions of n tasks. From an equal generator state, these are the ones that `sample` draws from."""
+        """Draw the functions of n tasks; with the same generator state, `sample` draws points of the same functions."""
         slope = _uniform(self.slope, (n, 1, 1), generator)
         return Lines(slope, _uniform(self.intercept, (n, 1, 1), generator))
 

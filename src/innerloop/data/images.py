@@ -1,4 +1,4 @@
-"""Images sorted by class: what few-shot episodes are drawn from."""
+"""Images sorted by class, from which few-shot episodes are drawn."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ Layout = Literal["NHW", "NHWC", "NCHW"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClassImages:
-    """A data set of images in which the images of a class lie together.
+    """A data set in which the images of a class are contiguous.
 
-    Several data sets may share one ``images`` tensor (the splits of one file do), each with offsets of its own.
+    Several data sets may share one ``images`` tensor, as the splits of one file do, with different offsets.
 
     Attributes:
-        images: uint8 ``[N, C, H, W]``; may be memory-mapped, and on any device.
+        images: the images, uint8 ``[N, C, H, W]``; may be memory-mapped, and on any device.
         offsets: int64 ``[classes]`` on the CPU; class i is ``images[offsets[i] : offsets[i] + counts[i]]``.
-        counts: likewise, images of each class.
-        names: one for each class, rotations not counted.
-        groups: int64 ``[classes]`` on the CPU, e.g. the alphabet of each character; None where there are none.
-        rotations: also take every class turned by 90, 180 and 270 degrees, as classes of their own (Santoro et
-            al. 2016). Class ``i + k * len(names)`` is then class i turned counter-clockwise k times.
+        counts: the number of images of each class, int64 ``[classes]`` on the CPU.
+        names: the name of each class, without rotations.
+        groups: the group of each class, e.g. the alphabet of a character, int64 ``[classes]`` on the CPU; or None.
+        rotations: whether every class rotated by 90, 180 and 270 degrees is a further class (Santoro et al. 2016).
+            Class ``i + k * len(names)`` is then class i rotated counter-clockwise k times.
         name: the data set's name, for reports and messages.
 
     Raises:
-        ValueError: tensors that do not fit together, a class without images, or rotations of oblong images.
+        ValueError: tensors do not fit together, a class has no images, or there are rotations of images that are not
+            square.
     """
 
     images: Tensor
@@ -67,18 +68,18 @@ class ClassImages:
         names: Sequence[str] | None = None,
         name: str = "images",
     ) -> ClassImages:
-        """From any arrays (numpy or torch), copied and sorted by label; classes may differ in size.
+        """Make a data set from arrays (numpy or torch), copied and sorted by label; classes may differ in size.
 
         Args:
-            images: uint8, or floating point in [0, 1] (rounded to 256 levels).
-            labels: integers ``[N]``.
+            images: the images, uint8, or floating point in [0, 1] (rounded to 256 levels).
+            labels: the labels, integers ``[N]``.
             layout: the axes of ``images``: "NHW", "NHWC" or "NCHW".
-            names: the name of label i is ``names[i]``; without it every label that occurs is a class named after
-                its number.
+            names: ``names[i]`` is the name of label i; by default every label that occurs is a class named after its
+                number.
             name: the name of the data set, for messages.
 
         Raises:
-            ValueError: shapes, types or values other than these, or a name without images.
+            ValueError: shapes, types or values are others than these, or a name has no images.
         """
         pixels, targets = _pixels(images, layout), torch.as_tensor(labels)
         if targets.shape != pixels.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
@@ -97,7 +98,7 @@ class ClassImages:
 
     @property
     def num_classes(self) -> int:
-        """Classes to draw from, rotations included."""
+        """The number of classes, including rotations."""
         return len(self.names) * (4 if self.rotations else 1)
 
     @property
@@ -108,11 +109,11 @@ class ClassImages:
 
     @property
     def images_per_class(self) -> tuple[int, int]:
-        """The fewest and the most images that a class has."""
+        """The smallest and the largest number of images of a class."""
         return int(self.counts.min()), int(self.counts.max())
 
     def subset(self, classes: Sequence[int], name: str | None = None) -> ClassImages:
-        """Only these classes (rotations not counted), in this order; the pixels are shared."""
+        """Return a data set of these classes (without rotations), in this order; it shares the pixels."""
         index = torch.as_tensor(classes, dtype=torch.int64)
         return replace(
             self,
@@ -124,7 +125,7 @@ class ClassImages:
         )
 
     def to(self, device: torch.device | str) -> ClassImages:
-        """With the pixels of its own classes on another device; itself where they are there already."""
+        """Return the data set with the pixels of its classes on a device; itself if they are there already."""
         if self.images.device == torch.device(device):
             return self
         starts = self.counts.cumsum(0) - self.counts
@@ -133,7 +134,7 @@ class ClassImages:
         return replace(self, images=self.images[rows].to(device), offsets=starts)
 
     def gather(self, classes: Tensor, members: Tensor) -> Tensor:
-        """Images by class (rotations included) and number within it, float32 in [0, 1], ``[..., C, H, W]``."""
+        """Return images by class (with rotations) and number within it, float32 in [0, 1], ``[..., C, H, W]``."""
         rows = self.offsets[classes % len(self.names)] + members
         images = self.images[rows.to(self.images.device)]
         if self.rotations:
@@ -149,7 +150,7 @@ class ClassImages:
 
 
 class Splits(NamedTuple):
-    """Three data sets without a class in common."""
+    """Three data sets without common classes."""
 
     train: ClassImages
     val: ClassImages
@@ -164,7 +165,7 @@ def check_disjoint(source: str, splits: Sequence[Sequence[str]]) -> None:
 
 
 def _turn(images: Tensor, turns: Tensor) -> Tensor:
-    """Each image turned by its own number of counter-clockwise quarter turns, 0 to 3."""
+    """Rotate each image by its own number of counter-clockwise quarter turns, 0 to 3."""
     turns = turns[..., None, None, None]
     images = torch.where(turns % 2 == 1, images.rot90(1, (-2, -1)), images)
     return torch.where(turns >= 2, images.flip(-2, -1), images)

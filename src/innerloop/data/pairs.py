@@ -1,4 +1,4 @@
-"""Problems of telling two classes of one group apart, such as two characters of one alphabet."""
+"""Binary problems: tell two classes of one group apart, such as two characters of one alphabet."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from .images import ClassImages
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two-way problems whose classes come from one group; every pair of a group is one problem, all equally likely.
+    """Two-way problems within groups; every pair of classes of a group is one problem, and all are equally likely.
 
-    Support and query sets are ordered like those of `FewShot`: an image of the first class, one of the second, and so
-    on, so that every mini-batch of an even number of examples is balanced. Targets are 0 and 1 in floating point, for
-    the binary cross-entropy of one logit.
+    Support and query sets are ordered as in `FewShot`: an image of the first class, one of the second, and so on, so
+    that every mini-batch of an even number of examples is balanced. Targets are 0 and 1 in floating point, for the
+    binary cross-entropy of one logit.
 
     Args:
-        dataset: where the images come from; it has ``groups``.
-        shots: support images of each class.
-        queries: query images of each class, others than the support set's.
+        dataset: the images; it must have ``groups``.
+        shots: number of support images of each class.
+        queries: number of query images of each class, which are not in the support set.
 
     Raises:
-        ValueError: a number out of range, no groups, too few images, or no group of two classes.
+        ValueError: a number is out of range, there are no groups or rotations, too few images, or no group with two
+            classes.
     """
 
     dataset: ClassImages
@@ -38,18 +39,18 @@ class Pairs:
         if self.shots < 1 or self.queries < 1:
             raise ValueError(f"shots={self.shots} and queries={self.queries} must be at least 1")
         if data.groups is None or data.rotations:
-            raise ValueError(f"pairs are of classes of one group, not turned; {data.name} has no groups, or turns them")
+            raise ValueError(f"pairs need a data set with groups and without rotations; {data.name} is not one")
         if (fewest := data.images_per_class[0]) < needed:
             raise ValueError(
-                f"shots={self.shots} and queries={self.queries} need {needed} images a class, but {data.name} has "
-                f"{fewest} of some; lower one of them"
+                f"shots={self.shots} and queries={self.queries} need {needed} images per class, but {data.name} has "
+                f"only {fewest} of some: lower shots or queries"
             )
         if not self.num_problems:
-            raise ValueError(f"{data.name} has no group of two classes")
+            raise ValueError(f"{data.name} has no group with two classes")
 
     @property
     def num_problems(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         return len(self._pairs)
 
     def sample(self, n: int, generator: torch.Generator) -> Task:
@@ -70,7 +71,7 @@ class Pairs:
 
     @cached_property
     def _pairs(self) -> Tensor:
-        """All pairs of different classes of one group, ``[P, 2]``."""
+        """All pairs of different classes of the same group, ``[P, 2]``."""
         assert self.dataset.groups is not None
         first, second = torch.combinations(torch.arange(len(self.dataset.names))).unbind(-1)
         same = self.dataset.groups[first] == self.dataset.groups[second]

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, where rich is installed."""
+"""A progress bar on a terminal, if rich is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..common import streams
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    """A function that advances the bar; it does nothing without rich, or where stderr is not a terminal."""
+    """Yield a function that advances the bar; it does nothing without rich, or if stderr is not a terminal."""
     try:
         from rich.console import Console
         from rich.markup import escape

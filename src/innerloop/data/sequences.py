@@ -1,4 +1,4 @@
-"""Tasks whose examples are sequences instead of points.
+"""Tasks with sequences instead of points as examples.
 
 The output at each step depends on all inputs up to that step.
 """
@@ -16,20 +16,20 @@ from .functions import Range, _check, _uniform
 
 @dataclass(frozen=True)
 class Oscillator:
-    """System identification: a damped oscillator that is pushed at random; from the pushes its course is to be told.
+    """System identification: predict the course of a damped oscillator from the random pushes on it.
 
-    A task is one oscillator, ``x'' = push - frequency^2 x - 2 damping frequency x'``, at rest at first; an example is
-    a sequence of pushes, N(0, 1), and its places after each of them, in units of ``UNIT``, which is about their size.
-    Steps are of ``STEP`` in time.
+    A task is one oscillator, ``x'' = push - frequency^2 x - 2 damping frequency x'``, initially at rest. An example is
+    a sequence of pushes, N(0, 1), with its position after each push, in units of ``UNIT``, about their typical size. A
+    step takes the time ``STEP``.
 
     Args:
-        shots: support sequences of a task.
-        queries: query sequences; as many as ``shots`` unless given.
-        horizon: steps of a sequence, H.
-        frequency, damping: the ranges ``(low, high)`` that a task's are uniform on.
+        shots: number of support sequences of a task.
+        queries: number of query sequences; by default ``shots``.
+        horizon: the number H of steps of a sequence.
+        frequency, damping: the ranges ``(low, high)`` of the uniform distributions over tasks.
 
     Raises:
-        ValueError: fewer than one sequence or step, or a range that is empty or not finite.
+        ValueError: there is no sequence or step, or a range is empty, not finite or out of range.
 
     >>> tasks = Oscillator(shots=3, horizon=20).sample(4, torch.Generator().manual_seed(0))
     >>> tasks.support.x.shape, tasks.support.y.shape
@@ -48,7 +48,7 @@ class Oscillator:
         _check(self.shots, self.queries, frequency=self.frequency, damping=self.damping)
         if self.horizon < 1 or self.frequency[0] < 0 or self.damping[0] < 0 or self.frequency[1] * self.STEP >= 1:
             raise ValueError(
-                f"horizon is at least 1, damping at least 0 and frequency within 0 and {1 / self.STEP:g}, got "
+                f"horizon must be at least 1, damping at least 0 and frequency from 0 to {1 / self.STEP:g}, got "
                 f"{self.horizon}, {self.damping} and {self.frequency}"
             )
 
@@ -62,10 +62,10 @@ class Oscillator:
         return Task(*parts)
 
     def _courses(self, pushes: Tensor, frequency: Tensor, damping: Tensor) -> Tensor:
-        """Places ``[n, S, H]``."""
+        """Return the positions after pushes, ``[n, S, H]``."""
         place = speed = torch.zeros_like(pushes[..., 0])
         places = []
-        for push in pushes.unbind(-1):  # semi-implicit, so that it stays stable
+        for push in pushes.unbind(-1):  # semi-implicit Euler, which is stable
             speed = speed + self.STEP * (push - frequency**2 * place - 2 * damping * frequency * speed)
             place = place + self.STEP * speed
             places.append(place)

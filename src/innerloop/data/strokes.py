@@ -1,4 +1,4 @@
-"""An endless few-shot image problem that needs no download: characters made of random strokes."""
+"""An unlimited few-shot image problem without a download: characters made of random strokes."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _POINTS = 24  # per stroke: at most about one pen width apart, so that a stroke 
 
 @dataclass(frozen=True)
 class Strokes:
-    """Few-shot classification of invented characters.
+    """Few-shot classification of synthetic characters.
 
-    A class is a random figure of one to four curved strokes (cubic Bezier curves); an image of it is one drawing:
-    its control points are jittered, the figure is turned, sheared, scaled and shifted a little, and the width of
-    the pen varies. Each split has 2**28 classes and no class is in two splits, whatever the generator: a class is
-    an integer, its remainder modulo 3 is the split, and a hash of it gives the figure. The identities are drawn
-    independently, so a task of w ways repeats a class with probability below w**2 / 2**29.
+    A class is a random figure of one to four curved strokes (cubic Bezier curves). An image is one drawing of it: the
+    control points are jittered, the figure is rotated, sheared, scaled and shifted a little, and the width of the pen
+    varies. Each split has 2**28 classes, and no class is in two splits: a class is an integer, its remainder modulo 3
+    is the split, and a hash of it gives the figure. Classes are drawn independently, so a task of w ways repeats a
+    class with probability below w**2 / 2**29.
 
     Args:
-        ways: classes of a task.
-        shots, queries: support and query images of each class.
+        ways: number of classes of a task.
+        shots, queries: number of support and query images of each class.
         size: height and width of an image.
         split: "train", "val" or "test".
-        device: where images are rendered; the random numbers are the same on every device.
+        device: the device that renders images; random numbers are the same on every device.
 
     Raises:
-        ValueError: a number out of range or an unknown split.
+        ValueError: a number is out of range, or the split is unknown.
 
     >>> tasks = Strokes(ways=5, shots=1).sample(2, torch.Generator().manual_seed(0))
     >>> tasks.support.x.shape
@@ -58,7 +58,7 @@ class Strokes:
             raise ValueError(f"split={self.split!r} must be one of {', '.join(get_args(Split))}")
 
     def identities(self, n: int, generator: torch.Generator) -> Tensor:
-        """The classes of n tasks, int64 ``[n, ways]``; from an equal generator state, those of `sample`."""
+        """Draw the classes of n tasks, int64 ``[n, ways]``; with the same generator state, those of `sample`."""
         index = torch.randint(CLASSES_PER_SPLIT, (n, self.ways), generator=generator)
         return 3 * index + get_args(Split).index(self.split)
 
@@ -79,7 +79,7 @@ class Strokes:
 
 
 def figures(identities: Tensor) -> tuple[Tensor, Tensor]:
-    """Control points ``[..., 4 strokes, 4, 2]`` (within [-1, 1]), and which strokes exist ``[..., 4]``, of classes."""
+    """Return control points ``[..., 4 strokes, 4, 2]`` in [-1, 1] of classes, and which strokes exist, ``[..., 4]``."""
     uniform = _hash_uniform(identities, 2 + 7 * MAX_STROKES)
     size, amount = uniform[..., 0], uniform[..., 1]
     present = amount[..., None] >= torch.tensor([0.0, 0.1, 0.35, 0.7])  # 10 % have 1 stroke, 25 % 2, 35 % 3
@@ -95,13 +95,13 @@ def figures(identities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stroke(uniform: Tensor, previous: Tensor | None) -> Tensor:
-    """A curve that starts somewhere, or more often on the previous stroke, and turns twice: ``[..., 4, 2]``."""
+    """Return a curve that starts anywhere, or more often on the previous stroke, and turns twice, ``[..., 4, 2]``."""
     start = 1.6 * uniform[..., :2] - 0.8
     if previous is not None:
         joint = (uniform[..., 2] * 7).long()
         on_previous = previous.gather(-2, (joint % 4)[..., None, None].expand(*joint.shape, 1, 2)).squeeze(-2)
         start = torch.where((joint < 4)[..., None], on_previous, start)
-    # Cubed, most turns are slight and some are sharp: straight lines and hooks as well as arcs.
+    # Cubing makes most turns slight and some sharp, which gives straight lines and hooks as well as arcs.
     turns = 4.0 * (2 * uniform[..., 3:5] - 1) ** 3
     heading = 2 * math.pi * uniform[..., 5:6]
     angle = torch.cat([heading, heading + turns.cumsum(-1)], -1)
@@ -111,7 +111,7 @@ def _stroke(uniform: Tensor, previous: Tensor | None) -> Tensor:
 
 
 def _draw(control: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One drawing of each figure ``[..., 4, 4, 2]``, and its pen width ``[...]`` (a standard deviation)."""
+    """Draw each figure ``[..., 4, 4, 2]`` once; return control points and pen widths (standard deviations)."""
     control = control + 0.07 * torch.randn(control.shape, generator=generator)
     normal = torch.randn(*control.shape[:-3], 6, generator=generator).clamp(-2.5, 2.5)
     angle, shear, scale, shift = 0.2 * normal[..., 0], 0.15 * normal[..., 1], normal[..., 2:4], normal[..., 4:]
@@ -123,7 +123,7 @@ def _draw(control: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _render(control: Tensor, present: Tensor, width: Tensor, size: int) -> Tensor:
-    """Ink ``[..., 1, size, size]`` of cubic Bezier strokes ``[..., strokes, 4, 2]``, those that are present."""
+    """Render cubic Bezier strokes ``[..., strokes, 4, 2]`` that are present as ink, ``[..., 1, size, size]``."""
     t = (torch.arange(_POINTS, device=control.device)[:, None] + 0.5) / _POINTS
     ends = torch.tensor([0, 1, 2, 3], device=control.device)
     basis = torch.tensor([1.0, 3.0, 3.0, 1.0], device=control.device) * t**ends * (1 - t) ** (3 - ends)
@@ -134,15 +134,15 @@ def _render(control: Tensor, present: Tensor, width: Tensor, size: int) -> Tenso
 
 
 def ink(points: Tensor, arc: Tensor, width: Tensor, size: int) -> Tensor:
-    """Drawings ``[..., 1, size, size]``, in [0, 1], as sums of Gaussian splats along their lines.
+    """Render drawings ``[..., 1, size, size]``, in [0, 1], as sums of Gaussian splats along their lines.
 
     A splat is separable, so the sum over the points of a drawing is one matrix product of its rows and columns.
 
     Args:
-        points: on the lines, ``[..., P, 2]``: x to the right and y downwards, of which the image shows [-1.1, 1.1].
-        arc: the length of line that each stands for, ``[..., P]``; a long straight line has the profile of a Gaussian
-            of height 1.
-        width: of the pen, a standard deviation, ``[...]``.
+        points: points on the lines, ``[..., P, 2]``, with x to the right and y down; the image shows [-1.1, 1.1].
+        arc: the length of line around each point, ``[..., P]``; a long straight line has a Gaussian profile of height
+            1 before the ink saturates.
+        width: the width of the pen, a standard deviation, ``[...]``.
         size: height and width of the image.
     """
     weight = arc / (width[..., None] * math.sqrt(2 * math.pi))
@@ -153,13 +153,13 @@ def ink(points: Tensor, arc: Tensor, width: Tensor, size: int) -> Tensor:
 
 
 def _hash_uniform(identities: Tensor, count: int) -> Tensor:
-    """``count`` numbers in [0, 1) for each integer, ``[..., count]``: a hash, so a class is its integer alone."""
+    """Hash each integer to ``count`` numbers in [0, 1), ``[..., count]``, which define the figure of a class."""
     stream = torch.arange(1, count + 1) * 0x9E3779B9
     return (_mix(_mix(identities)[..., None] + stream) >> 8).float() / 2**24
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit integers that scatters nearby ones (xorshift-multiply, two rounds)."""
+    """Scatter 32-bit integers by a bijection (xorshift-multiply, two rounds)."""
     x = x & 0xFFFFFFFF
     for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF  # both factors are below 2**31: no overflow in int64

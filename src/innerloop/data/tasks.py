@@ -1,4 +1,4 @@
-"""The problems a recipe can name: builders of task sources, whose signatures say what can be set."""
+"""The problems that a recipe can name: builders of task sources, with signatures that define the options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .vision import OmniglotSplit, mini_imagenet, omniglot
 
 
 class Sources(NamedTuple):
-    """Where the tasks to train on, to choose by and to report on come from."""
+    """The task sources for training, validation and test."""
 
     train: Source
     val: Source
@@ -28,7 +28,7 @@ class Sources(NamedTuple):
 
 
 def sinusoid_tasks(shots: int = 10, queries: int | None = None) -> Sources:
-    """`Sinusoid`; the three sources are the same, for the functions never run out."""
+    """`Sinusoid`; the three sources are the same, because functions never run out."""
     source = Sinusoid(shots, queries)
     return Sources(source, source, source)
 
@@ -59,7 +59,7 @@ def strokes_tasks(
     size: int = 28,
     device: str = "cpu",
 ) -> Sources:
-    """`Strokes`; ``eval_queries`` is the queries a class of val and test, as many as ``queries`` unless given."""
+    """`Strokes`; ``eval_queries`` is the number of queries per class in val and test, by default ``queries``."""
     later = queries if eval_queries is None else eval_queries
     return Sources(
         Strokes(ways, shots, queries, size, "train", device),
@@ -100,8 +100,8 @@ def omniglot_pairs_tasks(
 ) -> Sources:
     """`Pairs` of characters of one alphabet; no alphabet is in two splits.
 
-    Of the 40 drawings of a task, 30 are support examples. In meta-training and validation 6 are query examples, in the
-    test 4 are.
+    By default, 30 of the 40 drawings of a task are support examples. Query examples are 6 in meta-training and
+    validation, and 4 in the test.
     """
     splits = omniglot(root, "alphabets", False, size, seed, download, device)
     return Sources(
@@ -140,7 +140,7 @@ def image_folder_tasks(
     """`FewShot` on `image_folder`."""
     root = os.environ.get("INNERLOOP_DATA") if root is None else root
     if not root:
-        raise ValueError("image-folder needs the folder that holds one folder for each class: --data DIR (or root=)")
+        raise ValueError("image-folder needs a folder with one folder for each class: give --data DIR (or root=)")
     splits = image_folder(root, size, channels, split, seed, skip_unreadable, device)
     return few_shot(splits, ways, shots, queries, eval_queries, train_shots)
 
@@ -156,11 +156,20 @@ def few_shot(
 ) -> Sources:
     """`FewShot` on each split.
 
-    Val and test have ``eval_queries`` a class, as many as train unless given; train has ``train_shots`` support images
-    a class, as many as val and test unless given: Reptile trains on more than it is tested with.
+    Val and test have ``eval_queries`` query images per class, by default as many as train. Train has ``train_shots``
+    support images per class, by default as many as val and test: Reptile trains with more than it is tested with.
+
+    Args:
+        splits: the data sets of the three splits.
+        ways: number of classes of a task.
+        shots: number of support images of each class.
+        queries: number of query images of each class.
+        eval_queries: number of query images of each class in val and test; by default ``queries``.
+        train_shots: number of support images of each class in train; by default ``shots``.
+        within_groups: see `FewShot`.
     """
     later = queries if eval_queries is None else eval_queries
-    # So that an error about too few classes or images says of which split it speaks.
+    # Names for errors about too few classes or images.
     named = (replace(part, name=f"the {split} split of {part.name}") for split, part in splits._asdict().items())
     splits = Splits(*named)
     return Sources(
@@ -181,14 +190,14 @@ TASKS: dict[str, Callable[..., Sources]] = {
     "mini-imagenet": mini_imagenet_tasks,
     "image-folder": image_folder_tasks,
 }
-"""The name in a recipe -> its builder. Its keyword arguments, annotations and defaults are the recipe's schema."""
+"""The builders by their names in recipes. Their arguments, annotations and defaults are the schema of recipes."""
 
 
 class Drawing(NamedTuple):
-    """Pictures that are drawings, light ink on a dark ground; medians over pictures, as shares of the side.
+    """The typical size of drawings with light ink on a dark ground: medians over images, as fractions of the side.
 
     Attributes:
-        fill: the longer side of what is drawn.
+        fill: the longer side of the drawn figure.
         pen: the width of a line.
     """
 
@@ -197,4 +206,4 @@ class Drawing(NamedTuple):
 
 
 DRAWINGS = {"strokes": Drawing(0.75, 0.105), "omniglot": Drawing(0.64, 0.073)}
-"""The problems whose pictures are drawings, and what these are like."""
+"""The problems with drawings as images, and the typical size of these drawings."""

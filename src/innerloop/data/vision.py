@@ -1,4 +1,4 @@
-"""The two data sets that few-shot learning is measured on: Omniglot and mini-ImageNet."""
+"""The two standard data sets of few-shot learning: Omniglot and mini-ImageNet."""
 
 from __future__ import annotations
 
@@ -46,34 +46,34 @@ def omniglot(
     download: bool = False,
     device: torch.device | str = "cpu",
 ) -> Splits:
-    """Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, each drawn by 20 people; ink is 1.
+    """Read Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, each drawn by 20 people; ink is 1.
 
-    Published numbers use different splits of the characters, so a result needs the split beside it:
+    Published numbers use different splits of the characters, so report the split with a result:
 
-    - "random": 1,100 / 100 / 423 characters at random, the sizes of Finn et al. 2017.
-    - "vinyals": the lists of Vinyals et al. 2016, 1,028 / 172 / 423, from ``splits_vinyals/{train,val,test}.txt``
-      beside the archives.
-    - "background": Lake's own: 864 characters of the background alphabets, the other 100 of them at random for
-      validation, and the 659 of the evaluation alphabets.
-    - "alphabets": whole alphabets, about 70 / 15 / 15 per cent of the characters, at random.
+    - "random": 1,100 / 100 / 423 random characters, the sizes of Finn et al. 2017.
+    - "vinyals": the lists of Vinyals et al. 2016, 1,028 / 172 / 423, from ``splits_vinyals/{train,val,test}.txt`` in
+      the folder of the archives.
+    - "background": Lake's split: 864 characters of the background alphabets for training, the other 100 of them, chosen
+      at random, for validation, and the 659 characters of the evaluation alphabets for the test.
+    - "alphabets": random whole alphabets, about 70 / 15 / 15 percent of the characters.
 
     Args:
         root: the folder with ``images_background`` and ``images_evaluation``, as the official zips or unpacked, or
-            the folder above it; without it ``$INNERLOOP_DATA`` and the cache folder are searched.
-        split: which characters to train on, see above.
-        rotations: take each character turned by 90, 180 and 270 degrees as further classes, in all three splits
-            (Santoro et al. 2016); ``dataclasses.replace(test, rotations=False)`` undoes it for one.
-        size: height and width; the drawings of 105 x 105 are shrunk with Lanczos' filter.
-        seed: of the random splits.
-        download: fetch the official zips (15 MB, checked) where they are not found.
-        device: where the pixels are kept.
+            the folder above it; by default ``$INNERLOOP_DATA`` and the cache folder are searched.
+        split: the split of the characters, see above.
+        rotations: whether each character rotated by 90, 180 and 270 degrees is a further class, in all three splits
+            (Santoro et al. 2016); ``dataclasses.replace(test, rotations=False)`` removes the rotations of one.
+        size: height and width; the drawings of 105 x 105 are shrunk with a Lanczos filter.
+        seed: the seed of the random splits.
+        download: whether to download the official zips (15 MB, checked by hash) if they are not found.
+        device: the device of the pixels.
 
     Returns:
         Data sets of 1 x size x size images; ``groups`` are the alphabets.
 
     Raises:
-        FileNotFoundError: no data in any of the places searched, or no lists for "vinyals".
-        ValueError: an unknown split, or files that are not Omniglot, damaged or incomplete.
+        FileNotFoundError: there are no data in the searched places, or no lists for "vinyals".
+        ValueError: the split is unknown, or files are not Omniglot, damaged or incomplete.
         ImportError: Pillow is not installed.
     """
     if split not in get_args(OmniglotSplit):
@@ -89,21 +89,24 @@ def omniglot(
 
 
 def mini_imagenet(root: str | Path | None = None, size: int = 84, device: torch.device | str = "cpu") -> Splits:
-    """mini-ImageNet (Vinyals et al. 2016; classes of Ravi and Larochelle 2017): 64 / 16 / 20 classes.
+    """Read mini-ImageNet (Vinyals et al. 2016; classes of Ravi and Larochelle 2017): 64 / 16 / 20 classes.
 
-    A full copy has 600 images of each class. With fewer, ``name`` says so ("subset, 150 images a class") and the
+    A full copy has 600 images of each class. With fewer, ``name`` says so ("subset, 150 images a class"), and the
     accuracy is not comparable with published numbers.
 
     Args:
-        root: a zip or a folder that holds ``images/*.jpg`` and ``train.csv``, ``val.csv``, ``test.csv`` with the
-            columns filename and label; or a folder above such a folder or zip named ``*mini*imagenet*``. Without
-            it ``$INNERLOOP_DATA`` and the cache folder are searched.
-        size: height and width the images are resized to.
-        device: where the pixels are kept; on the CPU they are memory-mapped.
+        root: a zip or a folder with ``images/*.jpg`` and ``train.csv``, ``val.csv``, ``test.csv``, which have the
+            columns filename and label; or a folder above such a folder or zip named ``*mini*imagenet*``. By default
+            ``$INNERLOOP_DATA`` and the cache folder are searched.
+        size: height and width to which images are resized.
+        device: the device of the pixels; on the CPU they are memory-mapped.
+
+    Returns:
+        The data sets train, val and test.
 
     Raises:
-        FileNotFoundError: no data in any of the places searched.
-        ValueError: a damaged archive, files that the lists name but are not there, a class in two splits.
+        FileNotFoundError: there are no data in the searched places.
+        ValueError: the archive is damaged, listed files are missing, or a class is in two splits.
         ImportError: Pillow is not installed.
     """
     check_size(size)
@@ -128,8 +131,8 @@ def _omniglot_folder(root: str | Path | None, download: bool) -> Path:
             return place
     if not download:
         raise FileNotFoundError(
-            f"no Omniglot in {some(map(str, places))}: both images_background and images_evaluation are needed, "
-            "as zips or folders; pass root, set INNERLOOP_DATA, or pass download=True"
+            f"no Omniglot in {some(map(str, places))}, which needs both images_background and images_evaluation, as "
+            "zips or folders: pass root, set INNERLOOP_DATA, or pass download=True"
         )
     for part, (url, sha256) in OMNIGLOT.items():
         if not (path := places[-1] / f"{part}.zip").is_file():
@@ -138,7 +141,7 @@ def _omniglot_folder(root: str | Path | None, download: bool) -> Path:
 
 
 def _whole_omniglot(folder: Path, size: int, rotations: bool) -> ClassImages:
-    """All characters, those of the background alphabets first; the groups are the alphabets."""
+    """Return all characters, those of the background alphabets first; the groups are the alphabets."""
     parts = [_omniglot_part(folder, part, size) for part in OMNIGLOT]
     images = torch.cat([part.images for part in parts])
     counts = torch.cat([part.counts for part in parts])
@@ -149,7 +152,7 @@ def _whole_omniglot(folder: Path, size: int, rotations: bool) -> ClassImages:
 
 
 def _omniglot_part(folder: Path, part: str, size: int) -> Decoded:
-    """One of the two archives, ink inverted; its characters in alphabetical order."""
+    """Decode one of the two archives, with inverted ink and its characters in alphabetical order."""
     path = folder / part if (folder / part).is_dir() else folder / f"{part}.zip"
     files = Files(path)
     classes: dict[str, list[str]] = {}
@@ -158,19 +161,19 @@ def _omniglot_part(folder: Path, part: str, size: int) -> Decoded:
             classes.setdefault(match[1], []).append(name)
     classes = files.without_duplicates(classes)
     alphabets, characters = OMNIGLOT_SIZES[part]
-    found = (len({name.split("/")[0] for name in classes}), len(classes))
+    sizes = (len({name.split("/")[0] for name in classes}), len(classes))
     wrong = [f"{name} has {len(drawings)}" for name, drawings in classes.items() if len(drawings) != DRAWINGS]
-    if found != (alphabets, characters) or wrong:
+    if sizes != (alphabets, characters) or wrong:
         raise ValueError(
             f"{path} is not Omniglot's {part}: expected {alphabets} alphabets and {characters} characters of "
-            f"{DRAWINGS} drawings (Alphabet/characterNN/NNNN_NN.png), found {found[0]} alphabets and {found[1]} "
+            f"{DRAWINGS} drawings (Alphabet/characterNN/NNNN_NN.png), got {sizes[0]} alphabets and {sizes[1]} "
             f"characters{': ' + some(wrong, 3) if wrong else ''}; get the file again"
         )
     return decoded_once(files, classes, f"omniglot-{part}", size, channels=1, inverted=True)
 
 
 def _omniglot_split(split: str, names: tuple[str, ...], rng: random.Random) -> list[list[int]]:
-    """Character numbers of train, val and test; the characters of the background alphabets come first."""
+    """Return character numbers of train, val and test; the characters of the background alphabets come first."""
     if split == "alphabets":
         return _whole_alphabets(names, rng)
     background = OMNIGLOT_SIZES["images_background"][1]
@@ -182,7 +185,7 @@ def _omniglot_split(split: str, names: tuple[str, ...], rng: random.Random) -> l
 
 
 def _whole_alphabets(names: tuple[str, ...], rng: random.Random) -> list[list[int]]:
-    """Each alphabet in turn, in random order, goes to the split that lacks the most characters."""
+    """Assign each alphabet, in random order, to the split that lacks the most characters."""
     members: dict[str, list[int]] = {}
     for character, name in enumerate(names):
         members.setdefault(name.split("/")[0], []).append(character)
@@ -196,14 +199,14 @@ def _whole_alphabets(names: tuple[str, ...], rng: random.Random) -> list[list[in
 
 
 def _vinyals(folder: Path, names: tuple[str, ...]) -> list[list[int]]:
-    """The published lists, one ``Alphabet/characterNN/rotXXX`` a line."""
+    """Read the published lists, with one ``Alphabet/characterNN/rotXXX`` per line."""
     index = {name: i for i, name in enumerate(names)}
     chosen = []
     for split, expected in VINYALS_SIZES.items():
         path = folder / f"{split}.txt"
         if not path.is_file():
             raise FileNotFoundError(
-                f"split='vinyals' needs the published list {path}; get train.txt, val.txt and test.txt from "
+                f"split='vinyals' needs the published list {path}: get train.txt, val.txt and test.txt from "
                 "github.com/jakesnell/prototypical-networks (data/omniglot/splits/vinyals), or use split='random'"
             )
         lines = path.read_text(encoding="utf-8").split()
@@ -211,14 +214,14 @@ def _vinyals(folder: Path, names: tuple[str, ...]) -> list[list[int]]:
         if unknown := [name for name in characters if name not in index]:
             raise ValueError(f"{path} names characters that Omniglot does not have: {some(unknown)}")
         if len(characters) != expected:
-            raise ValueError(f"{path} lists {len(characters)} characters, the published list has {expected}")
+            raise ValueError(f"{path} lists {len(characters)} characters, but the published list has {expected}")
         chosen.append([index[name] for name in characters])
     check_disjoint(str(folder), [[names[i] for i in classes] for classes in chosen])
     return chosen
 
 
 def _mini_imagenet_files(root: str | Path | None) -> tuple[Files, str]:
-    """The archive or folder, and the prefix of its names where it has one folder around everything."""
+    """Return the archive or folder, and the prefix of its names if it has one folder around everything."""
     places = candidates(root, "mini-imagenet")
     for place in places:
         for path in [place, *sorted(place.glob("*mini*imagenet*"))]:
@@ -229,15 +232,15 @@ def _mini_imagenet_files(root: str | Path | None) -> tuple[Files, str]:
                 for name in files.identities:
                     if name.rsplit("/", 1)[-1] == "train.csv":
                         return files, name[: -len("train.csv")]
-                raise ValueError(f"{path} holds no train.csv: it is not mini-ImageNet as this library reads it")
+                raise ValueError(f"{path} has no train.csv, so it is not mini-ImageNet in the expected form")
     raise FileNotFoundError(
-        f"no mini-ImageNet in {some(map(str, places))}: a folder, or a zip named *mini*imagenet*.zip, with images/ "
-        "and train.csv, val.csv, test.csv (filename,label); pass root or set INNERLOOP_DATA"
+        f"no mini-ImageNet in {some(map(str, places))}, which is a folder, or a zip named *mini*imagenet*.zip, with "
+        "images/ and train.csv, val.csv, test.csv (filename,label): pass root or set INNERLOOP_DATA"
     )
 
 
 def _read_list(files: Files, name: str, folder: str) -> dict[str, list[str]]:
-    """The image files of each label, from one ``filename,label`` list."""
+    """Return the image files of each label from one ``filename,label`` list."""
     if name not in files.identities:
         raise FileNotFoundError(f"{files.path} has no {name}")
     rows = csv.DictReader(io.StringIO(files.read(name).decode("utf-8-sig")))
@@ -250,7 +253,7 @@ def _read_list(files: Files, name: str, folder: str) -> dict[str, list[str]]:
     if not listed:
         raise ValueError(f"{files.path}: {name} lists no images")
     if missing := [image for image in listed if image not in files.identities]:
-        raise ValueError(f"{files.path}: {name} lists {len(missing)} files that are not there: {some(missing)}")
+        raise ValueError(f"{files.path}: {name} lists {len(missing)} files that are missing: {some(missing)}")
     if len(set(listed)) < len(listed):
         twice = (image for image, times in Counter(listed).items() if times > 1)
         raise ValueError(f"{files.path}: {name} lists files twice: {some(twice)}")

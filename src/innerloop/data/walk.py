@@ -1,4 +1,4 @@
-"""The files below a folder, through links, each folder once."""
+"""Walk the files below a folder, following links and visiting each folder once."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ Identity = tuple[object, ...]
 
 @dataclass
 class Walked:
-    """What is below a folder, by names relative to it.
+    """The files below a folder, by names relative to it.
 
     Attributes:
-        files: name -> identity, of regular files and of what cannot be looked at.
-        broken: the names of ``files`` that cannot be looked at, such as links that lead nowhere -> why.
+        files: name -> identity, of regular files and of files that cannot be accessed.
+        broken: the names of ``files`` that cannot be accessed, such as broken links -> why.
     """
 
     files: dict[str, Identity] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
     def note_broken(self, name: str, error: OSError) -> None:
-        """Note what cannot be looked at."""
+        """Record a file that cannot be accessed."""
         self.files[name] = (name,)
         self.broken[name] = error.strerror or str(error)
 
 
 def walk(root: Path, classes: Sequence[str] | None = None) -> Walked:
-    """The files below the class folders and those directly in root; without classes, all files below root.
+    """Return the files below the class folders and those directly in root; without classes, all files below root.
 
-    Symbolic links are followed, except those from inside a class folder to a whole class folder, be it another or the
-    same, or to a folder that holds one: a file counts in its own class. In each class, a folder that can be reached in
-    several ways is read once, by a name without hidden parts and without links where it has one.
+    Symbolic links are followed, except links inside a class folder to a class folder (the same or another), or to a
+    folder that contains one, so that a file counts in its own class. In each class, a folder with several paths is read
+    once, by a name without hidden parts and without links if there is one.
 
     Raises:
-        ValueError: one class folder is, or lies in, another one.
+        ValueError: one class folder equals, or lies in, another one.
     """
     walked = Walked()
     tops = [""] if classes is None else list(classes)
@@ -57,28 +57,28 @@ def walk(root: Path, classes: Sequence[str] | None = None) -> Walked:
 
 
 def _refuse_nested(root: Path, real: dict[str, str]) -> None:
-    """Refuse class folders of which one is, or lies in, another one, given their real paths."""
+    """Refuse class folders that equal or contain each other, given their real paths."""
     owner: dict[str, str] = {}
     for name, place in real.items():
         if place in owner:
             raise ValueError(
                 f"{root}: the class folders {shown(owner[place])} and {shown(name)} are one folder, {shown(place)}, "
-                "and an image counts in one class only: remove one of the two"
+                "but an image must belong to one class: remove one of the two"
             )
         owner[place] = name
     for name, place in real.items():
         if around := [folder for folder in map(str, Path(place).parents) if folder in owner]:
             raise ValueError(
                 f"{root}: the class folder {shown(name)} is {shown(place)}, which lies in {shown(around[0])}, the "
-                f"class folder {shown(owner[around[0]])}, and an image counts in one class only: remove the link, or "
+                f"class folder {shown(owner[around[0]])}, but an image must belong to one class: remove the link, or "
                 "move one folder out of the other"
             )
 
 
 def subfolders(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the folders in a folder, and of links in it that lead nowhere; hidden ones are left out."""
-    with os.scandir(folder) as found:
-        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    """Return the names of the folders and of the broken links in a folder, without hidden ones."""
+    with os.scandir(folder) as scanned:
+        entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name)
     folders, broken = [], []
     for entry in entries:
         try:
@@ -108,11 +108,11 @@ def _walk_class(root: Path, top: str, above: set[str], walked: Walked) -> None:
 
 
 def _read(root: Path, name: str, walked: Walked) -> list[tuple[str, bool]]:
-    """Note the files of one folder; return the folders in it, and whether they are links."""
+    """Record the files of one folder; return the folders in it, and whether they are links."""
     below = []
     try:
-        with os.scandir(root / name) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        with os.scandir(root / name) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
     except OSError as error:
         walked.note_broken(name, error)
         return []
@@ -131,7 +131,7 @@ def _read(root: Path, name: str, walked: Walked) -> list[tuple[str, bool]]:
 
 
 def _identity(path: str | Path, about: os.stat_result, is_folder: bool = False) -> Identity:
-    """Some file systems give several files one number, so files have to agree in size and times as well."""
+    """Return the identity of a file; since some file systems reuse numbers, it includes size and times."""
     if not about.st_ino:
         return (os.path.realpath(path),)
     number = (about.st_dev, about.st_ino)

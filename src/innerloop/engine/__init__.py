@@ -1,4 +1,4 @@
-"""Running tasks quickly: everything here knows tasks and no algorithm."""
+"""Fast execution of tasks, independent of the algorithm."""
 
 from .engine import Engine, Vectorize
 

@@ -1,4 +1,4 @@
-"""Memory that a process keeps instead of giving it back between steps."""
+"""Keep freed memory in the process instead of returning it to the system between steps."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ MMAP_MAX = 65536  # glibc's default
 MAPPED = 4 * 2**20
 
 
-@lru_cache(maxsize=1)  # again for a learner that wants it otherwise than the one before
+@lru_cache(maxsize=1)  # called again if the next learner needs another setting
 def keep_freed_memory(grow: bool = True) -> bool:
-    """Have the C library keep freed memory for the next allocation; whether it does.
+    """Make the C library keep freed memory for the next allocation; return whether it does.
 
-    By default glibc maps every large tensor anew and unmaps it afterwards, and the kernel zeroes each of its pages on
-    first use: a third of the time of a convolutional meta-step. The process then stays as large as it ever was.
-    Threads that start later share this memory, for of that of their own they would give large pieces back. Set
-    ``INNERLOOP_KEEP_MEMORY=0`` to leave the C library alone, as other C libraries are.
+    By default glibc maps and unmaps memory for every large tensor, and the kernel zeroes each page on first use, which
+    takes a third of a convolutional meta-step. With this setting the process keeps its peak memory. Threads that start
+    later share this memory, because separate arenas would return large pieces. Set ``INNERLOOP_KEEP_MEMORY=0`` to leave
+    glibc unchanged; other C libraries are never changed.
 
     Args:
-        grow: for tensors that fit nowhere; otherwise those of more than 4 MiB get memory that goes back with them.
+        grow: extend the heap for large tensors; otherwise tensors above 4 MiB get memory that is returned with them.
     """
     library = _c_library()
     if library is None:
@@ -33,14 +33,14 @@ def keep_freed_memory(grow: bool = True) -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """What was freed goes back to the system once, since what comes next may not fit where it was."""
+    """Return freed memory to the system once, since the next allocations may not fit into its pieces."""
     if (library := _c_library()) is not None:
         library.malloc_trim(0)
 
 
 @cache
 def _c_library() -> Any:
-    """The C library, if it is glibc and may be told; else ``None``."""
+    """Return the C library if it is glibc and may be configured; else ``None``."""
     if os.environ.get("INNERLOOP_KEEP_MEMORY", "1") == "0" or not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)

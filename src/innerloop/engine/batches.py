@@ -1,4 +1,4 @@
-"""Parts of meta-batches, and results of parts."""
+"""Split meta-batches into parts, and concatenate the results of parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..task import Params, Task, count, select
 
 
 def parts_of(tasks: Task, size: int, start: int, most: int | None = None) -> list[Task]:
-    """The tasks from one on, as many at a time as a plan says; so many parts at most."""
+    """Split the tasks from index ``start`` on into parts of ``size`` tasks; return at most ``most`` parts."""
     starts = range(start, count(tasks), size)[:most]
     return [select(tasks, slice(i, i + size)) for i in starts]
 
@@ -28,7 +28,7 @@ def copies(tensors: Params, number: int) -> Params:
 
 
 def shapes_of(tasks: Task) -> str:
-    """The shapes of the tasks, in words."""
+    """Return the shapes of the tasks as a string."""
     leaves = [leaf for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
     return " ".join("x".join(map(str, leaf.shape)) for leaf in leaves)
 

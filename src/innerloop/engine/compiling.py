@@ -1,11 +1,11 @@
-"""Compiled meta-gradients: one task batch's whole step, recorded as it runs and given to TorchInductor.
+"""Compiled meta-gradients: the whole step of a meta-batch is recorded as it runs, and compiled by TorchInductor.
 
-Worth it where a step is many small operations (multi-layer perceptrons), since what is left of them is their
-arithmetic. The derivative is taken inside of what is recorded, so nothing has to be differentiated through compiled
-code. Compiled steps are kept for each set of shapes, and TorchInductor keeps its kernels on disk.
+Compiling pays off if a step consists of many small operations, as in multi-layer perceptrons, because it removes the
+overhead of starting them. The recorded step includes the derivative, so that compiled code is never differentiated.
+Compiled steps are kept for each set of shapes, and TorchInductor caches its kernels on disk.
 
-A compiled step has no Python in it: what Python read while recording stays as it was. ``innerloop.recording`` says how
-that is kept from being wrong.
+A compiled step runs no Python: values that Python read while recording are constants in it. ``engine/recording.py``
+makes sure that results stay correct.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ from .recording import Step, Trial, UnsuitableError
 Compile = Literal["auto"] | bool
 
 SECONDS_PER_OPERATION = 0.04
-"""What compiling was seen to take, for each operation; a guess to decide by before paying."""
+"""Observed compile time for each operation, an estimate for the decision."""
 CONVOLUTIONS, OTHERS = 0.3, 0.1
-"""Part of a step that starting has to take. Compiled convolutions are torch's own: for stacks of tasks, slower ones."""
+"""The fraction of a step that starting operations must take. Compiled convolutions are torch's own, which are slower
+for stacks of tasks."""
 MOST_OPERATIONS = 10_000
-"""More are not compiled: it would take longer than anyone expects."""
+"""Larger steps are not compiled, because that takes too long."""
 START = 1e-5
-"""Seconds that starting an operation takes eagerly, about: compiling saves these, and little of the arithmetic."""
+"""Approximate seconds for starting an operation eagerly; compiling saves these, and little of the arithmetic."""
 PAYS = 3.0
-"""How many times as long as compiling the steps to come have to take."""
+"""The remaining steps must take this many times as long as compiling."""
 BRIEF = 0.5
-"""Seconds for which uncompiled steps are timed."""
+"""Seconds of timing uncompiled steps."""
 WASTED = 3
-"""How often a step is compiled in vain, because what its code reads changes too soon, before that is given up."""
+"""Compiling is given up after a step was compiled this often and what its code reads changed too soon."""
 SOON = 10
-"""Steps after which a change is not too soon, where compiling was asked for."""
+"""The number of steps after which a change is not too soon, with ``compile=True``."""
 
 
 class Compiled:
-    """A compiled step, good for as long as nothing changes that its code reads.
+    """A compiled step, valid as long as nothing changes that its code reads.
 
     Args:
-        run: of the tensors that it depends on.
-        change: names what has changed, if anything has.
-        enough: how many runs make up for compiling.
+        run: a function of the tensors that the step depends on.
+        change: returns the name of something that has changed, or ``None``.
+        enough: the number of runs that make up for compiling.
     """
 
     def __init__(self, run: Callable[[Sequence[Tensor]], Any], change: Callable[[], str | None], enough: float) -> None:
@@ -73,27 +74,31 @@ class Compiled:
 
 
 class Compiler:
-    """Decides for each set of shapes whether to compile, and keeps what it compiled.
+    """Decides for each set of shapes whether to compile, and keeps compiled steps.
 
     Args:
-        setting: ``True`` compiles at once and raises where that fails; ``"auto"`` only where starting operations is a
-            good part of a step, and the steps to come are expected to take longer than compiling by far; and it keeps
-            the result only if it is faster. That is measured before the first step of some shapes, and remembered
-            (``innerloop.engine.plans``). Under ``torch.use_deterministic_algorithms(True)``, nothing is measured, and
-            it does not. ``False`` never compiles.
-        lean: whether memory counts more than time: then nothing is compiled.
+        setting: ``True`` compiles at once, and raises an error if that fails. ``False`` never compiles. ``"auto"``
+            compiles only if starting operations takes a good part of a step and the remaining steps are expected to
+            take much longer than compiling, and keeps the result only if it is faster. It measures this before the
+            first step of each set of shapes and stores the decision (``innerloop.engine.plans``). Under
+            ``torch.use_deterministic_algorithms(True)`` it neither measures nor compiles.
+        lean: whether memory counts more than time; then nothing is compiled.
 
     Attributes:
-        steps_to_come: how many more steps will be asked for, with the next one, as far as is known; ``None`` if nobody
-            said.
-        reasons: for each set of shapes, what was decided and why, in words.
+        steps_to_come: the number of remaining steps, including the next one; ``None`` if it is unknown.
+        reasons: for each set of shapes, the decision and its reason in words.
+
+    Raises:
+        ValueError: ``setting`` is none of these, or is ``True`` with ``lean``.
     """
 
     def __init__(self, setting: Compile = "auto", lean: bool = False) -> None:
         if setting != "auto" and not isinstance(setting, bool):
-            raise ValueError(f'compile is "auto", True or False, got {setting!r}')
+            raise ValueError(f'compile must be "auto", True or False, got {setting!r}')
         if lean and setting is True:
-            raise ValueError('compile=True keeps what memory="constant" gives up: leave compile="auto", or give False')
+            raise ValueError(
+                'compile=True needs the memory that memory="constant" saves: leave compile="auto", or give False'
+            )
         self.setting: Compile = not lean and setting
         self.steps_to_come: int | None = None
         self.reasons: dict[Hashable, str] = {}
@@ -117,7 +122,7 @@ class Compiler:
             step: a function of a meta-batch.
             tasks: the meta-batch.
             values: the tensors that the step depends on.
-            lasting: whether some steps to come have the same key, as far as the learner can tell.
+            lasting: returns whether the next steps have the same key, as far as the learner knows.
         """
         engine = learner.engine
         if self.setting and key not in self._compiled:
@@ -133,7 +138,7 @@ class Compiler:
     def _decided(
         self, key: Hashable, step: Step, values: Sequence[Tensor], engine: Any, lasting: Callable[[], bool]
     ) -> Any:
-        """The result, if it was decided to compile the step or that takes a run; else ``None``."""
+        """Return the result if the step was compiled or was run for the decision; else ``None``."""
         name = f"step {hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
         but = f"{self.steps_to_come} to come"
         if self.setting is True:
@@ -145,15 +150,15 @@ class Compiler:
                 self._compiled[key] = None
                 self._say(key, f"eager, since {self.steps_to_come} steps to come do not make up for compiling")
                 return None
-            if engine.changing:  # runs to measure would change it more often
+            if engine.changing:  # measuring would change it more often
                 self._compiled[key] = None
-                self._say(key, "eager, since a part changes in Python when it is called")
+                self._say(key, "eager, since a part changes Python state when it is called")
                 return None
             result, decision = self.decide(key, step, values, engine.functions)
             kept = engine.plans.put(name, but, **decision)
             if kept["compiled"] == decision["compiled"]:
                 return result
-            self._compiled.pop(key)  # another process decided otherwise meanwhile
+            self._compiled.pop(key)  # meanwhile another process has decided differently
             decision = kept
         if decision["compiled"]:
             return self.decide(key, step, values, enough=decision["enough"])[0]
@@ -162,11 +167,11 @@ class Compiler:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies of a learner: a compiled step is of the original's parameters."""
+        """Return the state without compiled steps, which use the parameters of the original learner."""
         return {**self.__dict__, "_compiled": {}}
 
     def refuse(self, why: str) -> None:
-        """Say that a step cannot be compiled, if it has to be.
+        """Raise an error for a step that cannot be compiled, if compiling was requested.
 
         Raises:
             ValueError: the setting is ``True``.
@@ -175,7 +180,7 @@ class Compiler:
             raise ValueError(f"compile=True, but the step cannot be compiled: {why}; give compile=False")
 
     def get(self, key: Hashable) -> Compiled | None:
-        """The compiled step for these shapes, if there is one that is still good."""
+        """Return the compiled step for these shapes if there is one and it is still valid."""
         if (compiled := self._compiled.get(key)) is None:
             return None
         if (change := compiled.change()) is None:
@@ -202,17 +207,18 @@ class Compiler:
         functions: Sequence[FunctionType] | None = None,
         enough: float = SOON,
     ) -> tuple[Any, dict[str, Any]]:
-        """Compile a step and run it, or note why not.
+        """Compile a step and run it, or record why it stays eager.
 
         Args:
-            key: what tells its shapes from others; last, what is fixed of an iteration.
+            key: identifies the shapes; its last entry is what is constant within an iteration.
             step: the step.
-            tensors: those that it is to be run with.
-            functions: that are known to run, if the step is compiled only where measuring shows that it pays.
-            enough: how many runs make up for compiling, where that was measured before.
+            tensors: the tensors to run it with.
+            functions: functions that are known to run; if given, the step is compiled only if measuring shows that it
+                pays off.
+            enough: the number of runs that make up for compiling, if that was measured before.
 
         Returns:
-            What the step gives, ``None`` where it has not run; and what was decided.
+            The result of the step, ``None`` if it has not run, and the decision.
 
         Raises:
             ValueError: the setting is ``True``, and the step cannot be compiled.
@@ -221,7 +227,7 @@ class Compiler:
         try:
             self._require_lasting(key)
             if functions is not None:
-                step.rehearsed(functions)  # which finds out how tasks run
+                step.rehearsed(functions)  # this decides how tasks run
             trial = Trial(step)
             if measure:
                 eager = self._worth(trial)
@@ -244,23 +250,23 @@ class Compiler:
         return result, {"compiled": True, "enough": enough, "why": why}
 
     def _stays(self, key: Hashable, why: Exception, trial: Trial | None) -> tuple[Any, dict[str, Any]]:
-        """A step stays eager; its result, if it was tried, and what was decided."""
+        """Record that a step stays eager; return its result if it has run, and the decision."""
         if self.setting is True and trial is not None:
             trial.restore()
         self.refuse(str(why))
         self._compiled[key] = None
-        self._say(key, told := f"eager, since {why}")
-        return None if trial is None else trial.result, {"compiled": False, "enough": 0, "why": told}
+        self._say(key, reason := f"eager, since {why}")
+        return None if trial is None else trial.result, {"compiled": False, "enough": 0, "why": reason}
 
     def _worth(self, trial: Trial) -> float:
-        """Try a step; the seconds that it takes uncompiled. Raise if compiling is not expected to pay."""
+        """Run a step and return the seconds that it takes uncompiled; raise if compiling is not expected to pay off."""
         trial.run(count := _Count())
         trial.require_repetition()
         self._require_worth(count, eager := _eagerly(trial.step))
         return eager
 
     def _require_lasting(self, key: Hashable) -> None:
-        """Raise if what was compiled before did not last."""
+        """Raise if steps that were compiled before did not stay valid."""
         in_vain: list[str] = self._changes.get(key, [])
         if len(in_vain) >= WASTED:
             raise UnsuitableError(_again(in_vain[-1]))
@@ -269,12 +275,11 @@ class Compiler:
         alike = [compiled for other, compiled in every.items() if compiled and other[:-1] == this[:-1]]
         if len(alike) >= WASTED and not any(compiled.runs for compiled in alike[-WASTED:]):
             raise UnsuitableError(
-                "the objective is another one every iteration: let its constants(iteration) return what of an "
-                "iteration it depends on"
+                "the objective changes in every iteration: let its constants(iteration) return only what it depends on"
             )
 
     def _require_worth(self, count: _Count, eager: float) -> None:
-        """Raise if compiling is not expected to pay."""
+        """Raise if compiling is not expected to pay off."""
         to_come = eager * (self.steps_to_come or 0)
         cost, starting = SECONDS_PER_OPERATION * count.operations, START * count.operations
         if to_come < 1:
@@ -293,10 +298,11 @@ class Compiler:
 
 
 def fewest_steps() -> float:
-    """The number of steps to come below which compiling never pays.
+    """Return the number of remaining steps below which compiling never pays off.
 
-    A step that is to be compiled takes at most ``START / OTHERS`` for each operation, or starting them is too small a
-    part of it. Compiling takes ``SECONDS_PER_OPERATION`` for each, and all steps have to take ``PAYS`` times as long.
+    A step is only compiled if it takes at most ``START / OTHERS`` for each operation; otherwise starting operations is
+    too small a part of it. Compiling takes ``SECONDS_PER_OPERATION`` for each, and all steps must take ``PAYS`` times
+    as long.
     """
     return PAYS * SECONDS_PER_OPERATION * OTHERS / START
 
@@ -316,13 +322,13 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _again(change: str) -> str:
     return (
-        f"{change} changes again and again, while compiled code keeps what it was when compiled: make it a buffer "
-        "(register_buffer), whose value may change, or leave it as it is"
+        f"{change} changes again and again, but compiled code keeps the value from when it was compiled: make it a "
+        "buffer (register_buffer), whose value may change, or do not change it"
     )
 
 
 def _eagerly(step: Step) -> float:
-    """The seconds that a step takes uncompiled; its results are thrown away."""
+    """Return the seconds that a step takes uncompiled; its results are discarded."""
     start, times = time.perf_counter(), list[float]()
     while len(times) < 10 and (not times or time.perf_counter() - start < BRIEF):
         before = time.perf_counter()
@@ -332,7 +338,7 @@ def _eagerly(step: Step) -> float:
 
 
 def _seconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """The shortest of a few."""
+    """Return the shortest time of a few calls."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

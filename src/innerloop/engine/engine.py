@@ -1,6 +1,6 @@
-"""How a per-task function runs over a meta-batch: vectorized, in parts, in several threads, or one task at a time.
+"""The engine, which runs a per-task function over a meta-batch: vectorized, in chunks, in threads or one by one.
 
-All give the same numbers to rounding. The fastest plan is measured once and remembered.
+All of these plans give the same results up to rounding. The fastest plan is measured once and stored.
 """
 
 from __future__ import annotations
@@ -52,35 +52,38 @@ UNMEASURED = 4
 """The number of groups of tasks of different sizes where nothing is measured."""
 
 PARTS = ("update rule", "loss", "inner loss", "objective", "initialization")
-"""What a learner consists of, beside its model."""
+"""The parts of a learner other than its model."""
 
 
 class _ChangingError(Exception):
-    """A part is no longer what it was after it was called, so that it must not be called more often than is asked."""
+    """A part changes when it is called, so measuring must not call it."""
 
 
 class Engine:
-    """Maps a per-task function over tasks, in the way that is quickest.
+    """Maps a per-task function over tasks with the fastest plan.
 
     Args:
         model: the module.
         vectorize: ``True`` runs all tasks at once under ``torch.vmap``, ``False`` one by one, a number that many at a
-            time, a pair ``(number, threads)`` that many at a time in each of some threads. ``"auto"`` tries these on
-            a part of the first meta-batch, throws the results away, and stays with the quickest, as do later learners
-            like this one (``innerloop.engine.plans``); what cannot be vectorized runs one by one, with one warning that
-            names the part, the cause and the fix. Under ``torch.use_deterministic_algorithms(True)`` nothing is
-            measured, and 8 run at once.
-        lean: whether memory counts more than time: then neither one by one is tried, where torch's own operations keep
-            several times what the kernels do, nor threads, each of which keeps memory of its own.
-        parts: the others that the function calls, in the order of `PARTS`.
-        options: what else the speed of the function depends on.
+            time, and a pair ``(number, threads)`` that many at a time in each of several threads. ``"auto"`` tries
+            these on a part of the first meta-batch, discards the results, and uses the fastest from then on, as do
+            later learners of the same kind (``innerloop.engine.plans``). What cannot be vectorized runs one by one,
+            with one warning that names the part, the cause and the fix. Under
+            ``torch.use_deterministic_algorithms(True)`` nothing is measured, and 8 tasks run at once.
+        lean: whether memory counts more than time. Then the engine tries neither one by one, because torch's own
+            operations keep several times the memory of the kernels, nor threads, because each keeps its own memory.
+        parts: the other parts that the function calls, in the order of `PARTS`.
+        options: other settings that the speed of the function depends on.
 
     Attributes:
         random: whether random numbers are drawn.
-        changing: whether a part changes in Python when it is called, as a counter does.
-        separable: whether copies of the model can run in threads of their own.
-        parts: by what they are, for messages.
-        plans: what was decided.
+        changing: whether a part changes Python state, such as a counter, when it is called.
+        separable: whether copies of the model can run in separate threads.
+        parts: the parts by kind, for messages.
+        plans: the decisions so far.
+
+    Raises:
+        ValueError: ``vectorize`` is none of these.
     """
 
     def __init__(
@@ -106,9 +109,9 @@ class Engine:
         """Record what ``checks.examine`` reports for tasks of new shapes.
 
         Args:
-            random: see the attributes, as for the next two.
-            changing: likewise.
-            separable: likewise.
+            random: see the attributes.
+            changing: see the attributes.
+            separable: see the attributes.
             draws: how random numbers are drawn.
         """
         self.random |= random or draws.error is not None
@@ -120,7 +123,7 @@ class Engine:
 
     @property
     def _everything(self) -> dict[str, Any]:
-        """The parts and the model, as this thread has them."""
+        """The parts and the model of this thread."""
         return {kind: mine(part) for kind, part in (*self.parts.items(), ("model", self.model))}
 
     @property
@@ -135,18 +138,18 @@ class Engine:
 
     @property
     def vectorized(self) -> bool:
-        """Whether tasks run at once, as far as is known."""
+        """Whether tasks run at once, as far as it is known."""
         return self.vectorize is not False and not self._fallback
 
     @property
     def reasons(self) -> list[str]:
-        """What was measured and decided, in words."""
-        found = ((name, decision.get("why")) for name, decision in self.plans.made.items() if "size" in decision)
-        return [*(f"{' '.join(dict.fromkeys(name.split()))}: {why}" for name, why in found if why), *self._notes]
+        """The decisions and their reasons, in words."""
+        decisions = ((name, decision.get("why")) for name, decision in self.plans.made.items() if "size" in decision)
+        return [*(f"{' '.join(dict.fromkeys(name.split()))}: {why}" for name, why in decisions if why), *self._notes]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """All at once and by torch's own operations, for code that records them."""
+        """Run all tasks at once and with torch's own operations while entered, to record them."""
         token = _recording.set(self)
         try:
             yield
@@ -158,7 +161,7 @@ class Engine:
         return _recording.get() is self
 
     def isolated(self, function: Callable[..., Any], **options: Any) -> PerTask:
-        """A function of one task, after which no module has kept tensors of it."""
+        """Wrap a function of one task so that no module keeps tensors of the task."""
 
         def isolated(task: Task, params: Params, buffers: Params) -> Any:
             with without_kept_tensors(*map(mine, (self.model, *self.parts.values()))):
@@ -167,7 +170,7 @@ class Engine:
         return isolated
 
     def map(self, function: PerTask, tasks: Task, params: Params, buffers: Params, purpose: str, kind: str = "") -> Any:
-        """The function's results for every task, stacked along a leading task axis."""
+        """Return the function's results for all tasks, stacked along a leading task axis."""
         return concatenated(list(self.chunks(function, tasks, params, buffers, purpose, lambda result: result, kind)))
 
     def chunks(
@@ -180,24 +183,24 @@ class Engine:
         finish: Callable[[Any], Result],
         kind: str = "",
     ) -> Iterator[Result]:
-        """What becomes of the results of some tasks at a time, in order.
+        """Yield the finished results of chunks of tasks, in order.
 
         Args:
-            function: of one task.
+            function: a function of one task.
             tasks: a meta-batch.
-            params: the parameters that each task gets its own copies of.
-            buffers: likewise.
-            purpose: what the results are for, in a word: choices are made for each purpose and shape of tasks.
-            finish: what is done with the stacked results of a chunk before the next one is begun; so what is needed
-                to differentiate them is held for one chunk (a thread) at a time.
-            kind: what plans are for instead of the shapes of the tasks, where these hardly come twice. It is measured
+            params: the parameters, of which each task gets its own copies.
+            buffers: the buffers, of which each task gets its own copies.
+            purpose: a word for what the results are for; plans are chosen for each purpose and shape of tasks.
+            finish: a function of the stacked results of a chunk, which runs before the next chunk starts, so that the
+                graph of only one chunk per thread is held at a time.
+            kind: what plans are for instead of the shapes of the tasks, if these hardly come twice. A plan is measured
                 on the first `AT_ONCE` tasks of this kind or more.
         """
         job, done = _Job(self, function, tasks, params, buffers, f"{purpose} {kind or shapes_of(tasks)}", finish), 0
         number, name = count(tasks), job.name
         keep_freed_memory(grow=name not in self._grown)
         plan = self._plan(name, number, params)
-        plan = plan or (Plan(number) if kind and number < AT_ONCE else self._found(job, number, purpose))
+        plan = plan or (Plan(number) if kind and number < AT_ONCE else self._measured(job, number, purpose))
         while plan.size and done < number:
             parts = parts_of(tasks, plan.size, done)
             random_state = torch.get_rng_state()
@@ -209,13 +212,13 @@ class Engine:
                 plan = self._in_one_thread(name, plan) if plan.threads > 1 and not self.separable else plan
             except Exception as error:
                 raise_interrupt_behind(error)
-                if self._is_recorded:  # which says nothing of how tasks run
+                if self._is_recorded:  # the error says nothing about how tasks run
                     raise
                 torch.set_rng_state(random_state)
                 plan = self._retreat(job, plan, error)
         for index in range(done, number):
             yield job.one(index)
-        if self.lean:  # what is kept from step to step takes bits of what was freed, so that memory would grow for ever
+        if self.lean:  # tensors that live from step to step fragment the freed memory, so memory would keep growing
             self._grown.add(name)
 
     def groups(self, kind: str, tasks: int, run: Callable[[int], Any]) -> int:
@@ -244,7 +247,7 @@ class Engine:
         return int(decision["size"])
 
     def _seconds(self, job: _Job, plan: Plan, purpose: str) -> float:
-        """What all tasks take by a plan, measured on as many as show it."""
+        """Return the seconds that all tasks take with a plan, measured on the first of them."""
         parts = parts_of(job.tasks, plan.size, 0, most=plan.threads) if plan.size else []
         if plan.threads > 1 and purpose not in self._watched:
             next(self._run(job.part, parts, plan, purpose))
@@ -258,17 +261,17 @@ class Engine:
         return (time.perf_counter() - start) * count(job.tasks) / (sum(map(count, parts)) or 1)
 
     def _run(self, work: Callable[[Task], Result], parts: Sequence[Task], plan: Plan, purpose: str) -> Iterator[Result]:
-        """Yield the results of all parts, or of the first part alone where threads are used for the first time."""
+        """Yield the results of all parts, or of the first part alone if threads are used for the first time."""
         if plan.threads == 1 or len(parts) == 1:
             yield from map(work, parts)
         elif purpose in self._watched:
             yield from side_by_side(work, parts, plan.threads, self.model)
-        else:  # look for changes of Python state in one thread: several threads would make them at the same time
+        else:  # check for changes of Python state in one thread, since several threads would make them concurrently
             before, result, after = state(self._everything), work(parts[0]), state(self._everything)
             self._watched.add(purpose)
             if changed := [key for key in after if after[key] != before.get(key)]:
                 self.separable = False
-                self._notes.append(f"no threads, for {changed[0][0]} changes its {changed[0][1]!r} when it is called")
+                self._notes.append(f"no threads, since {changed[0][0]} changes its {changed[0][1]!r} when it is called")
             yield result
 
     def _vectorized(self, function: PerTask, tasks: Task, params: Params, buffers: Params) -> Any:
@@ -290,7 +293,7 @@ class Engine:
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def _plan(self, name: str, number: int, params: Params) -> Plan | None:
-        """The plan, if it is known."""
+        """Return the plan if it is known."""
         if self._is_recorded or (self.vectorize == "auto" and self._depends_on_plan and not self._fallback):
             return Plan(number)
         if not self.vectorized:
@@ -304,8 +307,8 @@ class Engine:
             plan = Plan(min(decision["size"], number), decision["threads"])
         return plan and plan._replace(threads=self._threads(params, plan.threads))
 
-    def _found(self, job: _Job, number: int, purpose: str) -> Plan:
-        """Measure what is quickest, without a trace; the plan for this meta-batch."""
+    def _measured(self, job: _Job, number: int, purpose: str) -> Plan:
+        """Measure plans without side effects, and return the plan for this meta-batch."""
         name = job.name
         search = Search(number, 1 if self.lean else self._threads(job.params), not self.lean)
         try:
@@ -316,7 +319,7 @@ class Engine:
         def checked(plan: Plan) -> float:
             took = self._seconds(job, plan, purpose)
             if not search.times and (change := before.change()) is not None:
-                raise _ChangingError(f"not measured, for {change} changes when it is called")
+                raise _ChangingError(f"not measured, since {change} changes when it is called")
             return took
 
         try:
@@ -339,50 +342,50 @@ class Engine:
         return self._keep(name, search.plan, str(search))
 
     def _keep(self, name: str, plan: Plan, why: str) -> Plan:
-        """Decide on a plan, unless another process has meanwhile decided on another one."""
+        """Decide on a plan, unless another process has decided on another one meanwhile."""
         decision = self.plans.put(name, size=plan.size, threads=plan.threads, why=why)
         return Plan(decision["size"], decision["threads"])
 
     def _threads(self, params: Params, most: int | None = None) -> int:
-        """How many threads may work side by side, up to a number."""
+        """Return the number of threads that may run side by side, at most ``most``."""
         if self.random or not self.separable or most == 1 or any(p.device.type != "cpu" for p in params.values()):
             return 1
         return available() if most is None else min(most, available())
 
     def _retreat(self, job: _Job, plan: Plan, error: Exception) -> Plan:
-        """The plan to go on by after an error; one that no other plan would help against is raised."""
+        """Return the plan to continue with after an error; raise the error if no other plan helps."""
         name = job.name
         if isinstance(error, TasksDifferError) and self.vectorize == "auto":  # other tasks may agree
-            return self._one_by_one_this_time(f"{name}: some meta-batches one by one, for {first_line(error)}", error)
+            return self._one_by_one_this_time(f"{name}: some meta-batches one by one, since {first_line(error)}", error)
         if not is_out_of_memory(error):
             try:
                 job.alone()
-            except Exception as plain:  # a mistake of the caller's, in its own words
+            except Exception as plain:  # a mistake of the caller, with its own error
                 raise_interrupt_behind(plain)
                 raise plain from None
         if plan.threads > 1:
             self.separable = False
-            self._notes.append(f"{name}: no threads, for in them: {first_line(error)}")
+            self._notes.append(f"{name}: no threads, since in threads: {first_line(error)}")
             return self._in_one_thread(name, plan)
         if is_out_of_memory(error):
             if plan.size == 1 or self.vectorize != "auto":
                 raise error
             self._here[name] = Plan(plan.size // 2)
-            self._notes.append(f"{name}: {self._here[name]}, for there was no memory for {plan}")
+            self._notes.append(f"{name}: {self._here[name]}, since {plan} ran out of memory")
             return self._here[name]
         self._run_one_by_one(error)
         return Plan(ONE_BY_ONE)
 
     def _run_one_by_one(self, error: Exception) -> None:
-        """From now on, with a warning that says why; refused where it is forbidden."""
+        """Run tasks one by one from now on, with a warning that says why; raise if that is not allowed."""
         if self.vectorize != "auto":
-            remedy = f"and vectorize={self.vectorize} forbids running tasks one by one"
+            remedy = f"and vectorize={self.vectorize} does not allow running tasks one by one"
             raise ValueError(explain(error, self.model, self.parts, remedy)) from error
         self._fallback = True
         warnings.warn(explain(error, self.model, self.parts, "so tasks run one by one"), stacklevel=user_level())
 
     def _in_one_thread(self, name: str, plan: Plan) -> Plan:
-        """The plan without threads, by which such meta-batches run from now on."""
+        """Return the plan without threads, which such meta-batches use from now on."""
         self._here[name] = plan._replace(threads=1)
         return self._here[name]
 
@@ -394,7 +397,7 @@ class Engine:
 
 
 class _Job(NamedTuple):
-    """What is asked for; see `Engine.chunks`."""
+    """The arguments of `Engine.chunks`."""
 
     engine: Engine
     function: PerTask
@@ -405,17 +408,17 @@ class _Job(NamedTuple):
     finish: Callable[[Any], Any]
 
     def part(self, tasks: Task) -> Any:
-        """The result of some tasks, at once."""
+        """Return the result of some tasks at once."""
         return self.finish(self.engine._vectorized(self.function, tasks, self.params, self.buffers))
 
     def one(self, index: int) -> Any:
-        """The result of one task by itself."""
+        """Return the result of one task by itself."""
         with TaskOperations(vectorized=False):
-            found = stack([self.function(select(self.tasks, index), self.params, self.buffers)])
-        return self.finish(found)
+            result = stack([self.function(select(self.tasks, index), self.params, self.buffers)])
+        return self.finish(result)
 
     def alone(self) -> None:
-        """Every task by itself."""
+        """Run every task by itself."""
         with torch.random.fork_rng([]):
             for index in range(count(self.tasks)):
                 self.one(index)
@@ -430,13 +433,13 @@ def _timed(run: Callable[[], Any]) -> float:
 
 
 def _given(vectorize: Vectorize) -> Plan | None:
-    """The plan that an option demands; size 0 stands for all tasks. ``None`` leaves it to be found, or loops."""
+    """Return the plan of an option; size 0 means all tasks. ``None`` means that it is measured, or a loop."""
     if vectorize == "auto" or vectorize is False:
         return None
     pair = vectorize if isinstance(vectorize, tuple) else (vectorize, 1)
     if vectorize is not True and not (len(pair) == 2 and all(type(n) is int and n >= 1 for n in pair)):
         raise ValueError(
-            'vectorize is "auto", True, False, a number of tasks from 1, or a pair of that and a number of threads, '
-            f"got {vectorize!r}"
+            'vectorize must be "auto", True, False, a number of tasks from 1, or a pair of that and a number of '
+            f"threads, got {vectorize!r}"
         )
     return Plan(0 if vectorize is True else int(pair[0]), pair[1])

@@ -1,4 +1,4 @@
-"""What the code of others does while it runs: which of its functions, and what it reads that nobody can compare."""
+"""Observe user code while it runs: which functions run, and what they read that cannot be compared later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TRUSTED = tuple(
 _INSTALLED = ("site-packages/numpy/", "site-packages/sympy/", "site-packages/mpmath/", "/typing_extensions.py")
 _STANDARD = tuple(f"{path}{os.sep}" for path in (Path(os.__file__).parent, Path(os.__file__).resolve().parent))
 _GENERATED = ("torch.", "innerloop.", "namedtuple_")
-"""Modules of functions that Python made from strings, such as those of dataclasses."""
+"""Modules of functions that Python generated from strings, such as those of dataclasses."""
 _SOURCES: dict[str, str] = {
     **dict.fromkeys(
         ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
@@ -35,10 +35,10 @@ _OWNERS = ("time", "datetime", "_random", "random", "posix", "nt", "io", "_io", 
 
 
 class Observer:
-    """Notes, in this thread, which functions run that belong to neither torch nor this package.
+    """Records which user functions run in this thread.
 
     Attributes:
-        sources: what these read that may be different every time, in words.
+        sources: the reads of sources that may differ every time, such as the clock, in words.
     """
 
     def __init__(self) -> None:
@@ -47,28 +47,28 @@ class Observer:
         self._kinds: dict[str, str] = {}
 
     def functions(self) -> list[types.FunctionType]:
-        """Those that ran and are still there. To find them undoes `gc.freeze()`, which would hide them."""
+        """Return the functions that ran and still exist. This undoes `gc.freeze()`, which would hide them."""
         if not self._codes:
             return []
         gc.unfreeze()
-        gc.collect()  # what was made for one run only
-        found = gc.get_referrers(*self._codes)
-        functions = [f for f in found if isinstance(f, types.FunctionType) and f.__code__ in self._codes]
+        gc.collect()  # remove functions that were made for one run only
+        holders = gc.get_referrers(*self._codes)
+        functions = [f for f in holders if isinstance(f, types.FunctionType) and f.__code__ in self._codes]
         return [f for f in functions if f.__module__ is None or not f.__module__.startswith(_GENERATED)]
 
     def __enter__(self) -> Observer:
         self._before = sys.getprofile()
         if not can_go_on(self._before):
-            raise RuntimeError(f"the profiler {type(self._before).__name__} is at work and could not go on afterwards")
+            raise RuntimeError(f"the profiler {type(self._before).__name__} is active and could not be resumed")
         self._start: types.FrameType | None = sys._getframe(1)
         self._collecting = gc.isenabled()
-        gc.disable()  # whose callbacks are no part of what runs
+        gc.disable()  # its callbacks do not belong to the code that runs
         sys.setprofile(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         profile_by(self._before)
-        self._start = None  # which keeps the frames of all callers alive, and what is in them
+        self._start = None  # the frame would keep all callers' variables alive
         if self._collecting:
             gc.enable()
 
@@ -82,17 +82,17 @@ class Observer:
                 self.sources.append(f"{caller.f_code.co_name} reads {source} ({argument.__name__})")
 
     def _caller(self, frame: types.FrameType) -> types.FrameType | None:
-        """The frame on whose behalf one of Python's own runs, unless that is a trusted one or something is imported."""
-        found: types.FrameType | None = None
+        """Return the user frame that a standard library frame runs for; ``None`` for trusted code and imports."""
+        user: types.FrameType | None = None
         caller: types.FrameType | None = frame
         trusted = False
         while caller is not None and caller is not self._start:
             if (kind := self._kind(caller)) == "import":
                 return None
-            found = found or (caller if kind == "other" and not trusted else None)
+            user = user or (caller if kind == "other" and not trusted else None)
             trusted |= kind == "trusted"
             caller = caller.f_back
-        return found
+        return user
 
     def _kind(self, frame: types.FrameType) -> str:
         file = frame.f_code.co_filename
@@ -114,7 +114,7 @@ def _module_of(owner: Any) -> str:
 
 
 class _Calls(TorchFunctionMode):
-    """Notes that the values of a tensor leave torch."""
+    """Records that the values of a tensor leave torch."""
 
     AWAY = frozenset(("tolist", "numpy", "__array__", "data_ptr", "storage", "untyped_storage"))
 
@@ -129,10 +129,10 @@ class _Calls(TorchFunctionMode):
 
 
 class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While entered, notes that Python reads the value of a tensor, which a recording would keep as it is.
+    """Records, while entered, that Python reads the value of a tensor, which would be a constant in a recording.
 
     Attributes:
-        seen: how.
+        seen: the operations that read values.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class RandomState:
-    """Everything that random numbers are drawn from, as it is now: torch's, Python's and NumPy's generators."""
+    """A snapshot of the global generators of torch, Python and NumPy."""
 
     def __init__(self) -> None:
         numpy = sys.modules.get("numpy")
@@ -166,14 +166,14 @@ class RandomState:
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     def drawn(self) -> str | None:
-        """Whose numbers have been drawn since, other than torch's."""
+        """Return the module other than torch whose random numbers were drawn since, or ``None``."""
         now = RandomState()
         if self._python != now._python:
             return "random"
         return "numpy.random" if self._kept != now._kept else None
 
     def restore(self) -> None:
-        """Make all of it what it was."""
+        """Restore all generators."""
         if random.getstate() != self._python:
             random.setstate(self._python)
         torch.set_rng_state(self._torch)

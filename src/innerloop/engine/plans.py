@@ -1,8 +1,8 @@
-"""Decisions about how a learner runs, made before the first run of a kind and remembered.
+"""Plans: decisions about how a learner runs, made before the first run of a kind and stored.
 
-Plans differ in speed, and in how results are rounded. If they were measured while results are used, the same seed would
-give other bits every time. So a plan is settled first, by runs whose results are thrown away, and kept: by the learner,
-in the run directory, and in a folder of the user's. The same learner on the same machine then gets the same plan.
+Plans differ in speed and in rounding. If they were measured on results that are used, the same seed would give other
+low-order bits every time. So a plan is chosen first, by runs whose results are discarded, and stored in the learner, in
+the run directory and in the user's cache folder. The same learner on the same machine then gets the same plan.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from ..common.machine import processor
 from .search import Plan, Search, quick
 
 PATIENCE = 3.0
-"""Seconds that finding a plan may take, or little more."""
+"""Seconds that measuring plans may take, approximately."""
 LONG = 1.0
-"""Seconds of a trial that is not repeated."""
+"""Seconds from which a trial is not repeated."""
 Decision = Mapping[str, Any]
 """``{"size", "threads"}``, how many tasks run at once and in how many threads, or ``{"compiled", "enough"}``, whether a
-step is compiled, and after how many runs that has paid; both with a ``"why"`` in words."""
+step is compiled and after how many runs that pays off; both with the reason ``"why"`` in words."""
 
 
 class Plans:
     """The plans of one learner.
 
     Args:
-        model: the learner's.
+        model: the learner's model.
         parts: its other parts.
-        options: what else its speed depends on.
+        options: other settings that its speed depends on.
 
     Attributes:
-        made: the decisions, by what they are for.
-        fresh: whether to measure what this learner has not measured itself.
+        made: the decisions, by the name of what they are for.
+        fresh: whether to ignore stored decisions and measure again.
         tell: called with ``made`` after each decision.
     """
 
@@ -55,27 +55,27 @@ class Plans:
         self._model, self._parts, self._options = model, tuple(parts), tuple(options)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies of a learner, of which nobody has asked to be told."""
+        """Return the state without the callback ``tell``, which copies of a learner do not get."""
         return {**self.__dict__, "tell": None}
 
     def get(self, name: str, but: str = "") -> Decision | None:
-        """The decision about something, if it was made by this learner or is in the user's folder.
+        """Return a decision if this learner has made it or it is in the user's cache folder.
 
         Args:
-            name: what for.
-            but: what it depends on as well, except for a run that goes on.
+            name: what the decision is for.
+            but: another condition that stored decisions depend on; a resumed run keeps its decision anyway.
         """
         if name not in self.made and not self.fresh:
-            found = plan_files.read(self._path(name, but))
-            if found is not None:
-                self._keep(name, found["decision"])
+            entry = plan_files.read(self._path(name, but))
+            if entry is not None:
+                self._keep(name, entry["decision"])
         return self.made.get(name)
 
     def put(self, name: str, but: str = "", **decision: Any) -> Decision:
-        """Keep a decision. If another thread or process has made one meanwhile, that one counts.
+        """Store a decision. If another thread or process has made one meanwhile, that one counts.
 
         Args:
-            name: what for.
+            name: what the decision is for.
             but: see `get`.
             decision: its values.
 
@@ -89,7 +89,7 @@ class Plans:
         return self._keep(name, plan_files.write(self._path(name, but), entry, replace=self.fresh)["decision"])
 
     def take(self, made: Any) -> None:
-        """Take over decisions that were made before, as far as they are valid."""
+        """Adopt earlier decisions that are valid."""
         items = made.items() if isinstance(made, Mapping) else ()
         self.made.update(
             {name: dict(decision) for name, decision in items if isinstance(name, str) and plan_files.valid(decision)}
@@ -105,28 +105,28 @@ class Plans:
         about = [
             plan_files.VERSION,
             machine(self._model),
-            *map(_told, (self._model, self._parts, self._options)),
+            *map(_description, (self._model, self._parts, self._options)),
             *names,
         ]
         return plan_files.folder() / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
 
 
 def measure(search: Search, seconds: Callable[[Plan], float], possible: Callable[[Plan], bool]) -> None:
-    """Give a search what it asks for, as long as patience lasts.
+    """Measure the plans of a search until it is done or `PATIENCE` is used up.
 
     Args:
-        search: ends with the best plan that was tried.
-        seconds: runs some tasks by a plan, and says what all of them would take.
-        possible: whether a plan can be used, as far as is known when its turn comes.
+        search: the search, which ends with the best plan that was tried.
+        seconds: runs some tasks with a plan, and returns the time that all tasks would take.
+        possible: returns whether a plan can be used.
     """
     start = time.perf_counter()
-    while not search.found:
+    while not search.done:
         if not possible(search.plan) or (search.times and time.perf_counter() - start > PATIENCE):
             search.stop()
             return
         times: list[float] = []
         try:
-            for _ in range(3):  # the first warms up: code is loaded, and memory grows
+            for _ in range(3):  # the first run is a warm-up: code is loaded, and memory grows
                 before = time.perf_counter()
                 times.append(seconds(search.plan))
                 short = quick(times[-1]) and not search.times
@@ -138,17 +138,17 @@ def measure(search: Search, seconds: Callable[[Plan], float], possible: Callable
             if not is_out_of_memory(error) or not search.times:
                 raise
             times = [float("inf")] * 2
-        if len(times) == 1 and search.times:  # patience is at its end, and by a first run it would look slow
+        if len(times) == 1 and search.times:  # patience is used up, and a first run is too slow to compare
             search.stop()
             return
         search.took(min(times[1:] or times))
 
 
-# -- what a plan depends on -------------------------------------------------------------------------------------------
+# -- the key of a plan ------------------------------------------------------------------------------------------------
 
 
 def machine(model: nn.Module) -> dict[str, Any]:
-    """What of the machine and the software makes plans quick or slow."""
+    """Return the properties of machine and software that the speed of plans depends on."""
     from .. import __version__
 
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
@@ -161,26 +161,26 @@ def machine(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _told(part: Any, depth: int = 3) -> str:
-    """A part in words that are the same in every process: what it is, without its numbers."""
-    deeper = functools.partial(_told, depth=depth - 1)
+def _description(part: Any, depth: int = 3) -> str:
+    """Describe a part by a string that is the same in every process and does not depend on its numbers."""
+    deeper = functools.partial(_description, depth=depth - 1)
     if isinstance(part, torch.Tensor):
-        told = f"{tuple(part.shape)} {part.dtype}"
+        text = f"{tuple(part.shape)} {part.dtype}"
     elif isinstance(part, nn.Module):
-        tensors = [f"{n} {_told(t)}" for n, t in (*part.named_parameters(), *part.named_buffers())]
-        told = f"{type(part).__module__}.{type(part).__qualname__} {part!r} {tensors}"
+        tensors = [f"{n} {_description(t)}" for n, t in (*part.named_parameters(), *part.named_buffers())]
+        text = f"{type(part).__module__}.{type(part).__qualname__} {part!r} {tensors}"
     elif hasattr(part, "__qualname__"):
-        told = f"{part.__module__}.{part.__qualname__}"
+        text = f"{part.__module__}.{part.__qualname__}"
     elif depth == 0:
-        told = type(part).__qualname__
+        text = type(part).__qualname__
     elif isinstance(part, functools.partial):
-        told = f"{deeper(part.func)} {deeper(part.args)} {deeper(part.keywords)}"
+        text = f"{deeper(part.func)} {deeper(part.args)} {deeper(part.keywords)}"
     elif isinstance(part, Mapping):
-        told = str({str(key): deeper(value) for key, value in part.items()})
+        text = str({str(key): deeper(value) for key, value in part.items()})
     elif isinstance(part, (tuple, list)):
-        told = str(list(map(deeper, part)))
+        text = str(list(map(deeper, part)))
     elif hasattr(part, "__dict__"):
-        told = f"{type(part).__module__}.{type(part).__qualname__} {deeper(vars(part))}"
+        text = f"{type(part).__module__}.{type(part).__qualname__} {deeper(vars(part))}"
     else:
-        told = repr(part)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", told)
+        text = repr(part)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

@@ -1,8 +1,8 @@
-"""Recording one step of a learner as a graph of operations, without leaving a trace in the modules that it runs.
+"""Record one step of a learner as a graph of operations, without changing the modules that it runs.
 
-A step becomes a function of the tensors that it depends on: parameters and buffers, by whatever names they are reached,
-its inputs, and other tensors that its code holds. Whatever else the code reads stays in the graph as it was, so a step
-that changes such state is refused, and `State` tells when it has changed.
+A step becomes a function of the tensors that it depends on: parameters and buffers, under any name, its inputs, and
+other tensors that its code holds. Everything else that the code reads is constant in the graph, so a step that changes
+such state is refused, and `State` detects later changes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .state import State, UnwatchableError
 
 
 class UnsuitableError(Exception):
-    """Why a step stays eager."""
+    """A step cannot be compiled; the message says why."""
 
 
 def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hashable:
-    """What a compiled step is good for, apart from the Python state that its code reads.
+    """Return the key of a compiled step: everything that it depends on except the Python state that its code reads.
 
     Args:
-        module: whose modes, and parameters that are learned, matter.
-        inputs: of the step.
-        values: `tensors` of both.
+        module: the module; its modes and learned parameters count.
+        inputs: the inputs of the step.
+        values: the `tensors` of both.
     """
     modules = modules_of(module)
     return (
@@ -51,7 +51,7 @@ def signature(module: nn.Module, inputs: Any, values: Sequence[Tensor]) -> Hasha
 
 
 def surroundings() -> Hashable:
-    """The settings of torch that say what operations do."""
+    """Return the settings of torch that affect operations."""
     functions = private.function_modes() if private.number_of_function_modes() else ()
     return (
         torch.get_default_dtype(),
@@ -62,13 +62,13 @@ def surroundings() -> Hashable:
 
 
 def tensors(module: nn.Module, inputs: Any) -> list[Tensor]:
-    """Everything that a step of a module depends on by its module and inputs, in the order of `Step`."""
+    """Return the tensors of a module and of the inputs of its step, in the order of `Step`."""
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return [t.detach() for t in chain(*members_of(modules_of(module)))] + leaves
 
 
 def _structure(inputs: Any) -> Hashable:
-    """How tensors are nested, and what else there is, such as None for no targets."""
+    """Return how tensors are nested, with all other values, such as None for missing targets."""
     if isinstance(inputs, Tensor):
         return None
     if isinstance(inputs, (tuple, list)):
@@ -78,14 +78,14 @@ def _structure(inputs: Any) -> Hashable:
 
 
 class Step:
-    """A module's step, to be run, or recorded as a function of `tensors` alone.
+    """A module's step, which can be run, or recorded as a function of `tensors` alone.
 
     Args:
-        module: whose parameters and buffers the step reads.
-        run: the step, of inputs.
-        inputs: an example.
+        module: the module with the parameters and buffers that the step reads.
+        run: the step, a function of inputs.
+        inputs: example inputs.
         context: entered around the step while it is recorded.
-        apart: what of the module has no part in the step's numbers.
+        apart: parts of the module that do not affect the results.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class Step:
         self._leaves, self._structure = pytree.tree_flatten(inputs)
 
     def state(self, functions: Iterable[FunctionType] = ()) -> State:
-        """What the step's code can read.
+        """Return a snapshot of the state that the step's code can read.
 
         Args:
-            functions: that are known to run.
+            functions: functions that are known to run.
 
         Raises:
-            UnsuitableError: something of it cannot be watched.
+            UnsuitableError: some state cannot be watched.
         """
         hooks = {name: value for name, value in vars(nn_module).items() if name.startswith("_global_")}
         try:
@@ -116,18 +116,18 @@ class Step:
             raise UnsuitableError(str(error)) from error
 
     def rehearsed(self, functions: Iterable[FunctionType]) -> str | None:
-        """Run the step once and undo what that changed; the name of it, if there is anything.
+        """Run the step once, undo its changes, and return the name of something that it changed, or ``None``.
 
         Raises:
-            UnsuitableError: its code can reach something that cannot be watched.
+            UnsuitableError: its code can reach state that cannot be watched.
         """
         return Snapshot(self.state(functions), self.own).undone(partial(self.run, self.inputs))
 
     def of_tensors(self, state: State) -> Callable[..., Any]:
-        """The step as a function of `tensors`, which leaves all state as it was.
+        """Return the step as a function of `tensors` that restores all state.
 
         Args:
-            state: what to put back, and where parameters and buffers are found.
+            state: the state to restore, which also knows the places of parameters and buffers.
         """
 
         def function(*values: Tensor) -> Any:
@@ -149,14 +149,14 @@ class Step:
 
 @contextmanager
 def unchanged(state: State, originals: dict[int, Tensor]) -> Iterator[None]:
-    """Put everything back, whatever happens.
+    """Restore all state on exit, also after an error.
 
     Args:
-        state: as it has to be afterwards.
-        originals: what stands in a tensor's place meanwhile, by its identity.
+        state: the state to restore.
+        originals: the tensors that are substituted meanwhile, by the id of the substitute.
 
     Raises:
-        UnsuitableError: something was changed.
+        UnsuitableError: some state was changed.
     """
     kept = [(t, t.requires_grad, t.grad) for t in (*state.tensors.values(), *originals.values()) if t.is_leaf]
     numbers, dtype, grad = RandomState(), torch.get_default_dtype(), torch.is_grad_enabled()
@@ -173,7 +173,7 @@ def unchanged(state: State, originals: dict[int, Tensor]) -> Iterator[None]:
             if tensor.grad is not gradient:
                 tensor.grad = gradient
         for cache, before in zip(state.caches, misses, strict=True):
-            if cache.cache_info().misses != before:  # it now keeps what only stands for tensors
+            if cache.cache_info().misses != before:  # it now holds substitutes of tensors
                 cache.cache_clear()
         numbers.restore()
         torch.set_default_dtype(dtype)
@@ -181,10 +181,10 @@ def unchanged(state: State, originals: dict[int, Tensor]) -> Iterator[None]:
 
 
 class Trial:
-    """One eager run of a step, and what it says of compiling it.
+    """One eager run of a step, to find out whether it can be compiled.
 
     Attributes:
-        result: of the run; ``None`` before it.
+        result: the result of the run; ``None`` before it.
     """
 
     def __init__(self, step: Step) -> None:
@@ -195,10 +195,11 @@ class Trial:
         """Run the step.
 
         Args:
-            context: to run it in.
+            context: the context to run it in.
 
         Raises:
-            UnsuitableError: it does not run there, and nothing has changed then; or it would not do the same again.
+            UnsuitableError: it fails in this context, and its changes are undone; or another run could give another
+                result.
         """
         try:
             with context, self._observer:
@@ -210,48 +211,48 @@ class Trial:
         self._require_repeatable()
 
     def record(self, tensors: Sequence[Tensor]) -> tuple[Recorded, Callable[[], str | None]]:
-        """The step recorded, and what names a change of what its code reads, if there is one.
+        """Record the step; return the recording, and a function that names a change of what its code reads, if any.
 
         Raises:
-            UnsuitableError: it cannot be recorded, or would not do the same again.
+            UnsuitableError: it cannot be recorded, or another run could give another result.
         """
         state = self.step.state(self._observer.functions())
         recorded = Recorded(self.step.of_tensors(state), tensors, tuple(self.step.own), state.tensors)
         return recorded, lambda: state.change() or recorded.change()
 
     def _require_repeatable(self) -> None:
-        """Refuse a step that changed something, or reads what may change unseen."""
+        """Refuse a step that changed state, or that reads sources which may change unnoticed."""
         if (change := self._before.change()) is not None:
             raise UnsuitableError(_changes(change))
         if (source := self._before.random.drawn()) is not None:
             raise UnsuitableError(f"it draws numbers from {source}, which compiled code would not draw again")
         if self._observer.sources:
-            raise UnsuitableError(f"{self._observer.sources[0]}, which compiled code would not do again")
+            raise UnsuitableError(f"{self._observer.sources[0]}, which compiled code would not read again")
 
     def require_repetition(self) -> None:
-        """The same, by one more run, since what the functions hold that ran is only known after the first.
+        """Run once more and refuse changes, since the state of functions is only known after they ran once.
 
         Raises:
-            UnsuitableError: it changed something.
+            UnsuitableError: the step changed state.
         """
         if (change := self.step.rehearsed(self._observer.functions())) is not None:
             raise UnsuitableError(_changes(change))
 
     def require_agreement(self, compiled: Any) -> None:
-        """Refuse compiled code that gives something else than the run did, beyond rounding.
+        """Refuse compiled code with a result that differs from that of the run by more than rounding.
 
         Args:
-            compiled: its result.
+            compiled: the result of the compiled code.
 
         Raises:
-            UnsuitableError: it does.
+            UnsuitableError: the results differ.
         """
         for a, b in zip(pytree.tree_leaves(compiled), pytree.tree_leaves(self.result), strict=True):
             if a.shape != b.shape or not _close(a.double(), b.double(), b.dtype == torch.float64):
-                raise UnsuitableError("compiled code gives other numbers than the step does eagerly")
+                raise UnsuitableError("compiled code gives other numbers than the eager step")
 
     def restore(self) -> None:
-        """Undo what the run did to the step's own state."""
+        """Undo the run's changes."""
         self._before.restore()
 
 
@@ -260,9 +261,9 @@ class Recorded:
 
     Args:
         function: ``(*tensors) -> pytree of tensors``, free of side effects.
-        example: tensors of the shapes that it will be called with.
-        names: of the first tensors, for messages.
-        held: tensors that the code holds, by name, whose values may change. They become inputs too.
+        example: tensors with the shapes that it will be called with.
+        names: the names of the first tensors, for messages.
+        held: tensors that the code holds, by name; they become inputs, too, since their values may change.
     """
 
     def __init__(
@@ -293,38 +294,38 @@ class Recorded:
             raise UnsuitableError(f"it cannot be recorded: it reads the value of a tensor ({reads.seen[0]})")
         for node in self.graph.graph.nodes:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise UnsuitableError(f"{node.target} draws random numbers, which compiled code would draw otherwise")
+                raise UnsuitableError(f"{node.target} draws random numbers, and compiled code would draw other numbers")
         self._held = self._lift(list(names), list(example), held or {})
         self._kinds = [_kind(tensor) for tensor in self._held]
         self._require_no_writes(list(names))
 
     def _lift(self, names: list[str], example: list[Tensor], held: dict[str, Tensor]) -> list[Tensor]:
-        """Make inputs of the tensors that the code holds on to, and return these."""
+        """Turn the tensors that the code holds into inputs, and return them."""
         places = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
         own = {_storage(tensor): name for name, tensor in zip(names, example, strict=False) if tensor.numel()}
         by_memory = {_memory(tensor): tensor for tensor in held.values()}
-        found: list[Tensor] = []
+        lifted: list[Tensor] = []
         for node in [node for node in self.graph.graph.nodes if node.op == "get_attr"]:
             constant = getattr(self.graph, node.target)
             fresh = all(str(user.target).startswith("aten.lift_fresh") for user in node.users)
             if not isinstance(constant, Tensor) or fresh:
                 continue
             if (name := own.get(_storage(constant))) is not None:
-                raise UnsuitableError(f"its code holds on to {name} in a place where nothing can be put for it")
+                raise UnsuitableError(f"its code holds {name} in a place where it cannot be substituted")
             if constant.grad_fn is not None:
-                raise UnsuitableError("its code holds on to a tensor that was computed from others before the step")
-            found.append(by_memory.get(_memory(constant), constant))
+                raise UnsuitableError("its code holds a tensor that was computed from others before the step")
+            lifted.append(by_memory.get(_memory(constant), constant))
             with self.graph.graph.inserting_after(places[-1]):
-                places.append(self.graph.graph.placeholder(f"held_{len(found)}"))
+                places.append(self.graph.graph.placeholder(f"held_{len(lifted)}"))
             places[-1].meta.update(node.meta)
             node.replace_all_uses_with(places[-1])
             self.graph.graph.erase_node(node)
         self.graph.recompile()
-        self.example += [tensor.detach().contiguous() for tensor in found]
-        return found
+        self.example += [tensor.detach().contiguous() for tensor in lifted]
+        return lifted
 
     def _require_no_writes(self, names: list[str]) -> None:
-        """Refuse what writes into its inputs."""
+        """Refuse a function that writes to its inputs."""
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
         base = dict(zip(inputs, names + ["a tensor"] * len(inputs), strict=False))
         for node in self.graph.graph.nodes:
@@ -337,7 +338,7 @@ class Recorded:
                 base[node] = base[given]
 
     def compile(self) -> Callable[[Sequence[Tensor]], Any]:
-        """The same function, of a list of tensors, compiled."""
+        """Compile the function; the result takes a list of tensors."""
         options: dict[str, Any] = {"triton.cudagraphs": True} if self.example[0].device.type == "cuda" else {}
         try:
             with torch.no_grad():
@@ -356,21 +357,21 @@ class Recorded:
         return run
 
     def change(self) -> str | None:
-        """Names a tensor that the code holds, if it is another one by its shape, dtype or device."""
+        """Name a tensor that the code holds if its shape, dtype or device has changed."""
         return None if [_kind(tensor) for tensor in self._held] == self._kinds else "a tensor that its code holds"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or what it is."""
+    """Return the first line of an error's message, or its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _changes(name: str) -> str:
-    return f"{name} changes with every step, which compiled code would not do"
+    return f"{name} changes with every step, but compiled code would not change it"
 
 
 def _close(a: Tensor, b: Tensor, double: bool) -> bool:
-    """Whether two results are the same but for rounding, which single precision may let a ReLU magnify."""
+    """Return whether two results agree up to rounding, which a ReLU may magnify in single precision."""
     relative, absolute = (1e-6, 1e-9) if double else (5e-2, 1e-3)
     finite = torch.isfinite(b)
     if not torch.equal(finite, torch.isfinite(a)):

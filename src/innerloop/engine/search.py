@@ -1,4 +1,4 @@
-"""Finding the quickest way to run a meta-batch, by trial."""
+"""Search for the fastest plan to run a meta-batch, by timing."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 QUICK = 0.05
-"""Seconds. A meta-batch that takes less runs all at once, unmeasured."""
+"""Seconds. A meta-batch that takes less time runs all at once, without further timing."""
 AT_ONCE = 8
-"""Tasks to begin with."""
+"""The number of tasks at once that is tried first."""
 ONE_BY_ONE = 0
 HELPS = 0.97
-"""What a larger or smaller number has to bring the time to, for more of the kind to be tried."""
+"""The search continues in a direction if the time drops below this fraction."""
 
 
 class Plan(NamedTuple):
     """How a meta-batch runs.
 
     Attributes:
-        size: how many tasks at once, or `ONE_BY_ONE`.
-        threads: that do so side by side.
+        size: the number of tasks at once, or `ONE_BY_ONE`.
+        threads: the number of threads side by side.
     """
 
     size: int
@@ -31,43 +31,43 @@ class Plan(NamedTuple):
 
 
 def quick(seconds: float) -> bool:
-    """Whether a meta-batch takes too little time for plans to matter."""
+    """Return whether a meta-batch takes too little time for plans to matter."""
     return seconds < QUICK
 
 
 class Search:
-    """The quickest plan.
+    """A search for the fastest plan.
 
-    From 8 at once the number is doubled, or else halved, as long as that helps; then one by one is tried, and then the
-    best number in more and more threads.
+    It starts with 8 tasks at once and doubles, or else halves, the number as long as that helps. Then it tries one by
+    one, and then the best number in more and more threads.
 
     Args:
-        number: of tasks in a meta-batch.
-        threads: the most that may be used.
-        loop: whether one by one is tried.
+        number: the number of tasks in a meta-batch.
+        threads: the most threads that may be used.
+        loop: whether to try one by one.
 
     Attributes:
-        plan: for the next meta-batch.
-        found: whether that is settled.
+        plan: the plan for the next meta-batch.
+        done: whether the search is over.
     """
 
     def __init__(self, number: int, threads: int = 1, loop: bool = True) -> None:
         self.times: dict[Plan, float] = {}
-        self.found = False
+        self.done = False
         self._steps = self._search(number, threads, loop)
         self.plan = next(self._steps)
 
     def took(self, seconds: float) -> None:
-        """Note what a meta-batch takes by the present plan; infinity if it does not fit into memory."""
+        """Record the time of a meta-batch with the present plan; infinity if it runs out of memory."""
         self.times[self.plan] = seconds
         try:
             self.plan = next(self._steps)
         except StopIteration as stop:
-            self.plan, self.found = stop.value, True
+            self.plan, self.done = stop.value, True
 
     def stop(self) -> None:
-        """Settle on the best plan so far."""
-        self.plan, self.found = (self._best() if self.times else self.plan), True
+        """End the search with the best plan so far."""
+        self.plan, self.done = (self._best() if self.times else self.plan), True
 
     def _search(self, number: int, threads: int, loop: bool) -> Generator[Plan, None, Plan]:
         start = Plan(min(AT_ONCE, number))
@@ -89,7 +89,7 @@ class Search:
         return best
 
     def _climb(self, best: Plan, factor: float, most: int) -> Generator[Plan, None, Plan]:
-        """Change the number of tasks at once as long as that helps; the best."""
+        """Change the number of tasks at once as long as that helps; return the best plan."""
         while (size := int(min(best.size * factor, most))) >= 1 and size != best.size:
             plan = best._replace(size=size)
             yield plan

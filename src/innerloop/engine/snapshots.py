@@ -1,4 +1,4 @@
-"""What a run may change, to tell whether it did, and to undo it."""
+"""Snapshots of what a run may change, to detect changes and to undo them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .state import State
 
 
 class Snapshot:
-    """The Python state that a run's code can reach, the values of tensors, and where random numbers come from.
+    """A snapshot of the Python state that code can reach, the values of tensors, and the random states.
 
     Args:
         state: the Python state.
-        own: tensors beside those in it, by name.
+        own: more tensors, by name.
 
     Attributes:
         random: the random states.
@@ -29,12 +29,12 @@ class Snapshot:
         self._values = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
 
     def change(self) -> str | None:
-        """The name of something that is not what it was, if there is anything; random states apart."""
+        """Return the name of something that has changed, or ``None``; random states do not count."""
         changed = (name for name, tensor in self._tensors.items() if not _identical(tensor, self._values[name]))
         return self._state.change() or next(changed, None)
 
     def undone(self, run: Callable[[], Any]) -> str | None:
-        """Run something, and make everything what it was; the name of what that changed, if there is anything."""
+        """Run a function, undo its changes, and return the name of something that it changed, or ``None``."""
         try:
             run()
             return self.change()
@@ -42,7 +42,7 @@ class Snapshot:
             self.restore()
 
     def restore(self) -> None:
-        """Make everything what it was."""
+        """Restore everything."""
         self._state.restore()
         self.random.restore()
         with torch.no_grad():
@@ -52,7 +52,7 @@ class Snapshot:
 
 
 def _identical(a: Tensor, b: Tensor) -> bool:
-    """Whether values are the same, and those that are not numbers in the same places."""
+    """Return whether two tensors have equal values, with NaN in the same places."""
     same = a.shape == b.shape and a.dtype == b.dtype
     with torch.no_grad():
         return same and (a.layout != torch.strided or bool(((a == b) | ((a != a) & (b != b))).all()))

@@ -1,8 +1,8 @@
-"""The Python state that some code can read: a snapshot to compare with, in microseconds, and to restore.
+"""Snapshots of the Python state that code can read; they can be compared in microseconds, and restored.
 
-Recorded code holds numbers where Python read them: a temperature, a counter, an entry of a dictionary, a global
-variable. `State` finds these by walking from some objects and from the functions that ran, and keeps what every
-container holds. The comparison is by identity first, in C, and by value where that fails.
+In recorded code, values that Python read are constants: a temperature, a counter, an entry of a dictionary, a global
+variable. `State` finds these by a walk from some objects and from the functions that ran, and keeps the content of
+every container. It compares by identity first, in C, and by value if that fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..common import private
 from ..functional.places import ABSENT, PLAIN, Content, Place, by_value, content, equal, slots
 
 MOST_ENTRIES = 20_000
-"""More would take longer to compare than compiling saves."""
+"""With more entries, comparing would take longer than compiling saves."""
 
 INERT = (
     types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType,
@@ -35,13 +35,13 @@ INERT = (
     types.GenericAlias, types.FunctionType, property, logging.Logger, logging.Handler, weakref.ref,
     type(threading.Lock()), type(threading.RLock()),
 )  # fmt: skip
-"""What is compared by identity alone. Functions that ran, and modules that these use, are followed by `State`."""
+"""Types that are compared only by identity. `State` follows functions that ran, and modules that these use."""
 LIBRARIES = frozenset(("torch", "innerloop", "numpy", "functorch", "sympy"))
-"""Whose classes stay as they are."""
+"""Packages with classes that are assumed not to change."""
 _STANDARD = frozenset(sys.stdlib_module_names)
 _CONTAINERS = ("_modules", "_parameters", "_buffers")
 _NO_MATTER = ("_state_dict_", "_load_state_dict_", "_non_persistent_")
-"""How attributes of modules begin that have no part in what these compute."""
+"""Prefixes of module attributes that do not affect computations."""
 _ENDS = (*PLAIN, *INERT, Tensor)
 _ENDS_OF_MODULES = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType)
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")
@@ -49,20 +49,20 @@ _contents, _values = attrgetter("cell_contents"), methodcaller("values")
 
 
 class UnwatchableError(Exception):
-    """Names state whose changes cannot be seen."""
+    """Some state cannot be watched for changes; the message names it."""
 
 
 class State:
-    """What objects and functions hold at present, as far as it can be reached.
+    """A snapshot of what objects and functions hold, as far as it can be reached.
 
     Args:
         roots: objects by name.
-        functions: those that ran, whose globals, closures and defaults count.
+        functions: functions that ran; their globals, closures and defaults count.
         apart: objects that do not count.
 
     Attributes:
-        tensors: those reached, by name; compared by identity, whatever their values are.
-        caches: functions whose results ``functools.lru_cache`` keeps.
+        tensors: the reached tensors, by name; they are compared by identity, not by value.
+        caches: functions with ``functools.lru_cache``.
 
     Raises:
         UnwatchableError: something cannot be compared.
@@ -91,7 +91,7 @@ class State:
     # -- comparing ----------------------------------------------------------------------------------------------------
 
     def same(self) -> bool:
-        """Whether everything is identical; false may also mean that equal values have taken the place of others."""
+        """Return whether everything is identical; false may also mean that equal values replaced others."""
         try:
             return (
                 not any(self._empty)
@@ -102,44 +102,44 @@ class State:
                 and all(all(map(is_, get(holder), held)) for get, holder, held in self._parts)
                 and all(equal(content.was, content.read()) for content in self._contents)
             )
-        except (AttributeError, KeyError, ValueError, RuntimeError):  # something is no longer there
+        except (AttributeError, KeyError, ValueError, RuntimeError):  # something was removed
             return False
 
     def change(self, stand_ins: Mapping[int, Any] | None = None) -> str | None:
-        """The name of something that is not what it was, if there is anything.
+        """Return the name of something that has changed, or ``None``.
 
         Args:
-            stand_ins: what things stand for, by their identity, while these are substituted.
+            stand_ins: the originals of substituted objects, by the id of the substitute.
         """
         if not stand_ins and self.same():
             return None
         for place in self._places:
             now = place.now()
             for key in {**place.entries, **now}:
-                found = now.get(key, ABSENT)
-                if not equal(place.entries.get(key, ABSENT), (stand_ins or {}).get(id(found), found)):
+                value = now.get(key, ABSENT)
+                if not equal(place.entries.get(key, ABSENT), (stand_ins or {}).get(id(value), value)):
                     return place.name_of(key)
         for inner in self._contents:
             if not equal(inner.was, inner.read()):
                 return inner.name
-        if not stand_ins:  # equal values took the place of others: the next comparison is by identity again
+        if not stand_ins:  # equal values replaced others: make the next comparison by identity again
             for place in self._places:
                 place.entries = place.now()
             self._settle()
         return None
 
     def substitute(self, stand_ins: Mapping[int, Any]) -> None:
-        """Put things in the places of others, until `restore`.
+        """Substitute objects until `restore`.
 
         Args:
-            stand_ins: by the identity of what they stand for.
+            stand_ins: the substitutes, by the id of the original.
         """
         for place in self._places:
             if any(id(value) in stand_ins for value in place.entries.values()):
                 place.put({key: stand_ins.get(id(value), value) for key, value in place.entries.items()})
 
     def restore(self) -> None:
-        """Make everything what it was."""
+        """Restore everything."""
         for place in self._places:
             now = place.now()
             if list(now) != list(place.entries) or not all(map(is_, now.values(), place.entries.values())):
@@ -149,7 +149,7 @@ class State:
                 inner.write(inner.was)
 
     def _settle(self) -> None:
-        """Lay out what is compared by identity in a few long lists."""
+        """Prepare a few long lists for the comparison by identity."""
         self._empty: list[Any] = []
         self._whole, self._mappings, self._cells, self._parts = [], [], [], []
         self._keys: list[Any] = []
@@ -202,7 +202,7 @@ class State:
             self._contents.append(inner)
             self._todo.extend((part, name) for part in (item if isinstance(item, set) else ()))
         elif isinstance(item, (io.IOBase, Iterator)) and (isinstance(item, io.IOBase) or not hasattr(item, "__dict__")):
-            raise UnwatchableError(f"{name} is a {type(item).__name__}, whose position cannot be seen")
+            raise UnwatchableError(f"{name} is a {type(item).__name__}, whose position cannot be watched")
         elif type(item).__module__ not in ("typing", private.OPERATORS):
             self._instance(item, name)
 
@@ -213,7 +213,7 @@ class State:
         elif isinstance(item, (tuple, frozenset)):
             self._todo.extend((part, f"{name}[{index}]") for index, part in enumerate(item))
         elif not parts and not hasattr(item, "__dict__") and not _stays(item):
-            raise UnwatchableError(f"{name} is a {_kind(item)}, whose state cannot be seen")
+            raise UnwatchableError(f"{name} is a {_kind(item)}, whose state cannot be watched")
         if hasattr(item, "__dict__") and type(item) is not OrderedDict:
             self._place(name, "{name}.{key}", vars(item))
         if parts:
@@ -239,7 +239,7 @@ class State:
         self._places.append(place)
         self._size += len(place.entries)
         if self._size > MOST_ENTRIES:
-            raise UnwatchableError(f"the values that its code may read are too many to watch (the last in {name})")
+            raise UnwatchableError(f"its code may read too many values to watch (the last in {name})")
         for key, value in place.entries.items():
             if (
                 isinstance(key, str) and key in _CONTAINERS and type(value) is dict and id(value) not in self._seen
@@ -251,13 +251,13 @@ class State:
 
 
 def from_library(cls: type) -> bool:
-    """Whether a class belongs to torch, this package or Python itself."""
+    """Return whether a class belongs to torch, this package or Python itself."""
     package = cls.__module__.partition(".")[0]
     return package in LIBRARIES or (package in _STANDARD and package != "__main__")
 
 
 def _variables(function: types.FunctionType) -> list[tuple[dict[str, Any], set[str]]]:
-    """The names that a function reads of its global variables, and of modules among them or imported by itself."""
+    """Return the names of the variables that a function reads from its globals and from modules that it uses."""
     codes = [function.__code__]
     for code in codes:
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
@@ -265,26 +265,26 @@ def _variables(function: types.FunctionType) -> list[tuple[dict[str, Any], set[s
     instructions = [i for code in codes for i in dis.get_instructions(code)]
     read = {i.argval for i in instructions if i.opname in _GLOBALS}
     if blind := sorted(read & {"eval", "exec", "globals", "locals"}):
-        raise UnwatchableError(f"{function.__qualname__} calls {blind[0]}(), so what it reads cannot be seen")
+        raise UnwatchableError(f"{function.__qualname__} calls {blind[0]}(), so what it reads cannot be watched")
     imported: dict[str, Any] = {i.argval: sys.modules.get(i.argval) for i in instructions if i.opname == "IMPORT_NAME"}
-    found, seen = [(imported, set(imported)), (function.__globals__, read & function.__globals__.keys())], set()
-    for holder, names in found:
+    holders, seen = [(imported, set(imported)), (function.__globals__, read & function.__globals__.keys())], set()
+    for holder, names in holders:
         for value in map(holder.get, names):
             if isinstance(value, types.ModuleType) and id(value) not in seen:
                 seen.add(id(value))
                 names = used | ({"environ"} if "getenv" in used and value.__name__ == "os" else set())
                 if used & _BY_STRING and value.__name__.partition(".")[0] not in LIBRARIES | _STANDARD:
                     names = names | {key for key, held in vars(value).items() if not isinstance(held, _ENDS_OF_MODULES)}
-                found.append((vars(value), names & vars(value).keys()))
-    return [(holder, names) for holder, names in found[1:] if names]
+                holders.append((vars(value), names & vars(value).keys()))
+    return [(holder, names) for holder, names in holders[1:] if names]
 
 
 _BY_STRING = {"getattr", "hasattr", "vars", "attrgetter", "__dict__", "modules", "import_module"}
-"""By these, code reads what stands in none of its names."""
+"""Names with which code can read variables that it does not name."""
 
 
 def _stays(item: Any) -> bool:
-    """Whether an object without attributes never changes, as far as its type tells."""
+    """Return whether an object without attributes never changes, judging by its type."""
     torchs = type(item).__module__.partition(".")[0] == "torch" and "Script" not in type(item).__name__
     return type(item) is object or by_value(item) or torchs or "__slots__" in vars(type(item))
 

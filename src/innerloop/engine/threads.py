@@ -1,8 +1,8 @@
-"""Threads that work on tasks of their own, side by side, each with its share of torch's threads.
+"""Threads that work on separate tasks side by side, each with an equal share of torch's threads.
 
-Torch spreads one operation over all cores, and where operations are short the cores wait for each other and for Python.
-Threads with tasks of their own wait for neither. Each works on a copy of the module, for putting a task's parameters
-into a module is not seen by one thread alone.
+Torch spreads one operation over all cores. If operations are short, the cores wait for each other and for Python, but
+threads with separate tasks do not. Each thread works on a copy of the module, because all threads would see a task's
+parameters in a shared module.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Result = TypeVar("Result")
 
 
 def available() -> int:
-    """The number of threads that may run at the same time: the number that torch uses, or 1.
+    """Return the number of threads that may run at the same time: the number that torch uses, or 1.
 
-    It is 1 where modes or transforms that are set for this thread alone would not apply in other threads.
+    It is 1 if modes or transforms are active in this thread, which would not apply in other threads.
     """
     modes = private.number_of_function_modes() + private.number_of_dispatch_modes()
     special = modes or place() != "plain" or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
@@ -39,12 +39,12 @@ def available() -> int:
 def side_by_side(
     work: Callable[[Item], Result], items: Sequence[Item], threads: int, model: nn.Module
 ) -> Iterator[Result]:
-    """The results of all items, in order.
+    """Yield the results of all items, in order.
 
     Args:
-        work: runs in the threads, where `mine` gives it a copy of the model.
+        work: a function of an item, which runs in the threads; there `mine` returns a copy of the model.
         items: what to work on.
-        threads: how many; every one gets an equal share of torch's threads.
+        threads: the number of threads; each gets an equal share of torch's threads.
         model: the module.
     """
     copies: SimpleQueue[nn.Module] = SimpleQueue()
@@ -73,7 +73,7 @@ def side_by_side(
 
 @cache
 def _own_numbers() -> bool:
-    """Whether every thread has its own number of torch threads."""
+    """Return whether every thread has its own number of torch threads."""
     return "parallel backend: OpenMP" in torch.__config__.parallel_info()
 
 
@@ -83,16 +83,16 @@ def _pool(threads: int, share: int) -> ThreadPoolExecutor:
 
     def start() -> None:
         torch.set_num_threads(share)
-        torch.get_num_threads()  # the first time in a thread, this takes over what was set last anywhere
+        torch.get_num_threads()  # the first call in a thread takes over the number that was set last in any thread
         started.wait()
 
     pool = ThreadPoolExecutor(threads, "innerloop", initializer=start)
     for _ in range(threads):
         pool.submit(int)
     started.wait()
-    torch.set_num_threads(every)  # the number of threads to come, which those that started have changed
+    torch.set_num_threads(every)  # restore the default of new threads, which the started ones have changed
     return pool
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not come along
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # the child has no other threads

@@ -68,5 +68,5 @@ class _ByMathematics(threading.local):
 _lock = Lock()
 _depths: dict[int, int] = {}
 _before: list[bool] = []
-"""The switches as the first thread to enter found them, while any thread is inside."""
+"""The switches before the first thread entered, while any thread is inside."""
 by_mathematics = _ByMathematics()

@@ -1,8 +1,8 @@
-"""Parts of a model that are computed again in the backward pass, as ``torch.utils.checkpoint.checkpoint`` does.
+"""Support for ``torch.utils.checkpoint.checkpoint``, which recomputes parts of a model in the backward pass.
 
-A learner puts a task's parameters into the model for the length of a call. What is computed again comes later, when the
-model has its own back, and would be computed with these. But torch asks at the first run for the context of the second
-(``context_fn``), and `task_contexts` gives one that puts the model back to how it was.
+A learner puts a task's parameters into the model for the duration of a call. Checkpointed parts are recomputed later,
+when the model has its own parameters again, and would use these. But torch asks in the first run for a context of the
+second (``context_fn``), and `task_contexts` returns one that restores the state of the model in the first run.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ KEPT_AS = "_gradient_checkpointing_func"
 
 
 def task_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """A ``context_fn`` for ``torch.utils.checkpoint.checkpoint`` that recomputes under the conditions of the first.
+    """A ``context_fn`` for ``torch.utils.checkpoint.checkpoint`` in models of a learner.
 
-    What the backward pass recomputes sees the parameters, buffers and modes that the first pass saw, and all tasks at
-    once if the first pass did.
+    With it, the backward pass recomputes with the same parameters, buffers and modes as the first pass, and with all
+    tasks at once if the first pass ran them so.
 
     The learner passes it to models of transformers. Your own module can pass it, too, and still runs without a learner:
 
@@ -54,20 +54,22 @@ def task_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager
     torch.Size([1, 2])
 
     Raises:
-        ValueError: gradients are taken by ``torch.func``, as `innerloop.Implicit` takes them.
+        ValueError: gradients are computed by ``torch.func``, as in `innerloop.Implicit`.
     """
     model = _running.get()
     if model is not None and place() == "other":
-        raise ValueError("torch.func.grad, by which iMAML goes, knows no checkpointing: switch it off in the model")
+        raise ValueError(
+            "torch.func.grad, which iMAML uses, does not support checkpointing: switch it off in the model"
+        )
     return nullcontext(), nullcontext() if model is None else _AsBefore(model)
 
 
 @contextmanager
 def running(model: nn.Module) -> Iterator[None]:
-    """While entered, the model has a task's parameters in place, and what it checkpoints will have them again.
+    """While entered, the model has a task's parameters in place, and what it checkpoints is recomputed with them.
 
     Raises:
-        ValueError: it checkpoints by the reentrant variant, whose backward pass does not give gradients to a caller.
+        ValueError: it uses reentrant checkpointing, which does not support `torch.autograd.grad`.
     """
     token = _running.set(model)
     own = {module: vars(module)[KEPT_AS] for module in modules_of(model) if KEPT_AS in vars(module)}
@@ -82,13 +84,13 @@ def running(model: nn.Module) -> Iterator[None]:
 
 
 def _in_context(module: nn.Module, function: Any) -> Any:
-    """A function that checkpoints, with the context of tasks, unless it has another."""
+    """Return a checkpoint function with the context of tasks, unless it has another context."""
     options = getattr(function, "keywords", {})
     active = getattr(module, "gradient_checkpointing", False) and module.training
     if active and options.get("use_reentrant") is not False:
         raise ValueError(
-            f"{type(module).__name__} checkpoints with use_reentrant={options.get('use_reentrant')}, by which an inner "
-            'loop gets no gradients: enable it with gradient_checkpointing_kwargs={"use_reentrant": False}'
+            f"{type(module).__name__} checkpoints with use_reentrant={options.get('use_reentrant')}, which gives an "
+            'inner loop no gradients: enable it with gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
     return function if "context_fn" in options else partial(function, context_fn=task_contexts)
 
@@ -96,12 +98,12 @@ def _in_context(module: nn.Module, function: Any) -> Any:
 class RefusedReentrant(TorchFunctionMode):
     """Refuse reentrant checkpointing of learned parameters while a model runs.
 
-    Reentrant checkpointing does not work with `torch.autograd.grad`, and it cuts the graph where no input requires a
+    Reentrant checkpointing does not work with `torch.autograd.grad`, and it cuts the graph if no input requires a
     gradient, as in a first layer.
 
     Args:
         model: the model, for the message.
-        learned: the tensors that gradients are taken by.
+        learned: the tensors that gradients are computed for.
     """
 
     def __init__(self, model: nn.Module, learned: Iterable[Tensor]) -> None:
@@ -121,11 +123,11 @@ class RefusedReentrant(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Refuse operations on learned parameters that run inside CheckpointFunction.forward."""
         callers = list(self._callers())
-        if func is private.set_grad_enabled and _FORWARD not in callers[:4]:  # which turns them off by itself
+        if func is private.set_grad_enabled and _FORWARD not in callers[:4]:  # checkpointing itself turns gradients off
             self._recorded = args[0]
         if self._recorded and any(id(one) in self._learned for one in args) and _FORWARD in callers:
             raise ValueError(
-                f"{type(self._model).__name__} checkpoints with use_reentrant=True, by which an inner loop gets no "
+                f"{type(self._model).__name__} checkpoints with use_reentrant=True, which gives an inner loop no "
                 "gradients: give checkpoint(..., use_reentrant=False, "
                 "context_fn=innerloop.task_contexts)"
             )
@@ -140,17 +142,17 @@ class RefusedReentrant(TorchFunctionMode):
 
 @contextmanager
 def refused_out_of_place(model: nn.Module) -> Iterator[None]:
-    """While entered, around a backward pass, it is an error if a part of a model runs without a task's parameters.
+    """While entered, around a backward pass, refuse parts of a model that run without a task's parameters.
 
     Raises:
-        ValueError: a part does.
+        ValueError: a part runs without them.
     """
     parts = set(model.modules())
 
     def refuse(module: nn.Module, inputs: Any) -> None:
         if module in parts and _running.get() is None:
             raise ValueError(
-                f"{type(module).__name__} is computed again in the backward pass, when a task's parameters are no "
+                f"{type(module).__name__} is recomputed in the backward pass, when the task's parameters are no "
                 "longer in the model: give checkpoint(..., use_reentrant=False, "
                 "context_fn=innerloop.task_contexts)"
             )
@@ -164,7 +166,7 @@ def refused_out_of_place(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def with_function_modes(modes: list[Any]) -> Iterator[None]:
-    """Code that runs under these modes, those that it does not run under already being entered."""
+    """Enter those of the modes that are not active already."""
     with ExitStack() as stack:
         for mode in modes:
             if not any(mode is present for present in private.function_modes()):
@@ -173,11 +175,11 @@ def with_function_modes(modes: list[Any]) -> Iterator[None]:
 
 
 State = list[tuple[dict[str, Any], dict[str, Any], bool]]
-"""For each module of a model its parameters, its buffers and whether it is in training mode."""
+"""The parameters and buffers of each module of a model, and whether it is in training mode."""
 
 
 class _AsBefore:
-    """A model as it is now, whenever it is entered: once for each backward pass through what was checkpointed."""
+    """Restores the present state of a model while entered, once for each backward pass through checkpointed parts."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.state = model, _apart(_state(model))
@@ -210,7 +212,7 @@ def _state(model: nn.Module) -> State:
 
 
 def _apart(state: State) -> State:
-    """The same, with buffers that can be changed in place by themselves."""
+    """Return the same state with copies of the buffers, which can be changed in place."""
 
     def clones(buffers: dict[str, Any]) -> dict[str, Any]:
         return {name: buffer.clone() if isinstance(buffer, Tensor) else buffer for name, buffer in buffers.items()}

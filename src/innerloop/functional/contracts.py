@@ -1,7 +1,7 @@
-"""What losses and callers must not do, because an inner loop would then be wrong without an error.
+"""Protection against losses, modules and modes with which an inner loop would silently be wrong.
 
-A loss that broadcasts targets against outputs is refused. Tensors that modules keep as attributes are dropped, and
-inference mode is left for the time of a call.
+Losses that broadcast targets against outputs are refused. Tensors that modules keep as attributes are dropped, and
+inference mode is left for the duration of a call.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .writes import storage, written
 
 @contextmanager
 def normal_mode() -> Iterator[None]:
-    """A context without `torch.inference_mode`, in which an inner loop can take gradients; grad mode stays as it is."""
+    """Leave `torch.inference_mode`, so that an inner loop can compute gradients; grad mode stays as it is."""
     if not torch.is_inference_mode_enabled():
         yield
         return
@@ -39,14 +39,14 @@ def normal_mode() -> Iterator[None]:
 
 
 def normal_tensors(tensors: Any) -> Any:
-    """The same pytree, with tensors that were made in `torch.inference_mode` replaced by copies that autograd takes."""
+    """Return the same pytree, with inference tensors replaced by copies that autograd supports."""
     if not any(t.is_inference() for t in tensors_of(tensors)):
         return tensors
     return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, tensors)
 
 
 def refuse_inference_parameters(*modules: nn.Module) -> None:
-    """Refuse parameters and buffers that autograd does not take.
+    """Refuse parameters and buffers that autograd does not support.
 
     Raises:
         ValueError: one was made in `torch.inference_mode`, or has no shape yet.
@@ -54,13 +54,13 @@ def refuse_inference_parameters(*modules: nn.Module) -> None:
     for name, tensor in (t for module in modules for t in (*module.named_parameters(), *module.named_buffers())):
         if is_lazy(tensor):
             raise ValueError(
-                f"{name} has no shape yet, since its module is lazy: call the model on an example once before you make "
-                "the learner"
+                f"{name} has no shape yet, because its module is lazy: call the model once on an example before you "
+                "make the learner"
             )
         if tensor.is_inference():
             raise ValueError(
-                f"{name} was made inside torch.inference_mode(), so no gradient can be taken by it: build the model, "
-                "the rule and the learner outside of it (using a learner inside of it is fine)"
+                f"{name} was made inside torch.inference_mode(), so it can have no gradient: build the model, the rule "
+                "and the learner outside of that mode (you can use a learner inside of it)"
             )
 
 
@@ -73,11 +73,11 @@ _ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
         F.multilabel_soft_margin_loss,
     )
 )  # fmt: skip
-"""Torch's losses that compare each output with a target of its own."""
+"""Torch's elementwise losses, which compare each output with one target."""
 _REDUCING: frozenset[Any] = frozenset(
     (torch.dist, torch.Tensor.dist, F.pairwise_distance, torch.pairwise_distance, torch.cosine_similarity)
 )
-"""Functions whose result does not have the shape to which they broadcast."""
+"""Functions that reduce, so that their result does not have the broadcast shape."""
 _PARTS: frozenset[Any] = frozenset(
     (
         torch.Tensor.__getitem__, torch.Tensor.chunk, torch.chunk, torch.Tensor.split, torch.split,
@@ -86,33 +86,36 @@ _PARTS: frozenset[Any] = frozenset(
         torch.Tensor.ravel, torch.ravel,
     )
 )  # fmt: skip
-"""Functions that take a part of a tensor, or drop axes, and leave the order of the others alone."""
+"""Functions that take a part of a tensor, or drop axes, and keep the order of the others."""
 
 _MEANT: frozenset[Any] = frozenset((torch.Tensor.expand_as,))
-"""Functions by which code says that it wants to broadcast. ``torch.broadcast_tensors`` is none of them, since
-distributions use it on whatever they are given."""
+"""Functions that broadcast explicitly. ``torch.broadcast_tensors`` is not among them, because distributions apply it to
+all of their arguments."""
 
 _Role = Literal["output", "target"]
 
 
 class RefusedBroadcasts(TorchFunctionMode):
-    """While entered, around the call of a loss, targets must not broadcast against outputs, nor be written to.
+    """While entered, around the call of a loss, refuse to broadcast targets against outputs and to write to targets.
 
-    Torch's elementwise losses need equal shapes. In other code, outputs and targets that nobody has reshaped must not
-    be combined into something that has the shape of neither, as ``output - y`` is for ``[N, 1]`` and ``[N]``, nor be
-    aligned by their last axes where one of them has fewer.
+    Torch's elementwise losses need equal shapes. Other code must not combine outputs and targets without reshaping
+    into a result that has the shape of neither, such as ``output - y`` for ``[N, 1]`` and ``[N]``, and must not align
+    their last axes if one of them has fewer axes.
 
     Args:
-        output: a pytree of tensors, the model's output.
-        y: likewise, the targets.
-        what: the name of what compares them, ``"loss"`` or ``"metric"``, for messages.
+        output: the model's output, a pytree of tensors.
+        y: the targets, a pytree of tensors.
+        what: ``"loss"`` or ``"metric"``, for messages.
+
+    Raises:
+        ValueError: the code inside broadcasts targets or writes to them.
     """
 
     def __init__(self, output: Any, y: Any, what: str = "loss") -> None:
         super().__init__()
         self._what = what
         self._role: dict[int, _Role] = {}
-        self._alive: list[Tensor] = []  # an id is that of one tensor only as long as this lives
+        self._alive: list[Tensor] = []  # ids are unique only while the tensors are alive
         self._targets = [(leaf, leaf._version) for leaf in tensors_of(y) if not leaf.is_inference()]
         self._places = {storage(leaf) for leaf, _ in self._targets if leaf.numel()} - {0}
         for role, tensors in (("output", output), ("target", y)):
@@ -123,7 +126,7 @@ class RefusedBroadcasts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Compare the shapes of what a function combines."""
+        """Compare the shapes of outputs and targets that a function combines."""
         kwargs = kwargs or {}
         if any(storage(tensor) in self._places for tensor in written(func, args, kwargs)):
             raise ValueError(f"the {self._what} {_TARGETS_WRITTEN}")
@@ -139,7 +142,7 @@ class RefusedBroadcasts(TorchFunctionMode):
         return result
 
     def __exit__(self, *error: Any) -> None:
-        """Refuse what was written inside of torch's own functions."""
+        """Refuse writes inside of torch's own functions."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         if error[0] is None and any(target._version != version for target, version in self._targets):
             raise ValueError(f"the {self._what} {_TARGETS_WRITTEN}")
@@ -151,7 +154,7 @@ class RefusedBroadcasts(TorchFunctionMode):
             raise ValueError(self._unequal(output.shape, y.shape, func.__name__))
 
     def _refuse_mixed(self, func: Callable[..., Any], given: list[Tensor], result: Any) -> None:
-        """Refuse a result of output and target that torch made by aligning what does not belong together."""
+        """Refuse a result for which torch aligned axes of output and target that do not belong together."""
         by_role = {self._role[id(t)]: t for t in reversed(given) if id(t) in self._role}
         output, y = by_role["output"], by_role["target"]
         if output.shape == y.shape or 1 in (output.numel(), y.numel()):
@@ -165,7 +168,7 @@ class RefusedBroadcasts(TorchFunctionMode):
             raise ValueError(self._unequal(output.shape, y.shape, getattr(func, "__name__", str(func))))
 
     def _hand_on(self, func: Callable[..., Any], args: Any, given: list[Tensor], result: Any, role: _Role) -> None:
-        """What is computed element by element of outputs (or targets), or is a part of them, stands for them."""
+        """Treat elementwise results and parts of outputs (or targets) as outputs (or targets)."""
         reshaped = func is torch.Tensor.__getitem__ and None in pytree.tree_leaves(args[1])
         for t in pytree.tree_leaves(result):
             same = isinstance(t, Tensor) and any(t.shape == other.shape for other in given if id(other) in self._role)
@@ -186,42 +189,42 @@ class RefusedBroadcasts(TorchFunctionMode):
                 fix += ", e.g. y.squeeze(-1)"
         return (
             f"the {self._what} compares outputs of shape {list(output)} with targets of shape {list(y)} (in {where}), "
-            f"which torch would broadcast against each other and so compute another {self._what}: {fix}"
+            f"which torch would broadcast against each other, giving a wrong {self._what}: {fix}"
         )
 
 
 _TARGETS_WRITTEN = (
-    "writes to its targets in place, which would change the data for whatever reads them next: compute out of place "
-    "(y = 0.9 * y for y *= 0.9), or write to y.clone()"
+    "writes to its targets in place, which would change the data for all later uses: compute out of place (y = 0.9 * y "
+    "for y *= 0.9), or write to y.clone()"
 )
 
 
 # -- what modules keep ------------------------------------------------------------------------------------------------
 
 _OWN = frozenset(vars(nn.Module()))
-"""The attributes of every module, which hold its parameters, buffers, submodules and hooks."""
+"""The attributes of every module, for its parameters, buffers, submodules and hooks."""
 _NONE = frozenset[str]()
 _SIMPLE = (bool, int, float, str, tuple, type(None))
-"""Types that `_container` never follows; asking by type first is faster."""
+"""Types that `_container` never follows; checking the type first is faster."""
 _CONTAINERS = (list, dict, set, deque)
 _NOT_FOLLOWED = (Tensor, type, FunctionType, MethodType, ModuleType, nn.Module)
 MOST_ENTRIES = 10_000
-"""Of a container that is looked through: larger ones hold data, and no module keeps so many tensors."""
+"""The largest container that is searched: larger ones hold data, and no module keeps so many tensors."""
 
 
 @contextmanager
 def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
     """Restore, on exit, the tensors that modules keep in their attributes and in attributes of their classes.
 
-    Such tensors then live for one task, as buffers do. Otherwise one task would see the tensors of another, and a model
-    could be neither copied nor saved, since the tensors that it kept are part of a graph. Other attributes, such as
-    counters, stay as they are set.
+    Such tensors then exist for one task, as buffers do. Otherwise one task would see the tensors of another, and a
+    model could be neither copied nor saved, because the kept tensors belong to a graph. Other attributes, such as
+    counters, keep their new values.
 
     Args:
         parts: modules, with their submodules; a part that is not a module is ignored.
 
     Yields:
-        A list, which then holds the containers and classes that held tensors: a copy of a module would share them.
+        A list. On exit it gets the containers and classes that held tensors, which copies of a module would share.
     """
     modules = modules_of(*parts)
     seen: set[int] = set()
@@ -231,13 +234,13 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
     places = (place for one in (*map(vars, modules), *shared) for place in _places(one, seen))
     before = [(place, place.copy()) for place in places]
     empty = [(module._buffers, _filled(module._buffers)) for module in modules]
-    attributes, found = {id(vars(module)) for module in modules}, list[Any]()
+    attributes, holders = {id(vars(module)) for module in modules}, list[Any]()
     try:
-        yield found
+        yield holders
     finally:
-        found += [place for place, kept in before if _restore(place, kept) and id(place) not in attributes]
-        found += [owner for owner, held in classes if _restore_class(owner, held)]
-        for buffers, given in empty:  # others are put back by those who substitute them
+        holders += [place for place, kept in before if _restore(place, kept) and id(place) not in attributes]
+        holders += [owner for owner, held in classes if _restore_class(owner, held)]
+        for buffers, given in empty:  # other code restores the buffers that it substitutes
             for name in _filled(buffers) - given if buffers else ():
                 buffers[name] = None
 
@@ -247,7 +250,7 @@ def _filled(buffers: dict[str, Any]) -> frozenset[str]:
 
 
 def _classes(kind: type) -> Iterator[type]:
-    """A module's class and those that it inherits from, but for torch's and this library's."""
+    """Yield a class and its base classes, except those of torch and of this library."""
     others = ("torch.", "innerloop.", "builtins")
     yield from (owner for owner in kind.__mro__ if not owner.__module__.startswith(others))
 
@@ -268,7 +271,7 @@ def _restore_class(owner: type, held: dict[str, Any]) -> bool:
 
 
 def _places(place: Any, seen: set[int]) -> Iterator[Any]:
-    """A container, and those in it, also in the attributes of objects."""
+    """Yield a container and all containers in it, also in the attributes of objects."""
     if id(place) in seen or len(place) > MOST_ENTRIES:
         return
     seen.add(id(place))
@@ -287,17 +290,17 @@ def attribute(value: Any, name: str, default: Any = None) -> Any:
 
 
 def _container(value: Any) -> Any:
-    """What a value keeps others in, if it does."""
+    """Return the container of other values that a value is or has, or ``None``."""
     if isinstance(value, _CONTAINERS):
         return value
     return attribute(value, "__dict__") if not isinstance(value, _NOT_FOLLOWED) else None
 
 
 def _restore(place: Any, kept: Any) -> bool:
-    """Put the old value back where the old or the new value is, or contains, tensors.
+    """Restore the old values of entries that are or contain tensors, or did so before.
 
     Returns:
-        Whether it did so.
+        Whether there were such entries.
     """
     if not isinstance(place, dict):
         same = len(place) == len(kept) and all(a is b for a, b in zip(place, kept, strict=True))
@@ -321,10 +324,9 @@ def _restore(place: Any, kept: Any) -> bool:
 
 
 def has_tensors(value: Any, within: tuple[Any, ...] = ()) -> bool:
-    """Whether a value is or contains tensors, as a distribution does, or refers to tensors.
+    """Return whether a value is a tensor, contains tensors, as a distribution does, or refers to tensors.
 
-    Weak references count: torch's recurrent layers use them to know for which parameters they have laid out their
-    weights.
+    Weak references count: torch's recurrent layers use them to remember which parameters they have flattened.
     """
     for leaf in pytree.tree_leaves(value):
         leaf = leaf() if isinstance(leaf, weakref.ref) else leaf

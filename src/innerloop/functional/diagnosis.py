@@ -1,7 +1,7 @@
-"""Say what could not be vectorized over tasks, why, and what to do about it.
+"""Explain what could not be vectorized over tasks, why, and how to fix it.
 
-Torch's errors name an operation. What its user can change is a layer, a loss or a rule: these are found in the
-traceback, by the modules and the functions whose code was running.
+Torch's errors name an operation, but users change a layer, a loss or a rule. This module finds these in the traceback,
+by the modules and functions that were running.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from .randomness import DrawsError
 from .values import GradientsError, TasksDifferError
 
 Parts = Mapping[str, Any]
-"""The parts of a learner beside its model, by what they are: ``"update rule"``, ``"loss"``, ``"inner loss"`` if
-that is another, ``"objective"``, ``"initialization"``."""
+"""The parts of a learner other than its model, by kind: ``"update rule"``, ``"loss"``, ``"inner loss"`` if it differs
+from the loss, ``"objective"``, ``"initialization"``."""
 
 _OWN = {"normalization.py": "norm", "kernels.py": "layer"}
-"""Files with what stands in for torch's operations, and what is replaced there."""
+"""Files with replacements of torch's operations, and what they replace."""
 _CALLS = {
     ("episode.py", "inner"): "inner loss",
     ("episode.py", "compared"): "inner loss",
     ("episode.py", "query"): "loss",
     ("stacks.py", "gradient"): "inner loss",
 }
-"""The files and functions that call a loss, which may have no Python code to find in a traceback, and its gradient."""
+"""The functions that call a loss or its gradient, by file: the loss itself may have no Python code in a traceback."""
 
 
 class HooksError(NotImplementedError):
     """A module has backward hooks."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__("backward hooks of modules do not run where tasks run at once")
+        super().__init__("backward hooks of modules do not run while tasks run at once")
         self.module = module
 
 
@@ -65,25 +65,25 @@ _CAUSES: tuple[tuple[str, Cause], ...] = (
         r"is not possible because there exists a Tensor|doesn't match the broadcast shape",
         Cause(
             _WRITES,
-            "make that tensor by `x.new_zeros(...)`, x being of the task, or write out of place (torch.stack, "
+            "make that tensor by `x.new_zeros(...)` from a tensor `x` of the task, or write out of place (torch.stack, "
             "torch.where, `x = x + y`)",
         ),
     ),
     (
         r"being modified in-?place|modified by an in-?place",
-        Cause("it changes in place what the backward pass still needs", _OUT_OF_PLACE),
+        Cause("it changes a tensor in place that the backward pass still needs", _OUT_OF_PLACE),
     ),
-    (r"\.item\(\)|data-dependent control flow", Cause(_READS, "use torch.where in place of `if`")),
+    (r"\.item\(\)|data-dependent control flow", Cause(_READS, "use torch.where instead of `if`")),
     (
         r"one_hot",
-        Cause("F.one_hot reads the number of classes off the labels", "give it num_classes"),
+        Cause("F.one_hot reads the number of classes from the labels", "give it num_classes"),
     ),
     (
         r"dynamic shape|masked_select|stack expects each tensor to be equal size",
         Cause(
             "the shape of a result depends on values (boolean indexing, nonzero, unique), which differ from task to "
             "task",
-            "keep shapes fixed: torch.where, or weights of 0 and 1 in place of a boolean index",
+            "keep shapes fixed: torch.where, or weights of 0 and 1 instead of a boolean index",
         ),
     ),
     (
@@ -94,8 +94,8 @@ _CAUSES: tuple[tuple[str, Cause], ...] = (
     (
         r"setup_context|vmap support|generate_vmap_rule",
         Cause(
-            "it uses an autograd.Function that is not made for torch.func",
-            "give that setup_context and generate_vmap_rule = True (see torch's notes, extending.func)",
+            "it uses an autograd.Function that does not support torch.func",
+            "give the Function setup_context and generate_vmap_rule = True (see torch's notes, extending.func)",
         ),
     ),
     (
@@ -109,9 +109,8 @@ _CAUSES: tuple[tuple[str, Cause], ...] = (
     (
         r"scalar type|[Dd]type",
         Cause(
-            "it gets another dtype than when tasks run one by one, from what innerloop computes in place of a layer "
-            "before it",
-            "report it, please, with the model",
+            "it gets another dtype than when tasks run one by one, from an innerloop replacement of an earlier layer",
+            "please report it with the model",
         ),
     ),
 )
@@ -119,37 +118,37 @@ _RECURRENT = Cause(
     "torch's recurrent layers have no batching rule",
     "write the recurrence with nn.Linear, as il.models.recurrent does",
 )
-_UNKNOWN = Cause("torch cannot run it for many tasks at once", "compute it by other operations")
+_UNKNOWN = Cause("torch cannot run it for many tasks at once", "compute it with other operations")
 
 
 def explain(error: BaseException, model: nn.Module, parts: Parts, remedy: str) -> str:
-    """What could not be vectorized, why, and the fix, in words.
+    """Return a message that says what could not be vectorized, why, and how to fix it.
 
     Args:
-        error: what was raised under ``vmap``, and is not where tasks run one by one.
-        model: the learner's.
-        parts: its other parts, by what they are.
-        remedy: what follows from it.
+        error: an error that is raised under ``vmap`` and not when tasks run one by one.
+        model: the learner's model.
+        parts: the learner's other parts, by kind.
+        remedy: the consequence, for the message.
     """
     where, owner = _culprit(error, model, parts)
     cause = _cause(error, owner)
     differ = isinstance(error, TasksDifferError | DrawsError)
     verb = "cannot run these tasks at once" if differ else "cannot be vectorized over tasks"
     line = _user_line(error)
-    said = "" if differ or cause.why == first_line(error) else f" The error was: {first_line(error)}"
+    original = "" if differ or cause.why == first_line(error) else f" The error was: {first_line(error)}"
     return (
         f"{where} {verb}, {remedy}: {cause.why}{f' ({line})' if line else ''}. To fix it, {cause.fix}, or "
-        f"give vectorize=False, by which tasks run one by one.{said}"
+        f"give vectorize=False to run tasks one by one.{original}"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first."""
+    """Return the first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:
-    """From the outermost to where the error arose."""
+    """Yield the frames from the outermost to the one that raised the error."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         yield trace.tb_frame
@@ -157,46 +156,46 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 
 
 def _culprit(error: BaseException, model: nn.Module, parts: Parts) -> tuple[str, Any]:
-    """The innermost part in the traceback, in words and itself."""
+    """Return the innermost part in the traceback: its description and the object."""
     frames, names = list(_frames(error)), _names(model, parts)
     if isinstance(error, HooksError):
         return names[id(error.module)], error.module
     if isinstance(error, DrawsError) and not frames:
         return f"{type(model).__name__}, with its loss and rule,", None
     codes = {code: kind for kind, part in parts.items() if (code := _code(part)) is not None}
-    found: tuple[str, Any] = (f"The backward pass of {type(model).__name__}", None)
+    culprit: tuple[str, Any] = (f"The backward pass of {type(model).__name__}", None)
     for frame in frames:
         owner = frame.f_locals.get("self")
         if id(owner) in names:
-            found = names[id(owner)], owner
+            culprit = names[id(owner)], owner
         elif frame.f_code in codes:
             kind = codes[frame.f_code]
-            found = f"The {kind} {_called(parts[kind])}", parts[kind]
-        elif callable(getattr(owner, "constants", None)):  # one that was given for this call alone
-            found = f"The objective {_called(owner)}", owner
+            culprit = f"The {kind} {_called(parts[kind])}", parts[kind]
+        elif callable(getattr(owner, "constants", None)):  # an objective that was passed for this call alone
+            culprit = f"The objective {_called(owner)}", owner
         elif kind := _CALLS.get((Path(frame.f_code.co_filename).name, frame.f_code.co_name), ""):
             loss = kind if kind in parts else "loss"
-            found = f"The {loss} {_called(parts.get(loss))}", parts.get(loss)
+            culprit = f"The {loss} {_called(parts.get(loss))}", parts.get(loss)
     last = Path(frames[-1].f_code.co_filename) if frames else Path()
     if last.parent == Path(HERE, "operations") and last.name in _OWN and not isinstance(error, NotImplementedError):
-        return f"The {_OWN[last.name]} replacement of innerloop ({frames[-1].f_code.co_name}) in {found[0]}", None
-    return found
+        return f"The {_OWN[last.name]} replacement of innerloop ({frames[-1].f_code.co_name}) in {culprit[0]}", None
+    return culprit
 
 
 def _names(model: nn.Module, parts: Parts) -> dict[int, str]:
-    """What to call each object that a method may belong to."""
+    """Return a description of each object that a method may belong to, by its id."""
     names: dict[int, str] = {}
     for kind, part in parts.items():
         names.setdefault(id(part), f"The {kind} {_called(part)}")
         for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
             names.setdefault(id(module), f"The {kind} {_called(part)}, in its {type(module).__name__} ({name}),")
-    for name, module in model.named_modules():  # a layer that a loss uses, too, is one of the model's
+    for name, module in model.named_modules():  # a layer that a loss also uses belongs to the model
         names[id(module)] = f"{type(module).__name__} ({name or 'the model itself'})"
     return names
 
 
 def _called(part: Any) -> str:
-    """A part's class or, for a function, its name and where it stands."""
+    """Return a part's class or, for a function, its name and location."""
     while isinstance(part, partial):
         part = part.func
     if (code := getattr(part, "__code__", None)) is not None and not is_library(code):
@@ -205,7 +204,7 @@ def _called(part: Any) -> str:
 
 
 def _code(part: Any) -> CodeType | None:
-    """The code of a function, a method or what can be called; ``None`` for builtins and modules, found otherwise."""
+    """Return the code of a function, method or callable object; ``None`` for builtins, and for modules."""
     while isinstance(part, partial):
         part = part.func
     methods: Mapping[str, Any] = {} if isinstance(part, nn.Module) else vars(type(part))
@@ -216,7 +215,7 @@ def _code(part: Any) -> CodeType | None:
 def _cause(error: BaseException, owner: Any) -> Cause:
     message = str(error)
     if isinstance(error, TasksDifferError):
-        return Cause(_READS, "use torch.where in place of `if`")
+        return Cause(_READS, "use torch.where instead of `if`")
     if isinstance(error, DrawsError):
         return Cause(str(error), "draw them from torch's global generator, as torch.rand does, and set no seed")
     if isinstance(error, GradientsError):
@@ -227,7 +226,7 @@ def _cause(error: BaseException, owner: Any) -> Cause:
         if re.search(pattern, message):
             inplace = cause.why == _WRITES or cause.fix == _OUT_OF_PLACE
             return cause._replace(fix="make the layer with inplace=False") if inplace and _in_place(owner) else cause
-    if isinstance(error, NotImplementedError):  # this library's own refusals say why
+    if isinstance(error, NotImplementedError):  # this library's own errors say why
         return Cause(first_line(error), "remove the hook" if "hook" in message else _UNKNOWN.fix)
     return _UNKNOWN
 
@@ -237,7 +236,7 @@ def _in_place(owner: Any) -> bool:
 
 
 def _user_line(error: BaseException) -> str:
-    """The innermost line of code that is neither torch's nor this library's, below where the parts are called."""
+    """Return the innermost line of user code in the traceback, after the call of a part."""
     inside, line = False, ""
     trace: TracebackType | None = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""What modules, functions and other objects hold: attributes, closures, and the variables that their code uses."""
+"""The values that modules, functions and other objects hold: attributes, closures and variables that code uses."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LIBRARIES = frozenset(("torch", "innerloop", "numpy", *sys.stdlib_module_names)
 def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
     """Capture the attributes of modules and other objects and the closures of functions, to compare them later.
 
-    What one call changes, calls in several threads would change at the same time.
+    State that one call changes would be changed by several threads at the same time.
 
     Args:
-        parts: the objects, each under a word for what it is.
+        parts: the objects, by kind.
 
     Returns:
-        What stands for each value: a plain value itself, the identity of any other, and for a tensor also how often it
-        was written to in place.
+        A fingerprint of each value: plain values themselves, the identity of other objects, and for a tensor also the
+        number of in-place writes.
     """
     return {
         (f"the {kind} {owner}", name, index): [_fingerprint(leaf) for leaf in pytree.tree_leaves(value)]
@@ -41,43 +41,43 @@ def state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
 
 def plain_state(parts: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
     """Return `state` without its tensors, which do not outlive a task."""
-    return {key: [one for one in found if len(one) == 1] for key, found in state(parts).items()}
+    return {key: [one for one in prints if len(one) == 1] for key, prints in state(parts).items()}
 
 
 def held_by(part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of every object in a part, its class, and what it, its class and its code hold, by name."""
+    """Yield the class name of every object in a part, and what it, its class and its code hold, by name."""
     owner = part.__self__ if isinstance(part, MethodType) else part
     for one in owner.modules() if isinstance(owner, nn.Module) else (owner,):
         code = getattr(type(one), "forward" if isinstance(one, nn.Module) else "__call__", None)
         held = {**variables_of(one), **variables_of(code), **vars(type(one)), **attribute(one, "__dict__", {})}
         buffers = held.pop("_buffers", None) or {}
-        for tensors in ("_parameters", "_modules"):  # a task's take their places for a while
+        for tensors in ("_parameters", "_modules"):  # those of a task replace them for a while
             held.pop(tensors, None)
         yield getattr(one, "__name__", type(one).__name__), {**held, **buffers}
 
 
 def variables_of(function: Any) -> dict[str, Any]:
-    """The variables outside of a function that its code uses."""
+    """Return the global and enclosing variables that a function's code uses."""
     if not isinstance(function, FunctionType):
         return {}
-    used, variables = function.__code__.co_names, function.__globals__
-    found = {name: variables[name] for name in used if name in variables}
+    names, variables = function.__code__.co_names, function.__globals__
+    used = {name: variables[name] for name in names if name in variables}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # an empty one
-            found[name] = cell.cell_contents
-    return found
+        with suppress(ValueError):  # an empty cell
+            used[name] = cell.cell_contents
+    return used
 
 
 def reached(value: Any, seen: set[int], depth: int = 4) -> Iterator[Any]:
     """Yield a value and everything that it holds.
 
-    It holds the variables that a function uses, the object that a method belongs to, and the attributes of an object or
-    of a Python module that belongs to no library.
+    A function holds the variables that it uses, a method its object, and an object its attributes, as does a Python
+    module that does not belong to a library.
 
     Args:
         value: a pytree of anything.
-        seen: the ids of what was looked at already.
-        depth: how far to follow.
+        seen: the ids of the values that were visited already.
+        depth: how many levels to follow.
     """
     if id(value) in seen or not depth or (isinstance(value, (list, dict, tuple)) and len(value) > MOST_ENTRIES):
         return

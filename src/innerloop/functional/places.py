@@ -1,4 +1,4 @@
-"""Where Python keeps values: one container at a time, to read, to compare and to put back; see `innerloop.state`."""
+"""Containers of Python values, to read, compare and restore them one at a time; see `innerloop.engine.state`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 MOST_BYTES = 1 << 16
-"""Of an array whose content is compared before every step."""
+"""The largest array whose content is compared before every step."""
 
 PLAIN = (
     int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), slice, range, enum.Enum, torch.dtype,
@@ -26,20 +26,20 @@ PLAIN = (
 """Types of values that never change themselves."""
 
 ABSENT: Any = type("absent", (), {"__repr__": lambda self: "nothing"})()
-"""What an entry that is not there holds."""
+"""Stands for the value of a missing entry."""
 
 
 class Place:
     """Something that holds values under keys.
 
     Args:
-        name: of what holds them, in the words of an error message.
-        form: of an entry's name, from that name and the key.
+        name: the name of the holder, for messages.
+        form: the format of an entry's name, with the fields ``name`` and ``key``.
         holder: a dict, list, deque or class; or, with ``keys``, any object.
         keys: which entries of the holder count; ``None`` for all.
 
     Attributes:
-        entries: what it held when this was made.
+        entries: the entries when this object was made.
     """
 
     def __init__(self, name: str, form: str, holder: Any, keys: tuple[Any, ...] | None = None) -> None:
@@ -47,7 +47,7 @@ class Place:
         self.entries = self.now()
 
     def now(self) -> dict[Any, Any]:
-        """The entries at present."""
+        """Return the present entries."""
         holder = self.holder
         if self.keys is not None:
             if isinstance(holder, dict):
@@ -58,7 +58,7 @@ class Place:
         return {k: v for k, v in vars(holder).items() if _counts(k, v)} if isinstance(holder, type) else dict(holder)
 
     def put(self, entries: dict[Any, Any]) -> None:
-        """Make the holder hold these."""
+        """Make the holder hold these entries."""
         holder, now = self.holder, self.now()
         if isinstance(holder, deque):
             holder.clear()
@@ -74,17 +74,17 @@ class Place:
                     _set(holder, key, new)
 
     def name_of(self, key: Any) -> str:
-        """An entry's name."""
+        """Return an entry's name."""
         return self.form.format(name=self.name, key=key).lstrip(".")
 
 
 class Content:
-    """A value that Python does not show as containers: a set, an array, a generator of random numbers.
+    """A value with hidden content: a set, an array, a generator of random numbers.
 
     Args:
-        name: in the words of an error message.
-        read: gives what can be compared.
-        write: puts it back.
+        name: the name of the value, for messages.
+        read: returns the content in a form that can be compared.
+        write: restores the content.
     """
 
     def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
@@ -93,7 +93,7 @@ class Content:
 
 
 def content(item: Any, name: str) -> Content | None:
-    """What such a value holds, if it is one."""
+    """Return the content of such a value; ``None`` for other values."""
     numpy = sys.modules.get("numpy")
     if isinstance(item, set):
         return Content(name, lambda: frozenset(item), lambda was: _refill(item, was))
@@ -124,12 +124,12 @@ def content(item: Any, name: str) -> Content | None:
 
 
 def equal(was: Any, now: Any) -> bool:
-    """Whether code that reads the one does what it does with the other."""
+    """Return whether code cannot tell the two values apart."""
     if was is now:
         return True
     if type(was) is not type(now) or isinstance(was, Tensor):
         return False
-    if isinstance(was, (float, complex)):  # which tells zeros, and takes one "not a number" for another
+    if isinstance(was, (float, complex)):  # repr distinguishes signed zeros, and treats all NaN as equal
         return repr(was) == repr(now)
     if isinstance(was, tuple):
         return len(was) == len(now) and all(map(equal, was, now))
@@ -139,13 +139,13 @@ def equal(was: Any, now: Any) -> bool:
 
 
 def by_value(item: Any) -> bool:
-    """Whether a value is told by what it is equal to, and holds nothing that may change."""
+    """Return whether a value is compared by equality and holds nothing that may change."""
     hashed: Any = type(item).__hash__
     return hashed not in (object.__hash__, None) and not hasattr(item, "__dict__")
 
 
 def slots(cls: type) -> tuple[str, ...]:
-    """The attributes that a class keeps outside of a dictionary."""
+    """Return the attributes that a class keeps outside of a dictionary."""
     given = vars(cls).get("__slots__", ())
     names = (given,) if isinstance(given, str) else tuple(given)
     private = f"_{cls.__name__.lstrip('_')}"
@@ -154,7 +154,7 @@ def slots(cls: type) -> tuple[str, ...]:
 
 
 def _counts(key: str, value: Any) -> bool:
-    """Whether an entry of a class says what its code does: not what Python keeps there for itself."""
+    """Return whether an entry of a class affects its code; false for entries that Python keeps for itself."""
     return not (key.startswith("_abc_") or (key.startswith("__") and not isinstance(value, types.FunctionType)))
 
 

@@ -13,17 +13,17 @@ from ..common import private
 
 _PLAIN = (Tensor, nn.Parameter)
 _OURS = (f"{__name__.partition('.')[0]}.", private.DEVICE_MODES)
-"""Where the modes are from that need not see the library's operations; that of `torch.device` changes new tensors."""
+"""Modules of modes that need not see the library's operations; the mode of `torch.device` only changes new tensors."""
 
 
 def hidden_from_modes(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
     """Hide the library's own operations on plain tensors from its function modes.
 
-    These modes cost over a microsecond per operation and per attribute.
+    These modes cost over a microsecond per operation and per attribute. Nothing is hidden for a subclass of tensors,
+    which may define its own operations, nor if a mode of other code is active.
 
     Args:
-        tensors: what is worked on. A subclass may define operations of its own, so nothing is hidden then, nor from
-            modes that are not the library's.
+        tensors: the tensors of the operations.
     """
     stack = range(private.number_of_function_modes())
     own = all(type(private.function_mode_at(level)).__module__.startswith(_OURS) for level in stack)
@@ -32,30 +32,30 @@ def hidden_from_modes(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
 
 
 def modules_of(*parts: Any) -> list[nn.Module]:
-    """The modules among some parts and all their submodules, each once, in the order of ``nn.Module.modules()``."""
-    found: dict[nn.Module, None] = {}
+    """Return the modules among some parts and all their submodules, each once, in the order of ``modules()``."""
+    modules: dict[nn.Module, None] = {}
     waiting: list[nn.Module | None] = [part for part in reversed(parts) if isinstance(part, nn.Module)]
     while waiting:
         module = waiting.pop()
-        if module is not None and module not in found:
-            found[module] = None
+        if module is not None and module not in modules:
+            modules[module] = None
             if children := module._modules:
                 waiting.extend(reversed(children.values()))
-    return list(found)
+    return list(modules)
 
 
 def members_of(modules: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
-    """The modules' own parameters and buffers, each once, in the order of ``parameters()`` and ``buffers()``."""
+    """Return the modules' parameters and buffers, each once, in the order of ``parameters()`` and ``buffers()``."""
     parameters: dict[int, Tensor] = {}
     buffers: dict[int, Tensor] = {}
     for module in modules:
-        for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
-            for tensor in held.values():
+        for members, own in ((parameters, module._parameters), (buffers, module._buffers)):
+            for tensor in own.values():
                 if tensor is not None:
-                    found.setdefault(id(tensor), tensor)
+                    members.setdefault(id(tensor), tensor)
     return list(parameters.values()), list(buffers.values())
 
 
 def identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two dictionaries hold the same objects under the same names."""
+    """Return whether two dictionaries hold the same objects under the same names."""
     return len(one) == len(other) and all(map(is_, one.values(), other.values())) and one.keys() == other.keys()

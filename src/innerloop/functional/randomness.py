@@ -1,7 +1,7 @@
-"""Random numbers that torch's global generator does not give.
+"""Random numbers that do not come from torch's global generator.
 
-Where tasks run at once, torch draws for each of them from its global generator, and what is computed again in the
-backward pass can draw the same once more. Neither holds for numbers from elsewhere, nor for a model that sets the seed.
+While tasks run at once, torch draws separate numbers for each task from its global generator, and a recomputed step can
+draw the same numbers again. Neither holds for numbers from other generators, nor for a model that sets the seed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class DrawsError(NotImplementedError):
 
     Args:
         how: how numbers are drawn, a verb and its object.
-        what: of the numbers, when tasks run at once.
-        repeats: whether what is computed again draws the same numbers.
+        what: what would be wrong when tasks run at once, a relative clause.
+        repeats: whether a recomputed step draws the same numbers.
     """
 
     def __init__(self, how: str, what: str, repeats: bool = False) -> None:
@@ -41,22 +41,22 @@ class DrawsError(NotImplementedError):
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records, while entered, which random generators are used, and restores them on exit.
 
-    It restores all generators but torch's global ones, so that code that runs again draws the same numbers.
+    It restores all generators except torch's global ones, so that code that runs again draws the same numbers.
 
     Args:
-        parts: whose code will run: modules, losses and the like, in which generators are looked for.
-        tensors: that are computed with, of which the devices are known.
+        parts: modules, losses and other objects that will run; generators are searched in them.
+        tensors: tensors on the devices that will be used.
 
     Attributes:
-        error: what was found; ``None`` if all numbers come from torch's global generators, one after the other.
-        possible: whether the code that was looked at knows Python's or NumPy's random numbers.
+        error: the first problem; ``None`` if all numbers come from torch's global generators, one after the other.
+        possible: whether the code of the parts refers to Python's or NumPy's random numbers.
     """
 
     supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler to do so, which takes seconds."""
+        """Return false: otherwise torch would import its compiler, which takes seconds."""
         return False
 
     def __init__(self, parts: Iterable[Any], tensors: Iterable[Tensor]) -> None:
@@ -79,10 +79,10 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._note(DrawsError(f"draws random numbers from {one.name}", _SHARED))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at the generators where random numbers are drawn."""
+        """Check the generators of operations that draw random numbers."""
         kwargs = kwargs or {}
         if args and isinstance(args[0], list) and getattr(getattr(func, "_schema", None), "is_mutable", False):
-            torch.autograd.graph.increment_version(args[0])  # which torch leaves out under such a mode
+            torch.autograd.graph.increment_version(args[0])  # torch leaves this out under such a mode
         if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
             return func(*args, **kwargs)
         given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Generator)]
@@ -91,17 +91,17 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if all(generator is not known for known, _ in self._known):
                 self._known.append((generator, _OWN))
                 self._before.append(content(generator, _OWN))
-            what = "which would give them its numbers in another order"
+            what = "which would give the tasks its numbers in another order"
             self._note(DrawsError(f"draws random numbers from {_OWN}", what), sys._getframe(1))
         if not own and not same_random_state(self._last, random_state(self._tensors)):
-            what = "after which each of them would still get numbers of its own"
+            what = "but each task would still get different numbers"
             self._note(DrawsError("sets the seed or the state of torch's generator", what, True), sys._getframe(1))
         result = func(*args, **kwargs)
         self._last = random_state(self._tensors)
         return result
 
     def _note(self, error: DrawsError, frame: FrameType | None = None) -> None:
-        """Keep what was found first, with the frames that led to it."""
+        """Keep the first problem, with the frames that led to it."""
         if self.error is not None:
             return
         trace: TracebackType | None = None
@@ -111,7 +111,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.error = error.with_traceback(trace)
 
     def _generators(self, parts: Iterable[Any]) -> Iterator[tuple[Any, str]]:
-        """Generators that parts hold, or that their code uses, and what to call them."""
+        """Yield the generators that parts hold or that their code uses, with their names for messages."""
         numpy = sys.modules.get("numpy")
         kinds: tuple[type, ...] = (random.Random, torch.Generator)
         kinds += (numpy.random.Generator, numpy.random.RandomState) if numpy else ()
@@ -125,12 +125,12 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         self.possible |= isinstance(one, kinds) or _of_random(one)
 
 
-_SHARED = "which all of them would share"
-_OWN = "a torch.Generator of its own"
+_SHARED = "which all tasks would share"
+_OWN = "its own torch.Generator"
 
 
 def _global() -> Iterator[Content]:
-    """Python's and NumPy's global generators."""
+    """Yield Python's and NumPy's global generators."""
     yield Content("Python's random module", random.getstate, random.setstate)
     if numpy := sys.modules.get("numpy"):
         own = numpy.random
@@ -140,7 +140,7 @@ def _global() -> Iterator[Content]:
 
 
 def _of_random(value: Any) -> bool:
-    """Whether a value is a module that has random numbers, or a function of one."""
+    """Return whether a value is a module with random numbers, or a function of such a module."""
     name = attribute(value, "__name__" if isinstance(value, ModuleType) else "__module__")
     bound = isinstance(attribute(value, "__self__"), random.Random)
     return bound or (isinstance(name, str) and name.partition(".")[0] in ("random", "numpy"))
@@ -148,12 +148,10 @@ def _of_random(value: Any) -> bool:
 
 @contextmanager
 def refused_draws(watch: bool) -> Iterator[None]:
-    """A context in which drawing from Python's or NumPy's global generators is an error.
-
-    The generators are restored on exit.
+    """While entered, refuse to draw from Python's or NumPy's global generators, and restore these on exit.
 
     Args:
-        watch: whether to look at all.
+        watch: whether to check at all.
 
     Raises:
         DrawsError: numbers were drawn.

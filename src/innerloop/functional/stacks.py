@@ -1,8 +1,8 @@
-"""Running code on whole stacks of tasks from inside ``vmap``, and inner gradients that way.
+"""Run code on stacks of all tasks from inside ``vmap``, and compute inner gradients in this way.
 
-``torch.vmap`` shows one task to code that works on all of them. Where a stack can be worked on better than torch's own
-batching rules do, `on_stacks` steps out of ``vmap`` for one call. The inner gradient is such a call: the tasks' losses
-are independent, so one plain backward pass of their sum gives every task's own gradient.
+Under ``torch.vmap`` code sees one task. If code for a stack is better than torch's batching rules, `on_stacks` leaves
+``vmap`` for one call. The inner gradient is such a call: the losses of tasks are independent, so one plain backward
+pass of their sum gives the gradient of every task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Place = Literal["plain", "vmap", "other"]
 
 
 def place() -> Place:
-    """Where this code runs: under no function transform, under one ``vmap``, or under others."""
+    """Return whether the caller runs under no function transform, under one ``vmap``, or under others."""
     level = private.transform_level()
     if level is None:
         return "plain"
@@ -36,7 +36,7 @@ def place() -> Place:
 
 
 def of_all_tasks(tensor: Tensor) -> Tensor:
-    """What is inside of the wrappers of function transforms."""
+    """Return the tensor inside the wrappers of function transforms, which under ``vmap`` holds all tasks."""
     while private.is_wrapped(tensor):
         tensor = private.unwrapped(tensor)
     return tensor
@@ -44,7 +44,7 @@ def of_all_tasks(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def under(transforms: Sequence[Any]) -> Iterator[list[Any]]:
-    """Code that runs under these function transforms, the innermost first, in place of those that it yields."""
+    """Enter these function transforms, the innermost first, in place of the present ones, which it yields."""
     present: list[Any] = []
     while private.innermost_transform() is not None:
         present.append(private.pop_transform())
@@ -62,9 +62,9 @@ def under(transforms: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def on_stacks(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """``function`` of the tensors of all tasks, each with a leading task axis ``[T, ...]``, and back to one task's.
+    """Call ``function`` on the tensors of all tasks, ``[T, ...]`` each, and return the results as those of one task.
 
-    Not under ``vmap``, T is 1.
+    T is 1 outside of ``vmap``.
     """
     if place() != "vmap":
         return tuple(result[0] for result in function(*(tensor[None] for tensor in tensors)))
@@ -79,20 +79,20 @@ def on_stacks(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> tu
 def _stack(tensor: Tensor, axis: int | None, number: int) -> Tensor:
     if axis is None:
         return tensor.expand(number, *tensor.shape)
-    return tensor if axis == 0 else tensor.movedim(axis, 0)  # the same one, since gradients by it may be wanted
+    return tensor if axis == 0 else tensor.movedim(axis, 0)  # the same object: gradients may be needed
 
 
 def value_and_gradient(
     function: Callable[[Params], tuple[Tensor, Any]], params: Params, order: int
 ) -> tuple[Params, Tensor, Any]:
-    """The gradient of a task's loss by its parameters, the loss, and what else the function returned.
+    """Return the gradient of a task's loss by its parameters, the loss, and what else the function returned.
 
     Args:
         function: ``params -> (loss, rest)``.
-        params: one value per task: under ``vmap`` each must have a task axis.
-        order: 2 keeps the graph, through which the gradient can be differentiated again; 1 does not.
+        params: the parameters; under ``vmap`` each must have a task axis.
+        order: 2 keeps the graph, so that the gradient can be differentiated again; 1 does not.
     """
-    if place() == "other":  # within torch.func, which brings its own
+    if place() == "other":  # under torch.func, which has its own gradients
         with torch.set_grad_enabled(order == 2 and torch.is_grad_enabled()):
             grads, (loss, rest) = grad_and_value(function, has_aux=True)(params)
         return grads, loss, rest
@@ -104,7 +104,7 @@ def value_and_gradient(
 
 
 def _differentiable(params: Params, order: int) -> Params:
-    """The same parameters to differentiate by: fresh leaves of the graph for order 1."""
+    """Return the parameters to differentiate by: for order 1, new leaves of the graph."""
     connected = order == 2 and torch.is_grad_enabled()
 
     def leaves(*values: Tensor) -> list[Tensor]:
@@ -124,7 +124,7 @@ def _gradient(loss: Tensor, by: list[Tensor], graph: bool) -> Sequence[Tensor]:
 
 
 def nodes_of(tensors: Iterable[Tensor]) -> Iterator[Any]:
-    """All nodes of the graph of some tensors."""
+    """Yield all nodes of the graph of some tensors."""
     nodes, seen = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None], set[Any]()
     while nodes:
         node = nodes.pop()
@@ -135,16 +135,16 @@ def nodes_of(tensors: Iterable[Tensor]) -> Iterator[Any]:
 
 
 def leaves_of(*tensors: Tensor) -> list[Tensor]:
-    """The tensors that require a gradient and that others are computed of."""
+    """Return the leaves of the graph of some tensors: the tensors that they are computed from."""
     return [node.variable for node in nodes_of(tensors) if hasattr(node, "variable")]
 
 
 def refuse_hidden(leaves: Iterable[Tensor], known: Iterable[Tensor]) -> None:
-    """Refuse an inner loss that depends on tensors outside of the learner, whose gradient constant memory would lose.
+    """Refuse an inner loss that depends on tensors outside of the learner: constant memory would lose their gradient.
 
     Args:
-        leaves: the tensors requiring a gradient that every evaluation of the inner loss depends on.
-        known: the tensors whose gradient is kept: parameters of the model and the loss, the task and its buffers.
+        leaves: the tensors that require a gradient and that every evaluation of the inner loss depends on.
+        known: the tensors with gradients that are kept: parameters of the model and the loss, the task, its buffers.
 
     Raises:
         ValueError: a leaf is not among the known tensors.
@@ -168,28 +168,28 @@ def recomputed(
     unread: Callable[[], AbstractContextManager[None]] = nullcontext,
     repeated: int = 0,
 ) -> Any:
-    """``function(2, *inputs)``, of which only the inputs are kept: the backward pass runs it again.
+    """Return ``function(2, *inputs)``, keeping only the inputs: the backward pass runs the function again.
 
     Args:
-        function: ``(order, *inputs) -> pytree of tensors``; order 1 gives the values alone.
-        inputs: a tuple, a pytree with all tensors that the function depends on, but for the learned ones.
-        learned: parameters that the function finds by itself.
+        function: ``(order, *inputs) -> pytree of tensors``; order 1 gives only the values.
+        inputs: a tuple, a pytree with all tensors that the function depends on except the learned ones.
+        learned: parameters that the function uses without getting them as arguments.
         context: entered around each run.
-        unread: entered around the second, whose results are only differentiated: nobody reads their values.
-        repeated: which of the results, flattened, has its value then all the same, by which it is told that the
-            function gives the same again.
+        unread: entered around the second run, whose results are differentiated but whose values are not read.
+        repeated: the index of a flattened result that has its value even then; it is compared with the first run to
+            check that the function gives the same again.
     """
     leaves, structure = pytree.tree_flatten(inputs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]  # what is kept keeps no tensor alive
+    others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]  # keeps no tensor alive
     results: Any = None
 
     def flat(order: int, *values: Tensor) -> tuple[Tensor, ...]:
         nonlocal results
         rest = iter(values)
         filled = [next(rest) if other is None else other[0] for other in others]
-        found, results = pytree.tree_flatten(function(order, *pytree.tree_unflatten(filled, structure)))
-        return tuple(found)
+        values_out, results = pytree.tree_flatten(function(order, *pytree.tree_unflatten(filled, structure)))
+        return tuple(values_out)
 
     def stacked(*values: Tensor) -> tuple[Tensor, ...]:
         def run(order: int, *stacks: Tensor) -> tuple[Tensor, ...]:
@@ -200,29 +200,29 @@ def recomputed(
         )
 
     if place() == "vmap":
-        found = on_stacks(stacked, *tensors)
+        outputs = on_stacks(stacked, *tensors)
     else:
-        found = _Recomputed.apply(flat, context, unread, repeated, len(tensors), *tensors, *learned)
-    return pytree.tree_unflatten(list(found), results)
+        outputs = _Recomputed.apply(flat, context, unread, repeated, len(tensors), *tensors, *learned)
+    return pytree.tree_unflatten(list(outputs), results)
 
 
 RandomState = tuple[Tensor, list[int], list[Tensor]]
-"""The generator's state on the CPU; the accelerators concerned, and theirs."""
+"""The state of the CPU generator, the numbers of the accelerators, and the states of their generators."""
 
 
 def random_state(tensors: Sequence[Tensor]) -> RandomState:
-    """The state of torch's global generators, on the CPU and on the devices of the tensors."""
+    """Return the state of torch's global generators, on the CPU and on the devices of the tensors."""
     return torch.get_rng_state(), *get_device_states(*tensors)
 
 
 def same_random_state(state: RandomState, other: RandomState) -> bool:
-    """Whether two states of the same devices are equal, so that no numbers were drawn between them."""
+    """Return whether two states of the same devices are equal, so that no numbers were drawn in between."""
     return all(map(torch.equal, (state[0], *state[2]), (other[0], *other[2])))
 
 
 @contextmanager
 def random_numbers_from(state: RandomState | None) -> Iterator[None]:
-    """The random numbers that were drawn from this state on, once more; ``None`` stands for none at all."""
+    """While entered, repeat the random numbers that were drawn from this state on; ``None`` does nothing."""
     if state is None:
         yield
         return
@@ -233,7 +233,7 @@ def random_numbers_from(state: RandomState | None) -> Iterator[None]:
 
 
 class _Recomputed(Function):
-    """Any number of derivatives: the backward pass is another function that is computed again, by the one after it."""
+    """A recomputed function with derivatives of every order: its backward pass is a recomputed function, too."""
 
     @staticmethod
     def forward(
@@ -248,10 +248,10 @@ class _Recomputed(Function):
         ctx.run, ctx.context, ctx.unread, ctx.number = run, context, unread, number
         ctx.save_for_backward(*tensors)
         before = random_state(tensors)
-        with context():  # torch leaves function modes outside
+        with context():  # torch has left function modes here
             results = tuple(run(1, *tensors[:number]))
         ctx.repeated = None if repeated is None else (repeated, results[repeated].clone())
-        # Without need, nothing is kept: among the freed memory of a step, the smallest thing keeps the next step out.
+        # Nothing is kept without need: the smallest tensor among the freed memory of a step fragments it.
         ctx.random = None if same_random_state(before, random_state(tensors)) else before
         ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point() and not r.is_complex()))
         return results
@@ -262,7 +262,7 @@ class _Recomputed(Function):
         tensors, learned = ctx.saved_tensors[:number], ctx.saved_tensors[number:]
 
         def gradients(order: int, *values: Tensor) -> list[Tensor]:
-            # Leaves, since one input may have been computed from another, or from what is learned.
+            # Leaves, since one input may be computed from another, or from learned parameters.
             inputs = [
                 v if order == 2 and v.requires_grad else v.detach().requires_grad_(need)
                 for v, need in zip(values[:number], needed, strict=False)
@@ -286,10 +286,10 @@ class _Recomputed(Function):
         further = torch.is_grad_enabled()
         if further:
             values = (*tensors, *cotangents)
-            found = _Recomputed.apply(gradients, nullcontext, nullcontext, None, len(values), *values, *learned)
+            computed = _Recomputed.apply(gradients, nullcontext, nullcontext, None, len(values), *values, *learned)
         else:
-            found = gradients(1, *tensors, *cotangents)
-        grads = iter(found)
+            computed = gradients(1, *tensors, *cotangents)
+        grads = iter(computed)
         return None, None, None, None, None, *(next(grads) if need else None for need in needed)
 
 
@@ -297,21 +297,21 @@ _strangers: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
 
 
 def _seen_before(leaf: Tensor) -> bool:
-    """Whether a tensor was a leaf of an earlier step, too, and not made anew in this one."""
+    """Return whether a tensor was also a leaf of an earlier step, and not made in this step."""
     earlier = _strangers.get(id(leaf))
     _strangers[id(leaf)] = leaf
     return earlier is leaf
 
 
 def _require_repeated(index: int, before: Tensor, results: Sequence[Tensor]) -> None:
-    """Refuse a function that gives something else when it is computed again.
+    """Refuse a function that gives another result when it is recomputed.
 
     Raises:
-        ValueError: it does.
+        ValueError: the results differ.
     """
     if not torch.allclose(before, results[index].detach(), rtol=1e-4, atol=1e-6, equal_nan=True):
         raise ValueError(
-            'memory="constant" computes inner steps again in the backward pass, and the model or the loss gives '
-            "something else when it is called again: keep what changes in a buffer (self.register_buffer), draw random "
+            'memory="constant" recomputes inner steps in the backward pass, but the model or the loss gives another '
+            "result when it is called again: keep what changes in a buffer (self.register_buffer), draw random "
             'numbers from torch\'s global generator, or give memory="graph"'
         )

@@ -1,6 +1,6 @@
-"""What one thread works with in place of a module that all threads share: a copy with the same parameters.
+"""Copies of shared modules for single threads, with the same parameters.
 
-Putting a task's parameters into a module would be seen by every thread.
+If a thread put a task's parameters into a shared module, all threads would see them.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ..common.interrupts import raise_interrupt_behind
 Part = TypeVar("Part")
 
 StandIns = Mapping[int, nn.Module]
-"""By the id of what they stand in for."""
-_present: ContextVar[StandIns] = ContextVar("what stands in for modules", default=MappingProxyType({}))
+"""Copies by the id of the module that they replace."""
+_present: ContextVar[StandIns] = ContextVar("copies of modules", default=MappingProxyType({}))
 
 
 def present() -> StandIns:
-    """What stands in for modules in this thread."""
+    """Return the copies that this thread uses."""
     return _present.get()
 
 
 def replica(model: nn.Module) -> nn.Module:
-    """A copy with the same parameters and buffers."""
+    """Return a copy that shares parameters and buffers."""
     return copied(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def copied(model: nn.Module, known: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy, also of a module whose attributes hold non-leaf tensors, which torch refuses to copy.
+    """Return a deep copy, also of a module with non-leaf tensors in its attributes, which torch refuses to copy.
 
-    Such tensors are detached. Those computed from parameters, as by the old ``torch.nn.utils.weight_norm``, are
-    computed again when the copy runs.
+    Such tensors are detached. Those that are computed from parameters, as by the old ``torch.nn.utils.weight_norm``,
+    are computed again when the copy runs.
 
     Args:
         model: the module.
@@ -52,7 +52,7 @@ def copied(model: nn.Module, known: dict[int, Any] | None = None) -> nn.Module:
 
 @contextmanager
 def standing_in(stand_ins: StandIns) -> Iterator[None]:
-    """In this thread, `mine` gives these, beside those that stand in already."""
+    """While entered, `mine` returns these copies in this thread, in addition to the present ones."""
     token = _present.set({**_present.get(), **stand_ins})
     try:
         yield
@@ -61,18 +61,18 @@ def standing_in(stand_ins: StandIns) -> Iterator[None]:
 
 
 def mine(part: Part) -> Part:
-    """What this thread works with in place of a module, or of anything else, which is that itself."""
+    """Return this thread's copy of a module, or the object itself if there is no copy."""
     return _present.get().get(id(part), part)  # type: ignore[return-value]
 
 
 def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
-    """Whether copies of a module do without the original.
+    """Return whether copies of a module do not use the original.
 
-    A function that a module keeps, or a hook, may hold on to the original: that could not be given a task's parameters.
+    A function in an attribute, or a hook, may refer to the original, which does not get a task's parameters.
 
     Args:
         model: the module.
-        call: computes something with what `mine` gives, on parameters other than the module's.
+        call: runs the module that `mine` returns, on other parameters than the module's.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if buffer.layout == torch.strided]
     try:
@@ -80,10 +80,10 @@ def independent(model: nn.Module, call: Callable[[], Any]) -> bool:
             outputs = [t for t in pytree.tree_leaves(call()) if isinstance(t, torch.Tensor) and t.requires_grad]
         learned = [p for p in model.parameters() if p.requires_grad]
         reached = torch.autograd.grad([t.sum() for t in outputs], learned, allow_unused=True) if outputs else ()
-    except Exception as error:  # whatever it is that cannot be copied, or run twice
+    except Exception as error:  # it cannot be copied, or cannot run twice
         raise_interrupt_behind(error)
         return False
-    finally:  # what holds on to the original may have moved its statistics
+    finally:  # code that refers to the original may have moved its statistics
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):  # batch norm writes without counting versions

@@ -1,7 +1,7 @@
-"""Calls from many threads take turns: as many work at the same time as there are cores.
+"""Calls from many threads take turns: at most as many work at the same time as there are cores.
 
-A thread takes Python's lock again after each of torch's operations. Where more threads than cores compete for it, they
-spend more time on handing it over than on working.
+A thread takes Python's lock again after each of torch's operations. If more threads than cores compete for it, they
+spend more time on passing the lock than on work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from ..common.interrupts import Lock, release_at_end
 
 PATIENCE = 1.0
-"""Seconds after which a call starts anyway. It may be short and the others long, or they may wait for it."""
+"""Seconds after which a call starts anyway: it may be short and the others long, or the others may wait for it."""
 
 
 def _cores() -> int:
@@ -24,12 +24,12 @@ def _cores() -> int:
 CORES = _cores()
 _lock = Lock()
 _changed = _lock.condition()
-_working: set[int] = set()  # threads, not their number, which an interrupt could leave wrong
+_working: set[int] = set()  # threads, since an interrupt could leave their number wrong
 _has_turn: ContextVar[bool] = ContextVar("whether this call has its turn", default=False)
 
 
 class Turn:
-    """A context that waits for a turn, and has it while entered. A call within a call does not wait."""
+    """A context that waits for a turn, and holds it while entered. A call within a call does not wait."""
 
     def __enter__(self) -> None:
         self._outer = _has_turn.get()
@@ -62,4 +62,4 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)  # threads do not come along
+    os.register_at_fork(after_in_child=_after_fork)  # the child has no other threads

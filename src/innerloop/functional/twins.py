@@ -2,9 +2,9 @@
 
 Every thread sees it when a call puts a task's parameters into a module or sets the mode of a layer. So a call that
 predicts or adapts works on *twins*: new module objects that share parameters, buffers and everything else with the
-learner's. A call that fails then leaves nothing behind. Code that refers to the modules other than as submodules (in a
-list, by a bound method, as a global variable, from a loss) would still reach the originals. Such learners have no
-twins, and their calls wait for each other.
+learner's. A call that fails then changes nothing. Code that refers to the modules other than as submodules (in a list,
+by a bound method, as a global variable, from a loss) would still reach the originals. Such learners have no twins, and
+their calls wait for each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .stand_ins import StandIns, mine, standing_in
 _OWN = ("_parameters", "_buffers", "_modules")
 _DICTS = (*_OWN, "_forward_hooks", "_forward_pre_hooks")
 _LAID_OUT = ("_flat_weights", "_flat_weight_refs")
-"""Lists in which torch's recurrent layers keep their parameters once more."""
+"""Lists in which torch's recurrent layers keep their parameters a second time."""
 _locks: WeakKeyDictionary[nn.Module, Lock] = WeakKeyDictionary()
 _making = Lock()
 _EMPTY: dict[str, Any] = {}
@@ -36,12 +36,12 @@ class Shared:
     """The modules that all calls of a learner share.
 
     Args:
-        model: the learner's.
+        model: the learner's model.
         parts: its other parts: modules, functions and other objects.
-        moving: modules whose buffers calls move.
+        moving: modules with buffers that calls update.
 
     Attributes:
-        entangled: whether running a task showed that twins would not do: a call leaves tensors in a list or a
+        entangled: whether running a task showed that twins do not work: a call leaves tensors in a list or a
             dictionary, which twins would share, or a copy of the model leads back to the original.
     """
 
@@ -63,14 +63,14 @@ class Shared:
 
     @property
     def separable(self) -> bool:
-        """Whether twins are possible: code refers to modules only as submodules."""
+        """Whether twins are possible, because code refers to modules only as submodules."""
         if self._leads_back is None:
             self._leads_back = _lead_back(self._parts, self.modules)
         return not self._leads_back and not self.entangled
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Let `threads.mine` return twins in this thread while entered.
+        """Let `stand_ins.mine` return twins in this thread while entered.
 
         Plain attributes that a call sets, such as counters, are copied back to the originals.
         """
@@ -97,7 +97,7 @@ class Originals:
     """A snapshot of modules: their parameters, buffers, submodules, hooks and other attributes.
 
     Args:
-        shared: whose modules to record.
+        shared: the modules to record.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -120,14 +120,14 @@ class Originals:
 
 
 def _contents(module: nn.Module) -> dict[str, dict[str, Any]]:
-    if isinstance(module, torch.jit.ScriptModule):  # which keeps them elsewhere
+    if isinstance(module, torch.jit.ScriptModule):  # it keeps them elsewhere
         return {}
     held = vars(module)
     return {name: held[name].copy() if held[name] else _EMPTY for name in _DICTS}
 
 
 def _lead_back(parts: Iterable[Any], modules: list[nn.Module]) -> bool:
-    """Whether an attribute other than a submodule, or a variable of the code, leads to one of the modules."""
+    """Return whether an attribute other than a submodule, or a variable of the code, leads to one of the modules."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         return True
     own, seen = {id(module) for module in modules}, set[int]()

@@ -32,13 +32,13 @@ _FLAGS = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode")
 
 
 def undisturbed(alone: bool = False) -> Callable[[Method], Method]:
-    """Decorate a method so that an exception leaves no trace. It also runs outside of `torch.inference_mode`.
+    """Decorate a method so that an exception restores all state, and so that it leaves `torch.inference_mode`.
 
-    The object has an attribute ``_shared``, a `twins.Shared`.
+    The object must have an attribute ``_shared``, a `twins.Shared`.
 
     Args:
         alone: whether the method works on the modules themselves, one call at a time. Otherwise it works on twins
-            (`twins.Shared.apart`) where they are possible.
+            (`twins.Shared.apart`) if they are possible.
     """
 
     def decorate(method: Method) -> Method:
@@ -82,14 +82,14 @@ def _apart(function: Callable[[], Any]) -> Any:
         before.restore()
         if interrupt in (None, error):
             raise
-        raise interrupt from None  # whose way out other errors came upon
+        raise interrupt from None  # other errors arose while it propagated
 
 
 def in_turn(function: Callable[[], Any], shared: Shared) -> Any:
-    """Call a function that works on a learner's own modules, while no other such call runs. If it fails, restore them.
+    """Call a function that works on a learner's own modules, one call at a time; if it fails, restore the modules.
 
     Args:
-        function: without arguments.
+        function: a function without arguments.
         shared: the modules.
     """
     with shared.lock:
@@ -102,13 +102,13 @@ def in_turn(function: Callable[[], Any], shared: Shared) -> Any:
 
 
 def _finish(error: BaseException) -> BaseException | None:
-    """Finish what an interrupt left open.
+    """Finish context managers that an interrupt left open.
 
-    A context manager whose exit was interrupted would otherwise exit, and change state, only when the traceback is
-    freed. Other exceptions keep the variables in their tracebacks, for debuggers.
+    Otherwise a context manager with an interrupted exit would change state only when the traceback is freed. Other
+    exceptions keep the variables in their tracebacks, for debuggers.
 
     Returns:
-        The interrupt, if there was one: the error itself, or what it came upon.
+        The interrupt, if there was one: the error itself, or an error behind it.
     """
     interrupt = interrupt_behind(error)
     for one in chain(error) if interrupt is not None else ():

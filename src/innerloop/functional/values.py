@@ -1,4 +1,4 @@
-"""What code may ask of tensors while tasks run at once: values, where all tasks have the same, and gradients."""
+"""Reads of tensors while tasks run at once: values, if all tasks have the same, and gradients."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ READS: tuple[Callable[..., Any], ...] = (
 
 
 class TasksDifferError(RuntimeError):
-    """A value that says which code runs is not the same for all tasks that run at once."""
+    """A value that decides which code runs differs among tasks that run at once."""
 
 
 def where_tasks_agree(read: Callable[..., Any]) -> Callable[..., Any]:
     """Make a read of one element, such as ``bool`` or ``torch.Tensor.item``, work under ``vmap``.
 
-    The value is that of all tasks. Where they have different values, the read raises `TasksDifferError`.
+    If all tasks have the same value, the read returns it. Otherwise it raises `TasksDifferError`.
     """
 
     def call(tensor: Tensor) -> Any:
@@ -37,30 +37,30 @@ def where_tasks_agree(read: Callable[..., Any]) -> Callable[..., Any]:
         if tensor.numel() != 1 or not len(values):
             return read(tensor)
         if len(values) > 1 and not bool((values == values[0]).all()):
-            raise TasksDifferError("tasks differ in a value that says which code runs (bool(tensor), tensor.item())")
+            raise TasksDifferError("tasks differ in a value that decides which code runs (bool(tensor), tensor.item())")
         return read(values[0])
 
     return call
 
 
 def contains(tensor: Tensor, element: Any) -> Any:
-    """Whether an element of a tensor equals ``element``; replaces ``in`` while tasks run at once."""
+    """Return whether an element of a tensor equals ``element``; replaces ``in`` while tasks run at once."""
     return where_tasks_agree(bool)((tensor == element).any())
 
 
 class GradientsError(NotImplementedError):
-    """Code takes gradients in a way that does not see through ``vmap``."""
+    """Code computes gradients in a way that does not work under ``vmap``."""
 
     def __init__(self) -> None:
         super().__init__(
-            "gradients by torch.autograd inside the model or the loss would be zeros while tasks run at once"
+            "gradients from torch.autograd inside the model or the loss would be zeros while tasks run at once"
         )
 
 
 def gradient(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """``torch.autograd.grad``, refused where tasks run at once.
+    """``torch.autograd.grad``, which is refused while tasks run at once.
 
-    It does not see through ``vmap`` and may return zeros there. Calls from within ``torch.func``, which does, pass.
+    It does not support ``vmap`` and may return zeros there. Calls from within ``torch.func``, which does, are allowed.
 
     Raises:
         GradientsError: tasks run at once.
@@ -76,21 +76,21 @@ def gradient(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def recorded_gradient(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """``torch.autograd.grad``, with a hint where nothing is recorded.
+    """``torch.autograd.grad``, with a helpful error if gradients are not recorded.
 
     Raises:
         ValueError: gradients are not recorded, as in predictions.
     """
     if not torch.is_grad_enabled() and not any(t.requires_grad for t in tensors_of((outputs,))):
         raise ValueError(
-            "the model or the loss takes gradients by torch.autograd.grad, but where a learner predicts or adapts, "
-            "none are recorded: put what is differentiated under `with torch.enable_grad():`, or use torch.func.grad"
+            "the model or the loss computes gradients with torch.autograd.grad, but a learner records none when it "
+            "predicts or adapts: put that code under `with torch.enable_grad():`, or use torch.func.grad"
         )
     return torch.autograd.grad(outputs, *args, **kwargs)
 
 
 def reads_requires_grad(tensor: Tensor) -> bool:
-    """What the stack of all tasks says; functorch's wrappers say no, which torch's own bookkeeping goes by."""
+    """Return ``requires_grad`` of the stack of all tasks; functorch's wrappers say no, which torch itself relies on."""
     asking = sys._getframe(2).f_code.co_filename
     if asking == _FUNCTIONAL and private.is_wrapped(tensor):
         raise GradientsError
@@ -98,19 +98,21 @@ def reads_requires_grad(tensor: Tensor) -> bool:
 
 
 def hidden_graph(name: str) -> Callable[[Tensor], Any]:
-    """What of the graph code may not ask for where tasks run at once, since functorch's wrappers do not know it.
+    """Make a reader of an attribute of the graph that user code must not read while tasks run at once.
+
+    Functorch's wrappers do not know the graph.
 
     Args:
-        name: of an attribute of tensors.
+        name: the name of an attribute of tensors.
 
     Returns:
-        A function that reads it, but for code that is neither torch's nor this package's raises.
+        A function that reads the attribute, and raises ``NotImplementedError`` for user code under ``vmap``.
     """
 
     def read(tensor: Tensor) -> Any:
         asking = sys._getframe(2).f_code.co_filename
         if private.is_wrapped(tensor) and not asking.startswith((_TORCH, _HERE)):
-            raise NotImplementedError(f"code that looks at a tensor's {name} would not see the graph")
+            raise NotImplementedError(f"code that reads a tensor's {name} would not see the graph")
         return getattr(tensor, name)
 
     return read
@@ -118,7 +120,7 @@ def hidden_graph(name: str) -> Callable[[Tensor], Any]:
 
 def set_requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     """``tensor.requires_grad_``, which under ``vmap`` applies to the tensor of all tasks."""
-    if place() != "vmap":  # other transforms record gradients themselves, by this very call
+    if place() != "vmap":  # other transforms record gradients themselves, with this call
         return tensor.requires_grad_(requires_grad)
     with under([]):
         of_all_tasks(tensor).requires_grad_(requires_grad)

@@ -1,4 +1,4 @@
-"""What models, update rules and losses must not write to, since all tasks share it."""
+"""Checks that models, update rules and losses do not write to tensors that all tasks share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from ..task import Params
 
 
 class RefusedWrites(TorchFunctionMode):
-    """While entered, it is an error to write in place to what tasks share.
+    """While entered, refuse to write in place to tensors that tasks share.
 
     Args:
         watched: the tensors that must not change, by name.
         message: returns the error message for a name in ``watched``.
+
+    Raises:
+        ValueError: the code inside writes to one of them.
     """
 
     def __init__(self, watched: Params, message: Callable[[str], str]) -> None:
@@ -33,7 +36,7 @@ class RefusedWrites(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Refuse a function that works in place, also through ``.data``, before it does."""
+        """Refuse an in-place function, also through ``.data``, before it runs."""
         kwargs = kwargs or {}
         for tensor in written(func, args, kwargs):
             if name := self._names.get(storage(tensor)):
@@ -41,7 +44,7 @@ class RefusedWrites(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def __exit__(self, *error: Any) -> None:
-        """Refuse what was written inside of torch's own functions."""
+        """Refuse writes inside of torch's own functions."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         for name, version in self._versions.items():
             if error[0] is None and self._watched[name]._version != version:
@@ -49,22 +52,22 @@ class RefusedWrites(TorchFunctionMode):
 
 
 class FlagReads(TorchFunctionMode):
-    """Notes whether code that is neither torch's nor this package's asks whether tensors require gradients.
+    """Records whether user code reads ``requires_grad`` of tensors.
 
     Attributes:
-        found: whether it has.
+        seen: whether it did.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = False
+        self.seen = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Look from where the attribute is read; this mode has to be the innermost."""
+        """Check which code reads the attribute; this mode must be the innermost."""
         if func == _REQUIRES_GRAD and not sys._getframe(1).f_code.co_filename.startswith(_LIBRARIES):
-            self.found = True
+            self.seen = True
         return func(*args, **(kwargs or {}))
 
 
@@ -73,9 +76,9 @@ class OwnParameterError(ValueError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"the inner loss uses the model's own {name!r}, which is the meta-parameter and not what the inner loop "
-            "adapts: compute what depends on adapted parameters (a penalty, another call of the model) in the model's "
-            "forward and return it beside the output, or leave the parameter out of adapt="
+            f"the inner loss uses the model's own {name!r}, which is the meta-parameter and not the adapted parameter "
+            "of the task: compute what depends on adapted parameters (a penalty, another call of the model) in the "
+            "model's forward and return it with the output, or leave the parameter out of adapt="
         )
 
 
@@ -85,7 +88,7 @@ class OwnParameters(TorchFunctionMode):
     Enter it around the call of an inner loss.
 
     Args:
-        params: the model's own, by name.
+        params: the model's own parameters, by name.
     """
 
     def __init__(self, params: Params) -> None:
@@ -95,7 +98,7 @@ class OwnParameters(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Refuse a result that requires a gradient, which would be by such a parameter."""
+        """Refuse a result that requires a gradient with respect to such a parameter."""
         result = func(*args, **(kwargs or {}))
         for given in args:
             for one in given if isinstance(given, (list, tuple)) else (given,):
@@ -110,11 +113,11 @@ _INPUT = "the input"
 
 
 def model_writes(model: nn.Module, params: Params, x: Any) -> RefusedWrites:
-    """Refuses what a model must not write to when it is called: its parameters, inputs and plain tensor attributes.
+    """Refuse writes of a model to its parameters, inputs and plain tensor attributes.
 
     Args:
         model: the module.
-        params: what it runs on in place of its parameters.
+        params: the parameters that it runs on.
         x: its inputs.
     """
     inputs = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
@@ -141,11 +144,11 @@ def model_writes(model: nn.Module, params: Params, x: Any) -> RefusedWrites:
 
 
 def rule_writes(rule: nn.Module, params: Params) -> RefusedWrites:
-    """Refuses what an update rule must not write to: the parameters that it moves, and its own.
+    """Refuse writes of an update rule to the parameters that it gets, and to its own.
 
     Args:
         rule: the rule.
-        params: the parameters that it is given.
+        params: the parameters that it gets.
     """
     own = {**dict(rule.named_parameters()), **dict(rule.named_buffers())}
 
@@ -157,20 +160,20 @@ def rule_writes(rule: nn.Module, params: Params) -> RefusedWrites:
             )
         return (
             f"{type(rule).__name__} writes to its own {name!r} in place, so each task would change it for all others: "
-            "keep what changes from step to step in the state, which init() starts and forward() returns"
+            "keep what changes from step to step in the state, which init() creates and forward() returns"
         )
 
     return RefusedWrites({**own, **params}, message)
 
 
 def written(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that a function writes to."""
+    """Return the tensors that a function writes to."""
     given = [kwargs.get("out"), *(args[:1] if _works_in_place(func) else ())]
     return [tensor for tensor in given if isinstance(tensor, Tensor)]
 
 
 def storage(tensor: Tensor) -> int:
-    """The address of a tensor's memory; 0 for tensors without any, such as sparse ones."""
+    """Return the address of a tensor's memory; 0 for tensors without one, such as sparse tensors."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none
@@ -186,27 +189,27 @@ def _works_in_place(func: Callable[..., Any]) -> bool:
 
 @contextmanager
 def unchanged(learner: nn.Module, **others: Any) -> Iterator[list[str]]:
-    """A context that leaves the parameters and buffers of all parts of a learner as they are.
+    """Restore the parameters and buffers of all parts of a learner on exit, and refuse changes.
 
-    Function modes refuse what they see a model or a rule write; this sees by the values what any part has written to.
+    Function modes only see writes of models and rules while these run; this compares values and sees all writes.
 
     Args:
         learner: the learner.
-        others: parts of it that it does not register, by name, as far as they are modules.
+        others: parts that the learner does not register, by name; only modules count.
 
     Yields:
-        A list, which holds afterwards the names of buffers that changed and may: those of losses and initializations,
-        such as a moving average, which go on from task to task.
+        A list. On exit it gets the names of changed buffers that may change: those of losses and initializations, such
+        as a moving average over tasks.
 
     Raises:
-        ValueError: another one was written to; it has its value back.
+        ValueError: another tensor was written to; its value is restored.
     """
     modules = {"": learner, **{name: part for name, part in others.items() if isinstance(part, nn.Module)}}
     before = {
         f"{prefix}.{name}" if prefix else name: (tensor, tensor.detach().clone())
         for prefix, module in modules.items()
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
-        if tensor.layout == torch.strided  # torch compares no others
+        if tensor.layout == torch.strided  # torch cannot compare other layouts
     }
     moved: list[str] = []
     changed: list[str] = []

@@ -1,4 +1,4 @@
-"""One-shot imitation from a video of somebody else: the inner loss is learned, since a video has no actions."""
+"""One-shot imitation from a video of a demonstrator; the inner loss is learned, because a video has no actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What environments of imitation share: a task is an object that somebody reaches for, and a robot that saw it."""
+"""The parts that environments of imitation share: objects, demonstrators, and their splits."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 OBJECTS, DEMONSTRATORS = 160, 80
-"""How many there are, over all splits."""
+"""Their numbers over all splits."""
 ARCS = ("val", "train", "test", "train", "train", "val", "train", "test", "train", "train", "val", "train", "test",
         "train", "train")  # fmt: skip
-"""Which split the objects of each arc of the circle of hues are of."""
+"""The split of the objects in each arc of the hue circle."""
 
 
 def objects_of(split: Split) -> Tensor:
-    """The objects of a split, which no other has: neither them nor their range of hues."""
+    """Return the objects of a split; splits share neither objects nor ranges of hues."""
     every = torch.arange(OBJECTS)
     arcs = (hues(every) * len(ARCS)).long().clamp_max(len(ARCS) - 1)
     return every[torch.tensor([own == split for own in ARCS])[arcs]]
 
 
 def demonstrators_of(split: Split) -> Tensor:
-    """The demonstrators of a split, which no other has."""
+    """Return the demonstrators of a split; splits do not share any."""
     order = torch.randperm(DEMONSTRATORS, generator=torch.Generator().manual_seed(0))
     ends = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}[split]
     low, high = (round(end * DEMONSTRATORS) for end in ends)
@@ -32,11 +32,11 @@ def demonstrators_of(split: Split) -> Tensor:
 
 
 class Scenes(NamedTuple):
-    """What T tasks are of.
+    """The objects and demonstrators of T tasks.
 
     Attributes:
-        objects: ``[T, N]``; the first is the one that is meant.
-        demonstrators: ``[T]``.
+        objects: the objects, ``[T, N]``; the first is the target.
+        demonstrators: the demonstrators, ``[T]``.
     """
 
     objects: Tensor
@@ -44,13 +44,13 @@ class Scenes(NamedTuple):
 
 
 ALIKE = 0.12
-"""Objects of one scene differ by at least this part of the circle of hues."""
+"""Objects of a scene differ in hue by at least this fraction of the hue circle."""
 MOST = 3
-"""Objects of a scene: of more, none of a split might be left that differs from the others."""
+"""The largest number of objects of a scene; with more, a split might have none left with a different hue."""
 
 
 def scenes(n: int, objects: int, split: Split, generator: torch.Generator) -> Scenes:
-    """Which objects, of different hues, and which demonstrators, of a split's."""
+    """Draw objects of different hues and demonstrators from a split."""
     known, people = objects_of(split), demonstrators_of(split)
     chosen = torch.randint(len(known), (n, objects), generator=generator)
     for number in range(1, objects):
@@ -60,31 +60,42 @@ def scenes(n: int, objects: int, split: Split, generator: torch.Generator) -> Sc
 
 
 def number_of(identities: Tensor, which: int) -> Tensor:
-    """A number in [0, 1) of each identity, of which it has several."""
+    """Return the property with index ``which`` of each identity, a number in [0, 1)."""
     return torch.frac(identities.double() * (0.6180339887498949 + 0.1379 * which) + 0.37 * which).float()
 
 
 def hues(objects: Tensor) -> Tensor:
-    """Of objects, in [0, 1)."""
+    """Return the hues of objects, in [0, 1)."""
     return number_of(objects, 0)
 
 
 def _alike(hues: Tensor, number: int) -> Tensor:
-    """Whether an object of a scene ``[n, N]`` has nearly the hue of one before it."""
+    """Return whether an object of a scene ``[n, N]`` has nearly the hue of an earlier one."""
     difference = (hues[:, :number] - hues[:, number, None]).abs()
     alike: Tensor = (torch.minimum(difference, 1 - difference) < ALIKE).any(1)
     return alike
 
 
 class Observation(NamedTuple):
-    """What a robot knows of E episodes of T tasks: pictures, uint8 ``[T, E, 3, h, w]``, and its state ``[T, E, S]``."""
+    """A robot's observations in E episodes of T tasks.
+
+    Attributes:
+        images: what its camera sees, uint8 ``[T, E, 3, h, w]``.
+        state: its state, ``[T, E, S]``.
+    """
 
     images: Tensor
     state: Tensor
 
 
 class Demonstration(NamedTuple):
-    """Experts at the robot, D times: what they saw, ``[T, D, H, ...]``, and did, ``[T, D, H, A]``, in order of time."""
+    """D demonstrations of experts who control the robot, in order of time.
+
+    Attributes:
+        images: what the robot's camera sees, ``[T, D, H, ...]``.
+        state: the robot's state, ``[T, D, H, ...]``.
+        actions: the expert's actions, ``[T, D, H, A]``.
+    """
 
     images: Tensor
     state: Tensor
@@ -92,14 +103,14 @@ class Demonstration(NamedTuple):
 
 
 class Environment(Protocol):
-    """Where somebody demonstrates and a robot imitates.
+    """A world in which demonstrators show tasks and a robot imitates them.
 
     Attributes:
-        horizon: steps of the robot.
-        frames: pictures of a demonstration.
-        size: their height and width.
-        state: numbers that a state has.
-        actions: numbers that an action has.
+        horizon: number of steps of the robot.
+        frames: number of frames of a video.
+        size: height and width of images.
+        state: number of elements of a state.
+        actions: number of elements of an action.
     """
 
     horizon: int
@@ -113,21 +124,21 @@ class Environment(Protocol):
         ...
 
     def video(self, tasks: Any, generator: torch.Generator) -> Tensor:
-        """Somebody demonstrates each task, uint8 ``[T, 1, frames, 3, size, size]``."""
+        """Return a video of a demonstrator for each task, uint8 ``[T, 1, frames, 3, size, size]``."""
         ...
 
     def demonstration(self, tasks: Any, number: int, generator: torch.Generator) -> Demonstration:
-        """An expert does each task at the robot so many times, and each time the objects lie somewhere else."""
+        """Return ``number`` demonstrations of an expert who controls the robot, with objects in different places."""
         ...
 
     def reset(self, tasks: Any, episodes: int, generator: torch.Generator) -> Observation:
-        """The beginning of episodes of every task, of which `step` and `success` then speak."""
+        """Start episodes of every task, to which `step` and `success` then refer; return the first observations."""
         ...
 
     def step(self, actions: Tensor) -> Observation:
-        """Actions ``[T, E, A]``."""
+        """Take a step with actions ``[T, E, A]``."""
         ...
 
     def success(self) -> Tensor:
-        """Whether it has been done, ``[T, E]``."""
+        """Return whether the tasks are solved, ``[T, E]``."""
         ...

@@ -1,6 +1,6 @@
-"""Reaching in the plane: a robot is to go to the object that somebody else went to, drawn in torch, all tasks at once.
+"""Reaching in the plane: a robot has to reach the object that a demonstrator reached, rendered in torch.
 
-Lengths are in half widths of the picture, whose corners are (-1, -1) and (1, 1).
+All tasks run at once. Lengths are in half widths of the image, whose corners are (-1, -1) and (1, 1).
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ from .drawing import SHAPES, clouds, colour, from_segment, from_shape, grid, pai
 from .environments import MOST, Demonstration, Observation, Scenes, Split, hues, number_of, scenes
 
 RADIUS = 0.2
-"""Of an object."""
+"""The radius of an object."""
 CLOSE = 0.2
-"""How near to the middle of the object the robot has to be at the end, and nearer than to any other."""
+"""The robot succeeds if at the end it is within this distance of the object's center, and nearer than to any other."""
 STRIDE = 0.3
-"""How far it gets in a step."""
+"""The largest distance that the robot moves in a step."""
 PUSHED = 0.05
-"""How far the expert is pushed off its way, a standard deviation."""
+"""The standard deviation of the noise on the expert's positions."""
 
 
 class Arms(NamedTuple):
     """The arms of T demonstrators.
 
-    The fields are the position of the shoulder ``[T, 2]``, the length of both links, the side to which the elbow bends,
-    half the width ``[T]``, and the color ``[T, 3]``.
+    Attributes:
+        shoulder: the position of the shoulder, ``[T, 2]``.
+        length: the length of both links together, ``[T]``.
+        side: the side to which the elbow bends, ``[T]``.
+        width: half the width, ``[T]``.
+        colour: the color, ``[T, 3]``.
     """
 
     shoulder: Tensor
@@ -44,18 +48,21 @@ class Arms(NamedTuple):
 class Reach:
     """A demonstrator's arm reaches for an object among others, and the robot has to reach for the same object.
 
-    The object lies somewhere else before the robot, and another camera films it.
+    The robot sees the object in another place and with another camera.
 
-    The arm has two links; its colour, width and proportions are the demonstrator's, and camera, light and ground differ
-    from demonstration to demonstration. The robot is a ring that moves by at most ``STRIDE`` (0.3) a step; its state is
-    where it is. Objects differ in shape and hue.
+    The arm has two links. Each demonstrator has an arm of another color, width and proportions; camera, light and
+    ground differ between demonstrations. The robot is a ring that moves by at most ``STRIDE`` (0.3) per step; its state
+    is its position. Objects differ in shape and hue.
 
     Args:
-        objects: that lie there.
-        frames: of a demonstration.
-        horizon: steps of the robot.
-        moments: of the robot's way that a demonstration at it has.
-        size: height and width of a picture.
+        objects: number of objects.
+        frames: number of frames of a video.
+        horizon: number of steps of the robot.
+        moments: number of moments in a demonstration by the robot.
+        size: height and width of an image.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     objects: int = 3
@@ -71,14 +78,14 @@ class Reach:
         require_at_least(1, horizon=self.horizon, moments=self.moments)
         require_at_least(16, size=self.size)
         if self.objects > MOST:
-            raise ValueError(f"there is room for {MOST} objects, got {self.objects}")
+            raise ValueError(f"objects must be at most {MOST}, got {self.objects}")
 
     def tasks(self, n: int, split: Split, generator: torch.Generator) -> Scenes:
-        """Which objects and whose arm, of a split's."""
+        """Draw the objects and demonstrators of ``n`` tasks from a split."""
         return scenes(n, self.objects, split, generator)
 
     def _places(self, n: int, generator: torch.Generator) -> Tensor:
-        """Of objects, apart from each other, ``[n, N, 2]``."""
+        """Draw places of objects at some distance from each other, ``[n, N, 2]``."""
         places = 1.5 * torch.rand(n, self.objects, 2, generator=generator) - 0.75
         for number in range(1, self.objects):
             while (again := _near(places, number)).any():
@@ -88,7 +95,7 @@ class Reach:
     # -- the demonstrator ---------------------------------------------------------------------------------------------
 
     def video(self, tasks: Scenes, generator: torch.Generator) -> Tensor:
-        """Pictures of an arm that reaches, uint8 ``[T, 1, frames, 3, size, size]``."""
+        """Return videos of an arm that reaches for the object, uint8 ``[T, 1, frames, 3, size, size]``."""
         n = len(tasks.objects)
         places, points = self._places(n, generator)[:, None], self._camera(n, generator)
         ground = 0.25 * clouds(n, self.size, generator)[:, None] + 0.05
@@ -109,7 +116,7 @@ class Reach:
         return to_bytes(picture * light)[:, None]
 
     def _camera(self, n: int, generator: torch.Generator) -> Tensor:
-        """The points that pixels show, turned, further away and shifted, ``[n, 1, size, size, 2]``."""
+        """Draw a camera, turned, zoomed out and shifted; return the points of its pixels, ``[n, 1, size, size, 2]``."""
         angle = 0.35 * (2 * torch.rand(n, generator=generator) - 1)
         zoom = 1 + 0.25 * torch.rand(n, generator=generator)
         cos, sin = zoom * angle.cos(), zoom * angle.sin()
@@ -120,16 +127,16 @@ class Reach:
     # -- the robot ----------------------------------------------------------------------------------------------------
 
     def demonstration(self, tasks: Scenes, number: int, generator: torch.Generator) -> Demonstration:
-        """The observations and actions of an expert at the robot at some moments, ``[T, number, moments, ...]``.
+        """Return observations and actions of an expert who controls the robot, ``[T, number, moments, ...]``.
 
-        The expert is pushed about a little on its way.
+        There is noise on the expert's positions.
         """
         every = Scenes(*(part.repeat_interleave(number, 0) for part in tasks))
-        found = self._demonstrated(every, generator)
-        return Demonstration(*(part.view(-1, number, *part.shape[1:]) for part in found))
+        parts = self._demonstrated(every, generator)
+        return Demonstration(*(part.view(-1, number, *part.shape[1:]) for part in parts))
 
     def _demonstrated(self, tasks: Scenes, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures, states and actions of one demonstration a task, ``[T, moments, ...]``."""
+        """Return images, states and actions of one demonstration per task, ``[T, moments, ...]``."""
         n = len(tasks.objects)
         places, start = self._places(n, generator)[:, None], self._start(n, 1, generator)
         way = places[:, :, 0] - start
@@ -142,7 +149,7 @@ class Reach:
         return self._with_robot(self._table(tasks, places, generator), robot), robot, actions
 
     def reset(self, tasks: Scenes, episodes: int, generator: torch.Generator) -> Observation:
-        """The beginning of episodes of every task."""
+        """Start episodes of every task, and return the first observations."""
         n = len(tasks.objects)
         self._lying = self._places(n * episodes, generator).view(n, episodes, self.objects, 2)
         self._robot = self._start(n, episodes, generator)
@@ -150,13 +157,13 @@ class Reach:
         return self._seen()
 
     def step(self, actions: Tensor) -> Observation:
-        """Actions ``[T, E, 2]`` in strides; longer ones are shortened."""
+        """Take a step with actions ``[T, E, 2]`` in strides; longer ones are shortened to 1."""
         strides = actions / actions.norm(dim=-1, keepdim=True).clamp_min(1)
         self._robot = (self._robot + STRIDE * strides).clamp(-1, 1)
         return self._seen()
 
     def success(self) -> Tensor:
-        """Whether the robot is at the object, ``[T, E]``."""
+        """Return whether the robot is at the object, ``[T, E]``."""
         distances = (self._lying - self._robot[..., None, :]).norm(dim=-1)
         there: Tensor = (distances[..., 0] < CLOSE) & (distances.argmin(-1) == 0)
         return there
@@ -171,19 +178,19 @@ class Reach:
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     def _table(self, tasks: Scenes, places: Tensor, generator: torch.Generator) -> Tensor:
-        """What the robot sees without itself, ``[T, E, 3, size, size]``, of objects at ``[T, E, N, 2]``."""
+        """Render the scene without the robot, ``[T, E, 3, size, size]``, with objects at ``[T, E, N, 2]``."""
         grey = 0.25 + 0.1 * torch.rand(*places.shape[:2], 1, 1, 1, generator=generator)
         ground = grey.expand(-1, -1, 3, self.size, self.size)
         return self._put(ground, grid(self.size)[None, None], tasks.objects, places)
 
     def _with_robot(self, table: Tensor, robot: Tensor) -> Tensor:
-        """Pictures ``[T, E, 3, size, size]`` of a robot at ``[T, E, 2]``."""
+        """Render images ``[T, E, 3, size, size]`` with the robot at ``[T, E, 2]``."""
         distance = (grid(self.size) - robot[:, :, None, None]).norm(dim=-1)
         return to_bytes(paint(table, (distance - 0.1).abs() - 0.05, torch.ones(*robot.shape[:2], 3)))
 
     @staticmethod
     def _put(picture: Tensor, points: Tensor, objects: Tensor, places: Tensor) -> Tensor:
-        """Objects ``[T, N]`` at places ``[T, F, N, 2]`` into pictures."""
+        """Paint objects ``[T, N]`` at places ``[T, F, N, 2]`` into images."""
         colours, shapes = colour(hues(objects)), objects % SHAPES
         for number in range(objects.shape[1]):
             at = points - places[:, :, number, None, None]
@@ -192,13 +199,13 @@ class Reach:
 
 
 def _near(places: Tensor, number: int) -> Tensor:
-    """Whether an object of a scene ``[n, N, 2]`` lies too near to one before it."""
+    """Return whether an object of a scene ``[n, N, 2]`` is too close to an earlier one."""
     near: Tensor = ((places[:, :number] - places[:, number, None]).norm(dim=-1) < 2.5 * RADIUS).any(1)
     return near
 
 
 def arms(identities: Tensor) -> Arms:
-    """The arms of demonstrators ``[T]``."""
+    """Return the arms of demonstrators ``[T]``."""
     angle = 2 * math.pi * number_of(identities, 1)
     return Arms(
         1.3 * torch.stack([angle.cos(), angle.sin()], -1),
@@ -210,7 +217,7 @@ def arms(identities: Tensor) -> Arms:
 
 
 def _elbow(shoulder: Tensor, hand: Tensor, arm: Arms) -> Tensor:
-    """Where the two links meet, each half as long as both; they stretch if the hand is further."""
+    """Return the position of the elbow between two links of equal length, which stretch if the hand is too far."""
     way = hand - shoulder
     length = way.norm(dim=-1, keepdim=True)
     height = ((arm.length[:, None, None] / 2) ** 2 - (length / 2) ** 2).clamp_min(0).sqrt()

@@ -1,4 +1,4 @@
-"""Policies that see: pictures and a state go in, actions come out, and what was computed on the way."""
+"""Visual policies: they take images and a state, and return actions together with intermediate features."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..models import BiasTransformed, Recurrent
 
 
 class Behavior(NamedTuple):
-    """What a policy makes of S sequences of H steps.
+    """The output of a policy for S sequences of H steps.
 
     Attributes:
-        actions: ``[S, H, A]``.
-        points: where in the picture each filter looks, ``[S, H, 2 P]``: x of all, then y of all, in [-1, 1].
-        seen: what every filter finds where each filter looks, ``[S, H, P * P]``.
-        hidden: the units before the actions, ``[S, H, F]``.
+        actions: the actions, ``[S, H, A]``.
+        points: the mean position of each filter in the image, ``[S, H, 2 P]``: x of all, then y of all, in [-1, 1].
+        seen: the mean features of all filters at the position of each filter, ``[S, H, P * P]``.
+        hidden: the last hidden layer, ``[S, H, F]``.
     """
 
     actions: Tensor
@@ -30,11 +30,11 @@ class Behavior(NamedTuple):
 class SpatialSoftmax(nn.Module):
     """The spatial softmax of each filter, and the mean features under it (Levine et al. 2016, section 5.1).
 
-    The softmax of a filter over the picture has a mean position; the features of all filters are averaged under the
-    same weights.
+    The softmax of a filter over the image has a mean position. The features of all filters are averaged with the same
+    weights.
 
-    Positions alone say little of what is there: the gradient of a position reaches the filters as a difference between
-    its two sides. The gradient of the averaged features reaches them as the features at that position.
+    Positions alone say little about the object there: the gradient of a position only gives filters the difference
+    between its two sides. The gradient of the averaged features gives them the features at that position.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class SpatialSoftmax(nn.Module):
         self.sharpness = nn.Parameter(torch.ones(()))
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """``[N, P, h, w] -> [N, 2 P], [N, P * P]``."""
+        """Return positions and mean features: ``[N, P, h, w] -> [N, 2 P], [N, P * P]``."""
         height, width = maps.shape[-2:]
         weights = (self.sharpness * maps.flatten(-2)).softmax(-1)
         seen = weights @ maps.flatten(-2).mT
@@ -52,11 +52,11 @@ class SpatialSoftmax(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Convolutions, the first of which halves the picture, and a `SpatialSoftmax`.
+    """Convolutions, of which the first halves the image, followed by a `SpatialSoftmax`.
 
     Args:
-        filters: of each convolution.
-        layers: of them.
+        filters: number of filters of each convolution.
+        layers: number of convolutions.
     """
 
     def __init__(self, filters: int, layers: int) -> None:
@@ -71,26 +71,26 @@ class Encoder(nn.Module):
         self.filters, self.look = nn.Sequential(*parts), SpatialSoftmax()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures, uint8 ``[S, H, 3, h, w]`` -> points ``[S, H, 2 P]`` and what is seen there, ``[S, H, P * P]``."""
+        """Return points ``[S, H, 2 P]`` and features ``[S, H, P * P]`` of images, uint8 ``[S, H, 3, h, w]``."""
         pictures = images.flatten(0, 1).to(self.look.sharpness) / 255 - 0.5
         points, seen = self.look(self.filters(pictures))
         return points.unflatten(0, images.shape[:2]), seen.unflatten(0, images.shape[:2])
 
 
 class Policy(nn.Module):
-    """What policies have in common: an eye, hidden layers that are told what it sees and the robot's state, actions.
+    """The base of visual policies: an encoder, and hidden layers on its output and the robot's state.
 
     Args:
-        state: numbers of the robot's state.
-        actions: numbers of an action.
-        filters: of the convolutions, P.
-        layers: convolutions.
-        hidden: sizes of the linear layers between.
+        state: number of elements of the robot's state.
+        actions: number of elements of an action.
+        filters: the number P of filters of the convolutions.
+        layers: number of convolutions.
+        hidden: sizes of the hidden layers.
         transformation: size of the bias transformations.
 
     Attributes:
-        sizes: of the parts of its output, for losses that look at them.
-        reads_demonstration: whether the demonstration is one of its inputs.
+        sizes: the sizes of the parts of the output, for learned losses.
+        reads_demonstration: whether the demonstration is one of the inputs.
     """
 
     reads_demonstration = False
@@ -117,11 +117,11 @@ class Policy(nn.Module):
         self.head = BiasTransformed(hidden[-1], actions, transformation)
 
     def more(self, filters: int) -> int:
-        """Numbers that the hidden layers are told beside points and state."""
+        """Return the number of inputs of the hidden layers besides points and state."""
         return 0
 
     def behave(self, points: Tensor, seen: Tensor, state: Tensor, *more: Tensor) -> Behavior:
-        """From what the eye gives, ``[S, H, ...]``, the state, and whatever else the hidden layers are told."""
+        """Return the behavior for the encoder's output ``[S, H, ...]``, the state, and other inputs ``more``."""
         hidden = torch.cat([points, *more, state], -1)
         for layer in self.body:
             hidden = torch.relu(layer(hidden))
@@ -129,32 +129,32 @@ class Policy(nn.Module):
 
 
 class Visuomotor(Policy):
-    """Pictures -> points -> hidden layers, which read the state too -> actions.
+    """A policy whose hidden layers read the points in the image and the state.
 
-    Where the state is not given, as in a video of another demonstrator, it is zero. Arguments are those of `Policy`.
+    Without a state, as in a video of a demonstrator, the state is zero. Arguments are those of `Policy`.
     """
 
     def forward(self, images: Tensor, state: Tensor | None = None) -> Behavior:
-        """Pictures, uint8 ``[S, H, 3, h, w]``, and states ``[S, H, state]``."""
+        """Return the behavior for images, uint8 ``[S, H, 3, h, w]``, and states ``[S, H, state]``."""
         points, seen = self.eye(images)
         return self.behave(points, seen, points.new_zeros(*points.shape[:2], self.state) if state is None else state)
 
 
 class Contextual(Policy):
-    """A policy that reads the last picture of the demonstration beside the present one, and does not adapt.
+    """A policy that reads the last frame of the demonstration together with the current image, and does not adapt.
 
-    The points and features of both pictures are inputs of its hidden layers (the contextual policy of Finn et al. 2017,
+    The points and features of both images are inputs of its hidden layers (the contextual policy of Finn et al. 2017,
     One-Shot Visual Imitation Learning). Arguments are those of `Policy`.
     """
 
     reads_demonstration = True
 
     def more(self, filters: int) -> int:
-        """What is seen now, and points and what is seen in the last picture."""
+        """Return the number of features of the current image, and of points and features of the last frame."""
         return 2 * filters + 2 * filters**2
 
     def forward(self, images: Tensor, state: Tensor, demonstration: Tensor) -> Behavior:
-        """Pictures, states, and the demonstration ``[S, frames, 3, h, w]``."""
+        """Return the behavior for images, states, and the demonstration ``[S, frames, 3, h, w]``."""
         points, seen = self.eye(images)
         shown = torch.cat(self.eye(demonstration[:, -1:]), -1).expand(-1, images.shape[1], -1)
         return self.behave(points, seen, state, seen, shown)
@@ -163,12 +163,12 @@ class Contextual(Policy):
 class Watching(Policy):
     """A policy whose recurrent network reads the demonstration frame by frame; it does not adapt.
 
-    The state of the network after the last frame is an input of the hidden layers. It is an Elman network, where the
-    recurrent policy of Finn et al. 2017 (One-Shot Visual Imitation Learning) has a long short-term memory.
+    The state of the network after the last frame is an input of the hidden layers. It is an Elman network; the
+    recurrent policy of Finn et al. 2017 (One-Shot Visual Imitation Learning) uses an LSTM.
 
     Args:
         state, actions, filters, layers, hidden, transformation: see `Policy`.
-        memory: numbers that the recurrent network remembers.
+        memory: size of the state of the recurrent network.
     """
 
     reads_demonstration = True
@@ -188,11 +188,11 @@ class Watching(Policy):
         self.watch = Recurrent(2 * filters + filters**2, memory, memory)
 
     def more(self, filters: int) -> int:
-        """What is seen now, and what is remembered."""
+        """Return the number of features of the current image plus the size of the memory."""
         return filters**2 + self.memory
 
     def forward(self, images: Tensor, state: Tensor, demonstration: Tensor) -> Behavior:
-        """Pictures, states, and the demonstration ``[S, frames, 3, h, w]``."""
+        """Return the behavior for images, states, and the demonstration ``[S, frames, 3, h, w]``."""
         points, seen = self.eye(images)
         remembered = self.watch(torch.cat(self.eye(demonstration), -1))[:, -1:].expand(-1, images.shape[1], -1)
         return self.behave(points, seen, state, seen, remembered)

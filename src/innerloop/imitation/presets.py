@@ -1,4 +1,4 @@
-"""Ways to imitate, each a small composition: a learner of the core's parts, with a loss that clones behaviour."""
+"""Algorithms of imitation, each composed of a few parts: a learner with a loss that clones behavior."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .policies import Policy
 
 
 def cloning(output: Any, y: Tensor) -> Tensor:
-    """The mean squared error of actions: behavioural cloning."""
+    """Return the mean squared error of actions (behavioral cloning)."""
     return F.mse_loss(output.actions, y)
 
 
@@ -42,23 +42,26 @@ def daml(
 ) -> MetaLearner:
     """Domain-adaptive meta-learning: a learned loss adapts the policy to a video of another demonstrator.
 
-    Policy and loss are meta-learned so that the adapted policy acts rightly (Yu et al. 2018, Algorithm 1).
+    Policy and loss are meta-learned so that the adapted policy imitates an expert (Yu et al. 2018, Algorithm 1).
 
     Args:
-        policy: its output has the parts that the loss looks at.
-        lr: of the inner steps, whose scale the learned loss can change.
-        clip: of every number of an inner gradient, to +- this.
-        heads: what the learned loss looks at: ``"seen"``, ``"points"``, ``"hidden"``, ``"actions"``, one or more.
-        channels: of the convolutions of the learned loss; see `TemporalLoss`.
-        kernel: steps that such a convolution looks at.
-        layers: convolutions of the learned loss.
-        options: see `MetaLearner`; the learned loss moves the policy's parameters before what it looks at, if not given
-            ``adapt=``.
+        policy: the policy; its output has the parts that the loss reads.
+        lr: the rate of the inner steps; the learned loss can change their scale.
+        clip: the limit to which each element of an inner gradient is clamped; ``None`` does not clip.
+        heads: the parts that the learned loss reads, one or more of ``"seen"``, ``"points"``, ``"hidden"`` and
+            ``"actions"``.
+        channels: number of channels of the convolutions of the learned loss; see `TemporalLoss`.
+        kernel: width of these convolutions in steps.
+        layers: number of convolutions of the learned loss.
+        options: see `MetaLearner`; by default ``adapt=`` selects the parameters that these parts depend on.
+
+    Raises:
+        ValueError: the policy has no such part.
     """
     adapt, inner_loss = options.get("adapt"), options.get("inner_loss")
     if inner_loss is None:
         if unknown := [head for head in heads if head not in policy.sizes]:
-            raise ValueError(f"heads look at {', '.join(policy.sizes)}; there is no {', '.join(unknown)}")
+            raise ValueError(f"heads must be among {', '.join(policy.sizes)}, got {', '.join(unknown)}")
         inner_loss = TemporalLoss({head: policy.sizes[head] for head in heads}, channels, kernel, layers)
         if adapt is None and "actions" not in heads:
             adapt = named("eye.*") if {*heads} <= {"points", "seen"} else everything - named("head.*")
@@ -68,9 +71,15 @@ def daml(
 
 @of_parts(("loss",), lr="rule", clip="rule")
 def mil(policy: Policy, lr: float = 0.1, clip: float | None = None, **options: Unpack[Options]) -> MetaLearner:
-    """Meta-imitation learning: MAML on demonstrations by the robot itself, whose actions are known.
+    """Meta-imitation learning: MAML on demonstrations by the robot itself, with known actions.
 
-    Source: Finn et al. 2017, One-Shot Visual Imitation Learning via Meta-Learning.
+    The source is Finn et al. 2017, One-Shot Visual Imitation Learning via Meta-Learning.
+
+    Args:
+        policy: the policy.
+        lr: the rate of the inner steps.
+        clip: the limit to which each element of an inner gradient is clamped; ``None`` does not clip.
+        options: see `MetaLearner`.
     """
     citation = (
         "Finn, Yu, Zhang, Abbeel, Levine. One-Shot Visual Imitation Learning via Meta-Learning. CoRL 2017. "
@@ -89,8 +98,12 @@ def cloned(policy: Policy, **options: Unpack[Options]) -> MetaLearner:
 
     The policy either ignores the demonstration, or reads it (`Contextual`, `Watching`).
 
+    Args:
+        policy: the policy.
+        options: see `MetaLearner`, without ``steps``.
+
     Raises:
-        ValueError: steps are given.
+        ValueError: ``steps`` is given.
     """
     if options.get("steps"):
         raise ValueError(f"a cloned policy takes no inner steps, got steps={options['steps']}: see mil")
@@ -98,4 +111,4 @@ def cloned(policy: Policy, **options: Unpack[Options]) -> MetaLearner:
 
 
 PRESETS = {"daml": daml, "mil": mil, "cloned": cloned}
-"""The ways that a recipe can name."""
+"""The presets that a recipe can name."""

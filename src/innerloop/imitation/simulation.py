@@ -1,4 +1,4 @@
-"""What lies on a table and whose arm is at it, in MuJoCo: objects that slide, links with a finger, a camera."""
+"""Simulation of a table in MuJoCo: objects that slide, an arm with a finger, and a camera."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from .drawing import colour
 from .environments import hues, number_of
 
 CONTROL, PHYSICS = 10, 0.01
-"""Physical steps in one of the robot, and how long one takes."""
+"""The number of physics steps in a step of the robot, and their length in seconds."""
 STRIDE = 0.08
-"""How far a tip gets in a step, at most."""
+"""The largest distance that a fingertip moves in a step."""
 FINGER = 0.025
-"""Half its width."""
+"""Half the width of the finger."""
 SHAPES = 4
-"""Shapes of which an object has all, and shows some: a cylinder, a box, two bars."""
+"""The number of shapes of an object, of which some are visible: a cylinder, a box, two bars."""
 PARTS = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 1))
-"""Which it shows and is touched by: a cylinder, a box, a cross."""
+"""The visible shapes, which the finger also touches, of each kind of object: a cylinder, a box, a cross."""
 HALF = 0.085
 """Half the width of an object."""
 HEIGHT = 0.25
-"""Of the links above the table."""
+"""The height of the links above the table."""
 TILES = 5
-"""Of the table, along each side."""
+"""The number of tiles along each side of the table."""
 SMOOTH = 2
-"""Rendered pixels along each side of one of a picture."""
+"""The number of rendered pixels along each side of an image pixel."""
 ROBOT, OTHER = ((0.0, -1.0), (0.85, 0.85)), ((0.85, -0.9), (0.65, 0.65, 0.6))
-"""Where an arm stands, and how long its links are."""
+"""The base of the robot's arm and of the demonstrator's, and the lengths of the links."""
 
 
 def _shapes() -> str:
-    """All shapes that an object can be made of."""
+    """Return the XML of all shapes that an object can have."""
     third = HALF / 2.5
     return (
         f'<geom type="cylinder" size="{HALF} 0.05"/><geom type="box" size="{0.9 * HALF} {0.9 * HALF} 0.05"/>'
@@ -46,7 +46,7 @@ def _shapes() -> str:
 
 
 def _arm(base: tuple[float, float], links: tuple[float, ...]) -> str:
-    """Links that turn about upright axes, and a finger down from the last."""
+    """Return the XML of links that turn about vertical axes, with a finger that points down from the last."""
     inner = f'<geom class="finger" fromto="0 0 0 0 0 {0.03 - HEIGHT}"/><site name="tip" pos="0 0 {0.03 - HEIGHT}"/>'
     for number, length in reversed(list(enumerate(links))):
         at = f"{base[0]} {base[1]} {HEIGHT}" if number == 0 else f"{links[number - 1]} 0 0"
@@ -59,7 +59,7 @@ def _arm(base: tuple[float, float], links: tuple[float, ...]) -> str:
 
 
 def _xml(number: int, base: tuple[float, float], links: tuple[float, ...]) -> str:
-    """Tiles, then objects, then an arm."""
+    """Return the XML of a table: tiles, then objects, then an arm."""
     side = 1.3 / TILES
     tiles = "".join(
         f'<geom class="tile" pos="{side * (i - (TILES - 1) / 2)} {side * (j - (TILES - 1) / 2)} -0.01" '
@@ -95,14 +95,15 @@ def _xml(number: int, base: tuple[float, float], links: tuple[float, ...]) -> st
 
 
 class Looks(NamedTuple):
-    """How a table looks.
+    """The appearance of a table.
 
     Attributes:
-        tiles: colours ``[TILES ** 2, 3]``.
-        arm: its colour ``[3]``.
-        width: of its links.
-        lamp: how bright it is, in [0, 1].
-        azimuth, elevation, distance: of the camera, in degrees and metres, around ``middle``.
+        tiles: the colors of the tiles, ``[TILES ** 2, 3]``.
+        arm: the color of the arm, ``[3]``.
+        width: the width of its links.
+        lamp: the brightness of the lamp, in [0, 1].
+        azimuth, elevation, distance: the camera's position around ``middle``, in degrees and meters.
+        middle: the point that the camera looks at.
     """
 
     tiles: Tensor
@@ -116,12 +117,12 @@ class Looks(NamedTuple):
 
 
 def robots() -> Looks:
-    """What a robot sees: a grey table and its own arm."""
+    """Return the appearance that a robot sees: a gray table and its own arm."""
     return Looks(torch.full((TILES**2, 3), 0.35), torch.tensor([0.75, 0.75, 0.8]))
 
 
 def somebodys(demonstrator: int, generator: torch.Generator) -> Looks:
-    """What somebody's camera sees: an arm of their own, and a table, a light and a view that are left to chance."""
+    """Return the appearance of a demonstration: the demonstrator's arm, and a random table, light and camera."""
     who = torch.tensor([demonstrator])
     arm = colour(number_of(who, 5), 0.4, 0.6) + 0.3 * number_of(who, 6)[:, None]
     lamp, azimuth, elevation, distance, *middle = torch.rand(6, generator=generator).tolist()
@@ -133,11 +134,11 @@ def somebodys(demonstrator: int, generator: torch.Generator) -> Looks:
 
 
 class Stage:
-    """A table with so many objects and the robot's arm, or the other one: a model, and what renders it.
+    """A MuJoCo model of a table with N objects and the robot's or the demonstrator's arm, with its renderers.
 
     Args:
-        objects: their number N.
-        other: whether it is the other arm.
+        objects: the number N of objects.
+        other: whether the arm is the demonstrator's.
 
     Raises:
         ImportError: MuJoCo is not installed.
@@ -149,10 +150,10 @@ class Stage:
         self._renderers: dict[int, Any] = {}
 
     def picture(self, body: Simulation, size: int) -> Tensor:
-        """Of a table as it is now, uint8 ``[3, size, size]``.
+        """Render the present state of a table, uint8 ``[3, size, size]``.
 
         Raises:
-            RuntimeError: nothing can be rendered here; the message says what may help.
+            RuntimeError: this machine cannot render; the message says what may help.
         """
         self._paint(body)
         camera, looks = self.mujoco.MjvCamera(), body.looks
@@ -165,7 +166,7 @@ class Stage:
         return F.avg_pool2d(fine, SMOOTH).round().to(torch.uint8)
 
     def _paint(self, body: Simulation) -> None:
-        """Give the model, which all tables share, the looks of one."""
+        """Give the model, which all tables share, the appearance of one table."""
         colours, width, last = self.model.geom_rgba, self.model.geom_size, TILES**2
         colours[:last, :3] = body.looks.tiles.numpy()
         for number in range(self.objects):
@@ -180,7 +181,7 @@ class Stage:
         self.model.light_diffuse[0] = body.looks.lamp
 
     def touch(self, body: Simulation) -> None:
-        """Have the shapes touched that this table's objects have, and no others."""
+        """Enable contacts of the shapes that this table's objects show, and no others."""
         last = TILES**2
         flat = (body.present * body.solid).flatten().numpy()
         for field in (self.model.geom_contype, self.model.geom_conaffinity):
@@ -189,7 +190,7 @@ class Stage:
 
 @lru_cache(maxsize=8)
 def stage(objects: int, other: bool) -> Stage:
-    """The stage of this kind, of which one is enough."""
+    """Return the stage of this kind, which is made once."""
     return Stage(objects, other)
 
 
@@ -197,12 +198,12 @@ class Simulation:
     """One table with its objects and an arm.
 
     Args:
-        stage: whose model it is of.
-        objects: their identities ``[N]``.
-        places: where they lie, ``[N, 2]``.
-        tip: where the finger begins, ``[2]``.
-        looks: of it.
-        solid: whether the finger moves objects, or passes over them.
+        stage: the stage with its model.
+        objects: the identities of the objects, ``[N]``.
+        places: the places of the objects, ``[N, 2]``.
+        tip: the initial place of the fingertip, ``[2]``.
+        looks: the appearance of the table.
+        solid: whether the finger moves objects; otherwise it passes over them.
     """
 
     def __init__(
@@ -216,7 +217,7 @@ class Simulation:
         self._place(tip.double())
 
     def _place(self, tip: Tensor) -> None:
-        """Turn the joints until the finger is there."""
+        """Turn the joints until the fingertip is at a place."""
         joints, model = self.data.qpos[self._slides :], self.stage.model
         joints[:] = [math.pi / 2 + 0.8, *[-1.2] * (len(joints) - 1)]
         for _ in range(100):
@@ -225,7 +226,7 @@ class Simulation:
         self.stage.mujoco.mj_forward(model, self.data)
 
     def _turn(self, way: Tensor) -> Any:
-        """By how much the joints turn for the finger to go a way: of all turns the least."""
+        """Return the smallest turns of the joints that move the fingertip by a vector."""
         import numpy
 
         jacobian = numpy.zeros((3, self.stage.model.nv))
@@ -239,28 +240,28 @@ class Simulation:
 
     @property
     def tip(self) -> Tensor:
-        """Where the finger is, ``[2]``."""
+        """The place of the fingertip, ``[2]``."""
         return self._tip.float()
 
     @property
     def places(self) -> Tensor:
-        """Where the objects are, ``[N, 2]``."""
+        """The places of the objects, ``[N, 2]``."""
         return torch.from_numpy(self.data.qpos[: self._slides].copy()).float().view(-1, 2)
 
     @property
     def state(self) -> Tensor:
-        """The angles of the last two joints and the place of the tip, ``[4]``."""
+        """The angles of the last two joints and the place of the fingertip, ``[4]``."""
         return torch.cat([torch.from_numpy(self.data.qpos[-2:].copy()).float(), self.tip])
 
     def move(self, action: Tensor) -> None:
-        """A step, in strides; longer ones are shortened."""
+        """Take a step with an action in strides; longer ones are shortened to 1."""
         stride = STRIDE * action.double() / max(1.0, float(action.norm()))
         self.stage.touch(self)
         for _ in range(CONTROL):
             self.data.ctrl[:] = self._turn(stride) / (CONTROL * PHYSICS)
             self.stage.mujoco.mj_step(self.stage.model, self.data)
-        self.stage.mujoco.mj_forward(self.stage.model, self.data)  # a step leaves the places of its beginning
+        self.stage.mujoco.mj_forward(self.stage.model, self.data)  # a step leaves the places from its start
 
     def picture(self, size: int) -> Tensor:
-        """See `Stage.picture`."""
+        """Render the table; see `Stage.picture`."""
         return self.stage.picture(self, size)

@@ -1,4 +1,4 @@
-"""Where the tasks of a robot that imitates come from, and how its attempts are judged."""
+"""The task source of imitation, and the evaluation of a robot's attempts."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ Shown = Literal["video", "robot"]
 
 
 class Imitation:
-    """One-shot imitation: the support set is a demonstration, the query set one by an expert at the robot.
+    """One-shot imitation: the support set is a demonstration, the query set one by an expert who controls the robot.
+
+    A task's support set is ``x = {"images": [T, 1, frames, 3, h, w]}`` with empty targets ``[T, 1, 0]``; with
+    ``shown="robot"`` it has states, too, and the targets are actions. Its query set is ``x = {"images": [T, 1, moments,
+    3, h, w], "state": ..., "demonstration": ...}`` with actions ``[T, 1, moments, A]`` as targets; only policies that
+    read the demonstration get it.
 
     Args:
-        environment: where the robot acts and is watched.
-        split: whose objects and demonstrators: ``"train"``, ``"val"`` or ``"test"``.
-        shown: ``"video"``: pictures of somebody else, and nothing of actions or states; ``"robot"``: the robot itself,
-            with pictures, states and actions.
+        environment: the environment in which the robot acts.
+        split: the split of objects and demonstrators: ``"train"``, ``"val"`` or ``"test"``.
+        shown: ``"video"`` shows images of a demonstrator without actions and states; ``"robot"`` shows the robot
+            itself, with images, states and actions.
 
-    A task's support set is ``x = {"images": [T, 1, frames, 3, h, w]}`` with targets of no number, ``[T, 1, 0]``; with
-    ``shown="robot"`` there are states beside the pictures, and actions to compare with. Its query set is ``x =
-    {"images": [T, 1, moments, 3, h, w], "state": ..., "demonstration": ...}`` and actions ``[T, 1, moments, A]``; the
-    demonstration is there for policies that read it.
+    Raises:
+        ValueError: ``shown`` is neither.
     """
 
     metric = SUCCESS
@@ -38,7 +41,7 @@ class Imitation:
     @takes_old_argument("world", "environment")
     def __init__(self, environment: Environment, split: Split = "train", shown: Shown = "video") -> None:
         if shown not in ("video", "robot"):
-            raise ValueError(f'what is shown is "video" or "robot", got {shown!r}')
+            raise ValueError(f'shown must be "video" or "robot", got {shown!r}')
         self.environment, self.split, self.shown = environment, split, shown
 
     @property
@@ -51,8 +54,8 @@ class Imitation:
         """Refuse a learner that cannot act or adapt here.
 
         Raises:
-            ValueError: its policy's state or actions are not the robot's, or it takes inner steps on what has nothing
-                for them.
+            ValueError: the policy's state or actions are not those of the robot, or it takes inner steps on
+                demonstrations that it cannot adapt to.
         """
         for name in ("state", "actions"):
             has, wanted = getattr(learner.model, name, None), getattr(self.environment, name)
@@ -62,17 +65,17 @@ class Imitation:
                 )
         if learner.steps and _reads(learner):
             raise ValueError(
-                f"{type(learner.model).__name__} reads the demonstration and takes no inner steps on it: its preset is "
-                '"cloned"'
+                f"{type(learner.model).__name__} reads the demonstration and cannot take inner steps on it: use the "
+                'preset "cloned"'
             )
         if learner.steps and learner.inner_loss is cloning and self.shown == "video":
             raise ValueError(
-                'a video has no actions to clone: the preset is "daml", whose inner loss is learned, or what is shown '
-                'is the "robot" (tasks.shown)'
+                'a video has no actions to clone: use the preset "daml", which learns the inner loss, or shown="robot" '
+                "(tasks.shown)"
             )
 
     def collect(self, learner: MetaLearner, n: int, generator: torch.Generator) -> Task:
-        """``n`` tasks, and what a policy of this kind reads of them."""
+        """Draw ``n`` tasks, with the inputs that the learner's policy reads."""
         tasks = self.environment.tasks(n, self.split, generator)
         if self.shown == "robot":
             both = self.environment.demonstration(tasks, 2, generator)
@@ -80,10 +83,10 @@ class Imitation:
         else:
             support, query = self.shows(tasks, generator), _batch(self.environment.demonstration(tasks, 1, generator))
         query.x.update(_read(learner, support))
-        return Task(support if learner.steps else query, query)  # of which no step is taken
+        return Task(support if learner.steps else query, query)  # without inner steps the support set is not used
 
     def shows(self, tasks: Any, generator: torch.Generator) -> Batch:
-        """The demonstrations of tasks, as support sets."""
+        """Return the demonstrations of tasks as support sets."""
         if self.shown == "robot":
             return _batch(self.environment.demonstration(tasks, 1, generator))
         video = self.environment.video(tasks, generator)
@@ -98,18 +101,18 @@ class Imitation:
         tasks = self.environment.tasks(n, self.split, generator)
         support = self.shows(tasks, generator)
         begin = generator.get_state()
-        found = []
+        scores = []
         for step in range(self.steps(learner, steps) + 1):
             for _ in self.attempt(learner, tasks, support, step, generator.set_state(begin)):
                 pass
-            found.append(100.0 * self.environment.success()[:, 0])
-        return torch.stack(found, 1)
+            scores.append(100.0 * self.environment.success()[:, 0])
+        return torch.stack(scores, 1)
 
     @staticmethod
     def steps(learner: MetaLearner, wanted: int | None) -> int:
-        """The number of inner steps: ``wanted``, or the trained number if that is None.
+        """Return the number of inner steps: ``wanted``, or the trained number if that is None.
 
-        It is 0 for a policy that was trained without inner steps, which may have no loss to adapt by.
+        It is 0 for a policy that was trained without inner steps, which may have no loss to adapt with.
         """
         return learner.steps if wanted is None or not learner.steps else wanted
 
@@ -118,8 +121,8 @@ class Imitation:
     ) -> Iterator[Tensor]:
         """Attempt each task once after ``steps`` inner steps.
 
-        Yields the robot's pictures, ``horizon + 1`` times ``[T, 3, h, w]``. Afterwards, `Environment.success` says how
-        each attempt ended.
+        Yields the robot's images ``[T, 3, h, w]``, ``horizon + 1`` times. Afterwards, `Environment.success` returns
+        whether each attempt succeeded.
         """
         there = next(learner.parameters()).device
         support = to(support, there)
@@ -132,13 +135,13 @@ class Imitation:
             yield seen.images[:, 0]
 
     def report(self) -> Mapping[str, Any]:
-        """Nothing but what every training tells."""
+        """Return nothing, because there are no numbers besides those of every training."""
         return {}
 
 
-def _batch(found: Demonstration) -> Batch:
-    """What was seen, and the actions to learn from it."""
-    return Batch({"images": found.images, "state": found.state}, found.actions)
+def _batch(demonstration: Demonstration) -> Batch:
+    """Convert a demonstration to images and states with actions as targets."""
+    return Batch({"images": demonstration.images, "state": demonstration.state}, demonstration.actions)
 
 
 def _reads(learner: MetaLearner) -> bool:
@@ -146,5 +149,5 @@ def _reads(learner: MetaLearner) -> bool:
 
 
 def _read(learner: MetaLearner, support: Batch) -> dict[str, Tensor]:
-    """What a policy reads beside the present: the demonstration, where it is one of those."""
+    """Return the demonstration as an input, if the policy reads it."""
     return {"demonstration": support.x["images"]} if _reads(learner) else {}

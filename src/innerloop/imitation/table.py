@@ -1,9 +1,9 @@
 """A table with a robot arm in MuJoCo, on which the robot imitates a demonstrator with another arm.
 
-The demonstrator pushes an object, or reaches for it; the robot has to do the same with the same object, which lies
-somewhere else before it.
+The demonstrator pushes an object, or reaches for it; the robot has to do the same with the same object in another
+place.
 
-Lengths are in metres, x to the right and y away from the robot, the middle of the table at the origin.
+Lengths are in meters, with x to the right, y away from the robot, and the origin in the middle of the table.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .simulation import HALF, STRIDE, Simulation, robots, somebodys, stage
 Goal = Literal["push", "reach"]
 
 VERSION = 1
-"""Raised when what is demonstrated, or how it is drawn, changes."""
+"""The version of demonstrations in the cache; raise it when demonstrations or their rendering change."""
 BEHIND = -0.36
-"""Where tips wait, on this side of all objects."""
+"""The y at which fingertips start, in front of all objects."""
 FAR = 0.25
-"""How far away from the robot the object has to be pushed, and no other by half as much."""
+"""Pushing succeeds if the object moves this far away from the robot, and no other object moves half as far."""
 FEWEST = 300
-"""Demonstrated cases of val and of test, at least."""
+"""The smallest number of demonstrated cases of val and of test."""
 EPISODES, PICTURES = 2, 10
-"""Demonstrations at the robot that the cache keeps of each case, and steps of each, evenly spaced."""
+"""The number of demonstrations by the robot in the cache for each case, and their number of evenly spaced steps."""
 TRIES = 20
-"""Within which an expert does what it is asked for."""
+"""The number of attempts of an expert before it is an error."""
 CLOSE = 0.1
-"""How near to the object's middle the tip has to be in the end, to have reached it, and nearer than to any other."""
+"""Reaching succeeds if the fingertip ends within this distance of the object's center, and nearer than to others."""
 
 
 class Cases(NamedTuple):
@@ -43,8 +43,9 @@ class Cases(NamedTuple):
 
     Attributes:
         objects, demonstrators: see `Scenes`, ``[C, N]`` and ``[C]``.
-        videos: of somebody else, uint8 ``[C, frames, 3, size, size]``.
-        images, state, actions: of an expert at the robot, ``[C, EPISODES, PICTURES, ...]``, in order of time.
+        videos: the videos of demonstrators, uint8 ``[C, frames, 3, size, size]``.
+        images, state, actions: demonstrations of an expert who controls the robot, ``[C, EPISODES, PICTURES, ...]``,
+            in order of time.
     """
 
     objects: Tensor
@@ -57,20 +58,24 @@ class Cases(NamedTuple):
 
 @dataclass
 class Table:
-    """Pushing or reaching on a table; demonstrations are made by planned experts and kept in the cache.
+    """Pushing or reaching on a table; scripted experts make the demonstrations, which are cached.
 
-    The robot's arm has two links, the demonstrator's three, at either side of the table; its colour and width are the
-    demonstrator's, and camera, light and the tiles of the table differ from video to video. An action is the velocity
-    of the robot's tip, in strides; its state are both joint angles and the tip's place.
+    The robot's arm has two links, and the demonstrator's has three and stands elsewhere. Each demonstrator has an arm
+    of another color and width; camera, light and tiles differ between videos. An action is the velocity of the robot's
+    fingertip, in strides. The state holds both joint angles and the place of the fingertip.
 
     Args:
-        goal: ``"push"``: the object away from the robot; ``"reach"``: the tip to the object.
-        objects: that lie there.
-        cases: demonstrations of the training split; val and test have a tenth of it each, at least ``FEWEST`` (300).
-        frames: of a video.
-        horizon: steps of the robot.
-        moments: of a robot's demonstration that a task has.
-        size: height and width of a picture.
+        goal: ``"push"`` the object away from the robot, or ``"reach"`` the object with the fingertip.
+        objects: number of objects.
+        cases: number of demonstrated cases of the training split; val and test have a tenth each, at least ``FEWEST``
+            (300).
+        frames: number of frames of a video.
+        horizon: number of steps of the robot.
+        moments: number of moments of a robot's demonstration in a task.
+        size: height and width of an image.
+
+    Raises:
+        ValueError: a number is out of range, or the goal is unknown.
     """
 
     goal: Goal = "push"
@@ -85,19 +90,19 @@ class Table:
 
     def __post_init__(self) -> None:
         if self.goal not in ("push", "reach"):
-            raise ValueError(f'goal is "push" or "reach", got {self.goal!r}')
+            raise ValueError(f'goal must be "push" or "reach", got {self.goal!r}')
         require_at_least(2, objects=self.objects, frames=self.frames)
         require_at_least(1, cases=self.cases, horizon=self.horizon, moments=self.moments)
         require_at_least(16, size=self.size)
         if self.objects > 3:
-            raise ValueError(f"there is room for 3 objects side by side, got {self.objects}")
+            raise ValueError(f"objects must be at most 3, to fit side by side, got {self.objects}")
         if self.moments > PICTURES:
-            raise ValueError(f"demonstrations have {PICTURES} pictures, got moments = {self.moments}")
+            raise ValueError(f"moments must be at most {PICTURES}, the images of a demonstration, got {self.moments}")
         self._made: dict[Split, Cases] = {}
         self._episodes: list[Simulation] = []
 
     def demonstrated(self, split: Split) -> Cases:
-        """All cases of a split, which are made at the first call and then kept."""
+        """Return all cases of a split, which are made in the first call and then cached."""
         if split not in self._made:
             number = self.cases if split == "train" else max(FEWEST, self.cases // 10)
             name = (
@@ -122,7 +127,7 @@ class Table:
         return Cases(cast.objects, cast.demonstrators, torch.stack(videos), *parts)
 
     def _watch(self, objects: Tensor, demonstrator: int, generator: torch.Generator) -> Tensor:
-        """A video of a demonstrator, ``[frames, 3, size, size]``."""
+        """Return a video of a demonstrator, ``[frames, 3, size, size]``."""
         at = _spread(self.horizon, self.frames)
         for _ in range(TRIES):
             body, pictures = self._body(objects, generator, demonstrator), []
@@ -135,29 +140,29 @@ class Table:
         raise RuntimeError(f"the demonstrator did not {self.goal} the object within {TRIES} tries")
 
     def _show(self, objects: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """What an expert at the robot sees, is and does, ``[PICTURES, ...]``; it is pushed about a little."""
+        """Return images, states and actions of an expert who controls the robot with noise, ``[PICTURES, ...]``."""
         at = _spread(self.horizon - 1, PICTURES)
         for _ in range(TRIES):
-            body, found = self._body(objects, generator), []
+            body, moments = self._body(objects, generator), []
             for step in range(self.horizon):
                 action = self._plan(body)
                 if step in at:
-                    found += [(body.picture(self.size), body.state, action)] * at.count(step)
+                    moments += [(body.picture(self.size), body.state, action)] * at.count(step)
                 body.move(action + 0.2 * torch.randn(2, generator=generator))
             if self._done(body):
-                images, states, actions = zip(*found, strict=True)
+                images, states, actions = zip(*moments, strict=True)
                 return torch.stack(images), torch.stack(states), torch.stack(actions)
         raise RuntimeError(f"the expert did not {self.goal} the object within {TRIES} tries")
 
     def _body(self, objects: Tensor, generator: torch.Generator, demonstrator: int | None = None) -> Simulation:
-        """A table of these objects, at the robot unless it is a demonstrator's."""
+        """Return a table with these objects and the robot's arm, or the arm of a demonstrator."""
         places, tip = _places(len(objects), generator), _start(generator)
         looks = robots() if demonstrator is None else somebodys(demonstrator, generator)
         kind = stage(len(objects), demonstrator is not None)
         return Simulation(kind, objects, places, tip, looks, solid=self.goal == "push")
 
     def _plan(self, body: Simulation) -> Tensor:
-        """What an expert does now, in strides of at most 1: behind the object, then through it; or straight to it."""
+        """Return an expert's action in strides: go behind the object and push it, or go straight to it."""
         way = body.places[0] - body.tip
         if self.goal == "push":
             if body.places[0, 1] - body.begun[0, 1] > FAR + 0.05:
@@ -172,31 +177,31 @@ class Table:
     # -- the world ----------------------------------------------------------------------------------------------------
 
     def tasks(self, n: int, split: Split, generator: torch.Generator) -> tuple[Split, Tensor]:
-        """Cases of a split, by their numbers."""
+        """Draw cases of a split, by their numbers."""
         return split, torch.randint(len(self.demonstrated(split).objects), (n,), generator=generator)
 
     def video(self, tasks: tuple[Split, Tensor], generator: torch.Generator) -> Tensor:
-        """Of somebody else, uint8 ``[T, 1, frames, 3, size, size]``."""
+        """Return the videos of demonstrators, uint8 ``[T, 1, frames, 3, size, size]``."""
         split, cases = tasks
         return self.demonstrated(split).videos[cases][:, None]
 
     def demonstration(self, tasks: tuple[Split, Tensor], number: int, generator: torch.Generator) -> Demonstration:
-        """Experts at the robot, at moments of their ways, ``[T, number, moments, ...]``.
+        """Return moments of demonstrations of experts who control the robot, ``[T, number, moments, ...]``.
 
         Raises:
-            ValueError: more than are kept are asked for.
+            ValueError: ``number`` is larger than the number of demonstrations in the cache.
         """
         if number > EPISODES:
-            raise ValueError(f"{EPISODES} demonstrations of each case are kept, got number = {number}")
+            raise ValueError(f"number must be at most {EPISODES}, the demonstrations of each case, got {number}")
         split, cases = tasks
-        found = self.demonstrated(split)
+        every = self.demonstrated(split)
         which = torch.rand(len(cases), EPISODES, generator=generator).argsort(1)[:, :number]
         moments = torch.rand(len(cases), number, PICTURES, generator=generator).argsort(2)[..., : self.moments]
         index = cases[:, None, None], which[..., None], moments.sort(2).values
-        return Demonstration(*(part[index] for part in (found.images, found.state, found.actions)))
+        return Demonstration(*(part[index] for part in (every.images, every.state, every.actions)))
 
     def reset(self, tasks: tuple[Split, Tensor], episodes: int, generator: torch.Generator) -> Observation:
-        """The beginning of episodes of every task."""
+        """Start episodes of every task, and return the first observations."""
         split, cases = tasks
         objects = self.demonstrated(split).objects[cases]
         self._shape = (len(cases), episodes)
@@ -204,13 +209,13 @@ class Table:
         return self._seen()
 
     def step(self, actions: Tensor) -> Observation:
-        """Actions ``[T, E, 2]`` in strides; longer ones are shortened."""
+        """Take a step with actions ``[T, E, 2]`` in strides; longer ones are shortened to 1."""
         for body, action in zip(self._episodes, actions.flatten(0, 1), strict=True):
             body.move(action)
         return self._seen()
 
     def success(self) -> Tensor:
-        """Whether it is done, ``[T, E]``."""
+        """Return whether the tasks are solved, ``[T, E]``."""
         return torch.tensor([self._done(body) for body in self._episodes]).view(self._shape)
 
     def _done(self, body: Simulation) -> bool:
@@ -232,7 +237,7 @@ def _whole(parts: tuple[Any, ...]) -> bool:
 
 
 def _places(number: int, generator: torch.Generator) -> Tensor:
-    """Of objects beside each other, in any order, ``[N, 2]``."""
+    """Draw places of objects side by side, in any order, ``[N, 2]``."""
     width = 0.9 / number
     x = -0.45 + width * (torch.arange(number) + 0.25 + 0.5 * torch.rand(number, generator=generator))
     y = -0.1 + 0.2 * torch.rand(number, generator=generator)
@@ -240,12 +245,12 @@ def _places(number: int, generator: torch.Generator) -> Tensor:
 
 
 def _start(generator: torch.Generator) -> Tensor:
-    """Of the tip."""
+    """Draw the initial place of the fingertip, ``[2]``."""
     x, y = torch.rand(2, generator=generator)
     return torch.stack([0.8 * x - 0.4, BEHIND - 0.1 * y])
 
 
 def _spread(last: int, number: int) -> list[int]:
-    """So many steps from the first to the last, some more than once where there are not enough."""
+    """Return ``number`` evenly spaced steps from 0 to ``last``, with repetitions if there are not enough."""
     steps: list[int] = torch.linspace(0, last, number).round().long().tolist()
     return steps

@@ -19,7 +19,7 @@ def sources(environment: Environment, shown: Shown) -> Sources:
 def reach_2d_tasks(
     objects: int = 3, frames: int = 8, horizon: int = 8, moments: int = 3, size: int = 32, shown: Shown = "video"
 ) -> Sources:
-    """`Reach`: a video of an arm that reaches for one of several objects; a robot in the plane is to do the same."""
+    """`Reach`: a video of an arm that reaches for one of several objects; a robot in the plane has to do the same."""
     return sources(Reach(objects, frames, horizon, moments, size), shown)
 
 
@@ -41,4 +41,4 @@ def table_tasks(
 
 
 TASKS: dict[str, Callable[..., Sources]] = {"reach-2d": reach_2d_tasks, "table": table_tasks}
-"""The builders, by name."""
+"""The builders of task sources, by name."""

@@ -1,1 +1,1 @@
-"""Replacements for torch's operations while tasks run: quick ones for stacks of tasks, and right derivatives."""
+"""Replacements for torch's operations while tasks run: fast kernels for stacks of tasks, and correct derivatives."""

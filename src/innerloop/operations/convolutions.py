@@ -1,12 +1,13 @@
-"""Convolutions for stacks of tasks with their own weights, with derivatives of every order, on CPUs.
+"""Per-task convolutions for stacks of tasks, with derivatives of every order, on CPUs.
 
-The task axis is laid beside the channels, and channels last in memory: per-task convolutions are then grouped
-convolutions of the layout that oneDNN runs at full speed. A convolution is linear in the images and in the weights, so
-its derivatives are convolutions: the gradient by the images and that by the weights, whose own are these three again.
+The task axis is merged with the channels, and channels are last in memory. Per-task convolutions are then grouped
+convolutions in the layout that oneDNN runs at full speed. A convolution is linear in images and weights. So its
+derivatives are convolutions, too: the gradient with respect to the images and that with respect to the weights, whose
+own derivatives are again these three.
 
-Torch's own batching rule is not used: it hands on strides that are ambiguous where there is one image, and torch's
-grouped convolutions without oneDNN (float64, or a build that lacks it) then give gradients by the weights that were
-never computed (torch 2.13).
+Torch's own batching rule is not used, because it passes ambiguous strides for a single image. Torch's grouped
+convolutions without oneDNN (float64, or a build without it) then return uninitialized gradients of the weights
+(torch 2.13).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ aten: Any = torch.ops.aten
 
 
 class Options(NamedTuple):
-    """What a convolution does, in the arguments of ``aten.convolution``; a number for each axis of the images."""
+    """The arguments of ``aten.convolution``, with a number for each axis of the images."""
 
     stride: list[int]
     padding: list[int]
@@ -64,11 +65,11 @@ _unread = ContextVar("unread gradients", default=False)
 
 @contextmanager
 def unread_gradients() -> Iterator[None]:
-    """While entered, connect gradients by weights that nothing else is computed from, without computing them.
+    """While entered, gradients of weights that are leaves are connected to the graph but not computed.
 
-    It is meant for code that is about to differentiate these gradients and does not read their values. Such code under
-    ``vmap`` is always the library's own: a module's plain gradients cannot be vectorized, and looped tasks do not run
-    on these kernels.
+    It is for code that differentiates these gradients and does not read their values. Under ``vmap`` such code is
+    always the library's own: a module's plain gradients cannot be vectorized, and looped tasks do not use these
+    kernels.
     """
     token = _unread.set(True)
     try:
@@ -133,7 +134,7 @@ class _ConvolutionBackward(Function):
 def _again(
     g: Tensor, x: Tensor, weight: Tensor, cotangents: Sequence[Tensor | None], options: Options, mask: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The same derivative, of functions that can be differentiated for ever."""
+    """Return the same derivative, with functions that have derivatives of every order."""
     cx, cweight, cbias = cotangents
     parts: list[Tensor] = []
     dx = dweight = None
@@ -150,7 +151,7 @@ def _again(
 
 
 class _ImageGradient(Function):
-    """What a convolution's backward pass gives for the images: linear in ``g`` and in the weights."""
+    """The gradient of a convolution with respect to the images, which is linear in ``g`` and in the weights."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, weight: Tensor, shape: torch.Size, options: Options) -> Tensor:
@@ -167,7 +168,7 @@ class _ImageGradient(Function):
 
 
 class _WeightGradient(Function):
-    """What it gives for the weights: linear in ``g`` and in the images."""
+    """The gradient of a convolution with respect to the weights, which is linear in ``g`` and in the images."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, shape: torch.Size, options: Options) -> Tensor:

@@ -1,4 +1,4 @@
-"""Derivatives of backward passes that torch can differentiate on."""
+"""Derivatives of backward passes that torch can differentiate further."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def second_derivative(
     inputs: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The derivative of ``function``'s backward pass, by torch's own derivatives, which can be differentiated on.
+    """Return the derivative of ``function``'s backward pass by torch's own derivatives, which has derivatives, too.
 
     Args:
-        function: of the inputs.
-        g: what the backward pass was given.
-        inputs: of the function.
-        cotangents: of the gradients by the inputs.
+        function: a function of the inputs.
+        g: the gradient that the backward pass got.
+        inputs: the inputs of the function.
+        cotangents: the cotangents of the gradients of the inputs.
 
     Returns:
-        The derivatives by ``g`` and by each input; ``None`` for what requires no gradient.
+        The derivatives with respect to ``g`` and each input; ``None`` for tensors that require no gradient.
     """
     with torch.enable_grad():
-        # New nodes of the graph: ``g`` may depend on the inputs, which is not to be followed here.
+        # New nodes of the graph: ``g`` may depend on the inputs, which must not be followed here.
         g, nodes = g.view_as(g), [None if t is None else t.view_as(t) for t in inputs]
         pairs = zip(nodes, cotangents, strict=True)
         used = [(x, c) for x, c in pairs if x is not None and x.requires_grad and c is not None]

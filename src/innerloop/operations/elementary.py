@@ -1,6 +1,6 @@
-"""Replacements for functions of torch whose batching rules or derivatives are wrong or missing.
+"""Replacements for functions of torch with wrong or missing batching rules or derivatives.
 
-They are built from operations that are right (torch 2.13; ``docs/torch.md`` describes the error of each function).
+They are built from operations that are correct (torch 2.13; ``docs/torch.md`` describes the error of each function).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
 
 
 def index_fill_(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
-    """``torch.Tensor.index_fill_`` by `index_fill`."""
+    """``torch.Tensor.index_fill_``, built on `index_fill`."""
     return input.copy_(index_fill(input, dim, index, value))
 
 
@@ -60,7 +60,7 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
-    """``torch.nn.functional.linear_cross_entropy``, never in chunks, which have no right second derivative."""
+    """``torch.nn.functional.linear_cross_entropy`` without chunks, which have no correct second derivative."""
     return F.linear_cross_entropy(*args, **kwargs)
 
 
@@ -70,7 +70,7 @@ def logcumsumexp(input: Tensor, dim: int) -> Tensor:
     The third derivative of torch's own function is NaN, and its batching rule takes a 0-dimensional tensor for a
     vector.
 
-    Along more than 128 elements, and in low precision, it is torch's own, since all pairs of elements are computed.
+    It computes all pairs of elements, so it is torch's own function along more than 128 elements, and in low precision.
     """
     if input.ndim == 0:
         return input.clone()
@@ -88,7 +88,8 @@ def logcumsumexp(input: Tensor, dim: int) -> Tensor:
 def binary_cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``torch.nn.functional.binary_cross_entropy``, whose derivatives beyond the first are inexact near 0 and 1.
 
-    Probabilities within 1e-12 of 0 or 1, and values outside of [0, 1], which are an error, still go to torch's own.
+    Torch's own function still handles probabilities within 1e-12 of 0 or 1, and values outside of [0, 1], which are an
+    error.
     """
     reduction, weight = _reduction(*args, **kwargs)
     if reduction is None or torch.finfo(input.dtype).bits < 32 or input.shape != target.shape:
@@ -108,7 +109,7 @@ def binary_cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: An
 def _reduction(
     weight: Tensor | None = None, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> tuple[str | None, Tensor | None]:
-    """The reduction of a loss, ``None`` if it is unknown or uses deprecated arguments, and the loss's weights."""
+    """Return the reduction of a loss (``None`` if it is unknown or deprecated) and the loss's weights."""
     known = size_average is None and reduce is None and reduction in ("none", "mean", "sum")
     return (reduction if known else None), weight
 
@@ -116,18 +117,18 @@ def _reduction(
 def gaussian_nll_loss(
     input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Tensor:
-    """``torch.nn.functional.gaussian_nll_loss``, which under ``vmap`` cannot look whether a variance is negative."""
+    """``torch.nn.functional.gaussian_nll_loss``, which under ``vmap`` cannot check for negative variances."""
     if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f'reduction is "none", "mean" or "sum", got {reduction!r}')
+        raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
     if not isinstance(var, Tensor):
         var = var * torch.ones_like(input)
     if var.shape != input.shape:
         if var.shape == input.shape[:-1]:
             var = var[..., None]
         elif var.ndim != input.ndim or sum(b for a, b in zip(input.shape, var.shape, strict=True) if a != b) != 1:
-            raise ValueError(f"var of {tuple(var.shape)} does not fit input of {tuple(input.shape)}")
+            raise ValueError(f"var of shape {tuple(var.shape)} does not fit input of shape {tuple(input.shape)}")
     low = var.detach()
-    none = in_range((low < 0).long(), 1).to(low.dtype)  # an IndexError, and then torch's own where tasks run one by one
+    none = in_range((low < 0).long(), 1).to(low.dtype)  # raises IndexError; then tasks run one by one, with torch's own
     var = var + (low.clamp(min=eps) - low) + none
     loss = 0.5 * (torch.log(var) + (input - target).square() / var)
     loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
@@ -146,7 +147,7 @@ def i1(input: Tensor) -> Tensor:
 
 
 def largest(input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """``torch.max`` of a whole tensor, which under ``vmap`` gives one of several equal maxima the whole gradient."""
+    """``torch.max`` of a whole tensor, with a gradient that ties share; under ``vmap`` torch's does not."""
     return torch.max(input, *args, **kwargs) if args or kwargs else input.amax()
 
 
@@ -170,7 +171,7 @@ def nanmedian(input: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _shared(input: Tensor, value: Tensor) -> Tensor:
-    """Return ``value``, with its gradient divided equally among the elements of the input that are equal to it."""
+    """Return ``value``, with its gradient divided equally among the input elements that are equal to it."""
     ties = torch.where(value.isnan(), input.isnan(), input == value)
     mean = torch.where(ties, input, 0).sum() / ties.sum()
     zero = mean - mean.detach()

@@ -1,8 +1,8 @@
-"""Embedding from indexing, for which torch's batching rules are right.
+"""Embeddings by indexing, for which torch's batching rules are correct.
 
-Torch's rule for ``embedding`` puts the tables of all tasks below one another and forgets that each has a padding row:
-only the first task's is left alone. Nor does it see an index out of range, which is a row of another task's table
-(torch 2.13).
+Torch's rule for ``embedding`` concatenates the tables of all tasks and ignores that each has a padding row: only that
+of the first task gets no gradient. It does not detect indices out of range either, which select a row of another task's
+table (torch 2.13).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def embedding(
     if padding_idx is None:
         return out
     if not -len(weight) <= padding_idx < len(weight):
-        raise ValueError(f"padding_idx={padding_idx} is none of the {len(weight)} rows of the embedding")
+        raise ValueError(f"padding_idx={padding_idx} is not one of the {len(weight)} rows of the embedding")
     return torch.where((input == padding_idx % len(weight))[..., None], out.detach(), out)
 
 
 def torch_embedding(
     weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> Tensor:
-    """``torch.embedding``, whose arguments come in another order, and for which -1 is no padding."""
+    """``torch.embedding``, which has another order of arguments, and for which -1 means no padding."""
     padding = None if padding_idx < 0 else padding_idx
     return embedding(indices, weight, padding, scale_grad_by_freq=scale_grad_by_freq)
 
@@ -49,13 +49,13 @@ def torch_embedding(
 def _require_plain(max_norm: float | None, scale_grad_by_freq: bool) -> None:
     if max_norm is not None:
         raise ValueError(
-            f"an embedding with max_norm={max_norm} rescales its weights in place while it is called, which would "
-            "change the model: use max_norm=None, and rescale what the embedding returns"
+            f"an embedding with max_norm={max_norm} rescales its weights in place when it is called, which would "
+            "change the model: use max_norm=None, and rescale the embedding's output"
         )
     if scale_grad_by_freq:
         raise ValueError(
-            "an embedding with scale_grad_by_freq=True gives what is no gradient of the loss, and torch differentiates "
-            "it wrongly: use scale_grad_by_freq=False"
+            "an embedding with scale_grad_by_freq=True does not return the gradient of the loss, and torch's "
+            "derivative of it is wrong: use scale_grad_by_freq=False"
         )
 
 
@@ -79,11 +79,11 @@ def embedding_bag(
     """
     _require_plain(max_norm, scale_grad_by_freq)
     if mode not in ("sum", "mean", "max"):
-        raise ValueError(f'mode is "sum", "mean" or "max", got {mode!r}')
+        raise ValueError(f'mode must be "sum", "mean" or "max", got {mode!r}')
     if input.ndim not in (1, 2) or (input.ndim == 1) != (offsets is not None):
-        raise ValueError(f"input is [B, L], or [N] with offsets, got {tuple(input.shape)} and offsets {offsets}")
+        raise ValueError(f"input must be [B, L], or [N] with offsets, got {tuple(input.shape)} and offsets {offsets}")
     if per_sample_weights is not None and (mode != "sum" or per_sample_weights.shape != input.shape):
-        raise ValueError(f'per_sample_weights are for mode="sum" and as many as input, got mode={mode!r}')
+        raise ValueError(f'per_sample_weights need mode="sum" and the shape of input, got mode={mode!r}')
     rows = embedding(input, weight)
     if per_sample_weights is not None:
         rows = rows * per_sample_weights[..., None]
@@ -100,7 +100,7 @@ def embedding_bag(
 
 
 def _bags(rows: Tensor, counts: Tensor, mode: str) -> Tensor:
-    """Rows ``[B, L, D]``, of which some count ``[B, L, 1]``, to one of each bag, ``[B, D]``; 0 where there are none."""
+    """Reduce the rows ``[B, L, D]`` that count, ``[B, L, 1]``, to one row per bag, ``[B, D]``; 0 for empty bags."""
     if mode == "max":
         least = torch.where(counts, rows.detach(), -torch.inf).argmax(1, keepdim=True)
         picked = rows.expand(len(counts), -1, -1).gather(1, least)[:, 0]

@@ -1,12 +1,13 @@
-"""Pooling and batch norm for stacks of tasks, on CPUs; convolution is in `convolutions`.
+"""Pooling and batch norm for stacks of tasks, on CPUs; `convolutions` has the convolutions.
 
-Three things make them quick where torch's batching rules are slow. The task axis is laid beside the channels, and
-channels last in memory: pooling and sums then run along contiguous channels. Derivatives of derivatives are written
-down, instead of being left to chains of small operations. And batch norm before max-pooling is computed after it: with
-a positive scale ``pool(norm(y)) == norm(pool(y))`` (with a negative one the minimum is pooled), on a quarter of the
-elements.
+Three things make them faster than torch's batching rules. First, the task axis is merged with the channels, and
+channels are last in memory, so that pooling and sums run along contiguous channels. Second, second derivatives are
+written out instead of being chains of small operations. Third, batch norm before max-pooling is computed after it, on a
+quarter of the elements: with a positive scale ``pool(norm(y)) == norm(pool(y))`` (with a negative one, the minimum is
+pooled).
 
-Third derivatives are those of elementary operations. Values, first and second derivatives agree with these to rounding.
+Third derivatives are those of elementary operations. Values, first and second derivatives agree with these up to
+rounding.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from .layout import column, fold, pieces, result, unfold
 
 aten: Any = torch.ops.aten
 Window = tuple[list[int], list[int], list[int], list[int], bool]
-"""Kernel size, stride, padding, dilation and rounding mode of a pooling."""
+"""Kernel size, stride, padding, dilation and ceil mode of a pooling."""
 
 CACHE = 4 * 2**20
-"""Bytes of one tensor that a pass works on before the next pass does."""
+"""The number of bytes of one tensor that all passes process before the next piece."""
 PIXELS = 4096
-"""Values of a channel that torch's sums may add up one after the other: of more of them, digits would be lost."""
+"""The largest number of values of a channel in one of torch's sums, which lose precision with more."""
 
 
 def supported(*tensors: Tensor) -> bool:
-    """Whether the kernels here run on these tensors, at this place."""
+    """Return whether the kernels here support these tensors and the present function transforms."""
     return place() != "other" and all(t.device.type == "cpu" and t.is_floating_point() for t in tensors)
 
 
@@ -47,14 +48,14 @@ def max_pool2d(x: Tensor, window: Window) -> Tensor:
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, window: Window | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm of ``[N, C, H, W]`` by the batch's own statistics, and max-pooling if a window is given.
+    """Apply batch norm to ``[N, C, H, W]`` with the batch's own statistics, and max-pooling if a window is given.
 
     Returns:
         The result, and the mean and (biased) variance, each ``[C]``, as constants.
     """
     dtype = x.dtype
     if dtype in (torch.bfloat16, torch.float16):
-        x = x.float()  # too few digits for a variance
+        x = x.float()  # 16 bits are too few for a variance
     weight = x.new_ones(x.shape[1]) if weight is None else weight.to(x.dtype)
     bias = x.new_zeros(x.shape[1]) if bias is None else bias.to(x.dtype)
     out, mean, variance = on_stacks(lambda x, w, b: _NormPool.apply(x, w, b, eps, window), x, weight, bias)
@@ -64,14 +65,14 @@ def batch_norm(
 def batch_norm_gradients(
     g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, inverse: Tensor, eps: float
 ) -> list[Tensor]:
-    """The gradients of one task's batch norm of ``[N, C, H, W]`` by ``x``, scale and offset, to differentiate further.
+    """Return differentiable gradients of one task's batch norm by ``x``, scale and offset.
 
     Args:
-        g: the gradient by the result.
-        x: what was normalized.
-        scale: ``[C]``.
-        mean: of ``x``, ``[C]``.
-        inverse: of its standard deviation, ``[C]``.
+        g: the gradient with respect to the result, ``[N, C, H, W]``.
+        x: the input, ``[N, C, H, W]``.
+        scale: the scale, ``[C]``.
+        mean: the mean of ``x``, ``[C]``.
+        inverse: the inverse of its standard deviation, ``[C]``.
         eps: added to the variance.
     """
     y = fold(x.detach()[None])
@@ -83,7 +84,7 @@ def batch_norm_gradients(
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:
-    """The values of ``x`` where the maxima were."""
+    """Return the values of ``x`` at the positions of the maxima."""
     n, channels, height, width = index.shape
     flat = x.permute(0, 2, 3, 1).reshape(n, -1, channels)
     picked = flat.gather(1, index.permute(0, 2, 3, 1).reshape(n, -1, channels))
@@ -149,7 +150,7 @@ class _NormPoolBackward(Function):
         tasks, g_, a, each = len(x), fold(g), scale.reshape(-1) * r, -y.shape[1] / y.numel()
         dbias, along = _sums(g_, z, torch.zeros_like(mean))
         dscale = r * along
-        # dy = unpool(a g) + b (y - mu) + p, where the last two are what comes by the variance and the mean.
+        # dy = unpool(a g) + b (y - mu) + p, where the last two terms come from the variance and the mean.
         b, p = a * r * dscale * each, a * dbias * each
         dy = _spread(g_ * column(a), index, window, [(y, b)], torch.addcmul(p, b, mean, value=-1))
         ctx.save_for_backward(g, x, scale, y, z, index, mean, r, along, dbias)
@@ -159,7 +160,7 @@ class _NormPoolBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, cx: Tensor | None, cscale: Tensor | None, cbias: Tensor | None) -> Any:
-        """The derivative of `forward` in the direction of the cotangents, with ``g`` held: every ``name1``."""
+        """Return the derivative of `forward` along the cotangents at constant ``g``; ``name1`` is that of ``name``."""
         g, x, scale, y, z, index, mean, r, along, dbias = ctx.saved_tensors
         if torch.is_grad_enabled():
             function, bias = _torch_norm_pool(ctx.eps, ctx.window), torch.zeros_like(scale).requires_grad_()
@@ -186,30 +187,30 @@ class _NormPoolBackward(Function):
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, ``[C]``."""
+    """Return the mean and the biased variance, ``[C]``."""
     parts = pieces(y, PIXELS)
-    found = [aten.batch_norm_update_stats(part, None, None, 0.0) for part in parts]
+    moments = [aten.batch_norm_update_stats(part, None, None, 0.0) for part in parts]
     if len(parts) == 1:
-        return found[0]  # type: ignore[no-any-return]
+        return moments[0]  # type: ignore[no-any-return]
     share = torch.tensor([[len(part) / len(y)] for part in parts], dtype=y.dtype)
-    means, variances = (torch.stack(values) for values in zip(*found, strict=True))
+    means, variances = (torch.stack(values) for values in zip(*moments, strict=True))
     mean = (share * means).sum(0)
     return mean, (share * (variances + (means - mean).square())).sum(0)
 
 
 def _sums(g: Tensor, y: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of ``g`` and of ``g (y - mean)``, ``[C]``: in torch, the gradients of batch norm's bias and scale."""
+    """Return the sums of ``g`` and of ``g (y - mean)``, ``[C]``: in torch, gradients of batch norm's bias and scale."""
     one, want = torch.ones_like(mean), [False, True, True]
-    found = [
+    sums = [
         aten.native_batch_norm_backward(*part, one, None, None, mean, one, True, 0.0, want)[1:]
         for part in zip(pieces(g, PIXELS), pieces(y, PIXELS), strict=True)
     ]
-    products, total = found[0] if len(found) == 1 else (torch.stack(v).sum(0) for v in zip(*found, strict=True))
+    products, total = sums[0] if len(sums) == 1 else (torch.stack(v).sum(0) for v in zip(*sums, strict=True))
     return total, products
 
 
 def _extremes(y: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-    """Maxima, or minima where the scale is negative, and where they were."""
+    """Return the maxima, or the minima if the scale is negative, and their positions."""
     if not bool((scale < 0).any()):
         return aten.max_pool2d_with_indices(y, *window)  # type: ignore[no-any-return]
     sign = column(torch.where(scale < 0, -1.0, 1.0).to(y.dtype))
@@ -220,7 +221,7 @@ def _extremes(y: Tensor, scale: Tensor, window: Window) -> tuple[Tensor, Tensor]
 def _spread(
     g: Tensor, index: Tensor | None, window: Window | None, terms: Sequence[tuple[Tensor, Tensor]], constant: Tensor
 ) -> Tensor:
-    """``unpool(g) + sum(factor * x for x, factor in terms) + constant``, part by part, which stays in cache."""
+    """Return ``unpool(g) + sum(factor * x for x, factor in terms) + constant``, in pieces that fit into the cache."""
     (like, _), *_ = terms
     pixels = CACHE / (like.shape[1] * like.element_size())
     out, done = g if index is None else torch.empty_like(like), 0

@@ -1,6 +1,6 @@
-"""How stacks of images lie in memory for the kernels: the task axis beside the channels, channels last.
+"""The memory layout of stacks of images for the kernels: the task axis is merged with the channels, channels last.
 
-Images may have any number of axes ``...`` behind the channels.
+Images may have any number of axes ``...`` after the channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ aten: Any = torch.ops.aten
 
 
 def fold(stack: Tensor) -> Tensor:
-    """``[T, N, C, ...] -> [N, T * C, ...]``, channels last in memory; a view of what `unfold` gave."""
+    """``[T, N, C, ...] -> [N, T * C, ...]``, channels last in memory; a view of a result of `unfold`."""
     tasks, n, channels, *space = stack.shape
     shape = (n, tasks * channels, *space)
     if stack.stride() == _unfolded_strides(shape, channels):
@@ -36,7 +36,7 @@ def unfold(x: Tensor, tasks: int) -> Tensor:
 def result(x: Tensor, tasks: int) -> Tensor:
     """`unfold` for the result of an autograd function.
 
-    The result is not a view, so that the next operation may write into it, as ``nn.ReLU(inplace=True)`` does.
+    The result is not a view, so that the next operation may write to it, as ``nn.ReLU(inplace=True)`` does.
     """
     stack = unfold(x, tasks)
     return aten._unsafe_view(stack, stack.shape)  # type: ignore[no-any-return]
@@ -56,7 +56,7 @@ def unfold_weight(weight: Tensor, tasks: int) -> Tensor:
 def _channels_last(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """View values in memory order as images.
 
-    The strides say channels last even where there is one channel, because torch chooses its memory layout by them.
+    The strides are those of channels last even for one channel, because torch chooses its memory layout by them.
     """
     return values.contiguous().as_strided(shape, _channels_last_strides(shape))
 
@@ -69,7 +69,7 @@ def _channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _unfolded_strides(shape: tuple[int, ...], each: int) -> tuple[int, ...]:
-    """Of ``[T, N, C, ...]`` with C = ``each``, in the memory of folded images of a shape."""
+    """Return the strides of ``[T, N, C, ...]`` with C = ``each`` in the memory of folded images of a shape."""
     return each, *_channels_last_strides(shape)
 
 
@@ -79,6 +79,6 @@ def column(vector: Tensor) -> Tensor:
 
 
 def pieces(x: Tensor, pixels: float) -> tuple[Tensor, ...]:
-    """Images, in pieces of about so many pixels."""
+    """Split images into pieces of about ``pixels`` pixels."""
     number = max(1, round(x.numel() / x.shape[1] / pixels))
     return x.split(-(-len(x) // number))  # type: ignore[no-any-return, no-untyped-call]

@@ -1,8 +1,8 @@
-"""Torch's own norms for one task at a time, with right derivatives of every order.
+"""Torch's own norms for one task at a time, with correct derivatives of every order.
 
-Torch's values, first and second derivatives are right here, and quick; its third derivatives are wrong (see
-`normalization`). So only the first ones are torch's: a backward pass that is recorded, to be differentiated again,
-consists of other operations. Adapting to a task records none.
+Torch's values, first and second derivatives are correct here, and fast; its third derivatives are wrong (see
+`normalization`). So only first derivatives are torch's: a backward pass that is recorded for further derivatives uses
+other operations. Adapting to a task records none.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ aten: Any = torch.ops.aten
 
 
 def supported(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether the norms here run on these tensors, at this place."""
+    """Return whether the norms here support these tensors and the present function transforms."""
     return (
         place() == "plain"
         and forward_ad._current_level < 0
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
-        and x.is_contiguous()  # with channels last, torch adds up in no more digits than x has
+        and x.is_contiguous()  # with channels last, torch's sums have no more precision than x
         and all(t is None or (t.dtype == x.dtype and t.device == x.device) for t in (weight, bias))
     )
 
@@ -42,7 +42,7 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """``torch.nn.functional.batch_norm`` by the batch's own statistics."""
+    """``torch.nn.functional.batch_norm`` with the batch's own statistics."""
     normalization.values_per_channel(input)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -84,11 +84,11 @@ class _BatchNorm(Function):
         if x.ndim == 4:
             scale = x.new_ones(x.shape[1]) if weight is None else weight
             every = kernels.batch_norm_gradients(g, x, scale, mean, inverse, ctx.eps)
-            found = [None if t is None else grad for t, grad in zip((x, weight, bias), every, strict=True)]
+            grads = [None if t is None else grad for t, grad in zip((x, weight, bias), every, strict=True)]
         else:
             norm = lambda x, w, b: normalization.batch_norm(x, None, None, w, b, True, 0.0, ctx.eps)  # noqa: E731
-            found = _gradients(norm, g, x, weight, bias)
-        return *found, None, None, None, None
+            grads = _gradients(norm, g, x, weight, bias)
+        return *grads, None, None, None, None
 
 
 class _LayerNorm(Function):
@@ -112,9 +112,9 @@ class _LayerNorm(Function):
 
 
 def _gradients(norm: Callable[..., Tensor], g: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
-    """The gradients of a norm by its inputs, which can be differentiated any number of times."""
-    # New nodes of the graph: an input may depend on another one, which is not to be followed here.
+    """Return the gradients of a norm by its inputs, which have derivatives of every order."""
+    # New nodes of the graph: an input may depend on another one, which must not be followed here.
     nodes = [None if t is None else t.view_as(t) for t in inputs]
     by = [t for t in nodes if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(norm(*nodes), by, g, create_graph=True))
-    return [next(found) if t is not None and t.requires_grad else None for t in nodes]
+    grads = iter(torch.autograd.grad(norm(*nodes), by, g, create_graph=True))
+    return [next(grads) if t is not None and t.requires_grad else None for t in nodes]

@@ -1,11 +1,11 @@
-"""Normalization from elementary operations, for derivatives of derivatives under ``vmap``.
+"""Normalization by elementary operations, for correct second derivatives under ``vmap``.
 
-Where autograd records *through* ``vmap``, as it does here, second derivatives of torch's batch, instance and layer norm
-with a scale come out wrong, by factors and without a word (seen with torch 2.5, 2.13 and 2.15): the batching rules of
-their backward seem to take the saved statistics for constants. While tasks run at once, these functions stand in for
-torch's (see `operations`). Torch's own third derivatives of these norms are wrong everywhere, and so is the second of
-weight norm (``gradgradcheck`` fails on torch 2.13), so these functions stand in for them in looped tasks, too. Group
-norm's batching rule fails on images with channels last. ``tests/operations/test_normalization.py`` fails without this.
+When autograd records *through* ``vmap``, as it does here, second derivatives of torch's batch, instance and layer norm
+with a scale are silently wrong by factors (seen with torch 2.5, 2.13 and 2.15): the batching rules of their backward
+seem to treat the saved statistics as constants. So these functions replace torch's while tasks run at once (see
+`operations`). Torch's own third derivatives of these norms are always wrong, and so is the second derivative of weight
+norm (``gradgradcheck`` fails on torch 2.13), so they replace torch's in looped tasks, too. Group norm's batching rule
+fails on images with channels last. ``tests/operations/test_normalization.py`` fails without these replacements.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 
 
 def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``x`` with mean 0 and variance 1 over some axes, and the mean and (biased) variance it had, in float32."""
+    """Return ``x`` with mean 0 and variance 1 over some axes, and its mean and (biased) variance, in float32."""
     if x.dtype in (torch.bfloat16, torch.float16):
-        x = x.float()  # too few digits for a variance
+        x = x.float()  # 16 bits are too few for a variance
     mean = x.mean(axes, keepdim=True)
     centred = x - mean
     variance = centred.square().mean(axes, keepdim=True)
@@ -28,7 +28,7 @@ def _standardise(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor
 
 
 def statistics(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor]:
-    """The mean and the inverse deviation over some axes, as constants."""
+    """Return the mean and the inverse deviation over some axes, as constants."""
     _, mean, variance = _standardise(x.detach(), axes, eps)
     return mean, torch.rsqrt(variance + eps)
 
@@ -46,29 +46,29 @@ def _by_stored(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Normalize by stored statistics.
+    """Normalize with stored statistics.
 
-    Torch's own function has a wrong gradient under ``vmap`` where its input is one image that comes from a convolution,
+    Torch's own function has a wrong gradient under ``vmap`` if its input is one image that comes from a convolution,
     because the strides of such an image are ambiguous.
     """
     if mean is None or variance is None:
-        raise ValueError("a norm by stored statistics needs running_mean and running_var")
+        raise ValueError("a norm with stored statistics needs running_mean and running_var")
     shape = [1, -1, *[1] * (input.ndim - 2)]
     x = (input - mean.reshape(shape)) * torch.rsqrt(variance + eps).reshape(shape)
     return _affine(x, weight, bias, shape, input.dtype)
 
 
 def move(running: Tensor | None, value: Tensor, momentum: float) -> None:
-    """Move running statistics towards a batch's, in place."""
+    """Move running statistics towards those of a batch, in place."""
     if running is not None:
         running.mul_(1 - momentum).add_(momentum * value.detach().reshape(running.shape).to(running.dtype))
 
 
 def values_per_channel(input: Tensor) -> int:
-    """How many values each mean and variance of batch norm is taken over; at least 2."""
+    """Return the number of values in each mean and variance of batch norm, which must be at least 2."""
     each = input.numel() // input.shape[1]
     if each < 2:
-        raise ValueError(f"batch norm needs more than 1 value per channel, got input of {tuple(input.shape)}")
+        raise ValueError(f"batch norm needs more than 1 value per channel, got input of shape {tuple(input.shape)}")
     return each
 
 
@@ -132,14 +132,14 @@ def group_norm(
     """``torch.nn.functional.group_norm``."""
     n, channels, *space = input.shape
     if channels % num_groups:
-        raise ValueError(f"group norm divides channels evenly: got {channels} channels in {num_groups} groups")
+        raise ValueError(f"group norm needs groups of equal size, got {channels} channels in {num_groups} groups")
     grouped = input.reshape(n, num_groups, channels // num_groups, *space)
     x, _mean, _variance = _standardise(grouped, list(range(2, grouped.ndim)), eps)
     return _affine(x.reshape(input.shape), weight, bias, [1, -1, *[1] * len(space)], _layer_dtype(input))
 
 
 def _layer_dtype(input: Tensor) -> torch.dtype:
-    """Torch's own give the input's type, but for float32 on GPUs under autocast."""
+    """Return the type of torch's own results: that of the input, or float32 on GPUs under autocast."""
     device = input.device.type
     return torch.float32 if device == "cuda" and torch.is_autocast_enabled(device) else input.dtype
 
@@ -147,7 +147,7 @@ def _layer_dtype(input: Tensor) -> torch.dtype:
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Compute what ``torch.nn.utils.parametrizations.weight_norm`` computes.
 
-    The result is ``v`` rescaled to norm ``g`` along all axes but ``dim`` (along all for -1).
+    The result is ``v`` rescaled to norm ``g`` along all axes except ``dim`` (along all axes for -1).
     """
     axes = [axis for axis in range(v.ndim) if axis != dim]
     return v * (g / v.square().sum(axes, keepdim=True).sqrt())

@@ -1,6 +1,6 @@
 """Replacements for torch's operations while tasks run.
 
-They are fast kernels for stacks of tasks, and norms whose second derivatives are right.
+They are fast kernels for stacks of tasks, and functions with correct derivatives.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .convolutions import Options, convolution
 
 
 def norm_pool(x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
-    """Batch norm, then ``size x size`` max-pooling: ``[N, C, H, W] -> [N, C, H', W']``.
+    """Apply batch norm, then ``size x size`` max-pooling: ``[N, C, H, W] -> [N, C, H', W']``.
 
-    One operation where the batch's own statistics are used, since pooling first and normalizing then gives the same and
-    does so on fewer elements.
+    With the batch's own statistics it is one operation, which pools first and then normalizes fewer elements, with the
+    same result.
     """
     mode, momentum = private.function_mode(), norm.momentum
     own = norm.training or norm.running_mean is None
@@ -44,10 +44,10 @@ def _always(*_: Any) -> bool:
 
 
 def _where_torch_is_wrong(x: Tensor, options: Options) -> bool:
-    """Whether torch computes wrong or no derivatives of a convolution.
+    """Return whether torch computes wrong or no derivatives of a convolution.
 
-    That is so for one image in groups (see `convolutions`), which is what a convolution over tasks is under ``vmap``,
-    and for a transposed convolution of which torch has no third derivative.
+    This is the case for a grouped convolution of one image (see `convolutions`), as under ``vmap`` over tasks, and for
+    transposed convolutions without a third derivative in torch.
     """
     one, grouped = x.ndim == len(options.stride) + 1 or len(x) == 1, options.groups > 1 or place() != "plain"
     return (one and grouped) or any(options.output_padding)
@@ -56,7 +56,7 @@ def _where_torch_is_wrong(x: Tensor, options: Options) -> bool:
 def _convolution(
     axes: int, torch_own: Callable[..., Tensor], where: Callable[[Tensor, Options], bool] = _always
 ) -> Callable[..., Tensor]:
-    """A convolution over so many axes of images, by the kernel where a condition holds."""
+    """Make a convolution over ``axes`` axes of images, which uses the kernel if a condition holds."""
 
     def call(
         input: Tensor,
@@ -81,7 +81,7 @@ def _convolution(
 def _transposed(
     axes: int, torch_own: Callable[..., Tensor], where: Callable[[Tensor, Options], bool] = _always
 ) -> Callable[..., Tensor]:
-    """The same for a transposed convolution."""
+    """Make a transposed convolution in the same way."""
 
     def call(
         input: Tensor,
@@ -106,13 +106,13 @@ def _transposed(
 def _by_kernel(
     torch_own: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, options: Options, rest: Any
 ) -> Tensor:
-    """By the kernel if it runs here; one image without an axis of images is one of one."""
+    """Use the kernel if it supports the tensors; a single image without a batch axis gets one."""
     axes = len(options.stride)
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if not kernels.supported(*tensors) or not axes + 1 <= x.ndim <= axes + 2 or weight.ndim != axes + 2:
         return torch_own(x, weight, bias, *rest)
     images = x if x.ndim == axes + 2 else x[None]
-    if axes == 1:  # oneDNN knows images better than lines
+    if axes == 1:  # oneDNN is faster on images than on sequences
         stride, padding, dilation, transposed, beyond, groups = options
         flat = Options([1, *stride], [0, *padding], [1, *dilation], transposed, [0, *beyond], groups)
         out = convolution(images[:, :, None], weight[:, :, None], bias, flat)[:, :, 0]
@@ -122,19 +122,19 @@ def _by_kernel(
 
 
 def _each(axes: int, value: Any) -> list[int]:
-    """A number for each axis; torch takes a list of one for all, too."""
+    """Return a number for each axis; torch also allows a list with one number for all axes."""
     values = list(value) if isinstance(value, Iterable) else [value]
     return values * axes if len(values) == 1 else values
 
 
 def _padded(input: Tensor, weight: Tensor, padding: str, stride: Any, dilation: Any) -> tuple[Tensor, Any]:
-    """Images to convolve, and the padding in numbers."""
+    """Return the images to convolve, and the padding as numbers."""
     if padding == "valid":
         return input, 0
     if padding != "same":
-        raise ValueError(f'the padding of a convolution is "same", "valid" or numbers, got {padding!r}')
+        raise ValueError(f'the padding of a convolution must be "same", "valid" or numbers, got {padding!r}')
     if any(step != 1 for step in stride):
-        raise ValueError(f'padding="same" is for a stride of 1, got a stride of {tuple(stride)}')
+        raise ValueError(f'padding="same" needs a stride of 1, got a stride of {tuple(stride)}')
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     odd = [side % 2 for side in total]
     if any(odd):
@@ -185,7 +185,7 @@ def _one_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Of one task."""
+    """Batch norm of one task."""
     if training and native.supported(input, weight, bias):
         return native.batch_norm(input, running_mean, running_var, weight, bias, momentum, eps)
     return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -212,20 +212,20 @@ def _move_statistics(
     variance: Tensor,
     momentum: float,
 ) -> None:
-    """As batch norm moves its running statistics, in place; the variance given is the biased one."""
+    """Move running statistics as batch norm does, in place; ``variance`` is the biased one."""
     each = normalization.values_per_channel(input)
     normalization.move(running_mean, mean, momentum)
     normalization.move(running_var, variance * each / (each - 1), momentum)
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
-    if _each(2, output_size) == [1, 1]:  # torch's own changes strides in place, one task after the other
+    if _each(2, output_size) == [1, 1]:  # torch's own changes strides in place, so vmap loops over tasks
         return input.mean((-2, -1), keepdim=True)
     return F.adaptive_avg_pool2d(input, output_size)
 
 
 def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same for ``torch.batch_norm`` and ``torch.instance_norm``, whose arguments come in another order."""
+    """Adapt a norm to ``torch.batch_norm`` and ``torch.instance_norm``, which have another order of arguments."""
 
     def call(
         input: Tensor,
@@ -242,7 +242,7 @@ def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _native_layer_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
-    """``torch.native_layer_norm``: a layer norm with mean and inverse deviation, which are constants."""
+    """Make ``torch.native_layer_norm``, a layer norm that also returns mean and inverse deviation, as constants."""
 
     def call(input: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
         axes = list(range(-len(shape), 0))
@@ -252,7 +252,7 @@ def _native_layer_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
 
 
 def _native_batch_norm(norm: Callable[..., Tensor]) -> Callable[..., Any]:
-    """``torch.native_batch_norm``, whose arguments are those of ``torch.batch_norm`` but for the last."""
+    """Make ``torch.native_batch_norm``, which has the arguments of ``torch.batch_norm`` except the last."""
 
     def call(input: Tensor, *args: Any) -> Any:
         training, _, eps = args[4:]
@@ -271,7 +271,7 @@ def _refuse(name: str, error: type[Exception], why: str) -> Callable[..., Any]:
 
 
 def _loop(name: str, why: str) -> Callable[..., Any]:
-    """Not where tasks run at once: the engine then loops."""
+    """Refuse a function while tasks run at once, so that the engine runs them one by one."""
     return _refuse(name, NotImplementedError, why)
 
 
@@ -290,7 +290,7 @@ _CONVOLUTIONS_WHERE_TORCH_IS_WRONG: _Table = {
 
 
 def _under_every_name(name: str) -> Iterator[Callable[..., Any]]:
-    """A function of torch, and the operators that it stands for, as far as there are any."""
+    """Yield a function of torch and its operators, as far as they exist."""
     if hasattr(torch, name):
         yield getattr(torch, name)
     if operator := getattr(torch.ops.aten, name, None):
@@ -307,7 +307,7 @@ _ALWAYS: _Table = {
     **dict.fromkeys((torch.logcumsumexp, torch.Tensor.logcumsumexp), elementary.logcumsumexp),
     **{
         function: _refuse(
-            f"torch.{name}", ValueError, "has wrong derivatives of derivatives: use the norms of torch.nn.functional"
+            f"torch.{name}", ValueError, "has wrong second derivatives: use the norms of torch.nn.functional"
         )
         for name in _NATIVE
         for function in _under_every_name(name)
@@ -352,7 +352,7 @@ _VECTORIZED: _Table = {
     F.one_hot: elementary.one_hot,
     F.gaussian_nll_loss: elementary.gaussian_nll_loss,
     torch.Tensor.as_strided_: _loop("as_strided_", "gives wrong values under vmap"),
-    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run where tasks run at once"),
+    torch.Tensor.register_hook: _loop("hooks of tensors", "do not run while tasks run at once"),
     torch.autograd.grad: values.gradient,
     torch.Tensor.requires_grad_: values.set_requires_grad,
     torch.Tensor.requires_grad.__get__: values.reads_requires_grad,  # type: ignore[attr-defined]
@@ -371,11 +371,11 @@ _KERNELS: _Table = {
 
 
 class TaskOperations(TorchFunctionMode):
-    """While entered, operations run on versions that are right, and quick, for tasks.
+    """While entered, torch's operations are replaced by versions that are correct and fast for tasks.
 
     Args:
-        vectorized: whether that is under ``vmap``.
-        kernels: whether the quick kernels may be used; code that records operations needs torch's own.
+        vectorized: whether tasks run under ``vmap``.
+        kernels: whether the fast kernels may be used; code that records operations needs torch's own.
     """
 
     def __init__(self, vectorized: bool, kernels: bool = True) -> None:
@@ -386,5 +386,5 @@ class TaskOperations(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Hand every function on, or to what stands in for it."""
+        """Call every function or its replacement."""
         return self._replaced.get(func, func)(*args, **(kwargs or {}))

@@ -1,6 +1,6 @@
-"""Meta-reinforcement learning: the task is a Markov decision process, the data are what the policy does in it.
+"""Meta-reinforcement learning: tasks are Markov decision processes, and the policy collects the data.
 
-`Workers`, `WorkerError` and `VectorTasks`, which need Gymnasium, come in when first used.
+`Workers`, `WorkerError` and `VectorTasks`, which need Gymnasium, are imported when first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much better than expected an action was: returns, baselines, generalized advantage estimation."""
+"""Advantages of actions: returns, baselines, generalized advantage estimation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rollouts import Rollout
 
 
 def discounted(rewards: Tensor, discount: float) -> Tensor:
-    """Discounted sums of the rewards to come, ``[..., H] -> [..., H]``."""
+    """Return the discounted sums of future rewards, ``[..., H] -> [..., H]``."""
     sums, running = [], torch.zeros_like(rewards[..., 0])
     for reward in reversed(rewards.unbind(-1)):
         running = reward + discount * running
@@ -22,14 +22,14 @@ def discounted(rewards: Tensor, discount: float) -> Tensor:
 
 
 def generalized(rewards: Tensor, values: Tensor, alive: Tensor, discount: float, trace: float) -> Tensor:
-    """Generalized advantage estimates (Schulman et al. 2016, Eq. 16); nothing comes after the horizon.
+    """Return generalized advantage estimates (Schulman et al. 2016, Eq. 16); rewards after the horizon are zero.
 
     Args:
-        rewards: of each step, ``[..., H]``.
-        values: the returns expected at each step, ``[..., H]``.
+        rewards: the reward of each step, ``[..., H]``.
+        values: the expected return at each step, ``[..., H]``.
         alive: 1 for steps that happened and 0 after the end of an episode, ``[..., H]``.
-        discount: of the rewards, gamma.
-        trace: lambda; 1 takes returns minus values, 0 one-step errors.
+        discount: the discount of rewards, gamma.
+        trace: lambda; 1 gives returns minus values, 0 one-step errors.
     """
     later = torch.cat([(values * alive)[..., 1:], torch.zeros_like(values[..., :1])], -1)
     return discounted((rewards + discount * later - values) * alive, discount * trace)
@@ -47,27 +47,27 @@ def normalized(advantages: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Baseline(Protocol):
-    """What returns are expected."""
+    """Predicts expected returns."""
 
     def __call__(self, episodes: Rollout, returns: Tensor) -> Tensor:
-        """Values ``[T, E, H]`` for steps whose discounted returns were ``[T, E, H]``."""
+        """Return the values ``[T, E, H]`` of steps, given their discounted returns ``[T, E, H]``."""
         ...
 
     def learn(self, episodes: Rollout, returns: Tensor) -> None:
-        """For the meta-batches to come."""
+        """Learn from episodes, for the next meta-batches."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Of what it has learned."""
+        """Return the learned state."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any:
-        """Take it up."""
+        """Load the learned state."""
         ...
 
 
 class LinearBaseline:
-    """Least squares on features of observation and time, fitted to each task alone (Duan et al. 2016, section 5).
+    """Least squares on features of observation and time, fitted separately to each task (Duan et al. 2016, section 5).
 
     The features are ``[o, o^2, t, t^2, t^3, 1]`` with observations clipped to 10 and time in hundreds of steps.
 
@@ -79,7 +79,7 @@ class LinearBaseline:
         self.ridge = ridge
 
     def __call__(self, episodes: Rollout, returns: Tensor) -> Tensor:
-        """See `Baseline`."""
+        """Return the values; see `Baseline`."""
         features = self._features(episodes.observations).flatten(1, 2)
         rows = features * episodes.alive.flatten(1)[..., None]
         square = rows.mT @ features
@@ -89,7 +89,7 @@ class LinearBaseline:
         return values * episodes.alive
 
     def learn(self, episodes: Rollout, returns: Tensor) -> None:
-        """Nothing is kept."""
+        """Do nothing, because it keeps nothing."""
 
     @staticmethod
     def _features(observations: Tensor) -> Tensor:
@@ -99,25 +99,25 @@ class LinearBaseline:
         return torch.cat([clipped, clipped.square(), time], -1)
 
     def state_dict(self) -> dict[str, Any]:
-        """There is none: it begins anew with every task."""
+        """Return an empty state, because every task is fitted separately."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take up."""
+        """Do nothing, because there is no state."""
 
 
 class ValueFunction:
-    """A network that learns, from all tasks as they come, what returns to expect of an observation at a time.
+    """A network that predicts the return from an observation and the time, and learns from all tasks.
 
-    It judges episodes by what it knew before them. It is one function for all tasks: what sets these apart remains in
-    the advantages.
+    It predicts values of episodes before it learns from them. Since it is one function for all tasks, the differences
+    between tasks remain in the advantages.
 
     Args:
-        observations: numbers that an observation has.
-        horizon: steps of an episode.
-        hidden: sizes of the layers between.
-        lr: of Adam.
-        epochs: steps that are taken on the episodes before, between and after the inner steps of every meta-batch.
+        observations: number of elements of an observation.
+        horizon: number of steps of an episode.
+        hidden: sizes of the hidden layers.
+        lr: the learning rate of Adam.
+        epochs: number of optimizer steps on each collection of episodes, before, between and after the inner steps.
     """
 
     def __init__(
@@ -130,21 +130,21 @@ class ValueFunction:
                 layers += [nn.Linear(inputs, outputs), nn.Tanh()]
         self.network = nn.Sequential(*layers[:-1])
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr)
-        self.centre, self.spread = 0.0, 0.0  # of the first returns, in whose units it predicts
+        self.centre, self.spread = 0.0, 0.0  # mean and deviation of the first returns, which standardize targets
         self.horizon, self.epochs = horizon, epochs
 
     @torch.no_grad()
     def __call__(self, episodes: Rollout, returns: Tensor) -> Tensor:
-        """See `Baseline`."""
+        """Return the values; see `Baseline`."""
         values: Tensor = self.centre + self.spread * self.network(self._inputs(episodes))[..., 0]
         return values * episodes.alive
 
     def learn(self, episodes: Rollout, returns: Tensor) -> None:
-        """See `Baseline`."""
+        """Learn from episodes; see `Baseline`."""
         x, alive = self._inputs(episodes), episodes.alive
         if not self.spread:
-            lived = returns[alive > 0]
-            self.centre, self.spread = lived.mean().item(), lived.std().item() + 1e-8
+            first = returns[alive > 0]
+            self.centre, self.spread = first.mean().item(), first.std().item() + 1e-8
         targets = (returns - self.centre) / self.spread
         with torch.enable_grad():
             for _ in range(self.epochs):
@@ -159,12 +159,12 @@ class ValueFunction:
         return torch.cat([episodes.observations, time.expand(*shape, 1)], -1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimizer, units."""
+        """Return the state of the network and the optimizer, and the mean and deviation of returns."""
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {**parts, "centre": self.centre, "spread": self.spread}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them up."""
+        """Load the state."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.centre, self.spread = state["centre"], state["spread"]

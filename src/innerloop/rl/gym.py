@@ -1,8 +1,8 @@
 """The locomotion problems as Gymnasium environments with registered ids.
 
 ``gymnasium.make("innerloop.rl.gym:innerloop/HalfCheetahDirection-v0")`` makes one; the others are
-``HalfCheetahVelocity``, ``AntDirection``, ``AntVelocity`` and ``AntPosition``. Once this module is imported, the ids do
-without its name.
+``HalfCheetahVelocity``, ``AntDirection``, ``AntVelocity`` and ``AntPosition``. After this module was imported, the ids
+work without its name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HORIZON = 200
 
 
 class _Goal:
-    """What makes an environment of Gymnasium's one whose goal can be set; a task of the next episodes."""
+    """A mixin that gives a Gymnasium environment a goal, the task of the next episodes."""
 
     body: Body
     goal: Goal
@@ -37,11 +37,11 @@ class _Goal:
         super().__init__(**{**self.family.options, **options})
 
     def set_task(self, task: Any) -> None:
-        """The goal: ``[1]``, or ``[2]`` of positions."""
+        """Set the goal, ``[1]``, or ``[2]`` for positions."""
         self.task = np.asarray(task, dtype=np.float64).reshape(self.task.shape)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As the environment does, with the reward that the goal gives. Actions beyond [-1, 1] are clipped to it."""
+        """Step the environment, with the reward of the goal. Actions are clipped to [-1, 1]."""
         action, before = np.clip(action, -1, 1), self.data.qpos[:2].copy()  # type: ignore[attr-defined]
         observation, _, ended, cut, info = super().step(action)  # type: ignore[misc]
         position = self.data.qpos[:2]  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ def _class(body: Body, goal: Goal) -> type:
 
 
 CLASSES = {key: _class(*key) for key in FAMILIES}
-globals().update({cls.__name__: cls for cls in CLASSES.values()})  # by which entry points and pickles find them
+globals().update({cls.__name__: cls for cls in CLASSES.values()})  # so that entry points and pickles find them
 
 
 for _cls in CLASSES.values():

@@ -1,9 +1,8 @@
-"""Half-cheetah and ant whose goals differ from task to task, all at once in MuJoCo's own threads.
+"""Half-cheetah and ant with a different goal in each task, all stepped at once in MuJoCo's own threads.
 
-Bodies are those of Gymnasium's current MuJoCo environments (version 5), goals and rewards those of the code of Finn et
-al. 2017 (of the ant's position: of later code), but for the cost of contact forces, which was always zero under the
-simulator's versions since 2018 and is left out. The same problems one by one, as Gymnasium environments, are in
-`innerloop.rl.gym`.
+Bodies are those of Gymnasium's current MuJoCo environments (version 5). Goals and rewards are those of the code of Finn
+et al. 2017 (for the ant's position those of later code), without the cost of contact forces, which was always zero in
+the simulator's versions since 2018. `innerloop.rl.gym` has the same problems as single Gymnasium environments.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ Goal = Literal["direction", "velocity", "position"]
 
 @dataclass(frozen=True)
 class Family:
-    """A body and what it is to do. Formulas are of arrays, NumPy's as well as torch's.
+    """A body with a kind of goal. Formulas work on NumPy arrays and on tensors.
 
     Attributes:
-        environment: the id of Gymnasium's environment.
-        options: of that environment.
-        skipped: coordinates at the beginning that are not observed.
+        environment: the id of the Gymnasium environment.
+        options: options of that environment.
+        skipped: the number of first coordinates that are not observed.
         draw: ``(n, generator) -> goals [n, G]``.
-        reward: ``(velocity, position, action, goal) -> reward``: velocity and position in the plane and action have
-            an axis for their numbers behind all others, and so does the goal.
-        healthy: the range of the body's height; below and above an episode ends.
+        reward: ``(velocity, position, action, goal) -> reward``; velocity and position are in the plane, and the last
+            axis of each array holds its coordinates.
+        healthy: the allowed range of the body's height; an episode ends outside of it.
     """
 
     environment: str
@@ -96,32 +95,32 @@ FAMILIES: dict[tuple[Body, Goal], Family] = {
         options={**_UNSEEN_CONTACTS, "exclude_current_positions_from_observation": False},
     ),
 }  # fmt: skip
-"""What bodies can be asked to do: to run forwards or backwards (U{-1, 1}), at a speed (U[0, 2] m/s of the cheetah,
-U[0, 3] of the ant), to a place (U[-3, 3]^2 m, which the ant sees its own position for)."""
+"""The problems: run forwards or backwards (U{-1, 1}), at a speed (U[0, 2] m/s for the cheetah, U[0, 3] for the ant), or
+to a place (U[-3, 3]^2 m; here the ant observes its own position)."""
 
 
 def family(body: Body, goal: Goal) -> Family:
-    """What is known of a body and a goal.
+    """Return the family of a body and a goal.
 
     Raises:
         ValueError: there is no such combination.
     """
     if (body, goal) not in FAMILIES:
         known = ", ".join(f"{one} {other}" for one, other in FAMILIES)
-        raise ValueError(f"no {body!r} with the goal {goal!r}; there are {known}")
+        raise ValueError(f"there is no {body!r} with the goal {goal!r}: choose one of {known}")
     return FAMILIES[body, goal]
 
 
 class Locomotion:
-    """A simulated body with a goal of each task.
+    """A simulated body with a different goal in each task.
 
-    All episodes of all tasks are stepped by one call of MuJoCo, in as many threads as torch has. Episodes differ by
-    their first state, to which Gymnasium's reset noise is added.
+    One call of MuJoCo steps all episodes of all tasks, in as many threads as torch has. Episodes differ in their first
+    state, to which Gymnasium's reset noise is added.
 
     Args:
         body: ``"half-cheetah"`` or ``"ant"``.
-        goal: ``"direction"``, ``"velocity"`` or, of the ant, ``"position"``.
-        horizon: steps of an episode: 100 and 200 are in use, and returns of one are not those of the other.
+        goal: ``"direction"``, ``"velocity"`` or, for the ant, ``"position"``.
+        horizon: number of steps of an episode; papers use 100 or 200, and their returns cannot be compared.
 
     Raises:
         ImportError: Gymnasium or MuJoCo is not installed.
@@ -143,11 +142,11 @@ class Locomotion:
         base.close()
 
     def tasks(self, n: int, generator: torch.Generator) -> Tensor:
-        """Goals ``[n, 1]``, or ``[n, 2]`` of positions."""
+        """Draw goals ``[n, 1]``, or ``[n, 2]`` for positions."""
         return self.family.draw(n, generator)
 
     def reset(self, tasks: Tensor, episodes: int, generator: torch.Generator) -> Tensor:
-        """See `Environment`."""
+        """Start episodes; see `Environment`."""
         position, velocity = self._start
         self._shape = (len(tasks), episodes)
         self._goal = tasks[:, None].double()
@@ -164,7 +163,7 @@ class Locomotion:
         return self._observation()
 
     def step(self, action: Tensor) -> Step:
-        """See `Environment`. Actions beyond [-1, 1] are clipped to it."""
+        """Take a step; see `Environment`. Actions are clipped to [-1, 1]."""
         action, before = action.double().clamp(-1, 1), self.state[..., 1:3]
         control = action.flatten(0, 1)[:, None].numpy()
         states, _ = self._rollout()(self.state.flatten(0, 1).numpy(), control)
@@ -181,7 +180,7 @@ class Locomotion:
         return self.state[..., 1 + self.family.skipped :].float().nan_to_num(0, 0, 0)
 
     def _rollout(self) -> Callable[[Any, Any], Any]:
-        """MuJoCo's threads, which are started at the first step and left behind by copies."""
+        """Return a function that steps MuJoCo in threads, which start at the first step and are not copied."""
         if self._threads is None:
             import mujoco
             from mujoco import rollout
@@ -193,10 +192,10 @@ class Locomotion:
 
     @contextmanager
     def camera(self, width: int, height: int) -> Iterator[Callable[[Tensor], Any]]:
-        """A function that makes a picture ``[height, width, 3]``, uint8, of a state, as those in ``state`` are.
+        """Yield a function that renders an image ``[height, width, 3]``, uint8, from a row of ``state``.
 
         Raises:
-            RuntimeError: nothing can be rendered here; the message says what may help.
+            RuntimeError: this machine cannot render; the message says what may help.
         """
         import mujoco
 
@@ -218,10 +217,10 @@ class Locomotion:
 
 
 def make(name: str, **options: Any) -> Any:
-    """An environment of Gymnasium's.
+    """Make a Gymnasium environment.
 
     Raises:
-        ImportError: it, or MuJoCo, is not installed; the message says how to install them.
+        ImportError: Gymnasium or MuJoCo is not installed; the message says how to install them.
     """
     headless()
     try:
@@ -229,7 +228,7 @@ def make(name: str, **options: Any) -> Any:
     except ImportError as error:
         raise ImportError("simulators need Gymnasium and MuJoCo: pip install 'innerloop[rl]'") from error
     mujoco = mujoco_for(name)
-    mujoco.set_mju_user_warning(lambda message: None)  # of what bodies say that is deprecated, into a file beside us
+    mujoco.set_mju_user_warning(lambda message: None)  # would write deprecations of the bodies to a file
     try:
         return gymnasium.make(name, **options)
     finally:

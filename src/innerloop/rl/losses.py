@@ -1,4 +1,4 @@
-"""Losses and objectives of policies: what the inner loop descends, and what the outer one does."""
+"""Losses and objectives of policies, for the inner and the outer loop."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .distributions import Distribution
 
 
 class Decisions(NamedTuple):
-    """The targets of a policy, ``y`` beside the observations ``x``, of E episodes of H steps each.
+    """The targets ``y`` of a policy for observations ``x`` of E episodes of H steps each.
 
     Attributes:
-        actions: ``[E, H, A]``, or indices ``[E, H]``.
-        advantages: ``[E, H]``: how much better than expected each action was.
-        weights: ``[E, H]``: 1 for steps that happened, 0 for those after the end.
+        actions: the actions, ``[E, H, A]``, or their indices ``[E, H]``.
+        advantages: the advantages of the actions, ``[E, H]``.
+        weights: 1 for steps that happened and 0 after the end of an episode, ``[E, H]``.
         behaviour: the distributions that the actions were drawn from.
-        worth: ``[E, 1]``: how much better than the other tasks' an episode was, in reward a step, and in the units of
-            the advantages.
+        worth: the reward per step of each episode minus that of the other tasks, in units of the advantages,
+            ``[E, 1]``.
     """
 
     actions: Tensor
@@ -35,18 +35,18 @@ class Decisions(NamedTuple):
 
 
 def _mean(values: Tensor, y: Decisions) -> Tensor:
-    return torch.where(y.weights > 0, values, 0).sum() / y.weights.sum()  # what comes after the end may be infinite
+    return torch.where(y.weights > 0, values, 0).sum() / y.weights.sum()  # values after the end may be infinite
 
 
 def score(output: Distribution, y: Decisions) -> Tensor:
-    """``-log pi(a) A``: its gradient is the policy gradient (Williams 1992)."""
+    """Return the loss ``-log pi(a) A``, whose gradient is the policy gradient (Williams 1992)."""
     return -_mean(output.log_prob(y.actions) * y.advantages, y)
 
 
 def ratio(output: Distribution, y: Decisions) -> Tensor:
-    """The surrogate ``-pi(a) / pi_old(a) A`` (Rothfuss et al. 2019, section 5).
+    """Return the surrogate ``-pi(a) / pi_old(a) A`` (Rothfuss et al. 2019, section 5).
 
-    It has the gradient of ``score`` where the policy is the one that acted. Its second derivative has low variance and,
+    If the policy is the one that acted, its gradient is that of `score`. Its second derivative has low variance and,
     near an optimum, is that of the expected return.
     """
     return -_mean(_ratio(output, y) * y.advantages, y)
@@ -57,7 +57,14 @@ def _ratio(output: Distribution, y: Decisions) -> Tensor:
 
 
 class Clipped:
-    """`ratio`, without reward for leaving ``[1 - clip, 1 + clip]`` (Schulman et al. 2017, Eq. 7)."""
+    """`ratio`, clipped so that there is no gain from leaving ``[1 - clip, 1 + clip]`` (Schulman et al. 2017, Eq. 7).
+
+    Args:
+        clip: the largest deviation of the ratio from 1, above 0.
+
+    Raises:
+        ValueError: ``clip`` is not above 0.
+    """
 
     def __init__(self, clip: float = 0.3) -> None:
         if clip <= 0:
@@ -65,40 +72,43 @@ class Clipped:
         self.clip = clip
 
     def __call__(self, output: Distribution, y: Decisions) -> Tensor:
-        """The loss, a scalar."""
+        """Return the loss, a scalar."""
         plain = _ratio(output, y)
         clipped = plain.clamp(1 - self.clip, 1 + self.clip)
         return -_mean(torch.minimum(plain * y.advantages, clipped * y.advantages), y)
 
 
 def divergence(output: Distribution, y: Decisions) -> Tensor:
-    """``KL(pi_old || pi)``, the mean over the steps that happened."""
+    """Return ``KL(pi_old || pi)``, the mean over the steps that happened."""
     return _mean(y.behaviour.kl(output), y)  # type: ignore[arg-type]
 
 
 class Along(Unrolled):
-    """Judges every policy of an adaptation by its own episodes.
+    """The weighted losses of all policies of an adaptation, each on its own episodes.
 
-    The episodes before an inner step are at the same time the query set of the step before it. This is the multi-step
-    loss of Antoniou et al. 2019 (Eq. 4) for tasks in which the learner acts.
+    The episodes before an inner step are also the query set of the previous step. This is the multi-step loss of
+    Antoniou et al. 2019 (Eq. 4) for tasks in which the learner acts.
 
     Args:
-        order: as of `Unrolled`.
-        weights: of the policies after 0, 1, ..., K inner steps; they are divided by their sum. ``None`` counts the last
-            alone.
+        order: as in `Unrolled`.
+        weights: the weights of the policies after 0, 1, ..., K inner steps, which are divided by their sum; with
+            ``None`` only the last policy counts.
+
+    Raises:
+        ValueError: a weight is negative, or all are zero.
     """
 
     def __init__(self, order: Schedule[int] = 2, weights: Sequence[float] | None = None) -> None:
         super().__init__(order)
         if weights is not None and (not any(weights) or min(weights) < 0):
-            raise ValueError(f"weights are at least 0, and not all 0, got {list(weights)}")
+            raise ValueError(f"weights must be at least 0, and not all 0, got {list(weights)}")
         self.weights = weights and tuple(weight / sum(weights) for weight in weights)
 
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge by the losses of the weighted policies.
+        """Evaluate one task by the losses of the weighted policies.
 
         Raises:
-            ValueError: the number of weights is not that of the policies.
+            ValueError: the number of weights is not the number of policies.
         """
         weights = self.weights or (*[0.0] * episode.steps, 1.0)
         if len(weights) != episode.steps + 1:
@@ -114,14 +124,19 @@ class Along(Unrolled):
 
 
 class Judging(Along):
-    """What another loss says of the policies that an objective judges, by the same path."""
+    """Another loss of the same policies that an objective evaluates, on the same path.
+
+    Args:
+        loss: the other loss.
+        objective: the objective.
+    """
 
     def __init__(self, loss: Loss, objective: Objective) -> None:
         super().__init__(getattr(objective, "order", 2), getattr(objective, "weights", None))
         self.loss = loss
 
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge like `Along`, by another loss."""
+        """Evaluate one task as `Along` does, with the other loss."""
         return super().__call__(replace(episode, loss=self.loss))
 
 
@@ -129,11 +144,11 @@ class Sampling(Unrolled):
     """`Unrolled` plus the effect of the parameters on the episodes that adaptation learns from.
 
     The gradient of the expected return has a term ``grad log pi(episodes) x return after adapting`` for each inner step
-    (Stadie et al. 2018), which MAML leaves out. The value of the term is zero where the policies are those that acted.
+    (Stadie et al. 2018), which MAML leaves out. The value of the term is zero if the policies are those that acted.
 
     Args:
-        order: as of `Unrolled`.
-        strength: of that term; 1 is exact, up to discounting.
+        order: as in `Unrolled`.
+        strength: the strength of that term; 1 is exact, up to discounting.
     """
 
     citation = (
@@ -146,7 +161,7 @@ class Sampling(Unrolled):
         self.strength = strength
 
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge by the query loss and the term of the sampled episodes."""
+        """Evaluate one task by the query loss plus the term of the sampled episodes."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
         query = episode.query(points[-1])
         worth, terms = episode.task.query.y.worth.mean(), [torch.zeros_like(query.loss)]
@@ -158,20 +173,20 @@ class Sampling(Unrolled):
 
 
 class InnerDivergence(Unrolled):
-    """The divergence ``KL(pi_old || pi)`` from the policies that acted before each inner step, averaged over the steps.
+    """The divergence ``KL(pi_old || pi)`` before each inner step, averaged over the steps.
 
     Here ``pi_old`` is the policy that acted.
     """
 
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge by the divergence; the query loss is only reported."""
+        """Evaluate one task by the divergence; the query loss is only reported."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
         query = episode.query(points[-1])
         return Judgement(inner_divergence(episode, points), query)
 
 
 def inner_divergence(episode: Episode, points: Sequence[Step]) -> Tensor:
-    """The mean divergence over the points before each step."""
+    """Return the mean divergence over the points before each step."""
     terms = [] if len(points) > 1 else [torch.zeros_like(next(iter(points[0].params.values())).sum())]
     for step in points[:-1]:
         x, y = episode.support(step.index)
@@ -183,8 +198,8 @@ class Penalized(Unrolled):
     """`Unrolled`, plus `InnerDivergence` times a strength that the outer step adapts (Rothfuss et al. 2019, Eq. 13).
 
     Args:
-        order: as of `Unrolled`.
-        strength: of the penalty at first.
+        order: as in `Unrolled`.
+        strength: the initial strength of the penalty.
     """
 
     citation = "Rothfuss, Lee, Clavera, Asfour, Abbeel. ProMP: Proximal Meta-Policy Search. ICLR 2019. arXiv:1810.06784"
@@ -194,11 +209,11 @@ class Penalized(Unrolled):
         self.strength = strength
 
     def __call__(self, episode: Episode) -> Judgement:
-        """Judge by the query loss plus ``strength`` times the divergence."""
+        """Evaluate one task by the query loss plus ``strength`` times the divergence."""
         points = [episode.start, *episode.path(value(self.order, episode.iteration))]
         query = episode.query(points[-1])
         return Judgement(query.loss + self.strength * inner_divergence(episode, points), query)
 
     def constants(self, iteration: int) -> Hashable:
-        """Those of `Unrolled`, and the strength, which the outer step changes."""
+        """Return the constants of `Unrolled`, and the strength, which the outer step changes."""
         return super().constants(iteration), self.strength

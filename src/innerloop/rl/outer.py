@@ -1,4 +1,4 @@
-"""Outer steps of policies: a trust region, and proximal steps. They take the place of a trainer's optimizer."""
+"""Outer steps of policies, a trust region and proximal steps, which replace the optimizer of a trainer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..task import Params, Task
 from .losses import InnerDivergence, Judging, Penalized, divergence
 
 Mean = Callable[[Params], Params]
-"""From means over this process's tasks to those over all processes'."""
+"""Turns means over this process's tasks into means over the tasks of all processes."""
 
 
 def _alone(means: Params) -> Params:
@@ -25,18 +25,21 @@ def _alone(means: Params) -> Params:
 class TRPO:
     """A natural-gradient step within a bound on the divergence (Schulman et al. 2015, appendix C).
 
-    The step is shortened until the surrogate improves. The Fisher matrix is that of the adapted policies by the
-    meta-parameters: its products go through the adaptation.
+    The step is shortened until the surrogate improves. The Fisher matrix is that of the adapted policies with respect
+    to the meta-parameters, so its products are differentiated through the adaptation.
 
     Args:
         max_kl: the bound on ``KL(pi_old || pi)`` of adapted policies, the mean over tasks and steps.
         damping: added to the Fisher matrix.
-        iterations: of conjugate gradients.
-        backtracks: how often the step is shortened before it is given up.
-        shrink: by what.
+        iterations: number of conjugate gradient iterations.
+        backtracks: the largest number of step lengths to try.
+        shrink: the factor by which the step is shortened.
 
     Attributes:
-        told: of the last step: ``kl``, ``improvement`` of the surrogate, ``backtracks``.
+        told: numbers about the last step: ``kl``, ``improvement`` of the surrogate, ``backtracks``.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     citation = "Schulman, Levine, Abbeel, Jordan, Moritz. Trust Region Policy Optimization. ICML 2015. arXiv:1502.05477"
@@ -59,22 +62,23 @@ class TRPO:
         self.told: dict[str, float] = {}
 
     def bind(self, learner: MetaLearner, mean: Mean = _alone) -> None:
-        """Take the learner whose parameters are to be moved; called once, by the trainer."""
+        """Set the learner to train; the trainer calls this once."""
         self.learner, self.mean = learner, mean
         self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
 
     def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
-        """One step on a meta-batch whose meta-gradient is given.
+        """Take one step on a meta-batch, given its meta-gradient.
 
         Returns:
-            How much of the longest step was taken, 1, ``shrink``, ``shrink ** 2``, ..., or 0 if none improved.
+            The length of the step as a fraction of the longest: 1, ``shrink``, ``shrink ** 2``, ..., or 0 if no step
+            improved the surrogate.
         """
         product = self.fisher(tasks, iteration)
         direction = conjugate_gradient(product, grads, self.iterations)
         curvature = sum(float((direction[n] * image).sum()) for n, image in product(direction).items())
         before, _ = self._look(tasks, iteration)
         self.told = {"kl": 0.0, "improvement": 0.0, "backtracks": float(self.backtracks)}
-        if not curvature > 0:  # a gradient of zero, or roundings
+        if not curvature > 0:  # a gradient of zero, or rounding errors
             return 0.0
         longest = math.sqrt(2 * self.max_kl / curvature)
         start = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -91,7 +95,7 @@ class TRPO:
     def fisher(self, tasks: Task, iteration: int) -> Callable[[Params], Params]:
         """Return the product with the damped Fisher matrix.
 
-        The matrix is the second derivative of the divergence from the policies that acted, at which the divergence is
+        The matrix is the second derivative of the divergence from the policies that acted, where the divergence is
         zero.
         """
         names, values = list(self.parameters), list(self.parameters.values())
@@ -115,7 +119,7 @@ class TRPO:
 
     @torch.no_grad()
     def _look(self, tasks: Task, iteration: int) -> tuple[float, float]:
-        """The surrogate and the divergence at the parameters as they are."""
+        """Return the surrogate and the divergence at the present parameters."""
         surrogate = self.learner(tasks, iteration).objective.mean()
         kl = self.learner(tasks, iteration, objective=self._divergence).objective.mean()
         means = self.mean({"objective": surrogate, "kl": kl})
@@ -127,21 +131,21 @@ class TRPO:
             parameter.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """There is none."""
+        """Return an empty state, because there is none."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take up.
+        """Check that the state is empty.
 
         Raises:
-            ValueError: it is the state of something else.
+            ValueError: the state is not empty.
         """
         if state:
-            raise ValueError("a trust region has no state, and this is one")
+            raise ValueError("a trust region has no state, but got a state that is not empty")
 
 
 def _divergences(output: Any, tasks: Task) -> Tensor:
-    """``KL(pi_old || pi)`` of each task's query episodes, ``[T]``."""
+    """Return ``KL(pi_old || pi)`` of each task's query episodes, ``[T]``."""
     y = tasks.query.y
     kl: Tensor = torch.where(y.weights > 0, y.behaviour.kl(output), 0).sum((1, 2)) / y.weights.sum((1, 2))
     return kl
@@ -150,17 +154,21 @@ def _divergences(output: Any, tasks: Task) -> Tensor:
 class PPO:
     """Several steps of Adam on the same episodes (Schulman et al. 2017).
 
-    The surrogate must not reward moving far from the policies that acted. The penalty on leaving the policies that
-    acted before adapting, where the objective has one, is halved or doubled so that the divergence comes near a target
-    (Rothfuss et al. 2019, appendix C).
+    The surrogate must not reward moving far from the policies that acted. If the objective has a penalty on the
+    divergence of the policies before each inner step (`Penalized`), its strength is halved or doubled to keep the
+    divergence near a target (Rothfuss et al. 2019, appendix C).
 
     Args:
-        lr: of Adam.
-        epochs: steps on each meta-batch.
-        target: of the divergence of the policies before each inner step; ``None`` leaves the penalty as it is.
+        lr: the learning rate of Adam.
+        epochs: number of steps on each meta-batch.
+        target: the target of that divergence; ``None`` keeps the strength of the penalty.
 
     Attributes:
-        told: of the last meta-batch: ``kl`` of adapted policies; with a penalty ``inner_kl`` and ``penalty``.
+        told: numbers about the last meta-batch: ``kl`` of adapted policies; with a penalty ``inner_kl`` and
+            ``penalty``.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     citation = "Schulman, Wolski, Dhariwal, Radford, Klimov. Proximal Policy Optimization Algorithms. arXiv:1707.06347"
@@ -168,23 +176,23 @@ class PPO:
 
     def __init__(self, lr: float = 1e-3, epochs: int = 5, target: float | None = None) -> None:
         if lr <= 0 or epochs < 1 or (target is not None and target <= 0):
-            raise ValueError(f"PPO needs lr > 0, epochs >= 1, target > 0, got {lr}, {epochs}, {target}")
+            raise ValueError(f"PPO needs lr > 0, epochs >= 1 and target > 0, got {lr}, {epochs} and {target}")
         self.lr, self.epochs, self.target = lr, epochs, target
         self.told: dict[str, float] = {}
 
     def bind(self, learner: MetaLearner, mean: Mean = _alone) -> None:
-        """See `TRPO.bind`."""
+        """Set the learner to train; see `TRPO.bind`."""
         self.learner, self.mean = learner, mean
         self.parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.Adam(list(self.parameters.values()), self.lr)
 
     def __call__(self, grads: Params, tasks: Task, iteration: int) -> float:
-        """The steps on a meta-batch, the first along the meta-gradient that is given. Returns their rate."""
+        """Take the steps on a meta-batch, the first along the given meta-gradient; return the learning rate."""
         for epoch in range(self.epochs):
             if epoch:
                 grads = self.mean(self.learner.meta_gradient(tasks, iteration)[0])
             if not all(bool(grad.isfinite().all()) for grad in grads.values()):
-                break  # too far; what the steps before came to is judged by the next meta-batch
+                break  # the policies moved too far; the next meta-batch shows the effect of the previous steps
             for name, parameter in self.parameters.items():
                 parameter.grad = grads[name]
             self.optimizer.step()
@@ -194,27 +202,27 @@ class PPO:
 
     @torch.no_grad()
     def _look_back(self, tasks: Task, iteration: int) -> None:
-        """How far the policies went, and what the penalty is to be."""
+        """Measure how far the policies moved, and adjust the penalty."""
         objective = self.learner.objective
         judge = InnerDivergence(objective.order) if isinstance(objective, Penalized) else None
         inner, _, output, _ = self.learner(tasks, iteration, objective=judge)
         means = self.mean({"kl": _divergences(output, tasks).mean(), "inner": inner.mean()})
         self.told = {"kl": float(means["kl"])}
         if isinstance(objective, Penalized):
-            found = float(means["inner"])
-            self.told |= {"inner_kl": found, "penalty": objective.strength}
-            if self.target is not None and found > self.WIDE * self.target:
+            inner_kl = float(means["inner"])
+            self.told |= {"inner_kl": inner_kl, "penalty": objective.strength}
+            if self.target is not None and inner_kl > self.WIDE * self.target:
                 objective.strength *= 2
-            elif self.target is not None and found < self.target / self.WIDE:
+            elif self.target is not None and inner_kl < self.target / self.WIDE:
                 objective.strength /= 2
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's, and the penalty."""
+        """Return the optimizer's state and the strength of the penalty."""
         strength = getattr(self.learner.objective, "strength", None)
         return {"optimizer": self.optimizer.state_dict(), "strength": strength}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them up."""
+        """Load the state."""
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.learner.objective, Penalized):
             self.learner.objective.strength = state["strength"]

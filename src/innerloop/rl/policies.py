@@ -1,4 +1,4 @@
-"""Policies: ordinary modules whose output is a distribution over actions."""
+"""Policies: ordinary modules that return a distribution over actions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MIN_STD = 1e-6
 
 
 class MLP(nn.Module):
-    """Linear layers and activations; weights Xavier-uniform, biases zero."""
+    """Linear layers with activations; weights start Xavier-uniform, and biases at zero."""
 
     def __init__(self, sizes: Sequence[int], activation: Activation) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {' or '.join(ACTIVATIONS)}, got {activation!r}")
+            raise ValueError(f"activation must be {' or '.join(ACTIVATIONS)}, got {activation!r}")
         layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
         for layer in layers:
             nn.init.xavier_uniform_(layer.weight)
@@ -40,7 +40,7 @@ class MLP(nn.Module):
 
 
 class Policy(nn.Module):
-    """What policies have in common: a number for each action, from an observation and, if wanted, a context."""
+    """The base of policies: a network from an observation, and optionally a context, to a number for each action."""
 
     def __init__(
         self, observations: int, actions: int, hidden: tuple[int, ...], activation: Activation, context: int
@@ -62,17 +62,20 @@ class Policy(nn.Module):
 
 
 class GaussianPolicy(Policy):
-    """Continuous actions: the means from a network, the spread a parameter of each action (Duan et al. 2016).
+    """A policy of continuous actions: a network gives the means, and parameters the deviations (Duan et al. 2016).
 
     Args:
-        observations: numbers that an observation has.
-        actions: numbers that an action has.
-        hidden: sizes of the layers between.
+        observations: number of elements of an observation.
+        actions: number of elements of an action.
+        hidden: sizes of the hidden layers.
         activation: ``"tanh"`` or ``"relu"``.
-        std: the standard deviation at first, in units of ``scale``.
-        scale: the unit of actions, such as how far an actuator reaches: what the network gives is multiplied by it.
-        context: numbers that are handed to the network beside every observation, zero and not meta-learned: what CAVIA
-            adapts (Zintgraf et al. 2019, section 5.3).
+        std: the initial standard deviation, in units of ``scale``.
+        scale: the unit of actions, such as the range of an actuator; it multiplies means and deviations.
+        context: size of a context vector that is appended to every observation. It starts at zero and is not
+            meta-learned; CAVIA adapts it (Zintgraf et al. 2019, section 5.3).
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     discrete = False
@@ -95,19 +98,19 @@ class GaussianPolicy(Policy):
         nn.init.xavier_uniform_(self.head.weight)
 
     def forward(self, observation: Tensor) -> Gaussian:
-        """Observations ``[..., observations]`` -> a distribution over ``[..., actions]``."""
+        """Return a distribution over actions ``[..., actions]`` for observations ``[..., observations]``."""
         mean = self.numbers(observation)
         log_std = self.log_std.clamp_min(math.log(MIN_STD)) + math.log(self.scale)
         return Gaussian(self.scale * mean, log_std.expand_as(mean))
 
 
 class CategoricalPolicy(Policy):
-    """Discrete actions.
+    """A policy of discrete actions.
 
     Args:
-        observations: numbers that an observation has.
-        actions: how many actions there are.
-        hidden: sizes of the layers between; none for a linear policy, which is tabular on one-hot observations.
+        observations: number of elements of an observation.
+        actions: number of actions.
+        hidden: sizes of the hidden layers; ``()`` for a linear policy, which is tabular on one-hot observations.
         activation: ``"tanh"`` or ``"relu"``.
         context: see `GaussianPolicy`.
     """
@@ -126,7 +129,7 @@ class CategoricalPolicy(Policy):
         nn.init.zeros_(self.head.weight)  # no preference at first
 
     def forward(self, observation: Tensor) -> Categorical:
-        """Observations ``[..., observations]`` -> a distribution over action indices ``[...]``."""
+        """Return a distribution over action indices ``[...]`` for observations ``[..., observations]``."""
         return Categorical(self.numbers(observation))
 
 

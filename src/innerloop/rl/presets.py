@@ -1,6 +1,6 @@
-"""Published algorithms of meta-reinforcement learning, each a small composition.
+"""Published algorithms of meta-reinforcement learning, each composed of a few parts.
 
-Each is a learner made of the core's parts, with losses of policies and its own outer step.
+Each is a learner with losses of policies and its own outer step.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .outer import PPO, TRPO
 Inner = Literal["score", "ratio"]
 INNER = {"score": score, "ratio": ratio}
 OWN = ("loss", "inner_loss", "batch_size", "compile")
-"""The options of learners that all presets here have values of their own for."""
+"""The options of learners that all presets here set themselves."""
 
 
 def composed(
     policy: nn.Module, options: Mapping[str, Any], outer: TRPO | PPO, episodes: int, inner: Inner, **parts: Any
 ) -> MetaLearner:
-    """A learner of an algorithm's own parts, but for those that are given among the options, and its outer step.
+    """Return a learner with an algorithm's own parts, which options replace, and with its outer step.
 
-    Nothing is compiled, since most of the time goes into acting.
+    Nothing is compiled, because most of the time is spent on acting.
     """
     if inner not in INNER:
-        raise ValueError(f"inner is {' or '.join(INNER)}, got {inner!r}")
+        raise ValueError(f"inner must be {' or '.join(INNER)}, got {inner!r}")
     own = {"loss": ratio, "inner_loss": INNER[inner], "batch_size": episodes, "compile": False}
     learner = _composed(policy, options, **{**own, **parts})
     learner.outer = outer
@@ -54,21 +54,25 @@ def maml_trpo(
     weights: tuple[float, ...] | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """MAML for policies: inner policy gradients, an outer trust region (Finn et al. 2017, Algorithm 3).
+    """MAML for policies: inner policy gradients and an outer trust region (Finn et al. 2017, Algorithm 3).
 
     Args:
-        policy: a module whose output is a distribution over actions.
-        lr: of the inner steps.
-        episodes: of a task, that an inner step is taken on.
-        later_lr: of the steps after the first; Finn et al. halve the rate for these.
+        policy: a module that returns a distribution over actions.
+        lr: the rate of the inner steps.
+        episodes: number of episodes of a task per inner step.
+        later_lr: the rate of the steps after the first; Finn et al. halve the rate for these.
         order: 2 differentiates through the inner steps, 1 does not.
-        max_kl: how far the adapted policies may move in an outer step.
-        inner: the inner loss, `score` or `ratio`.
-        weights: of the policies after 0, 1, ..., K steps, to train all of them (`Along`); else it is the last alone.
+        max_kl: the bound on the divergence of adapted policies in an outer step; see `TRPO`.
+        inner: the inner loss, ``"score"`` or ``"ratio"``.
+        weights: the weights of the policies after 0, 1, ..., K steps (`Along`); by default only the last counts.
         options: see `MetaLearner`.
+
+    Raises:
+        ValueError: the number of weights is not the number of policies, or ``inner`` is unknown.
     """
     if weights is not None and len(weights) != options.get("steps", 1) + 1:
-        raise ValueError(f"weights are of the policies after 0, 1, ..., {options.get('steps', 1)} steps, got {weights}")
+        steps = options.get("steps", 1)
+        raise ValueError(f"weights needs a number for each policy after 0, 1, ..., {steps} steps, got {weights}")
     rule, objective = _rule(lr, later_lr), Along(order, weights)
     return composed(policy, options, TRPO(max_kl), episodes, inner, rule=rule, objective=objective)
 
@@ -81,13 +85,13 @@ def _rule(lr: float, later_lr: float | None) -> rules.UpdateRule:
 def fomaml_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
-    """First-order `maml_trpo`: the updates are taken as constants (Finn et al. 2017, section 5.2).
+    """First-order `maml_trpo`: updates are treated as constants (Finn et al. 2017, section 5.2).
 
     Args:
         policy: see `maml_trpo`.
-        lr: of the inner steps.
-        episodes: of a task, that an inner step is taken on.
-        max_kl: how far the adapted policies may move in an outer step.
+        lr: the rate of the inner steps.
+        episodes: number of episodes of a task per inner step.
+        max_kl: the bound on the divergence of adapted policies in an outer step; see `TRPO`.
         options: see `MetaLearner`.
     """
     outer, objective = TRPO(max_kl), Along(order=1)
@@ -103,14 +107,14 @@ def e_maml(
     max_kl: float = 0.01,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """E-MAML: the meta-gradient counts what the policy samples to adapt from, too (Stadie et al. 2018).
+    """E-MAML: the meta-gradient includes the effect on the episodes that the policy adapts to (Stadie et al. 2018).
 
     Args:
         policy: see `maml_trpo`.
-        lr: of the inner steps.
-        episodes: of a task, that an inner step is taken on.
-        strength: of the term for sampling; see `Sampling`.
-        max_kl: how far the adapted policies may move in an outer step.
+        lr: the rate of the inner steps.
+        episodes: number of episodes of a task per inner step.
+        strength: the strength of the term for sampling; see `Sampling`.
+        max_kl: the bound on the divergence of adapted policies in an outer step; see `TRPO`.
         options: see `MetaLearner`.
     """
     outer, objective = TRPO(max_kl), Sampling(strength=strength)
@@ -131,17 +135,18 @@ def promp(
 ) -> MetaLearner:
     """Proximal meta-policy search (ProMP; Rothfuss et al. 2019).
 
-    The inner loss is the ratio, the outer loss the clipped ratio with a penalty on leaving the policies that sampled.
+    The inner loss is the ratio. The outer loss is the clipped ratio with a penalty on the divergence from the policies
+    that acted.
 
     Args:
         policy: see `maml_trpo`.
-        lr: of the inner steps.
-        episodes: of a task, that an inner step is taken on.
+        lr: the rate of the inner steps.
+        episodes: number of episodes of a task per inner step.
         outer_lr: the learning rate of the outer steps; see `PPO`.
         epochs: outer steps on each meta-batch.
-        clip: of the outer ratios; see `Clipped`.
-        penalty: the strength of the penalty at first; see `Penalized`.
-        target_kl: the divergence that the penalty is adapted to; ``None`` keeps its strength. See `PPO`.
+        clip: the clipping of outer ratios; see `Clipped`.
+        penalty: the initial strength of the penalty; see `Penalized`.
+        target_kl: the target of the divergence; ``None`` keeps the strength of the penalty. See `PPO`.
         options: see `MetaLearner`.
     """
     outer, objective = PPO(outer_lr, epochs, target_kl), Penalized(strength=penalty)
@@ -157,9 +162,9 @@ def meta_sgd_trpo(
 
     Args:
         policy: see `maml_trpo`.
-        lr: the rate of every weight at first.
-        episodes: of a task, that an inner step is taken on.
-        max_kl: how far the adapted policies may move in an outer step.
+        lr: the initial rate of every weight.
+        episodes: number of episodes of a task per inner step.
+        max_kl: the bound on the divergence of adapted policies in an outer step; see `TRPO`.
         options: see `MetaLearner`.
     """
     return composed(policy, options, TRPO(max_kl), episodes, "score", rule=rules.ElementwiseSGD(lr))
@@ -169,13 +174,13 @@ def meta_sgd_trpo(
 def cavia_trpo(
     policy: nn.Module, lr: float = 10.0, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
-    """Only the policy's context adapts, from zero (Zintgraf et al. 2019, section 5.3).
+    """CAVIA for policies: only the policy's context adapts, from zero (Zintgraf et al. 2019, section 5.3).
 
     Args:
         policy: a policy with a context, such as ``gaussian_policy(context=5)``.
-        lr: of the inner steps.
-        episodes: of a task, that an inner step is taken on.
-        max_kl: how far the adapted policies may move in an outer step.
+        lr: the rate of the inner steps.
+        episodes: number of episodes of a task per inner step.
+        max_kl: the bound on the divergence of adapted policies in an outer step; see `TRPO`.
         options: see `MetaLearner`.
     """
     citation = "Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson. Fast Context Adaptation via Meta-Learning. ICML 2019."
@@ -187,13 +192,13 @@ def cavia_trpo(
 def anil_trpo(
     policy: nn.Module, lr: float = 0.1, episodes: int = 20, max_kl: float = 0.01, **options: Unpack[Options]
 ) -> MetaLearner:
-    """`maml_trpo` in which only the last layer adapts (Raghu et al. 2020, section 4.3).
+    """ANIL for policies: `maml_trpo` in which only the last layer adapts (Raghu et al. 2020, section 4.3).
 
     Args:
         policy: see `maml_trpo`.
-        lr: of the inner steps.
-        episodes: of a task, that an inner step is taken on.
-        max_kl: how far the adapted policies may move in an outer step.
+        lr: the rate of the inner steps.
+        episodes: number of episodes of a task per inner step.
+        max_kl: the bound on the divergence of adapted policies in an outer step; see `TRPO`.
         options: see `MetaLearner`.
     """
     citation = "Raghu, Raghu, Bengio, Vinyals. Rapid Learning or Feature Reuse? ICLR 2020. arXiv:1909.09157"
@@ -211,21 +216,21 @@ def trpo(
     inner: Inner = "score",
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """Pretraining, a baseline: one policy for all tasks, trained without adapting (Schulman et al. 2015).
+    """Pretraining, a baseline: one policy for all tasks, trained without adaptation (Schulman et al. 2015).
 
-    It takes inner steps only in evaluation, at the given rates.
+    It takes inner steps only in evaluation, with the given rates.
 
     Args:
         policy: see `maml_trpo`.
-        lr: of the inner steps in evaluation.
-        episodes: of a task, for each inner step and each outer step.
-        later_lr: of the inner steps after the first, if it is another.
-        max_kl: how far the policy may move in an outer step.
-        inner: the inner loss in evaluation, `score` or `ratio`.
-        options: see `MetaLearner`; training takes no steps.
+        lr: the rate of the inner steps in evaluation.
+        episodes: number of episodes of a task for each inner step and each outer step.
+        later_lr: the rate of the inner steps after the first, if it differs.
+        max_kl: the bound on the divergence of the policy in an outer step; see `TRPO`.
+        inner: the inner loss in evaluation, ``"score"`` or ``"ratio"``.
+        options: see `MetaLearner`, without ``steps``.
 
     Raises:
-        ValueError: steps are given.
+        ValueError: ``steps`` is given.
     """
     if options.get("steps"):
         raise ValueError(f"trpo trains without inner steps, got steps={options['steps']}: see maml_trpo")

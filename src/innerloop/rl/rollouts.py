@@ -1,4 +1,4 @@
-"""Acting: all episodes of all tasks go through one call of the policy a step."""
+"""Rollouts: one call of the policy per step acts in all episodes of all tasks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .environments import Environment
 
 
 class Rollout(NamedTuple):
-    """What T tasks x E episodes of at most H steps were like.
+    """The episodes of T tasks, E episodes of at most H steps for each.
 
     Attributes:
-        observations: ``[T, E, H, O]``: what was seen before each action, 0 after the end.
-        actions: ``[T, E, H, A]``, or indices ``[T, E, H]``.
-        rewards: ``[T, E, H]``, 0 after the end.
-        alive: ``[T, E, H]``, 1 for the steps that happened and 0 for those after the end.
+        observations: the observation before each action, 0 after the end, ``[T, E, H, O]``.
+        actions: the actions, ``[T, E, H, A]``, or their indices ``[T, E, H]``.
+        rewards: the rewards, 0 after the end, ``[T, E, H]``.
+        alive: 1 for steps that happened and 0 after the end, ``[T, E, H]``.
         behaviour: the distributions that the actions were drawn from, ``[T, E, H, ...]``.
     """
 
@@ -32,12 +32,12 @@ class Rollout(NamedTuple):
 
     @property
     def returns(self) -> Tensor:
-        """The sums of rewards ``[T, E]``, not discounted."""
+        """The undiscounted sums of rewards, ``[T, E]``."""
         return self.rewards.sum(-1)
 
     @property
     def steps(self) -> int:
-        """How many steps of the environment happened."""
+        """The number of environment steps that happened."""
         return int(self.alive.sum())
 
 
@@ -50,46 +50,47 @@ def rollout(
     generator: torch.Generator,
     greedy: bool = False,
 ) -> Rollout:
-    """Live through episodes of every task.
+    """Collect episodes of every task.
 
     Args:
-        environment: where.
-        policy: ``[T, E, O]`` -> distributions over actions; on any device, to which the observations are moved.
-        tasks: T of the environment's.
-        episodes: E of each task.
-        generator: of all randomness, on the CPU.
-        greedy: take the likeliest actions instead of drawing them.
+        environment: the family of tasks.
+        policy: ``[T, E, O]`` -> distributions over actions; it gets observations on the CPU, and may answer on any
+            device.
+        tasks: T tasks of the environment.
+        episodes: the number E of episodes of each task.
+        generator: the source of all randomness, on the CPU.
+        greedy: take the most likely actions instead of sampling.
     """
     observation = environment.reset(tasks, episodes, generator)
     alive = torch.ones(observation.shape[:2])
-    seen, done, earned, lived, behaviour = [], [], [], [], []
+    observed, taken, earned, happened, behaviour = [], [], [], [], []
     for _ in range(environment.horizon):
-        # Whatever an environment shows after the end, an infinity perhaps, is nothing to anybody.
+        # Observations after the end, which may be infinite, are replaced by zeros.
         observation = torch.where(alive[..., None] > 0, observation, 0)
         distribution = policy(observation)
         action = distribution.mode() if greedy else distribution.sample(generator)
         step = environment.step(action.cpu())
-        seen.append(observation)
-        done.append(action.cpu())
+        observed.append(observation)
+        taken.append(action.cpu())
         behaviour.append(pytree.tree_map(lambda leaf: leaf.cpu(), distribution))
         earned.append(torch.where(alive > 0, step.reward, 0))
-        lived.append(alive)
+        happened.append(alive)
         observation, alive = step.observation, alive * ~step.done
         if not alive.any():
             break
     behaviours = pytree.tree_map(lambda *leaves: torch.stack(leaves, 2), *behaviour)
-    observations, actions, rewards, lives = (torch.stack(parts, 2) for parts in (seen, done, earned, lived))
-    return _padded(Rollout(observations, actions, rewards, lives, behaviours), environment.horizon)
+    observations, actions, rewards, steps = (torch.stack(parts, 2) for parts in (observed, taken, earned, happened))
+    return _padded(Rollout(observations, actions, rewards, steps, behaviours), environment.horizon)
 
 
-def _padded(found: Rollout, horizon: int) -> Rollout:
-    """To the whole horizon: that tasks of all meta-batches have one shape is worth more than a few zeros."""
-    lacking = horizon - found.rewards.shape[2]
+def _padded(rollout: Rollout, horizon: int) -> Rollout:
+    """Pad episodes with zeros to the whole horizon, so that all meta-batches have the same shape."""
+    lacking = horizon - rollout.rewards.shape[2]
     if not lacking:
-        return found
+        return rollout
 
     def pad(leaf: Tensor) -> Tensor:
         return torch.cat([leaf, leaf.new_zeros(*leaf.shape[:2], lacking, *leaf.shape[3:])], 2)
 
-    padded: Rollout = pytree.tree_map(pad, found)
+    padded: Rollout = pytree.tree_map(pad, rollout)
     return padded

@@ -8,13 +8,13 @@ from typing import Any
 
 
 def headless() -> None:
-    """Have MuJoCo render without a screen where there is none; it is read once, when MuJoCo is imported."""
+    """Let MuJoCo render without a screen if there is none; MuJoCo reads this once, when it is imported."""
     if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def mujoco_for(what: str) -> Any:
-    """The module ``mujoco``.
+    """Return the module ``mujoco``.
 
     Raises:
         ImportError: it is not installed; the message says what needs it and how to install it.
@@ -28,18 +28,18 @@ def mujoco_for(what: str) -> Any:
 
 
 def renderer(model: Any, width: int, height: int) -> Any:
-    """What makes pictures of a model.
+    """Return a renderer of a model.
 
     Raises:
-        RuntimeError: nothing can be rendered here; the message says what may help.
+        RuntimeError: this machine cannot render; the message says what may help.
     """
     import mujoco
 
     try:
         return mujoco.Renderer(model, height, width)
-    except Exception as error:  # of whatever draws, in its own ways
+    except Exception as error:  # each rendering backend has its own errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RuntimeError(
-            f"MuJoCo cannot render here ({reason}); without a screen, install libegl1 and set MUJOCO_GL=egl, or "
-            "libosmesa6 and MUJOCO_GL=osmesa"
+            f"MuJoCo cannot render here ({reason}): without a screen, install libegl1 and set MUJOCO_GL=egl, or "
+            "install libosmesa6 and set MUJOCO_GL=osmesa"
         ) from error

@@ -1,4 +1,4 @@
-"""The decision processes that a recipe can name: builders of sources, whose signatures say what can be set."""
+"""The decision processes that a recipe can name: builders of sources, with signatures that define the options."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Expected = Literal["linear", "network"]
 def sources(
     environment: Environment, discount: float, trace: float, baseline: Expected, eval_episodes: int | None = None
 ) -> Sources:
-    """The sources for training, validation and test.
+    """Return the sources for training, validation and test.
 
-    Tasks never run out, so all three draw from one family. They share one baseline, which only training fits.
+    All three draw from one family, since tasks never run out. They share one baseline, which only training fits.
     """
     expected = _baseline(environment, baseline)
     return Sources(*(Interaction(environment, discount, trace, expected, eval_episodes) for _ in range(3)))
@@ -27,7 +27,7 @@ def sources(
 
 def _baseline(environment: Environment, name: Expected) -> Baseline:
     if name not in ("linear", "network"):
-        raise ValueError(f'baseline is "linear" or "network", got {name!r}')
+        raise ValueError(f'baseline must be "linear" or "network", got {name!r}')
     if name == "linear":
         return LinearBaseline()
     return ValueFunction(environment.observations, environment.horizon)
@@ -40,9 +40,9 @@ def navigation_tasks(
     baseline: Expected = "linear",
     eval_episodes: int | None = None,
 ) -> Sources:
-    """`Navigation`: a point has to go to an unknown goal in the plane.
+    """`Navigation`: a point has to move to an unknown goal in the plane.
 
-    ``eval_episodes`` is the number of episodes for each inner step in validation and test.
+    ``eval_episodes`` is the number of episodes per inner step in validation and test.
     """
     return sources(Navigation(horizon), discount, trace, baseline, eval_episodes)
 
@@ -56,7 +56,7 @@ def bandit_tasks(
     baseline: Expected = "linear",
     eval_episodes: int | None = None,
 ) -> Sources:
-    """`Bandit`: arms whose mean rewards differ from task to task."""
+    """`Bandit`: arms with different mean rewards in each task."""
     return sources(Bandit(arms, horizon, noise), discount, trace, baseline, eval_episodes)
 
 
@@ -82,7 +82,7 @@ def locomotion_tasks(
     baseline: Expected = "linear",
     eval_episodes: int | None = None,
 ) -> Sources:
-    """`Locomotion`: a half-cheetah or an ant that is to run in a direction, at a speed, or to a place."""
+    """`Locomotion`: a half-cheetah or an ant that has to run in a direction, at a speed, or to a place."""
     return sources(Locomotion(body, goal, horizon), discount, trace, baseline, eval_episodes)
 
 

@@ -1,4 +1,4 @@
-"""Anybody's environments of Gymnasium's as families of tasks, in worker processes where that is worth their cost."""
+"""Gymnasium environments as families of tasks, optionally in worker processes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .environments import Step
 
 
 class VectorTasks:
-    """A family of tasks in a vector environment of Gymnasium's kind: episodes of all tasks are its sub-environments.
+    """A family of tasks in a Gymnasium vector environment; each episode of each task is a sub-environment.
 
     Args:
-        make: ``number -> vector environment`` with so many sub-environments, ``set_task(tasks)`` for an array
+        make: ``number -> vector environment`` with ``number`` sub-environments, ``set_task(tasks)`` for an array
             ``[number, ...]``, ``reset(seed=[...])`` and ``step(actions)``; see `Workers` for plain environments.
         draw: ``(n, generator) -> tasks [n, ...]``, a tensor.
-        horizon: steps of an episode.
+        horizon: number of steps of an episode.
 
     Raises:
-        TypeError: its sub-environments have no ``set_task``, or spaces that policies do not know.
+        TypeError: the vector environment has no ``set_task``, or has spaces that policies do not support.
     """
 
     def __init__(
@@ -46,19 +46,22 @@ class VectorTasks:
         seen, acted = self._vector.single_observation_space, self._vector.single_action_space
         self.discrete = isinstance(acted, gymnasium.spaces.Discrete)
         if not isinstance(seen, gymnasium.spaces.Box) or not (self.discrete or isinstance(acted, gymnasium.spaces.Box)):
-            raise TypeError(f"policies know Box observations and Box or Discrete actions, not {seen} and {acted}")
+            raise TypeError(
+                f"policies support Box observations and Box or Discrete actions, got {seen} and {acted}: wrap the "
+                "environment"
+            )
         self.observations = int(np.prod(seen.shape))
         self.actions = int(acted.n) if self.discrete else int(np.prod(acted.shape))
         self._first = int(acted.start) if self.discrete else 0
 
     def tasks(self, n: int, generator: torch.Generator) -> Tensor:
-        """Tasks ``[n, ...]``."""
+        """Draw tasks ``[n, ...]``."""
         return self._draw(n, generator)
 
     def reset(self, tasks: Tensor, episodes: int, generator: torch.Generator) -> Tensor:
-        """See `Environment`. Every episode has a seed of its own."""
+        """Start episodes, each with its own seed; see `Environment`."""
         number = len(tasks) * episodes
-        if number not in self._vectors:  # training and evaluation have numbers of their own
+        if number not in self._vectors:  # training and evaluation have different numbers
             self._vectors[number] = self._make(number)
         self._vector = self._vectors[number]
         self._shape = (len(tasks), episodes)
@@ -67,7 +70,7 @@ class VectorTasks:
         return self._tensor(self._vector.reset(seed=seeds)[0])
 
     def step(self, action: Tensor) -> Step:
-        """See `Environment`. Continuous actions are clipped to their space."""
+        """Take a step; see `Environment`. Continuous actions are clipped to their space."""
         taken, space = action.flatten(0, 1).numpy(), self._vector.single_action_space
         if self.discrete:
             taken = taken + self._first
@@ -78,46 +81,46 @@ class VectorTasks:
         return Step(self._tensor(observation), torch.as_tensor(np.asarray(reward)).float().view(self._shape), done)
 
     def _tensor(self, observation: Any) -> Tensor:
-        # A copy: environments may hand out the same memory every time.
+        # A copy, because environments may return the same memory every time.
         return torch.tensor(np.asarray(observation), dtype=torch.float32).reshape(*self._shape, self.observations)
 
     def close(self) -> None:
-        """End what runs the sub-environments."""
+        """Close the vector environments."""
         for vector in self._vectors.values():
             vector.close()
 
 
 STARTING = 60.0
-"""Seconds that processes have to start."""
+"""Additional seconds for processes to start."""
 
 
 class WorkerError(RuntimeError):
-    """A worker process ended, failed or did not answer in time. The message says which, and why as far as known."""
+    """A worker process ended, failed or did not answer in time. The message says which one, and why if it is known."""
 
 
 class Workers:
-    """So many copies of an environment as one vector environment, each worker process stepping its share of them.
+    """A vector environment of many copies of an environment; each worker process steps its share of them.
 
     An episode that has ended is not stepped until the next reset: its observation stays and its reward is 0. Workers
-    import the main module of the program, which therefore has to begin its own work under ``if __name__ ==
-    "__main__":``.
+    import the main module of the program, so the program must run its own code under ``if __name__ == "__main__":``.
 
     Args:
-        make: makes one environment, whose ``unwrapped`` has ``set_task(task)``; it has to be picklable by cloudpickle.
-        num_envs: how many.
-        workers: processes; 0 steps all of them in this one.
-        timeout: seconds after which a worker that does not answer is given up; before its first answer it has a minute
-            more, to start.
+        make: makes one environment, whose ``unwrapped`` has ``set_task(task)``; cloudpickle must be able to pickle it.
+        num_envs: number of environments.
+        workers: number of worker processes; 0 steps all environments in this process.
+        timeout: seconds after which a worker that does not answer counts as failed; before its first answer it has one
+            minute more, to start.
 
     Raises:
-        WorkerError: a worker fails, ends, or does not answer; all of them are ended then.
+        WorkerError: a worker fails, ends, or does not answer; then all workers are ended.
         TypeError: the environment has no ``set_task``.
+        ValueError: a number is out of range.
     """
 
     def __init__(self, make: Callable[[], Any], num_envs: int, workers: int = 0, timeout: float = 60.0) -> None:
         if num_envs < 1 or workers < 0 or timeout <= 0:
             raise ValueError(
-                f"num_envs >= 1, workers >= 0 and timeout > 0 are wanted, got {num_envs}, {workers} and {timeout}"
+                f"Workers needs num_envs >= 1, workers >= 0 and timeout > 0, got {num_envs}, {workers} and {timeout}"
             )
         probe = make()
         if not hasattr(probe.unwrapped, "set_task"):
@@ -142,23 +145,23 @@ class Workers:
             self._processes.append(process)
 
     def set_task(self, tasks: Sequence[Any]) -> None:
-        """One for each environment."""
+        """Set the task of each environment."""
         self._all("set_task", [tasks[part] for part in self._parts])
 
     def reset(self, seed: Sequence[int]) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode in each environment, by a seed of its own."""
+        """Start an episode in each environment, each with its own seed."""
         return np.concatenate(self._all("reset", [seed[part] for part in self._parts])), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Observations, rewards, whether episodes terminated, whether they were cut off."""
-        found = zip(*self._all("step", [actions[part] for part in self._parts]), strict=True)
-        observations, rewards, ended, cut = (np.concatenate(parts) for parts in found)
+        """Take a step; return observations, rewards, and whether episodes terminated or were truncated."""
+        results = zip(*self._all("step", [actions[part] for part in self._parts]), strict=True)
+        observations, rewards, ended, cut = (np.concatenate(parts) for parts in results)
         return observations, rewards, ended, cut, {}
 
     def close(self) -> None:
         """End the workers."""
         for connection in self._connections:
-            connection.close()  # at which they end by themselves
+            connection.close()  # then they end by themselves
         for process in self._processes:
             process.join(1)
             if process.is_alive():
@@ -170,12 +173,12 @@ class Workers:
     def _all(self, name: str, arguments: Iterable[Any]) -> list[Any]:
         """Let all workers do the same at the same time.
 
-        A worker that has not answered in time is killed, which ends whatever waits for it.
+        A worker that does not answer in time is killed, so that nothing waits for it.
         """
         if self._own is not None:
             return [getattr(self._own, name)(argument) for argument in arguments]
         if not self._processes:
-            raise WorkerError("the workers were ended, by an error before or by close()")
+            raise WorkerError("the workers were ended, by an earlier error or by close(): make new ones")
         self._late: list[int] = []
         self._waiting = set(range(len(self._processes)))
         watch = threading.Timer(self.timeout if self._begun else self.timeout + STARTING, self._kill)
@@ -216,7 +219,7 @@ class Workers:
             return WorkerError(f"worker {self._late[0]} {of} did not answer within {self.timeout:g} s")
         process = self._processes[number]
         process.join(1)
-        hint = "" if self._begun else '; does the program begin under if __name__ == "__main__":?'
+        hint = "" if self._begun else '; does the program run its code under if __name__ == "__main__":?'
         return WorkerError(f"worker {number} {of} ended (exit code {process.exitcode}){hint}")
 
 
@@ -229,19 +232,19 @@ class Group:
         self._seen: list[Any] = [None] * number
 
     def set_task(self, tasks: Sequence[Any]) -> None:
-        """One for each."""
+        """Set the task of each environment."""
         for environment, task in zip(self._environments, tasks, strict=True):
             environment.unwrapped.set_task(task)
 
     def reset(self, seeds: Sequence[int]) -> Any:
-        """The first observations."""
+        """Start episodes and return the first observations."""
         self._over[:] = False
         for number, (environment, seed) in enumerate(zip(self._environments, seeds, strict=True)):
             self._seen[number] = environment.reset(seed=int(seed))[0]
         return np.stack(self._seen)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any]:
-        """Observations, rewards, terminations, cuts."""
+        """Take a step; return observations, rewards, terminations and truncations."""
         rewards, ended, cut = np.zeros(len(actions)), self._over.copy(), np.zeros(len(actions), dtype=bool)
         for number in np.flatnonzero(~self._over):
             seen, reward, terminated, truncated, _ = self._environments[number].step(actions[number])
@@ -251,7 +254,7 @@ class Group:
         return np.stack(self._seen), rewards, ended, cut
 
     def close(self) -> None:
-        """Close each."""
+        """Close each environment."""
         for environment in self._environments:
             environment.close()
 
@@ -263,7 +266,7 @@ def _portable(make: Callable[[], Any]) -> bytes:
 
 
 def _serve(make: bytes, number: int, connection: Connection) -> None:
-    """What a worker does: answer until nobody asks."""
+    """Answer requests in a worker process until the connection closes."""
     import pickle
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which finishes its iteration
@@ -276,7 +279,7 @@ def _serve(make: bytes, number: int, connection: Connection) -> None:
         try:
             group = group or Group(pickle.loads(make), number)
             answer = False, getattr(group, name)(argument)
-        except Exception as error:  # of anybody's environment
+        except Exception as error:  # any error of the user's environment
             where = traceback.extract_tb(error.__traceback__)[-1]
             answer = True, f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
         try:

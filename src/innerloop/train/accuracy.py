@@ -1,4 +1,4 @@
-"""Accuracy, and what has to fit for a score to mean anything."""
+"""Accuracy, and checks that outputs and targets fit a metric."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class DoesNotFitError(ValueError):
 
 
 def accuracy(output: Tensor, y: Tensor, ignore_index: int = -100, outputs: str = "") -> Tensor:
-    """Return the per cent of predictions that are right. A prediction that has NaN is wrong.
+    """Return the percentage of correct predictions. A prediction with NaN is wrong.
 
     Args:
-        output: logits ``[Q, C, ...]`` with the classes along axis 1, or, for questions of yes or no, one logit each.
-        y: class indices ``[Q, ...]``, or for yes and no 1 and 0, in the shape of the output.
+        output: logits ``[Q, C, ...]`` with the classes along axis 1, or one logit for each binary target.
+        y: class indices ``[Q, ...]``, or binary targets 0 and 1 in the shape of the output.
         ignore_index: targets of this class are left out.
-        outputs: what the outputs are by the loss of the model: ``"classes"``, ``"logits"``, ``"probabilities"`` (of
-            yes or no), or empty where that is not known, which reads them as logits.
+        outputs: what the model's loss takes as outputs: ``"classes"``, ``"logits"`` or ``"probabilities"`` (both
+            binary); empty if that is not known, which reads them as logits.
 
     Raises:
-        ValueError: the shapes do not fit each other, or targets of yes and no are something else than 0 and 1.
+        ValueError: the shapes do not fit each other, or binary targets are not 0 and 1.
 
     >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
     >>> float(accuracy(logits, torch.tensor([0, 2])))
@@ -34,7 +34,7 @@ def accuracy(output: Tensor, y: Tensor, ignore_index: int = -100, outputs: str =
     if not isinstance(output, Tensor) or not isinstance(y, Tensor):
         raise DoesNotFitError(
             f"accuracy compares one tensor of outputs with one of targets, got {type(output).__name__} and "
-            f"{type(y).__name__}: give an il.Metric of your own function, with higher_is_better=True"
+            f"{type(y).__name__}: give an il.Metric with your own function, with higher_is_better=True"
         )
     apart = output.ndim == y.ndim + 1 and output.shape[:1] + output.shape[2:] == y.shape
     if not y.is_floating_point() and apart and (output.shape[1] > 1 or outputs == "classes"):
@@ -57,23 +57,23 @@ def _is_largest(output: Tensor, classes: Tensor) -> Tensor:
 
 
 def _yes_or_no(output: Tensor, y: Tensor, ignore_index: int, outputs: str) -> tuple[Tensor, Tensor]:
-    """Which answers are right, and which count."""
+    """Return which binary predictions are right, and which count."""
     counted = torch.ones_like(y, dtype=torch.bool) if y.is_floating_point() else y != ignore_index
     if bool(y.isnan().any()):
         raise DoesNotFitError(
-            f"accuracy got {int(y.isnan().sum())} of {y.numel()} targets that are NaN: leave them out in an il.Metric "
-            f"of your own, or use integer targets with {ignore_index} (ignore_index) where a target is missing"
+            f"accuracy got {int(y.isnan().sum())} of {y.numel()} targets that are NaN: leave them out in your own "
+            f"il.Metric, or use integer targets with {ignore_index} (ignore_index) for missing ones"
         )
     if bool(((y < 0) | (y > 1))[counted].any()):
         raise DoesNotFitError(
             f"accuracy of one logit for each target needs targets from 0 to 1, got {float(y[counted].min()):g} to "
-            f"{float(y[counted].max()):g}; class indices need logits [Q, C, ...], and regression an error, such as "
-            'metric="mse"'
+            f"{float(y[counted].max()):g}: class indices need logits [Q, C, ...], and regression needs an error, such "
+            'as metric="mse"'
         )
     if not outputs and y.is_floating_point() and y.ndim > 1 and y.shape[1] > 1 and bool((y.sum(1) == 1).all()):
         raise DoesNotFitError(
-            f"accuracy cannot tell whether targets of shape {shape(y)} are one class of {y.shape[1]} or as many "
-            "questions of yes or no: give class indices as targets, or an il.Metric of your own"
+            f"accuracy cannot tell whether targets of shape {shape(y)} are one class of {y.shape[1]} or "
+            f"{y.shape[1]} binary targets: give class indices as targets, or your own il.Metric"
         )
     threshold = 0.5 if outputs == "probabilities" else 0.0
     return ((output > threshold) == (y > 0.5)) & ~output.isnan(), counted
@@ -83,26 +83,26 @@ def require_same_shape(name: str, output: Any, y: Any) -> None:
     """Refuse outputs and targets of different shapes, which torch would broadcast.
 
     Raises:
-        ValueError: they differ; the message has both shapes and the fix.
+        ValueError: the shapes differ; the message has both shapes and the fix.
     """
     if not isinstance(output, Tensor) or not isinstance(y, Tensor):
         raise DoesNotFitError(
             f"the metric {name} compares one tensor of outputs with one of targets, got {type(output).__name__} and "
-            f"{type(y).__name__}: give an il.Metric of a function of your own"
+            f"{type(y).__name__}: give an il.Metric with your own function"
         )
     if output.shape != y.shape:
         raise DoesNotFitError(
             f"the metric {name} compares each output with its own target, got outputs of shape {shape(output)} and "
             f"targets of shape {shape(y)}, which torch would broadcast: give both the same shape (y.unsqueeze(-1), "
-            "output.squeeze(-1)), or an il.Metric of a function that does so"
+            "output.squeeze(-1)), or an il.Metric with a function that does so"
         )
 
 
 def number(name: str, value: Any) -> Tensor:
-    """The result of a metric as a floating-point tensor without axes.
+    """Convert the result of a metric to a floating-point tensor without axes.
 
     Raises:
-        ValueError: it is not one real number.
+        ValueError: the result is not one real number.
     """
     if isinstance(value, Tensor):
         if value.ndim == 0 and not value.is_complex():
@@ -113,18 +113,18 @@ def number(name: str, value: Any) -> Tensor:
         return torch.tensor(float(value.item()), dtype=torch.float64)
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise DoesNotFitError(
-        f"the metric {name} returned {got}, and a metric returns one number for a task: take the mean, or one entry"
+        f"the metric {name} returned {got}, but a metric must return one number for a task: take the mean, or one entry"
     )
 
 
 def floating(values: Any) -> list[Tensor]:
-    """The floating-point tensors in outputs."""
+    """Return the floating-point tensors in outputs."""
     leaves = pytree.tree_leaves(values)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def shape(values: Any) -> Any:
-    """The shape of a tensor, or those of a tree of tensors."""
+    """Return the shape of a tensor, or the shapes in a tree of tensors."""
     if isinstance(values, Tensor):
         return tuple(values.shape)
     return [

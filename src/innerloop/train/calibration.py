@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say."""
+"""Calibration of predicted probabilities by a temperature."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from ..task import Source, TaskSource, select, to
 from .metrics import ignored, kind, tells_classes
 
 SPREAD = 0.5
-"""How far, in natural logarithms, the temperature of a task is thought to be from that of the tasks of validation: a
-standard deviation. A few examples of one's own move it a little, many all the way."""
+"""The prior standard deviation, in natural logarithms, of a task's temperature around that of validation tasks. A few
+examples move the temperature a little, many move it all the way."""
 
 
 def temperature(logits: Tensor, y: Tensor, around: float | None = None) -> float:
-    """The divisor of logits that calibrates their softmax, between 1/100 and 100.
+    """Return the divisor of logits that calibrates their softmax, between 1/100 and 100.
 
     It maximizes the likelihood (Guo et al. 2017, section 4.2).
 
     Args:
-        logits: ``[N, C]``, of examples that were not adapted on.
+        logits: the logits ``[N, C]`` of examples that were not adapted on.
         y: their classes, ``[N]``.
-        around: a temperature that is likely beforehand, with `SPREAD` about its logarithm; None for no such belief.
+        around: the center of a prior on the logarithm, with standard deviation `SPREAD`; None for no prior.
     """
     logits, candidates = logits.double(), torch.logspace(-2, 2, 401, dtype=torch.float64)
-    # The likelihood is concave in 1 / temperature, so a grid of 2 % steps finds it, and cannot fail to converge.
-    found = torch.stack([F.cross_entropy(logits / t, y, reduction="sum") for t in candidates])
+    # The likelihood is concave in 1 / temperature, so a grid of 2 % steps finds the maximum and always converges.
+    losses = torch.stack([F.cross_entropy(logits / t, y, reduction="sum") for t in candidates])
     if around is not None:
-        found = found + ((candidates.log() - math.log(around)) / SPREAD).square() / 2
-    return float(candidates[found.argmin()])
+        losses = losses + ((candidates.log() - math.log(around)) / SPREAD).square() / 2
+    return float(candidates[losses.argmin()])
 
 
 @torch.no_grad()
 def temperature_on(learner: MetaLearner, source: Source, num_tasks: int = 100, seed: int = 0) -> float | None:
-    """The temperature that fits the query sets of some tasks, each query example judged alone.
+    """Return the temperature that fits the query sets of some tasks, with separate predictions for query examples.
 
-    It is None where the learner does not classify, or where its outputs are not finite.
+    It is None if the learner does not classify, or if its outputs are not finite.
 
     Args:
-        learner: its model and torch's random state are left as they are.
-        source: of tasks that it was not trained on.
-        num_tasks: how many.
-        seed: of the tasks.
+        learner: the learner; its model and torch's random state stay as they are.
+        source: a source of tasks that the learner was not trained on.
+        num_tasks: the number of tasks.
+        seed: the seed of the tasks.
     """
     if not isinstance(source, TaskSource) or kind(learner.loss) != "classes":
         return None
@@ -65,5 +65,5 @@ def temperature_on(learner: MetaLearner, source: Source, num_tasks: int = 100, s
 
 
 def plain(adapted: Adapted) -> Callable[[Tensor], Tensor]:
-    """An adapted model as a plain module where it can be one; else itself, which judges inputs by the support set."""
+    """Return an adapted model as a plain module if possible; else itself, which uses the support set in every call."""
     return adapted if adapted.joint else adapted.module()

@@ -1,8 +1,8 @@
-"""What a run leaves behind so that nothing is lost: complete states to resume from, and the best weights.
+"""Checkpoints of a run: complete states to resume from, and the best weights.
 
-Files are written beside their final name, flushed to the disk and then renamed (`innerloop.disk`), so a name always
-holds a whole file. They are ``torch.save`` archives, which load with ``weights_only=True`` and run no code, followed by
-the SHA-256 of the archive, which tells a damaged file.
+Files are written under a temporary name, flushed to disk and then renamed (`innerloop.common.disk`), so a name always
+belongs to a complete file. They are ``torch.save`` archives, which load with ``weights_only=True`` and run no code,
+followed by the SHA-256 of the archive, which detects damaged files.
 """
 
 from __future__ import annotations
@@ -38,47 +38,47 @@ STATE, BEST = "state-{:08d}.pt", "best-{:08d}.pt"
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, all or nothing."""
+    """Write tensors and plain values, atomically."""
     archive = io.BytesIO()
     torch.save({"format": FORMAT, **state}, archive)
-    # The buffer is released here, also after an error: Python 3.12.1 crashes where garbage collection finds it.
+    # The buffer is released here, also after an error: Python 3.12.1 crashes if garbage collection finds it.
     with archive.getbuffer() as content, writing(path) as file:
         file.write(content)
         file.write(hashlib.sha256(content).digest())
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, tensors on the CPU. Runs no code of the file.
+    """Read a file of `save`, with tensors on the CPU, without running code from it.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is damaged, foreign, or of another format.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is damaged, from another program, or has another format.
     """
     try:
         content = memoryview(_read(path))
         archive, digest = content[:-DIGEST], content[-DIGEST:]
         if hashlib.sha256(archive).digest() != digest:
-            raise ValueError("its checksum does not match: it is damaged, cut off, or no checkpoint of innerloop")
+            raise ValueError("its checksum does not match: it is damaged, cut off, or not an innerloop checkpoint")
         state = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:  # a file that is not ours can fail in any way
+    except Exception as error:  # a file of another program can fail in any way
         raise ValueError(f"{path} is not a usable checkpoint: {_reason(error)}") from error
     return state
 
 
 def _checked(path: Path, *needed: str) -> dict[str, Any]:
-    """Load a file, and check what is in it: another program can write a fitting checksum, too.
+    """Load a file and check its entries, since another program could write a matching checksum.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`, or something is missing or of another type.
+        FileNotFoundError, ValueError: as `load`, or an entry is missing or of another type.
     """
     state = load(path)
     wrong = [f"its {key} is missing" for key in needed if key not in state]
     wrong += [
-        f"its {key} is of type {type(state[key]).__name__}"
+        f"its {key} has the type {type(state[key]).__name__}"
         for key, kind in TYPES.items()
         if key in state and not isinstance(state[key], kind)
     ]
@@ -90,7 +90,7 @@ def _checked(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a value describes one of the best weights."""
+    """Return whether a value describes one of the best weights."""
     if not isinstance(entry, dict) or not {"iteration", "score", "ci95"} <= entry.keys():
         return False
     numbers = isinstance(entry["score"], (int, float)) and isinstance(entry["ci95"], (int, float))
@@ -98,28 +98,28 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a file that ends as an archive and its digest do. Another one may be too large for the memory."""
+    """Read a file if it ends like an archive with a digest, since other files may be too large for memory."""
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - DIGEST - len(END) - 18, 0))  # the record at the end of an archive has 22 bytes
         if not file.read(len(END)) == END:
-            raise ValueError("its checksum does not match: it is damaged, cut off, or no checkpoint of innerloop")
+            raise ValueError("its checksum does not match: it is damaged, cut off, or not an innerloop checkpoint")
         file.seek(0)
         return file.read()
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file, on one line, and without torch's advice to run the code in it."""
+    """Return what is wrong with a file on one line, without torch's advice to run the code in it."""
     text = str(error)
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
         if found := re.search(r"GLOBAL ([\w.]+)", text):
             return (
-                f"it asks to run {found[1]}, which no checkpoint of innerloop does: it may be hostile, and was not "
-                "opened; delete it"
+                f"it would run {found[1]}, which no innerloop checkpoint does: it may be malicious and was not opened; "
+                "delete it"
             )
-        return "it holds something else than tensors and plain values, and was not opened"
+        return "it contains other things than tensors and plain values, so it was not opened"
     return (text.splitlines() or [type(error).__name__])[0]
 
 
@@ -127,11 +127,11 @@ class Checkpoints:
     """The checkpoints of one run: its last two complete states, and the weights of its best validations.
 
     Args:
-        run: the run directory; the files are in its ``checkpoints``.
-        keep_best: how many best weights to keep.
+        run: the run directory; the files are in its folder ``checkpoints``.
+        keep_best: the number of best weights to keep.
 
     Attributes:
-        best: a table, best first: ``{"iteration", "score", "ci95"}`` of each of the best weights.
+        best: a list with ``{"iteration", "score", "ci95"}`` of each of the best weights, best first.
     """
 
     def __init__(self, run: Path, keep_best: int = 3) -> None:
@@ -144,24 +144,24 @@ class Checkpoints:
         """Make the folder.
 
         Raises:
-            OSError: it is a symbolic link, or cannot be made.
+            OSError: it is a symbolic link, or cannot be created.
         """
         subfolder(self.directory.parent, self.directory.name)
 
     def iterations(self) -> list[int]:
-        """At which iterations there is a complete state, in ascending order."""
+        """Return the iterations with a complete state, in ascending order."""
         stems = (path.stem.removeprefix("state-") for path in self.directory.glob("state-*.pt"))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write a complete state, named by its ``"iteration"``; then drop what is no longer needed."""
+        """Write a complete state, named by its ``"iteration"``, and delete files that are no longer needed."""
         self.make()
         save(self.directory / STATE.format(state["iteration"]), {**state, "best": self.best})
         for iteration in self.iterations():
-            if iteration > state["iteration"]:  # of a life of this run that is being repeated
+            if iteration > state["iteration"]:  # from an earlier session of this run, which is being repeated
                 (self.directory / STATE.format(iteration)).unlink()
         self.drop_states(state["iteration"])
-        # The state before this one may yet be the one to fall back to, so what its table names stays as well.
+        # The previous state may be needed as a fallback, so the weights in its list stay, too.
         wanted = {BEST.format(entry["iteration"]) for entry in (*self.best, *self._before)}
         for path in self.directory.glob("best-*.pt"):
             if path.name not in wanted:
@@ -169,7 +169,7 @@ class Checkpoints:
         self._before = list(self.best)
 
     def drop_states(self, present: int) -> None:
-        """Delete the states before that of the present iteration, but keep the latest of them.
+        """Delete the states before the present iteration, except the latest of them.
 
         A run that was killed while it saved may have left several.
         """
@@ -178,11 +178,11 @@ class Checkpoints:
             (self.directory / STATE.format(iteration)).unlink()
 
     def newest(self) -> dict[str, Any]:
-        """The newest complete state that can be read, with a warning for each that cannot.
+        """Return the newest complete state that can be read; warn for each state that cannot.
 
         Raises:
-            FileNotFoundError: there is none at all.
-            ValueError: none can be read.
+            FileNotFoundError: there is no state.
+            ValueError: no state can be read.
         """
         iterations = self.iterations()
         if not iterations:
@@ -192,9 +192,9 @@ class Checkpoints:
                 path = self.directory / STATE.format(iteration)
                 state = _checked(path, "iteration", "best")
                 if state["iteration"] != iteration:
-                    raise ValueError(f"{path} is not a usable checkpoint: it is of iteration {state['iteration']}")
+                    raise ValueError(f"{path} is not a usable checkpoint: it holds iteration {state['iteration']}")
             except ValueError as error:
-                then = "falling back to the one before" if iteration > iterations[0] else "there is none before it"
+                then = "falling back to the previous one" if iteration > iterations[0] else "there is no earlier one"
                 warnings.warn(f"{error}; {then}", stacklevel=3)
                 continue
             self.best, self._before = list(state["best"]), list(state["best"])
@@ -204,11 +204,11 @@ class Checkpoints:
         )
 
     def consider(self, weights: Mapping[str, Any], entry: dict[str, Any], higher_is_better: bool) -> bool:
-        """Keep the weights if they are among the best so far. Returns whether they are the very best.
+        """Save the weights if they are among the best so far; return whether they are the best.
 
         Args:
             weights: the learner's state.
-            entry: ``{"iteration", "score", "ci95"}``; one whose score is not a finite number is never kept.
+            entry: ``{"iteration", "score", "ci95"}``; entries with a score that is not finite are never kept.
             higher_is_better: the order of scores.
         """
 
@@ -224,24 +224,24 @@ class Checkpoints:
         return bool(table) and table[0] is entry
 
     def weights(self) -> dict[str, Any]:
-        """The best weights that can be read, ``{"iteration", "learner", ...}``; without validations the newest."""
+        """Return the best weights that can be read, ``{"iteration", "learner", ...}``, or the newest state."""
         newest = self.newest()
         return next(self._readable(), newest)
 
     def best_weights(self, number: int) -> list[dict[str, Any]]:
-        """That many of the best weights, best first.
+        """Return the ``number`` best weights, best first.
 
         Raises:
-            ValueError: there are fewer that can be read.
+            ValueError: fewer weights can be read.
         """
         self.newest()
-        found = list(islice(self._readable(), number))
-        if len(found) < number:
+        weights = list(islice(self._readable(), number))
+        if len(weights) < number:
             raise ValueError(
-                f"{self.directory} has the weights of {len(found)} validations, not of {number}: ask for fewer, or "
-                f"train with train.keep_best = {number} and validate that often"
+                f"{self.directory} has the weights of {len(weights)} validations, not of {number}: request fewer, or "
+                f"train with train.keep_best = {number} and validate at least that many times"
             )
-        return found
+        return weights
 
     def _readable(self) -> Iterator[dict[str, Any]]:
         for entry in self.best:
@@ -252,7 +252,7 @@ class Checkpoints:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys of configurations, as ``section.key``, whose values differ, apart from the description."""
+    """Return the keys, as ``section.key``, that differ between two configurations, except the description."""
     first, second = _flat(one), _flat(other)
     keys = sorted(first.keys() | second.keys(), key=list(first | second).index)
     return [key for key in keys if key != "description" and first.get(key) != second.get(key)]
@@ -267,5 +267,5 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def holds_run(run: Path) -> bool:
-    """Whether a directory holds (part of) a run that must not be written over."""
+    """Return whether a directory holds (part of) a run, which must not be overwritten."""
     return any(os.path.lexists(run / name) for name in ("checkpoints", "metrics.jsonl"))

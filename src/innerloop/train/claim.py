@@ -1,4 +1,4 @@
-"""One training at a time in a run directory."""
+"""A lock so that only one training at a time uses a run directory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _held: set[Path] = set()
 def claimed(run: Path) -> Iterator[None]:
     """Claim the run directory for this process while entered.
 
-    No other process can claim it then. The directory is created if necessary, and removed if it stays empty. The claim
-    ends with the process, however that ends. A claim within a claim of the same process has no effect.
+    No other process can claim it meanwhile. The directory is created if necessary, and removed if it stays empty. The
+    claim ends with the process, however that ends. A claim within a claim of the same process has no effect.
 
     Raises:
-        BlockingIOError: another process is at it.
-        OSError: the directory cannot be written to, or has a symbolic link where a file or a folder is written.
+        BlockingIOError: another process has claimed it.
+        OSError: the directory cannot be written to, or has a symbolic link in place of a file or folder to write.
     """
     path = run.resolve() / LOCK
     if path in _held:
@@ -45,16 +45,16 @@ def claimed(run: Path) -> Iterator[None]:
                 yield
             finally:
                 _held.discard(path)
-                with suppress(OSError):  # as on Windows, where no open file can be removed
+                with suppress(OSError):  # on Windows, open files cannot be removed
                     path.unlink()
     finally:
-        with suppress(OSError):  # something came into it
+        with suppress(OSError):  # it is not empty
             for folder in missing:
                 folder.rmdir()
 
 
 def is_claimed(run: Path) -> bool:
-    """Whether a process of this machine, or of its shared file system, trains in a run directory."""
+    """Return whether a process on this machine, or on its shared file system, trains in a run directory."""
     path = run.resolve() / LOCK
     if path in _held or not path.exists():
         return path in _held
@@ -64,7 +64,7 @@ def is_claimed(run: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path, run: Path) -> Iterator[IO[str]]:
-    """The file, locked."""
+    """Open and lock the file."""
     while True:
         with _file(path, os.O_CREAT) as file:
             if not _lock(file):
@@ -74,9 +74,9 @@ def _opened(path: Path, run: Path) -> Iterator[IO[str]]:
                     f"{run} is being trained by {words or 'another process'}: wait for it, stop it, or use another "
                     "directory"
                 )
-            if not _is(file, path):  # who had it before may have removed it after it was opened here
+            if not _is(file, path):  # its previous owner may have removed it after it was opened here
                 continue
-            if os.fstat(file.fileno()).st_nlink > 1:  # it is also another file's name, which is not written to
+            if os.fstat(file.fileno()).st_nlink > 1:  # it is also another file, which must not be changed
                 path.unlink()
             else:
                 yield file
@@ -84,18 +84,18 @@ def _opened(path: Path, run: Path) -> Iterator[IO[str]]:
 
 
 def _file(path: Path, flags: int) -> IO[str]:
-    """The file, for reading and writing, and never through a link."""
+    """Open the file for reading and writing, never through a link."""
     return os.fdopen(opened(path, os.O_RDWR | flags), "r+", encoding="utf-8", errors="replace")
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what a training that was killed left half-written: whoever holds the claim alone writes to this folder."""
+    """Remove incomplete files of a training that was killed; only the owner of the claim writes to this folder."""
     for path in leftovers(folder) if folder.is_dir() else ():
         path.unlink(missing_ok=True)
 
 
 def _is(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Return whether an open file is still the one with this name."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -103,14 +103,14 @@ def _is(file: IO[str], path: Path) -> bool:
 
 
 def _lock(file: IO[str]) -> bool:
-    """Lock an open file until it is closed; whether nobody else had."""
+    """Lock an open file until it is closed; return whether it was free."""
     try:
         import fcntl
     except ImportError:  # on Windows
         import msvcrt
 
         try:
-            file.seek(2**20)  # far behind what is in it, which others may read
+            file.seek(2**20)  # far behind its content, which others may read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
         except OSError:
             return False

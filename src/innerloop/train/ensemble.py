@@ -1,4 +1,4 @@
-"""Several learners that answer together."""
+"""Ensembles of learners."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from ..task import Tasks
 
 
 class Ensemble:
-    """Learners of one kind whose outputs are averaged: each adapts to a task by itself.
+    """Averages the outputs of learners of one kind, each of which adapts to a task by itself.
 
-    The published accuracies of MAML++ are those of an ensemble of the best validated weights of a run, whose logits are
-    averaged: five in the authors' code, three at first.
+    The published accuracies of MAML++ are those of an ensemble of the best validated weights of a run, with averaged
+    logits: five in the authors' current code, three in their first.
 
     Args:
-        learners: at least one.
+        learners: the learners, at least one.
+
+    Raises:
+        ValueError: there is no learner.
     """
 
     def __init__(self, learners: Sequence[MetaLearner]) -> None:
@@ -30,20 +33,20 @@ class Ensemble:
 
     @property
     def loss(self) -> Loss:
-        """The outer loss, which all have."""
+        """The outer loss, the same for all learners."""
         return self.learners[0].loss
 
     @property
     def depends_on_query_set(self) -> bool:
-        """Whether a prediction depends on the other query examples; see `MetaLearner.depends_on_query_set`."""
+        """Whether predictions depend on the other query examples; see `MetaLearner.depends_on_query_set`."""
         return self.learners[0].depends_on_query_set
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Those of all learners."""
+        """Yield the parameters of all learners."""
         for learner in self.learners:
             yield from learner.parameters()
 
     def predict(self, tasks: Tasks, steps: int | None = None, transductive: bool = True) -> Any:
-        """The mean of the learners' outputs; see `MetaLearner.predict`."""
+        """Return the mean of the learners' outputs; see `MetaLearner.predict`."""
         outputs = [learner.predict(tasks, steps, transductive) for learner in self.learners]
         return pytree.tree_map(lambda *each: sum(each) / len(each), *outputs)

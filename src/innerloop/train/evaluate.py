@@ -1,4 +1,4 @@
-"""How well a learner adapts to unseen tasks: a mean over tasks, its interval, and the curve over inner steps."""
+"""Evaluation of a learner on unseen tasks: mean score, confidence interval, and the curve over inner steps."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from .world import World
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation over N tasks found.
+    """The result of an evaluation over N tasks.
 
     Attributes:
-        metric: its name.
-        higher_is_better: true where more is better, such as for accuracy; false for errors and losses.
-        unit: of the scores, such as ``"%"``; empty if they have none.
-        mean: over tasks, after the last step.
-        ci95: half the width of its 95 % interval, 1.96 standard errors over tasks.
-        num_tasks: N.
+        metric: the name of the metric.
+        higher_is_better: true if higher is better, as for accuracy; false for errors and losses.
+        unit: the unit of the scores, such as ``"%"``; empty if they have none.
+        mean: the mean score over tasks after the last step.
+        ci95: half the width of its 95 % confidence interval, 1.96 standard errors over tasks.
+        num_tasks: the number of tasks N.
         steps: the mean after 0, 1, ..., K inner steps.
-        steps_ci95: the half width for each of them.
-        transductive: whether a prediction depended on the other query examples: batch norm saw the whole query set
-            (see `MetaLearner.predict`), and went by its statistics.
-        scores: ``[N, K + 1]``; of every task after every number of steps, float64 on the CPU.
-        acting: whether the learner acted in the tasks, and predicted nothing.
+        steps_ci95: half the width of the interval for each of them.
+        transductive: whether predictions depended on the other query examples, because batch norm used the statistics
+            of the whole query set (see `MetaLearner.predict`).
+        scores: the score of every task after every number of steps, ``[N, K + 1]``, float64 on the CPU.
+        acting: whether the learner acted in the tasks instead of making predictions.
     """
 
     metric: str
@@ -61,7 +61,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, scores: Tensor, scale: Scale, transductive: bool, acting: bool = False) -> Evaluation:
-        """From the scores ``[N, K + 1]`` of N >= 2 tasks."""
+        """Make an evaluation from the scores ``[N, K + 1]`` of N >= 2 tasks."""
         scores = scores.double().cpu()
         means, half = scores.mean(0), 1.96 * scores.std(0, correction=1) / math.sqrt(len(scores))
         return cls(
@@ -80,16 +80,16 @@ class Evaluation:
 
     @property
     def scale(self) -> Scale:
-        """How the scores are read."""
+        """The name, direction and unit of the scores."""
         return Scale(self.metric, self.higher_is_better, self.unit)
 
     @property
     def mode(self) -> str:
-        """``"transductive"`` or ``"inductive"``; where nothing is predicted but something done, ``"acting"``."""
+        """``"transductive"`` or ``"inductive"``, or ``"acting"`` if the learner acted instead of predicting."""
         return "acting" if self.acting else "transductive" if self.transductive else "inductive"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: the attributes without ``scores``."""
+        """Return plain values for JSON, the attributes without ``scores`` and ``acting``."""
         return {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
@@ -126,49 +126,50 @@ def evaluate(
 ) -> Evaluation:
     """Adapt to each of ``num_tasks`` tasks and score the query set before, between and after the steps.
 
-    The learner (without dropout meanwhile), torch's random state and everybody's generators are afterwards what they
-    were before. Memory does not grow with the number of tasks. A warning says where outputs or scores are not finite.
+    Dropout is off. The learner and all random states stay as they were. Memory does not grow with the number of tasks.
+    A warning says if outputs or scores are not finite.
 
     Args:
-        learner: what to evaluate, or several together; tasks are moved to its device.
-        source: where the tasks come from. In those of an `InteractiveSource` the learner acts, and what it comes to
-            is the score; ``transductive`` then says nothing, and no ``metric`` is given.
-        num_tasks: at least 2. The first tasks of a longer evaluation are those of a shorter one; of those that are
-            acted in, the first whole batches. A `FiniteSource` with fewer tasks is evaluated on each of them once.
+        learner: the learner or ensemble to evaluate; tasks are moved to its device.
+        source: the source of the tasks. With an `InteractiveSource` the learner acts and the result is the score; then
+            ``transductive`` has no effect, and ``metric`` must not be given.
+        num_tasks: the number of tasks, at least 2. A longer evaluation starts with the tasks of a shorter one; with an
+            `InteractiveSource`, with its whole batches. A `FiniteSource` with fewer tasks is evaluated on each task
+            once.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
         transductive: whether batch norm sees a task's whole query set; see `MetaLearner.predict`.
-        metric: the name of one (`innerloop.train.METRICS`), an `innerloop.Metric`, a metric of torchmetrics, or a loss
-            of torch. If not given: the learner's own outer loss, or, if that is plain cross-entropy and the targets
-            are class indices, accuracy.
-        seed: of the tasks: the same seed gives the same ones, whatever ``batch``, unless they are acted in.
-        batch: how many tasks are adapted at once.
-        world: the processes that share the work, all of which make this call, and get the same result.
+        metric: a name (`innerloop.train.METRICS`), an `innerloop.Metric`, a torchmetrics object, or a loss of torch. By
+            default it is accuracy if the learner's outer loss is plain cross-entropy and the targets are class
+            indices, else the outer loss.
+        seed: the seed of the tasks: it gives the same tasks for any ``batch``, except with an `InteractiveSource`.
+        batch: the number of tasks that are adapted to at once.
+        world: the processes that share the work; all of them make this call and get the same result.
 
     Raises:
-        ValueError: a number out of range, or a metric that is unknown, does not say its direction, or does not fit.
+        ValueError: a number is out of range, or the metric is unknown, has no known direction, or does not fit.
     """
     _check(num_tasks, batch, steps)
     world, device, parts = world or World(), next(learner.parameters()).device, list[tuple[Tensor, tuple[int, int]]]()
     if isinstance(source, InteractiveSource):
         scale = judged_by(learner, source, metric)
-        return Evaluation.of(_lived(learner, source, num_tasks, steps, seed, batch, world), scale, False, acting=True)
+        return Evaluation.of(_returns(learner, source, num_tasks, steps, seed, batch, world), scale, False, acting=True)
     known, generator = chosen(metric, learner.loss), torch.Generator().manual_seed(seed)
     drawn, num_tasks = _drawing(source, num_tasks, generator)
     with _seeded(device, seed):
         for start in range(0, num_tasks, batch):
             tasks = drawn(min(batch, num_tasks - start))
             known = known or default(learner.loss, _first(tasks).query.y)
-            if start // batch % world.size == world.rank:  # dealt out in turn
+            if start // batch % world.size == world.rank:  # processes take turns
                 parts.append(_judged(learner, known, to(tasks, device), steps, transductive))
-    found, scale = _gathered(world, [scores for scores, _ in parts]), Scale.of(known)
-    _warn(scale, [counts for each in world.all_gather([counts for _, counts in parts]) for counts in each], found)
-    return Evaluation.of(found, scale, transductive and learner.depends_on_query_set)
+    scores, scale = _gathered(world, [part for part, _ in parts]), Scale.of(known)
+    _warn(scale, [counts for each in world.all_gather([counts for _, counts in parts]) for counts in each], scores)
+    return Evaluation.of(scores, scale, transductive and learner.depends_on_query_set)
 
 
 def _judged(
     learner: MetaLearner | Ensemble, metric: Metric, tasks: Tasks, steps: int | None, transductive: bool
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The scores ``[T, K + 1]`` of tasks, and how many outputs are not finite, of how many."""
+    """Return the scores ``[T, K + 1]`` of tasks, the number of outputs that are not finite, and of all outputs."""
     output, judge = learner.predict(tasks, steps, transductive), Judge(metric, learner.loss)
     if not isinstance(tasks, list):
         return score(judge, output, tasks.query.y).cpu(), _predictions(output)
@@ -189,13 +190,13 @@ def rehearse(
     seed: int = 0,
     **_: Any,
 ) -> None:
-    """Try on two tasks what `evaluate` does, so that a metric that does not fit is an error before anything is trained.
+    """Try `evaluate` on two tasks, so that a metric that does not fit is an error before training starts.
 
-    How tasks run quickest is not measured, and random states are left as they were. Nothing is acted in. Arguments that
-    only say how much is evaluated do nothing.
+    It measures no plans, restores random states, and does not act in tasks. Arguments for the size of an evaluation are
+    ignored.
 
     Raises:
-        Exception: what `evaluate` raises.
+        Exception: any error of `evaluate`.
     """
     if isinstance(source, InteractiveSource):
         source.require(learner)
@@ -211,7 +212,7 @@ def rehearse(
             judge(learner.adapt(support, steps, transductive)(query.x), query.y)
 
 
-def _lived(
+def _returns(
     learner: MetaLearner | Ensemble,
     source: InteractiveSource,
     num_tasks: int,
@@ -220,12 +221,12 @@ def _lived(
     batch: int,
     world: World,
 ) -> Tensor:
-    """The returns of acting in tasks, ``[N, K + 1]``.
+    """Return the scores of acting in tasks, ``[N, K + 1]``.
 
     Each batch has its own generator, because the number of draws depends on what happens.
     """
     if isinstance(learner, Ensemble):
-        raise ValueError("an ensemble does not act: evaluate one learner")
+        raise ValueError("an ensemble cannot act in tasks: evaluate one learner")
     source.require(learner)
     scores, seeds = list[Tensor](), torch.Generator().manual_seed(seed)
     for number, start in enumerate(range(0, num_tasks, batch)):
@@ -237,7 +238,7 @@ def _lived(
 
 
 def _gathered(world: World, scores: list[Tensor]) -> Tensor:
-    """Of all processes, whose batches were dealt out in turn."""
+    """Concatenate the scores of all processes, which took turns with batches."""
     turns = zip_longest(*world.all_gather(scores))
     return torch.cat([part for turn in turns for part in turn if part is not None])
 
@@ -251,7 +252,7 @@ def _check(num_tasks: int, batch: int, steps: int | None) -> None:
 
 
 def _drawing(source: TaskSource, num_tasks: int, generator: torch.Generator) -> tuple[Callable[[int], Tasks], int]:
-    """A function that draws the next so many tasks, and how many are evaluated."""
+    """Return a function that draws the next tasks, and the number of tasks to evaluate."""
     if not isinstance(source, FiniteSource):
         return partial(_draw, source, generator=generator), num_tasks
     if len(source) < 2:
@@ -261,8 +262,8 @@ def _drawing(source: TaskSource, num_tasks: int, generator: torch.Generator) -> 
 
 
 def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Tasks:
-    # One at a time: what a source draws for n tasks at once would depend on n.
-    # Of one that draws more than it is asked for, the first, so that there are as many scores as tasks were asked for.
+    # One task at a time: what a source draws for n tasks at once depends on n.
+    # If a source returns more tasks than requested, only the first counts, so that there are n scores.
     return joined([singles(select(source.sample(1, generator), slice(0, 1)))[0] for _ in range(n)])
 
 
@@ -272,7 +273,7 @@ def _first(tasks: Tasks) -> Task:
 
 @torch.no_grad()
 def score(judge: Any, output: Any, y: Any) -> Tensor:
-    """Scores ``[T, A]`` after A numbers of steps, from outputs ``[T, A, Q, ...]`` and targets ``[T, Q, ...]``.
+    """Return scores ``[T, A]`` after A numbers of steps, from outputs ``[T, A, Q, ...]`` and targets ``[T, Q, ...]``.
 
     The function ``(output, y) -> scalar`` scores one task.
     """
@@ -288,9 +289,9 @@ def score(judge: Any, output: Any, y: Any) -> Tensor:
 
 
 def _predictions(output: Any) -> tuple[int, int]:
-    """The number of outputs ``[T, A, Q, ...]`` that hold NaN or infinity, and the number of all outputs.
+    """Return the number of outputs ``[T, A, Q, ...]`` that hold NaN or infinity, and the number of all outputs.
 
-    Minus infinity is allowed: it is the logit of a class that is ruled out.
+    Minus infinity is allowed, because it is the logit of a class that is ruled out.
     """
     leaves = floating(output)
     bad = (leaf.isnan() | leaf.isposinf() for leaf in leaves)
@@ -300,39 +301,39 @@ def _predictions(output: Any) -> tuple[int, int]:
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Within, torch's random state is that of a seed."""
+    """Seed torch's random state while entered."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def _warn(scale: Scale, counts: Sequence[tuple[int, int]], scores: Tensor) -> None:
-    """Say, once for an evaluation, that outputs or scores are not finite."""
+    """Warn, once for an evaluation, that outputs or scores are not finite."""
     (bad, every), lost = map(sum, zip(*counts, strict=True)), int((~scores.isfinite()).sum())
     if not bad and not lost:
         return
-    told = f"{bad:,} of {every:,} outputs of the model are not finite (NaN or infinity)" if bad else ""
+    message = f"{bad:,} of {every:,} outputs of the model are not finite (NaN or infinity)" if bad else ""
     if lost:
-        told += f"{' and so' if bad else ''} {lost:,} of {scores.numel():,} scores ({scale.name}) are not finite"
+        message += f"{' and so' if bad else ''} {lost:,} of {scores.numel():,} scores ({scale.name}) are not finite"
     else:
-        told += f"; those with NaN count as wrong ({scale.name})"
+        message += f"; those with NaN count as wrong ({scale.name})"
     hint = "adaptation or training diverged: a smaller inner or outer lr often helps"
     depth, frame = 2, sys._getframe(2)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "innerloop":
         depth, frame = depth + 1, frame.f_back
-    warnings.warn(f"{told.strip()}; {hint}", stacklevel=depth + 1)
+    warnings.warn(f"{message.strip()}; {hint}", stacklevel=depth + 1)
 
 
 def judged_by(learner: MetaLearner | Ensemble, source: Source, metric: Judged | None = None) -> Scale:
-    """How the scores are read that an evaluation on tasks of this source has.
+    """Return the name, direction and unit of the scores of an evaluation on this source.
 
     Raises:
-        ValueError: the metric is none, or one is given where the learner acts.
+        ValueError: the metric is unknown or has no known direction, or is given although the learner acts.
     """
     if isinstance(source, InteractiveSource):
         scale = Scale.of(source.metric)
         if metric is not None:
-            raise ValueError(f"these tasks are acted in and judged by their own metric, {scale.name}: leave out metric")
+            raise ValueError(f"the learner acts in these tasks, and their metric is {scale.name}: leave out metric")
         return scale
     if (known := chosen(metric, learner.loss)) is not None:
         return Scale.of(known)

@@ -1,4 +1,4 @@
-"""What goes wrong with numbers and with memory while training."""
+"""Faults in training: numbers that are not finite, and running out of memory."""
 
 from __future__ import annotations
 
@@ -24,38 +24,41 @@ FAILED = "failed_task.pt"
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or a gradient that is not a finite number. Training stopped before it could reach the parameters."""
+    """A loss or a gradient is not finite. Training stopped before it could reach the parameters."""
 
 
 class OutOfMemoryError(MemoryError):
-    """A meta-batch did not fit into memory. The message names the settings that would help."""
+    """A meta-batch did not fit into memory. The message names settings that reduce memory."""
 
 
 class Faults:
-    """Looks at what every meta-batch came to.
+    """Checks the results of every meta-batch.
 
     Args:
-        learner: what is trained.
-        world: the processes it is trained by.
-        checkpoints: of the run, beside which tasks that failed are kept, if anywhere.
-        policy: what is done about numbers that are not finite: ``"stop"``, or ``"skip"`` the update.
-        most: how many updates may be skipped.
+        learner: the learner that is trained.
+        world: the processes of the training.
+        checkpoints: the checkpoints of the run, if any; failed tasks are saved in the run directory.
+        policy: what to do about numbers that are not finite: ``"stop"``, or ``"skip"`` the update.
+        most: the largest number of skipped updates.
 
     Attributes:
-        skipped: how many were.
+        skipped: the number of skipped updates so far.
+
+    Raises:
+        ValueError: ``policy`` is neither.
     """
 
     def __init__(
         self, learner: MetaLearner, world: World, checkpoints: Checkpoints | None, policy: NonFinite, most: int
     ) -> None:
         if policy not in get_args(NonFinite):
-            raise ValueError(f'non_finite is "stop" or "skip", got {policy!r}')
+            raise ValueError(f'non_finite must be "stop" or "skip", got {policy!r}')
         require_at_least(0, max_skipped=most)
         self.learner, self.world, self.checkpoints, self.policy, self.most = learner, world, checkpoints, policy, most
         self.skipped = 0
 
     def usable(self, iteration: int, tasks: Tasks, grads: Params, outcome: Outcome, norm: Tensor) -> bool:
-        """Whether an update can be made, or is to be skipped.
+        """Return whether to make an update; false skips it.
 
         Args:
             iteration: the number of the update, from 1.
@@ -65,8 +68,8 @@ class Faults:
             norm: the norm of the meta-gradient, a scalar.
 
         Raises:
-            NonFiniteError: it cannot, and is not to be skipped. The tasks at fault are named, and kept in
-                ``failed_task.pt``.
+            NonFiniteError: numbers are not finite and the update must not be skipped. The message names the tasks at
+                fault, which are saved in ``failed_task.pt``.
         """
         if bool(torch.isfinite(torch.stack([outcome.objective.sum(), outcome.loss.sum(), norm])).all()):
             return True
@@ -74,7 +77,7 @@ class Faults:
         what = "the loss"
         if bool(finite.all()):
             if all(bool(torch.isfinite(grad).all()) for grad in grads.values()):
-                return True  # it was only the norm, or a sum, that overflowed
+                return True  # only the norm, or a sum, overflowed
             what, finite = "the gradient", self._each(tasks, iteration)
         indices = (~finite).nonzero().flatten().tolist() or list(range(len(finite)))
         names = f"task{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
@@ -83,15 +86,15 @@ class Faults:
             self.skipped += 1
             return False
         if self.policy == "skip":
-            message += f", after {self.skipped} updates were skipped, as many as max_skipped allows"
+            message += f", after {self.skipped} skipped updates, the limit max_skipped"
         raise NonFiniteError(
             f"{message}{self._keep(iteration, tasks, indices)}. A smaller lr, inner or outer, often helps"
         )
 
     def _each(self, tasks: Tasks, iteration: int) -> Tensor:
-        """Whether the gradient of each task by itself is finite."""
+        """Return whether the gradient of each task by itself is finite."""
         own, device, alone = self.world.bounds(count(tasks)), next(self.learner.parameters()).device, []
-        self.learner.training = False  # itself alone, not its modules: statistics stay as they are
+        self.learner.training = False  # not in its modules: only statistics must stay as they are
         for index in range(own.start, own.stop):
             task = to(select(tasks, slice(index, index + 1)), device)
             grads, _ = self.learner.meta_gradient(task, iteration - 1)
@@ -100,14 +103,14 @@ class Faults:
         return self.world.whole(torch.tensor(alone, dtype=torch.float32, device=device), count(tasks)) > 0
 
     def _keep(self, iteration: int, tasks: Tasks, indices: list[int]) -> str:
-        """Save the tasks at fault, to look at them and to try again; where."""
+        """Save the tasks at fault for inspection and another attempt; return where, for the message."""
         if self.checkpoints is None:
             return ""
         failed = to(joined([select(tasks, index) for index in indices]), "cpu")
         plain = [_plain(task) for task in failed] if isinstance(failed, list) else _plain(failed)
         path, last = self.checkpoints.directory.parent / FAILED, self.checkpoints.iterations()[-1]
         save(path, {"iteration": iteration, "tasks": plain, "learner": self.learner.state_dict()})
-        return f"; see {path}. The last good checkpoint, of iteration {last}, is kept"
+        return f"; see {path}. The last good checkpoint is that of iteration {last}"
 
 
 def _plain(task: Task) -> dict[str, Any]:
@@ -117,10 +120,10 @@ def _plain(task: Task) -> dict[str, Any]:
 def load_failed(run: Path) -> tuple[Tasks, Params, int]:
     """Load the tasks that stopped a training, the state of its learner then, and the outer iteration.
 
-    This is all that a repeated attempt needs. The iteration is counted from 0, as `MetaLearner.meta_gradient` takes it.
+    This is all that you need to repeat the step. The iteration is counted from 0, as in `MetaLearner.meta_gradient`.
 
     Raises:
-        FileNotFoundError: nothing failed.
+        FileNotFoundError: no task has failed.
         ValueError: the file is damaged.
     """
     found = load(run / FAILED)
@@ -132,7 +135,7 @@ def load_failed(run: Path) -> tuple[Tasks, Params, int]:
 
 @contextmanager
 def enough_memory(learner: MetaLearner, tasks: int, iteration: int) -> Iterator[None]:
-    """Within, an error for want of memory becomes one that names the settings which would help."""
+    """While entered, turn out-of-memory errors into ones that name settings which reduce memory."""
     try:
         yield
     except Exception as error:
@@ -142,7 +145,7 @@ def enough_memory(learner: MetaLearner, tasks: int, iteration: int) -> Iterator[
         if learner.engine.vectorize != 1:
             advice.append("fewer tasks at once (vectorize=1)")
         if learner.memory != "constant" and learner.steps > 1:
-            advice.append(f'memory="constant", which keeps one of the {learner.steps} inner steps at a time')
+            advice.append(f'memory="constant", which keeps only one of the {learner.steps} inner steps at a time')
         if learner.precision == "float32":
             advice.append('precision="bfloat16"')
         if getattr(learner.objective, "order", 1) != 1:
@@ -150,6 +153,6 @@ def enough_memory(learner: MetaLearner, tasks: int, iteration: int) -> Iterator[
         advice.append("a smaller model, or fewer query examples")
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OutOfMemoryError(
-            f"iteration {iteration}: a meta-batch of {tasks} tasks does not fit into memory ({reason}). What would "
-            f"help: {'; '.join(advice)}"
+            f"iteration {iteration}: a meta-batch of {tasks} tasks does not fit into memory ({reason}). These reduce "
+            f"memory: {'; '.join(advice)}"
         ) from error

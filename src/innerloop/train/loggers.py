@@ -21,21 +21,21 @@ LEFT_OUT = (
 
 
 class Logger(Protocol):
-    """What is told of a training; numbers only, under names such as ``train/loss`` and ``validation/accuracy``."""
+    """Receives the numbers of a training, under names such as ``train/loss`` and ``validation/accuracy``."""
 
     def begin(self, run: Path | None, config: Mapping[str, Any], iteration: int) -> None:
-        """Called before the first iteration after ``iteration``: 0, or where an interrupted run resumes.
+        """Start logging after ``iteration``, which is 0 or the iteration that an interrupted run resumes from.
 
-        Whatever was logged for later iterations did not happen.
+        Values that were logged for later iterations are obsolete.
         """
         ...
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        """What an iteration came to. Values may be no finite numbers."""
+        """Log the values of an iteration. Values may be NaN or infinite."""
         ...
 
     def close(self) -> None:
-        """After the last iteration, an error or an interruption."""
+        """End logging, after the last iteration, an error or an interruption."""
         ...
 
 
@@ -57,7 +57,7 @@ class TensorBoard:
         """
         folder = str(subfolder(_needed(run, "TensorBoard"), "tensorboard"))
         purge = iteration + 1 if iteration else None
-        # Event files are named by the time and the process, which can be guessed, and are opened through links.
+        # TensorBoard names event files by time and process, which can be guessed, and opens them through links.
         self._writer = self._open(folder, purge_step=purge, filename_suffix=f".{secrets.token_hex(16)}")
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -78,7 +78,7 @@ class WandB:
 
     Args:
         module: ``"wandb"`` or ``"trackio"``.
-        project: where runs are shown.
+        project: the project of the runs.
     """
 
     def __init__(self, module: str = "wandb", project: str = "innerloop") -> None:
@@ -112,7 +112,7 @@ class MLflow:
     A resumed run continues as the same MLflow run, whose name is kept in the run directory.
 
     Args:
-        experiment: where runs are shown.
+        experiment: the experiment of the runs.
     """
 
     def __init__(self, experiment: str = "innerloop") -> None:
@@ -139,7 +139,7 @@ class MLflow:
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log the values at this step, under names that MLflow allows."""
-        # MLflow's names have no brackets or plus signs; ours are of parameters.
+        # MLflow does not allow brackets and plus signs in names, which names of parameters may have.
         self._mlflow.log_metrics({_plain(name): value for name, value in values.items()}, step=iteration)
 
     def close(self) -> None:
@@ -153,22 +153,22 @@ LOGGERS: dict[str, Callable[[], Logger]] = {
     "trackio": lambda: WandB("trackio"),
     "mlflow": MLflow,
 }
-"""By the names that the command line knows."""
+"""The loggers by their names on the command line."""
 
 
 def numbers(kind: str, fields: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of the record that loggers get; docs/record.md describes the lines."""
-    found = {
+    """Return the numbers in a line of the record for loggers; docs/record.md describes the lines."""
+    values = {
         f"{kind}/{key}": float(value) for key, value in fields.items() if key not in LEFT_OUT and _is_number(value)
     }
     if kind == "train" and fields.get("steps"):
-        found["train/first_inner_loss"], found["train/last_inner_loss"] = fields["steps"][0], fields["steps"][-1]
+        values["train/first_inner_loss"], values["train/last_inner_loss"] = fields["steps"][0], fields["steps"][-1]
     if kind == "validation":
-        found = {f"validation/{fields['metric']}": fields["mean"], "validation/ci95": fields["ci95"]}
+        values = {f"validation/{fields['metric']}": fields["mean"], "validation/ci95": fields["ci95"]}
     if kind == "rates":
-        for name, values in fields["rates"].items():
-            found |= {f"rates/{name or 'all'}/step {step}": value for step, value in enumerate(values, 1)}
-    return found if kind in ("train", "validation", "rates") else {}
+        for name, rates in fields["rates"].items():
+            values |= {f"rates/{name or 'all'}/step {step}": rate for step, rate in enumerate(rates, 1)}
+    return values if kind in ("train", "validation", "rates") else {}
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Which metric an evaluation goes by, and the score that it gives to the query set of a task."""
+"""The choice of a metric for an evaluation, and the score of a task by a metric."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..metrics import Metric, name_of, unwrapped
 from .accuracy import DoesNotFitError, accuracy, floating, number, require_same_shape, shape
 
 Judged = str | Metric | Callable[..., Any]
-"""What may be given as a metric: a name of `METRICS`, a `Metric`, a metric of torchmetrics, or a loss."""
+"""A metric as users give it: a name of `METRICS`, a `Metric`, a torchmetrics object, or a loss."""
 
 
 def _root_mean_square(output: Tensor, y: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ METRICS: dict[str, Metric] = {
     "rmse": Metric(_root_mean_square, False, "rmse"),
     **{name: Metric(loss, False, name) for name, loss in LOSSES.items() if name != "mse"},
 }
-"""The metrics that have a name, which recipes and the command line use. Errors and losses are better when lower."""
+"""The metrics with a name, which recipes and the command line use. Errors and losses are better when lower."""
 
 SAME_SHAPE = (
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "hinge_embedding_loss", "huber_loss", "kl_div",
@@ -46,35 +46,35 @@ SAME_SHAPE_CLASSES = (
     nn.MultiLabelSoftMarginLoss, nn.PoissonNLLLoss, nn.SmoothL1Loss, nn.SoftMarginLoss,
 )  # fmt: skip
 NOT_NAMED_LOSS = ("cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div")
-"""Losses of torch whose names do not end in ``_loss``."""
+"""Losses of torch with names that do not end in ``_loss``."""
 LIKE_NAMED: dict[type, Any] = {
     nn.CrossEntropyLoss: F.cross_entropy,
     nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
     nn.MSELoss: F.mse_loss,
     nn.L1Loss: F.l1_loss,
 }
-"""Losses that are classes and go by the name of their function."""
+"""Loss classes that get the name of the corresponding function."""
 
 
-# -- which one --------------------------------------------------------------------------------------------------------
+# -- choosing a metric ------------------------------------------------------------------------------------------------
 
 
 def chosen(metric: Judged | None, loss: Any) -> Metric | None:
-    """What was given as a metric, as a `Metric`; ``None`` for the default.
+    """Convert a metric as users give it to a `Metric`; return ``None`` for the default.
 
     Args:
-        metric: a name, a `Metric`, a metric of torchmetrics, the learner's loss, or a loss of torch.
+        metric: a name, a `Metric`, a torchmetrics object, the learner's loss, or a loss of torch.
         loss: the learner's outer loss.
 
     Raises:
-        TypeError: it is nothing that could be a metric.
-        ValueError: an unknown name, or a function that does not say which direction is better.
+        TypeError: ``metric`` cannot be a metric.
+        ValueError: the name is unknown, or the direction of a function is unknown.
     """
     if metric is None:
         return None
     if isinstance(metric, str):
         if metric not in METRICS:
-            raise ValueError(f"unknown metric {metric!r}: it is one of {', '.join(METRICS)}, or an il.Metric")
+            raise ValueError(f"unknown metric {metric!r}: give one of {', '.join(METRICS)}, or an il.Metric")
         metric = METRICS[metric]
     elif not isinstance(metric, Metric):
         metric = _described(metric, loss)
@@ -85,9 +85,9 @@ def chosen(metric: Judged | None, loss: Any) -> Metric | None:
 
 
 def default(loss: Any, y: Any) -> Metric:
-    """The default metric of a learner: its own outer loss, or accuracy.
+    """Return the default metric of a learner.
 
-    It is accuracy if the loss is plain cross-entropy and the targets are class indices.
+    It is accuracy if the outer loss is plain cross-entropy and the targets are class indices, else the outer loss.
     """
     if tells_classes(loss, y):
         return replace(METRICS["accuracy"], function=partial(accuracy, **_reading(loss)))
@@ -98,7 +98,7 @@ def default(loss: Any, y: Any) -> Metric:
 
 
 def tells_classes(loss: Any, y: Any) -> bool:
-    """Whether a loss is plain cross-entropy and the targets are class indices."""
+    """Return whether a loss is plain cross-entropy and the targets are class indices."""
     module = type(loss) is nn.CrossEntropyLoss and loss.weight is None and not loss.label_smoothing
     return (module or loss is F.cross_entropy) and isinstance(y, Tensor) and _is_integer(y)
 
@@ -108,13 +108,13 @@ def _is_integer(y: Tensor) -> bool:
 
 
 def ignored(loss: Any) -> int:
-    """The class index that a cross-entropy leaves out."""
+    """Return the class index that a cross-entropy ignores."""
     keywords = loss.keywords if isinstance(loss, partial) else {}
     return int(keywords.get("ignore_index", getattr(loss, "ignore_index", -100)))
 
 
 def kind(loss: Any) -> str:
-    """The kind of outputs that follows from the loss of a model, or ``""`` where it is unknown.
+    """Return the kind of outputs that a loss takes, or ``""`` if it is unknown.
 
     The kinds are ``"classes"`` (logits, the classes along axis 1), ``"logits"`` and ``"probabilities"`` (both binary,
     each output by itself).
@@ -130,7 +130,7 @@ def kind(loss: Any) -> str:
 
 
 def compares_numbers(loss: Any) -> bool:
-    """Whether a loss compares each number of the output with its own target, as the squared error does."""
+    """Return whether a loss compares each number of the output with its own target, as the squared error does."""
     loss = unwrapped(loss)
     functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
     return loss in functions or isinstance(loss, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss)
@@ -141,7 +141,7 @@ def _reading(loss: Any) -> dict[str, Any]:
 
 
 def _described(metric: Any, loss: Any) -> Metric:
-    """A `Metric` of something that is none, if its direction is known."""
+    """Make a `Metric` from a function or class, if its direction is known."""
     if metric is loss or (isinstance(metric, MethodType) and metric == loss):
         return default(loss, None)
     for known in METRICS.values():
@@ -151,15 +151,15 @@ def _described(metric: Any, loss: Any) -> Metric:
         metric = _instance(metric)
     if not callable(metric):
         raise TypeError(
-            f"a metric is a name ({', '.join(METRICS)}), an il.Metric, a metric of torchmetrics, or a loss of torch; "
+            f"a metric must be a name ({', '.join(METRICS)}), an il.Metric, a torchmetrics object, or a loss of torch; "
             f"got {metric!r}"
         )
     higher = False if _is_loss(metric) else direction(metric)
     if higher is None:
         name = name_of(metric) or "f"
         raise ValueError(
-            f"the metric {name} does not say whether more is better: give il.Metric({name}, higher_is_better=True), or "
-            "False"
+            f"it is unknown whether higher is better for the metric {name}: give il.Metric({name}, "
+            "higher_is_better=True), or False"
         )
     return Metric(metric, higher)
 
@@ -173,7 +173,7 @@ def _is_loss(metric: Any) -> bool:
 
 
 def _instance(kind: type) -> Any:
-    """A metric object or a loss from its class, which then takes no arguments."""
+    """Make a metric object or a loss from its class, without arguments."""
     try:
         return kind()
     except Exception as error:
@@ -187,14 +187,14 @@ def _instance(kind: type) -> Any:
 
 
 def direction(metric: Any) -> bool | None:
-    """Whether higher is better, as torchmetrics defines it; ``None`` if it is unknown.
+    """Return whether higher is better, as torchmetrics defines it; ``None`` if it is unknown.
 
-    Metric objects are asked themselves, functions by the class of the same name (``mean_squared_error`` by
-    ``MeanSquaredError``).
+    Metric objects have an attribute for it; for functions it is that of the class of the same name
+    (``MeanSquaredError`` for ``mean_squared_error``).
     """
-    found = getattr(metric, "higher_is_better", None)
-    if isinstance(found, bool):
-        return found
+    own = getattr(metric, "higher_is_better", None)
+    if isinstance(own, bool):
+        return own
     function = unwrapped(metric)
     package = str(getattr(function, "__module__", "")).partition(".")[0]
     if package != "torchmetrics" or package not in sys.modules:
@@ -203,17 +203,17 @@ def direction(metric: Any) -> bool | None:
     wanted = {plain, f"binary{plain}", f"multiclass{plain}", f"multilabel{plain}"}
     modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == package]
     classes = [c for m in modules for n, c in list(vars(m).items()) if n.lower() in wanted and isinstance(c, type)]
-    told = {found for c in classes if isinstance(found := getattr(c, "higher_is_better", None), bool)}
-    return told.pop() if len(told) == 1 else None
+    answers = {own for c in classes if isinstance(own := getattr(c, "higher_is_better", None), bool)}
+    return answers.pop() if len(answers) == 1 else None
 
 
 def _is_stateful(function: Any) -> bool:
-    """Whether it is an object that gathers what it is shown until it is reset."""
+    """Return whether a metric is an object that accumulates values until it is reset."""
     return all(callable(getattr(function, name, None)) for name in ("update", "compute", "reset"))
 
 
 def _call_stateful(function: Any, output: Any, y: Any) -> Any:
-    """The value for one task alone.
+    """Return the value for one task alone.
 
     The ``forward`` method of torchmetrics returns it without synchronizing with other processes, which evaluate other
     tasks; ``compute`` would synchronize.
@@ -232,10 +232,10 @@ def _call_stateful(function: Any, output: Any, y: Any) -> Any:
 
 
 def _as_probabilities(output: Any, y: Any, outputs: str) -> tuple[Any, Any]:
-    """Convert outputs and targets to what torchmetrics' classification metrics read.
+    """Convert outputs and targets to what torchmetrics' classification metrics expect.
 
-    These metrics infer from the values whether outputs are logits, and take logits that happen to lie in [0, 1] for
-    probabilities; and they take integers for binary targets.
+    These metrics infer from the values whether outputs are logits, and would take logits that happen to lie in [0, 1]
+    for probabilities. They need integers as binary targets.
     """
     if isinstance(output, Tensor) and output.is_floating_point():
         if outputs == "classes" and output.ndim > 1:
@@ -250,11 +250,11 @@ def _as_probabilities(output: Any, y: Any, outputs: str) -> tuple[Any, Any]:
 
 
 class Judge:
-    """Gives a task its score.
+    """Computes the score of a task by a metric.
 
     Args:
-        metric: by which.
-        loss: the learner's outer loss, which says what outputs mean.
+        metric: the metric.
+        loss: the learner's outer loss, which determines the kind of outputs.
     """
 
     def __init__(self, metric: Metric, loss: Any) -> None:
@@ -269,10 +269,10 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, output: Any, y: Any) -> Tensor:
-        """The score, a tensor without axes.
+        """Return the score, a tensor without axes.
 
         Args:
-            output: on the query examples of one task, ``[Q, ...]``.
+            output: the model's output on the query examples of one task, ``[Q, ...]``.
             y: their targets.
 
         Raises:
@@ -280,7 +280,7 @@ class Judge:
         """
         if self.same_shape:
             require_same_shape(self.metric.name, output, y)
-        output, y = pytree.tree_map_only(Tensor, Tensor.clone, (output, y))  # which the metric may write to
+        output, y = pytree.tree_map_only(Tensor, Tensor.clone, (output, y))  # the metric may write to them
         if not self.knows_nan and any(bool(leaf.isnan().any()) for leaf in floating(output)):
             return torch.tensor(torch.nan, device=floating(output)[0].device)
         try:

@@ -1,6 +1,6 @@
 """The outer step: an optimizer of the meta-parameters, its learning rate, and clipping of the meta-gradient.
 
-An algorithm can bring an outer step of its own instead.
+An algorithm can have its own outer step instead.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ..task import Params, Tasks
 from .faults import NonFiniteError
 
 Optimizer = Literal["adam", "sgd"] | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""By name, or a function from the meta-parameters, whose own rate is overridden by the trainer's."""
+"""A name, or a function from the meta-parameters to an optimizer, whose learning rate the trainer overrides."""
 
 LR = 1e-3
-"""The rate of a trainer that is told none."""
+"""The default outer learning rate."""
 
 
 class Outer(Protocol):
-    """How the meta-parameters are moved.
+    """Moves the meta-parameters.
 
     A step that needs more than the meta-gradient, such as the trust region of `innerloop.rl.TRPO`, comes from the
-    learner (`MetaLearner.outer`). It is set up by ``bind(learner, mean)``, where ``mean`` averages this process's means
-    over tasks over all processes.
+    learner (`MetaLearner.outer`). The trainer sets it up with ``bind(learner, mean)``: ``mean`` turns means over the
+    tasks of this process into means over all processes.
 
     Attributes:
         told: plain numbers about the last step, for the record.
@@ -40,18 +40,19 @@ class Outer(Protocol):
         ...
 
     def __call__(self, grads: Params, tasks: Tasks, iteration: int) -> float:
-        """Move the parameters by the meta-gradient of a meta-batch, of which this process holds a part.
+        """Move the parameters by the meta-gradient of a meta-batch; ``tasks`` is this process's part of it.
 
-        Returns the learning rate, or what the record shows in its place.
+        Returns:
+            The learning rate, or the number that the record shows instead.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What of it changes in training."""
+        """Return the state that changes in training."""
         ...
 
     def load_state_dict(self, state: Any) -> None:
-        """Take it up."""
+        """Load this state."""
         ...
 
 
@@ -59,15 +60,15 @@ class OuterStep:
     """Moves meta-parameters by meta-gradients.
 
     Args:
-        learner: whose parameters are moved, those that require a gradient.
+        learner: the learner; its parameters that require a gradient are moved.
         optimizer: ``"adam"``, ``"sgd"`` or a function from the parameters to an optimizer.
-        lr: its rate, or the schedule of it.
-        momentum: of SGD.
+        lr: the learning rate, or its schedule.
+        momentum: the momentum of SGD.
         clip: each element of the gradient is clamped to ``[-clip, clip]``.
         clip_norm: the gradient is scaled to at most this norm (after ``clip``).
 
     Raises:
-        ValueError: an unknown optimizer, momentum for another than SGD, or nothing left by clipping.
+        ValueError: the optimizer is unknown, there is momentum without SGD, or a clipping limit is not above 0.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class OuterStep:
         self.optimizer = make_optimizer(optimizer, list(self.parameters.values()), value(lr, 0), momentum)
 
     def __call__(self, grads: Params, tasks: Tasks, iteration: int) -> float:
-        """One step; the rate it was taken at. The tasks are not looked at again."""
+        """Take one step and return its learning rate; the tasks are not used."""
         lr = self.rate(iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -101,22 +102,22 @@ class OuterStep:
             if "without overflow" not in str(error):
                 raise
             raise NonFiniteError(
-                f"iteration {iteration + 1}: the outer rate train.lr = {lr:g} is too large: the optimizer"
-                " overflows; give a smaller one"
+                f"iteration {iteration + 1}: the outer rate train.lr = {lr:g} is too large, so the optimizer "
+                "overflows: give a smaller one"
             ) from error
         self.optimizer.zero_grad()
         return lr
 
     def rate(self, iteration: int) -> float:
-        """That of an iteration, counted from 0."""
+        """Return the learning rate of an iteration, counted from 0."""
         return value(self.lr, iteration)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
+        """Return the optimizer's state."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Take it up."""
+        """Load the optimizer's state."""
         self.optimizer.load_state_dict(state)
 
 
@@ -129,18 +130,18 @@ def outer_step(
     clip: float | None,
     clip_norm: float | None,
 ) -> Outer:
-    """The learner's own, or one by an optimizer.
+    """Return the learner's own outer step, or one with an optimizer.
 
     Raises:
-        ValueError: the learner has its own, and an optimizer is given all the same; and as `OuterStep` does.
+        ValueError: the learner has its own step, but an optimizer is given; or the arguments are wrong (`OuterStep`).
     """
     own = getattr(learner, "outer", None)
     if own is None:
         return OuterStep(learner, optimizer, lr, momentum, clip, clip_norm)
     if (optimizer, momentum, clip, clip_norm) != ("adam", 0.0, None, None) or lr != LR:
         raise ValueError(
-            f"this learner moves its meta-parameters by {type(own).__name__}, which has settings of its own: leave "
-            "optimizer, lr, momentum, clip and clip_norm out"
+            f"this learner moves its meta-parameters by {type(own).__name__}, which has its own settings: leave out "
+            "optimizer, lr, momentum, clip and clip_norm"
         )
     own.bind(learner, mean)
     step: Outer = own
@@ -150,13 +151,13 @@ def outer_step(
 def make_optimizer(
     optimizer: Optimizer, parameters: list[nn.Parameter], lr: float, momentum: float
 ) -> torch.optim.Optimizer:
-    """The outer optimizer by its name or factory."""
+    """Return the outer optimizer by its name or factory."""
     if momentum and optimizer != "sgd":
-        raise ValueError(f'momentum is of optimizer="sgd"; {optimizer!r} does not take it')
+        raise ValueError(f'momentum needs optimizer="sgd"; {optimizer!r} does not take it')
     if optimizer == "adam":
         return torch.optim.Adam(parameters, lr)
     if optimizer == "sgd":
         return torch.optim.SGD(parameters, lr, momentum)
     if callable(optimizer):
         return optimizer(parameters)
-    raise ValueError(f'optimizer is "adam", "sgd" or a function from the parameters, got {optimizer!r}')
+    raise ValueError(f'optimizer must be "adam", "sgd" or a function from the parameters, got {optimizer!r}')

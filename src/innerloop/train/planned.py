@@ -1,4 +1,4 @@
-"""The plans of a run, in its directory, so that a run that goes on computes the same bits."""
+"""The plans of a run, stored in its directory, so that a resumed run gives bit-identical results."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NAME = "plans.json"
 
 @contextmanager
 def planned(learner: MetaLearner, run: Path | None, before: Mapping[str, Any]) -> Iterator[None]:
-    """Within, a learner goes by the plans of its run, and what it decides is written to the run directory at once.
+    """While entered, a learner uses the plans of its run, and writes new decisions to the run directory at once.
 
     Args:
-        learner: that is trained.
+        learner: the learner that is trained.
         run: the run directory, if there is one.
-        before: the plans of its checkpoint.
+        before: the plans in its checkpoint.
     """
     plans = learner.engine.plans
     if not plans.fresh:
@@ -45,8 +45,8 @@ def _read(run: Path) -> Any:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         warnings.warn(
-            f"{path} cannot be read ({error}), so plans that are not in the checkpoint are measured again, and what "
-            "comes is the same to rounding only",
+            f"{path} cannot be read ({error}), so plans that are not in the checkpoint are measured again, and results "
+            "are the same only up to rounding",
             stacklevel=5,
         )
         return {}

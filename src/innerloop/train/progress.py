@@ -1,4 +1,4 @@
-"""Progress of a training on standard error: a live bar on a terminal where rich is installed, else lines of text."""
+"""Progress of a training on standard error: a live bar on a terminal if rich is installed, else lines of text."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .evaluate import Evaluation
 REFRESH, LINE = 0.25, 30.0
 """Seconds between updates of the bar, and between lines of text."""
 TIMED, WORTH = 10, 60.0
-"""Iterations that an estimate goes by, and the seconds that are worth one."""
+"""The number of iterations that an ETA is based on, and the remaining seconds from which it is printed."""
 
-_LOSING = suppress(OSError, ValueError)  # the latter of a stream that was closed
-"""Within, what cannot be shown is lost: a terminal that has gone does not end a training."""
+_LOSING = suppress(OSError, ValueError)  # a closed stream raises ValueError
+"""Ignores errors in showing progress: a closed terminal does not end a training."""
 
 
 class Progress:
-    """Shows iterations, tasks a second, the time left, the query loss and the latest validation.
+    """Shows iterations, tasks per second, ETA, query loss and the latest validation.
 
     Args:
-        iterations: the number of the last one.
+        iterations: the number of the last iteration.
         show: false shows nothing.
     """
 
@@ -55,11 +55,11 @@ class Progress:
             with _LOSING:
                 self._bar.stop()
 
-    def advance(self, iteration: int, rate: float, loss: Tensor, told: Mapping[str, Any]) -> None:
+    def advance(self, iteration: int, rate: float, loss: Tensor, report: Mapping[str, Any]) -> None:
         """Count one more iteration.
 
-        The loss is read only when it is shown, since reading it from a GPU waits for the GPU. For tasks in which the
-        learner acts, returns and environment steps are shown, too.
+        The loss is read only when it is shown, since reading it from a GPU waits for the GPU. If the learner acts, the
+        returns and environment steps in ``report`` are shown, too.
         """
         now = time.monotonic()
         if self._begun is None:
@@ -69,7 +69,7 @@ class Progress:
         ):
             return
         self._shown = now
-        mean = f"{loss.mean().item():.4g}{_lived(told)}"
+        mean = f"{loss.mean().item():.4g}{_returns(report)}"
         if self._bar is not None:
             task = self._bar.task_ids[0]
             with _LOSING:
@@ -79,30 +79,28 @@ class Progress:
         streams.err(f"iteration {iteration}/{self.iterations}  {rate:,.0f} tasks/s  {clock(left)} left  loss {mean}")
 
     def timed(self, iteration: int, seconds: float) -> None:
-        """Note how long an iteration took by the plan that is kept; after the first few, print an ETA.
-
-        The estimate comes early, because a long run is planned by it.
-        """
+        """Record the time of an iteration; after the first few iterations, print an ETA."""
         if len(self._times) == TIMED:
             return
         self._times.append(seconds)
         each, left = statistics.median(self._times), self.iterations - iteration
         if len(self._times) == TIMED and left * each > WORTH:
-            self.note(f"{each:.3g} s an iteration: the {left:,} to come take {clock(left * each)}, validations apart")
+            eta = clock(left * each)
+            self.note(f"{each:.3g} s per iteration, ETA {eta} for {left:,} iterations, without validations")
 
-    def validated(self, iteration: int, found: Evaluation) -> None:
-        """A validation was made."""
-        self._score = streams.shown(f"val {found.metric} {found.mean:.4g}{found.scale.suffix} ({found.mode})")
+    def validated(self, iteration: int, result: Evaluation) -> None:
+        """Show the result of a validation."""
+        self._score = streams.shown(f"val {result.metric} {result.mean:.4g}{result.scale.suffix} ({result.mode})")
         if self.show and self._bar is None:
-            streams.err(f"iteration {iteration}/{self.iterations}  validation: {found}")
-        if not math.isfinite(found.mean):
+            streams.err(f"iteration {iteration}/{self.iterations}  validation: {result}")
+        if not math.isfinite(result.mean):
             self.note(
-                f"iteration {iteration}: the validation is not finite, so other weights are preferred to these; "
+                f"iteration {iteration}: the validation score is not finite, so these weights are not among the best; "
                 "adaptation diverges on some tasks: a smaller inner lr, or fewer val_steps, often helps"
             )
 
     def note(self, text: str) -> None:
-        """Something to know about this run."""
+        """Show a message about this run."""
         if self._bar is not None:
             with _LOSING:
                 self._bar.console.print(streams.plain(text), markup=False, highlight=False)
@@ -110,23 +108,23 @@ class Progress:
             streams.err(text)
 
 
-def _lived(told: Mapping[str, Any]) -> str:
-    """What episodes came to."""
-    if "returns" not in told:
+def _returns(report: Mapping[str, Any]) -> str:
+    """Return the mean returns and the speed of acting as text, if there are any."""
+    if "returns" not in report:
         return ""
-    returns = " -> ".join(f"{mean:.4g}" for mean in told["returns"])
-    return f"  return {returns}  {told['environment_steps_per_second']:,.0f} environment steps/s"
+    returns = " -> ".join(f"{mean:.4g}" for mean in report["returns"])
+    return f"  return {returns}  {report['environment_steps_per_second']:,.0f} environment steps/s"
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format seconds as hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def _bar(iterations: int) -> Any:
-    """A rich progress bar, or None without rich."""
+    """Return a rich progress bar, or None without rich."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

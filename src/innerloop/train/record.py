@@ -1,4 +1,4 @@
-"""What a run writes down for people and plots: metrics line by line, results, and on what they were computed."""
+"""The record of a run: metrics line by line, results, and the software and hardware."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .loggers import Logger, numbers
 MACHINE_FIELDS = (
     "seconds", "phases", "tasks_per_second", "environment_steps_per_second", "memory_mib", "environment",
 )  # fmt: skip
-"""The fields of ``metrics.jsonl`` and ``results.json`` that tell of the machine: time, memory, versions. Those alone
+"""The fields of ``metrics.jsonl`` and ``results.json`` that depend on the machine: time, memory, versions. Only these
 differ between two runs of the same computation."""
 
 SCHEMA = 1
-"""The version of what ``metrics.jsonl`` holds; see docs/record.md."""
+"""The version of the format of ``metrics.jsonl``; see docs/record.md."""
 _BEGIN = re.compile(rb'\{"kind": "[a-z]+", "iteration": ([0-9]{1,15}), "')
 
 
 class Metrics:
-    """``metrics.jsonl``: one JSON object a line, each with ``"kind"`` and ``"iteration"`` (updates done, from 1).
+    """Writes ``metrics.jsonl``, one JSON object per line with ``"kind"`` and ``"iteration"`` (updates done, from 1).
 
     Args:
         run: the run directory; ``None`` writes nothing.
-        loggers: who is told the numbers, too.
-        config: what they are told at first.
+        loggers: loggers that get the numbers, too.
+        config: the configuration that loggers get at first.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Metrics:
         self._size = 0
 
     def open(self, iteration: int) -> None:
-        """Append after the lines up to an iteration; later ones, and a last line that was cut off, are dropped."""
+        """Append after the lines up to an iteration; later lines, and an incomplete last line, are dropped."""
         for logger in self.loggers:
             logger.begin(self.run, self.config, iteration)
             self._begun.append(logger)
@@ -66,12 +66,12 @@ class Metrics:
             for line in stack.enter_context(self.path.open("rb")) if self.path.exists() else ():
                 if (at := _iteration(line)) <= iteration:
                     file.write(line)
-                damaged += at == math.inf and line.endswith(b"\n")  # the last one may have been cut off
+                damaged += at == math.inf and line.endswith(b"\n")  # the last line may be incomplete
         self._attach()
         if damaged:
-            warnings.warn(f"{damaged:,} lines of {self.path} could not be read, and are dropped", stacklevel=4)
+            warnings.warn(f"{damaged:,} lines of {self.path} could not be read and are dropped", stacklevel=4)
         if iteration and not self._size:
-            warnings.warn(f"{self.path} has no line of the {iteration:,} iterations before", stacklevel=4)
+            warnings.warn(f"{self.path} has no line of the previous {iteration:,} iterations", stacklevel=4)
 
     def _attach(self) -> None:
         """Open the file to append to it."""
@@ -84,12 +84,12 @@ class Metrics:
         if self._file is not None:
             self._check()
             self._write((dumps({"kind": kind, "iteration": iteration, **fields}) + "\n").encode())
-        if self._begun and (told := numbers(kind, fields)):
+        if self._begun and (values := numbers(kind, fields)):
             for logger in self._begun:
-                logger.log(iteration, told)
+                logger.log(iteration, values)
 
     def _write(self, line: bytes) -> None:
-        """Write all of a line; the file has no buffer, so a full disk may take a part of it."""
+        """Write a whole line; the file is unbuffered, so a nearly full disk may take only a part at a time."""
         assert self.path is not None
         assert self._file is not None
         with naming(self.path):
@@ -99,9 +99,9 @@ class Metrics:
                 line = line[written:]
 
     def _check(self) -> None:
-        """Warn if another process removed, replaced, cut or extended the file, and keep what was written.
+        """Warn if another process removed, replaced, truncated or extended the file, and repair the record.
 
-        Nobody reads a file that has no name, and a line after half a line would be lost with it.
+        Otherwise lines would go to a file without a name, or would be lost after an incomplete line.
         """
         assert self.path is not None
         assert self._file is not None
@@ -115,21 +115,21 @@ class Metrics:
         elif here.st_size != self._size:
             lost = self._size - here.st_size
             what = f"cut {lost:,} bytes off" if lost > 0 else f"wrote {-lost:,} bytes to"
-            warnings.warn(f"another program {what} {self.path}; training goes on, and so does the record", stacklevel=4)
+            warnings.warn(f"another program {what} {self.path}; training and the record continue", stacklevel=4)
             self._size = here.st_size
             self._file.seek(max(self._size - 1, 0))
             if self._file.read(1) not in (b"", b"\n"):
                 self._write(b"\n")
 
     def _restore(self, replaced: bool) -> None:
-        """Write the record under its name again; another file of that name is kept under a new one."""
+        """Write the record under its name again; another file with that name is renamed."""
         assert self.path is not None
         assert self._file is not None
         kept = ""
         if replaced:
             other = self.path.with_name(f"metrics.{secrets.token_hex(4)}.jsonl")
             self.path.rename(other)
-            kept = f", and the other file is {other.name} now"
+            kept = f", and the other file was renamed to {other.name}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file.seek(0)
         with writing(self.path) as file:
@@ -137,22 +137,22 @@ class Metrics:
         self._file.close()
         self._attach()
         what = "was replaced" if replaced else "was removed"
-        warnings.warn(f"{self.path} {what} while it was written; it is restored, whole{kept}", stacklevel=5)
+        warnings.warn(f"{self.path} {what} during the training; it was restored completely{kept}", stacklevel=5)
 
     @property
     def empty(self) -> bool:
-        """Whether lines can be appended and there is none yet."""
+        """Whether the file is open and has no line yet."""
         return self._file is not None and self._size == 0
 
     def sync(self) -> None:
-        """Have on the disk what was appended, before a checkpoint says that it was."""
+        """Flush appended lines to the disk, before a checkpoint is saved."""
         if self._file is not None and self.path is not None:
             self._check()
             with naming(self.path):
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """No more lines."""
+        """Close the file and the loggers."""
         while self._begun:
             self._begun.pop().close()
         if self._file is not None and self.path is not None:
@@ -165,7 +165,7 @@ class Metrics:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory so far, in MiB: of the GPU where the learner is on one, else of the process."""
+    """Return the peak memory in MiB: of the GPU if the learner is on one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -177,8 +177,8 @@ def peak_memory(device: torch.device) -> float:
 
 
 def _iteration(line: bytes) -> float:
-    """The iteration of a line, infinite for what is not a whole record."""
-    if (known := _BEGIN.match(line)) and line.endswith(b"}\n"):  # as they are written here; parsing takes longer
+    """Return the iteration of a line, infinity for a damaged line."""
+    if (known := _BEGIN.match(line)) and line.endswith(b"}\n"):  # the usual form; parsing takes longer
         return float(known[1])
     try:
         return float(json.loads(line)["iteration"]) if line.endswith(b"\n") else math.inf
@@ -187,7 +187,7 @@ def _iteration(line: bytes) -> float:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON that every parser reads and any terminal shows.
+    """Return JSON that every parser can read and every terminal can show.
 
     NaN and infinities become null. Control characters and names that are not UTF-8 are escaped.
     """
@@ -203,13 +203,13 @@ def _finite(value: Any) -> Any:
 
 
 def write_results(run: Path, results: Mapping[str, Any]) -> None:
-    """Write ``results.json``, all or nothing."""
+    """Write ``results.json``, atomically."""
     with writing(run / "results.json") as file:
         file.write((dumps(results, indent=2) + "\n").encode())
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, as plain values."""
+    """Return versions and hardware, as plain values."""
     from .. import __version__
 
     return {

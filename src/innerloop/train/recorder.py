@@ -1,4 +1,4 @@
-"""What a training tells its record, and when."""
+"""The recorder, which decides what a training writes to its record and when."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class Phases:
 
     @property
     def training(self) -> float:
-        """Seconds of all that makes an iteration, which records, validations and checkpoints do not."""
+        """Seconds spent in iterations, without records, validations and checkpoints."""
         return sum(self.seconds.get(name, 0.0) for name in ("tasks", "gradient", "update"))
 
 
 class Recorder:
-    """Writes the lines of ``metrics.jsonl``; docs/record.md says what is in them.
+    """Writes the lines of ``metrics.jsonl``, which docs/record.md describes.
 
     Args:
-        metrics: where they go.
-        learner: what is trained.
-        iterations: the last one is always told of.
-        log_every: in iterations, of the lines of training.
-        trace_every: of those of tasks and learned rates; 0 for never.
-        trace_tasks: of how many tasks.
-        trace_steps: after every so many inner steps these are judged.
+        metrics: the file to write to.
+        learner: the learner that is trained.
+        iterations: the number of the last iteration, which is always recorded.
+        log_every: the number of iterations between training lines.
+        trace_every: the number of iterations between lines of tasks and learned rates; 0 for never.
+        trace_tasks: the number of tasks to trace.
+        trace_steps: the number of inner steps between evaluations of traced tasks.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Recorder:
         self.trace_tasks, self.trace_steps = trace_tasks, trace_steps
 
     def begin(self, iteration: int, tasks: int, device: torch.device) -> None:
-        """Go on after an iteration; a record that begins says of what it is."""
+        """Open the record after an iteration; a new record begins with a line about the run."""
         self.metrics.open(iteration)
         if self.metrics.empty:
             about = {"schema": SCHEMA, "tasks": tasks, "steps": self.learner.steps}
@@ -78,12 +78,14 @@ class Recorder:
             self._rates(0)
 
     def tasks(self, iteration: int, tasks: Tasks, grads: Params, outcome: Outcome) -> None:
-        """What happens within some tasks, if it is time, before the update of that iteration."""
+        """Record the inner loops of some tasks before the update of this iteration, if that is due."""
         if not self.trace_every or not due(iteration, self.trace_every, self.iterations):
             return
         some = slice(self.trace_tasks)
-        told = trace(self.learner, to(select(tasks, some), outcome.loss.device), outcome.steps[some], self.trace_steps)
-        self.metrics.append("tasks", iteration, **told, grad_norms={n: grad.norm().item() for n, grad in grads.items()})
+        traced = select(tasks, some)
+        values = trace(self.learner, to(traced, outcome.loss.device), outcome.steps[some], self.trace_steps)
+        grad_norms = {name: grad.norm().item() for name, grad in grads.items()}
+        self.metrics.append("tasks", iteration, **values, grad_norms=grad_norms)
 
     def train(
         self,
@@ -93,9 +95,9 @@ class Recorder:
         lr: float,
         rate: float,
         phases: Phases,
-        told: Mapping[str, Any],
+        report: Mapping[str, Any],
     ) -> None:
-        """What an update came to, the rates after it, and what else there is to tell, if it is time."""
+        """Record the results of an update, the rates after it, and the report of the source, if that is due."""
         if self.trace_every and due(iteration, self.trace_every, self.iterations):
             self._rates(iteration)
         if not due(iteration, self.log_every, self.iterations):
@@ -112,13 +114,13 @@ class Recorder:
             seconds=phases.training,
             phases=phases.seconds,
             memory_mib=peak_memory(norm.device),
-            **told,
+            **report,
         )
 
-    def validation(self, iteration: int, found: Evaluation, phases: Phases) -> None:
-        """A validation, with the score of every task after the last step."""
-        scores = [round(score, 4) for score in found.scores[:, -1].tolist()]
-        self.metrics.append("validation", iteration, **found.as_dict(), scores=scores, seconds=phases.training)
+    def validation(self, iteration: int, result: Evaluation, phases: Phases) -> None:
+        """Record a validation, with the score of every task after the last step."""
+        scores = [round(score, 4) for score in result.scores[:, -1].tolist()]
+        self.metrics.append("validation", iteration, **result.as_dict(), scores=scores, seconds=phases.training)
 
     def _rates(self, iteration: int) -> None:
         if self.trace_every and (rates := self.learner.rule.rates()):
@@ -127,5 +129,5 @@ class Recorder:
 
 
 def due(iteration: int, every: int, last: int) -> bool:
-    """Whether something that happens at every so many iterations, and at the last, happens now."""
+    """Return whether something that is due ``every`` iterations, and at the last, is due now."""
     return iteration % every == 0 or iteration == last

@@ -11,16 +11,16 @@ from types import FrameType
 from typing import Any
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
-"""What a closed terminal sends, where there is such a signal."""
+"""The signal that a closed terminal sends, if the system has it."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the training after a whole iteration, and a checkpoint was saved.
 
     Attributes:
-        signal: its number; the command line exits with 128 more (129 after SIGHUP, 130 after Ctrl-C,
+        signal: the number of the signal; the command line exits with 128 more (129 after SIGHUP, 130 after Ctrl-C,
             143 after SIGTERM).
-        reason: after which iteration it stopped.
+        reason: a message with the iteration after which training stopped.
     """
 
     def __init__(self, reason: str, remedy: str, signal: int) -> None:
@@ -29,10 +29,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether to stop, for a signal; true or false as such.
+    """Whether to stop because of a signal; use it as a truth value.
 
     Args:
-        alone: whether a signal to this process is enough. Else it is only asked for, until all processes agree.
+        alone: whether a signal to this process is enough; otherwise all processes must agree first.
 
     Attributes:
         asked: whether there was a signal.
@@ -48,28 +48,28 @@ class Stop:
         return self.signal is not None
 
     def ask(self, number: int) -> None:
-        """There was a signal."""
+        """Record a signal."""
         self.asked, self._got = True, number
         self.agree(self.alone)
 
     def agree(self, asked: bool) -> None:
-        """Stop if any process was asked to."""
+        """Stop if any process got a signal."""
         if asked:
             self.signal = self._got
 
     def raise_if_set(self, iteration: int, run: Path | None) -> None:
         """Raise `Interrupted` if a signal came."""
         if self.signal is not None:
-            saved = f"; go on from {run} with fit(resume=True)" if run else ""
+            saved = f"; resume from {run} with fit(resume=True)" if run else ""
             raise Interrupted(f"stopped after iteration {iteration}", saved, self.signal)
 
 
 @contextmanager
 def stopping(alone: bool = True) -> Iterator[Stop]:
-    """Within, the first SIGINT, SIGTERM or SIGHUP sets the flag, and a second one does what it did before.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP sets the flag, and a second one has its usual effect.
 
-    A terminal that is closed sends SIGHUP twice (the shell passes it on), so it goes on to be expected after the first.
-    Under ``nohup`` it is ignored.
+    A closed terminal sends SIGHUP twice (the shell passes it on), so SIGHUP is also handled after the first. Under
+    ``nohup`` it is ignored.
     """
     stop = Stop(alone)
     before: dict[int, Any] = {}
@@ -85,7 +85,7 @@ def stopping(alone: bool = True) -> Iterator[Stop]:
             if other != HANGUP:
                 signal.signal(other, handler)
 
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python installs no handlers
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers only in the main thread
         for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
             if number is not None and not (number == HANGUP and signal.getsignal(number) == signal.SIG_IGN):
                 before[number] = signal.signal(number, handle)

@@ -1,4 +1,4 @@
-"""Meta-training: an outer optimizer, validation on fixed tasks, checkpoints, and a record of it all."""
+"""Meta-training: an outer optimizer, validation on fixed tasks, checkpoints, and a record."""
 
 from __future__ import annotations
 
@@ -35,19 +35,18 @@ from .signals import Stop, stopping
 from .world import World
 
 SHAPING = ("innerloop", "torch", "cpu", "threads", "device")
-"""What of the environment can change roundings."""
+"""Environment fields that can change low-order bits."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
-        iterations: updates done.
-        seconds: spent training, in all lives of the run; validations are not counted.
-        best: the best validations, best first: ``{"iteration", "score", "ci95"}``; those that are not finite are never
-            among them.
-        validation: the evaluation that validated the weights which the learner now has, where it was in this life.
+        iterations: the number of updates.
+        seconds: the time spent training, over all sessions of the run, without validations.
+        best: the best validations with finite scores, best first: ``{"iteration", "score", "ci95"}``.
+        validation: the evaluation of the weights that the learner now has; ``None`` if it was in an earlier session.
     """
 
     iterations: int
@@ -60,10 +59,10 @@ class Result:
         """The score of the best validation.
 
         Raises:
-            NonFiniteError: there is none, or none was a finite number.
+            NonFiniteError: no validation has a finite score.
         """
         if not self.best:
-            raise NonFiniteError("no meta-validation was a finite number: a smaller inner lr often helps")
+            raise NonFiniteError("no validation score is finite: a smaller inner lr often helps")
         return float(self.best[0]["score"])
 
 
@@ -72,11 +71,11 @@ class Stateful(Protocol):
     """A task source with its own state besides the generator's, such as a simulator's, kept in checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state as tensors and plain values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state."""
+        """Load a state."""
         ...
 
 
@@ -84,41 +83,40 @@ class Trainer:
     """Meta-trains a learner.
 
     Args:
-        learner: trained in place, on the device it is on.
-        train: where the tasks come from.
-        val: where validation tasks come from, the same ones every time; ``None`` does not validate.
-        run: the run directory, for checkpoints, ``metrics.jsonl`` and ``results.json``; ``None`` writes nothing.
-        iterations: outer updates.
-        tasks: tasks in a meta-batch.
-        optimizer: the outer one: ``"adam"``, ``"sgd"`` or a function from the parameters to an optimizer.
-        lr: the outer rate, or its schedule.
-        momentum: of SGD.
+        learner: the learner, which is trained in place on its device.
+        train: the source of training tasks.
+        val: the source of validation tasks, which are the same every time; ``None`` does not validate.
+        run: the run directory for checkpoints, ``metrics.jsonl`` and ``results.json``; ``None`` writes nothing.
+        iterations: the number of outer updates.
+        tasks: the number of tasks in a meta-batch.
+        optimizer: the outer optimizer: ``"adam"``, ``"sgd"`` or a function from the parameters to an optimizer.
+        lr: the outer learning rate, or its schedule.
+        momentum: the momentum of SGD.
         clip: each element of the meta-gradient is clamped to ``[-clip, clip]``.
         clip_norm: the meta-gradient is scaled to at most this norm (after ``clip``).
-        validate_every, checkpoint_every, log_every: in iterations; each also happens at the end.
-        trace_every: in iterations: how often the record tells what happens within tasks, step by step, and the learned
-            rates; 0 for never, ``None`` for as often as validation. See `innerloop.train.trace.trace`.
-        trace_tasks: of how many tasks of the meta-batch.
-        trace_steps: whole support and query sets are judged after every so many inner steps.
-        val_tasks, val_steps, val_seed, transductive, metric: of the validation; see `innerloop.evaluate`.
-        keep_best: how many best weights are kept.
-        non_finite: what is done about a loss or a gradient that is not a finite number: ``"stop"``, or ``"skip"`` that
-            update.
-        max_skipped: how many updates may be skipped before training stops all the same.
-        seed: of the training tasks, and of what is random in the learner, such as dropout.
+        validate_every, checkpoint_every, log_every: intervals in iterations; each also happens at the end.
+        trace_every: the interval, in iterations, of recording the inner loops of some tasks and the learned rates; 0
+            for never, ``None`` for as often as validation. See `innerloop.train.trace.trace`.
+        trace_tasks: the number of tasks of the meta-batch to record.
+        trace_steps: the number of inner steps between evaluations of recorded tasks.
+        val_tasks, val_steps, val_seed, transductive, metric: arguments of the validation; see `innerloop.evaluate`.
+        keep_best: the number of best weights to keep.
+        non_finite: what to do about a loss or a gradient that is not finite: ``"stop"``, or ``"skip"`` the update.
+        max_skipped: the number of skipped updates after which training stops anyway.
+        seed: the seed of the training tasks, and of randomness in the learner, such as dropout.
         config: plain values to store in checkpoints, such as the recipe.
-        loggers: receive the numbers of the training besides the record: names such as ``"tensorboard"``
+        loggers: loggers besides the record: names such as ``"tensorboard"``
             (`innerloop.train.LOGGERS`), or objects of your own; see `innerloop.train.loggers`.
-        world: the processes to train with, each of which makes a trainer of its own; see `innerloop.train.world`.
+        world: the processes to train with, each of which makes its own trainer; see `innerloop.train.world`.
         progress: whether to show progress on standard error.
 
     Raises:
-        ValueError: a number out of range or an unknown optimizer.
+        ValueError: a number is out of range, or the optimizer is unknown.
     """
 
     iteration = 0
     _best: Evaluation | None = None
-    _outer_told: Mapping[str, float] = MappingProxyType({})
+    _outer_report: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -173,32 +171,32 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """Where the learner is."""
+        """The device of the learner."""
         return next(self.learner.parameters()).device
 
     def fit(self, resume: bool = False, accept_changes: bool = False) -> Result:
         """Train up to the given number of iterations.
 
-        Afterwards the learner has the best validated weights, if there is a run directory and a validation, else the
-        last.
+        Afterwards the learner has the best validated weights if there is a run directory and a validation, else the
+        last weights.
 
-        On Ctrl-C, SIGTERM or SIGHUP the current iteration is finished and a checkpoint saved. A run that was
-        interrupted, in whatever way, and then resumed computes what an undisturbed one would have, on the CPU bit
-        for bit. Torch's global random state is left as it was.
+        On Ctrl-C, SIGTERM or SIGHUP the current iteration is finished and a checkpoint is saved. A run that was
+        interrupted in any way and then resumed gives the same result as an uninterrupted run, on the CPU bit for bit.
+        Torch's global random state stays as it was.
 
         Args:
-            resume: go on from the newest checkpoint in the run directory, if it has any.
-            accept_changes: even if the run was begun with another ``config``.
+            resume: resume from the newest checkpoint in the run directory, if it has any.
+            accept_changes: resume even if the run was started with another ``config``.
 
         Raises:
-            FileExistsError: the run directory already holds a run and ``resume`` is false; nothing was touched.
+            FileExistsError: the run directory already holds a run and ``resume`` is false; nothing was changed.
             BlockingIOError: another process trains in the run directory.
             NonFiniteError: a loss or gradient is not finite.
             OutOfMemoryError: a meta-batch does not fit into memory.
             LostProcessError: another process of the training ended.
             Interrupted: a signal stopped the training; its checkpoint is saved.
-            ValueError: the checkpoints are damaged, or of another learner, optimizer or ``config``; or the metric does
-                not fit what is validated, which is tried on two tasks before the first iteration.
+            ValueError: the checkpoints are damaged, or belong to another learner, optimizer or ``config``; or the
+                metric does not fit the validation, which is tried on two tasks before the first iteration.
         """
         self.world.bounds(self.tasks)
         if isinstance(self.train, InteractiveSource):
@@ -223,21 +221,21 @@ class Trainer:
         return self._finish()
 
     def _loop(self, stop: Stop, progress: Progress) -> None:
-        """The outer loop."""
-        rate, told, begun = 0.0, set[str](), self.iteration
+        """Run the outer loop."""
+        rate, shown, begun = 0.0, set[str](), self.iteration
         while self.iteration < self.iterations and not stop:
             before = self.phases.training
             with enough_memory(self.learner, self.tasks, self.iteration + 1):
                 outcome, norm, lr = self._iterate(stop)
             seconds = self.phases.training - before
             rate = 0.9 * (rate or self.tasks / seconds) + 0.1 * self.tasks / seconds
-            self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases, self._told())
-            progress.advance(self.iteration, rate, outcome.loss, self._told())
+            self.recorder.train(self.iteration, outcome, norm, lr, rate, self.phases, self._report())
+            progress.advance(self.iteration, rate, outcome.loss, self._report())
             for choice in self.learner.choices:
-                if choice not in told:
+                if choice not in shown:
                     progress.note(choice)
-                    told.add(choice)
-            if self.iteration > begun + 1:  # the first one may have measured plans
+                    shown.add(choice)
+            if self.iteration > begun + 1:  # the first iteration may have measured plans
                 progress.timed(self.iteration, seconds)
             if self.val is not None and self._due(self.validate_every):
                 with self.phases("validation"):
@@ -248,11 +246,11 @@ class Trainer:
             self._save()
 
     def _iterate(self, stop: Stop) -> tuple[Outcome, Tensor, float]:
-        """One update: what the tasks of all processes came to, the norm of the meta-gradient, and the rate."""
+        """Do one update; return the outcome of the tasks of all processes, the norm of the meta-gradient, the rate."""
         with self.phases("tasks"):
             tasks = draw(self.train, self.learner, self.tasks, self.generator)
             own = to(self.world.share(tasks), self.device)
-        if self.world.size > 1:  # else processes would draw alike, and a resumed run of other processes otherwise
+        if self.world.size > 1:  # otherwise processes would draw the same numbers, and a resumed run other numbers
             torch.manual_seed(derive_seed(f"iteration {self.iteration} process {self.world.rank}", self.seed))
         with self.phases("gradient"):
             self.learner.compiler.steps_to_come = self.iterations - self.iteration
@@ -261,26 +259,26 @@ class Trainer:
             grads, outcome, asked = self.world.join(self.tasks, grads, outcome, moved, stop.asked)
             norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads.values()]))
             usable = self.faults.usable(self.iteration + 1, tasks, grads, outcome, norm)
-        with self.phases("record"):  # before the update, of which the tasks know nothing yet
+        with self.phases("record"):  # with the parameters before the update
             self.recorder.tasks(self.iteration + 1, tasks, grads, outcome)
         with self.phases("update"):
             lr = self.outer(grads, own, self.iteration) if usable else 0.0
-            self._outer_told = dict(self.outer.told) if usable else {}
+            self._outer_report = dict(self.outer.told) if usable else {}
         self.iteration += 1
         stop.agree(asked)
         return outcome, norm, lr
 
-    def _told(self) -> dict[str, Any]:
-        """What else there is to say of the last iteration."""
-        lived = self.train.report() if isinstance(self.train, InteractiveSource) else {}
+    def _report(self) -> dict[str, Any]:
+        """Return more numbers about the last iteration: of the source, of the outer step, and skipped updates."""
+        acting = self.train.report() if isinstance(self.train, InteractiveSource) else {}
         skipped = {"skipped": self.faults.skipped} if self.faults.skipped else {}
-        return {**lived, **self._outer_told, **skipped}
+        return {**acting, **self._outer_report, **skipped}
 
     def _due(self, every: int) -> bool:
         return due(self.iteration, every, self.iterations)
 
     def _rehearse(self) -> None:
-        """Try a validation, so that a metric that does not fit is an error before anything is trained or written."""
+        """Try a validation, so that a metric that does not fit is an error before training or writing starts."""
         if self.val is None or not self.iterations:
             return
         before = self.val.state_dict() if isinstance(self.val, Stateful) else {}
@@ -290,52 +288,52 @@ class Trainer:
 
     def _validate(self, progress: Progress) -> None:
         assert self.val is not None
-        found = evaluate(self.learner, self.val, self.val_tasks, world=self.world, **self._judging)
-        self.recorder.validation(self.iteration, found, self.phases)
-        entry = {"iteration": self.iteration, "score": found.mean, "ci95": found.ci95}
-        if self.checkpoints and self.checkpoints.consider(self.learner.state_dict(), entry, found.higher_is_better):
-            self._best = found
-        progress.validated(self.iteration, found)
+        result = evaluate(self.learner, self.val, self.val_tasks, world=self.world, **self._judging)
+        self.recorder.validation(self.iteration, result, self.phases)
+        entry = {"iteration": self.iteration, "score": result.mean, "ci95": result.ci95}
+        if self.checkpoints and self.checkpoints.consider(self.learner.state_dict(), entry, result.higher_is_better):
+            self._best = result
+        progress.validated(self.iteration, result)
 
     def _begin(self, accept_changes: bool) -> Mapping[str, Any]:
-        """Take up the state of the newest checkpoint if there is one, else the first; its plans."""
+        """Restore the newest checkpoint if there is one, else save the first; return its plans."""
         self.learner.train()
         torch.manual_seed(derive_seed("learner", self.seed))
-        found = None
+        state = None
         if self.checkpoints and self.checkpoints.iterations():
-            found = self.checkpoints.newest()
-            if not accept_changes and (changed := differences(found.get("config", {}), self.config)):
+            state = self.checkpoints.newest()
+            if not accept_changes and (changed := differences(state.get("config", {}), self.config)):
                 raise ValueError(
-                    f"{self.run} was begun with another {', '.join(changed)}: resume it as it was, or with "
+                    f"{self.run} was started with another {', '.join(changed)}: resume it with the old values, or with "
                     "fit(resume=True, accept_changes=True), or use another directory"
                 )
-            self.checkpoints.drop_states(found["iteration"])
+            self.checkpoints.drop_states(state["iteration"])
         elif self.checkpoints and (self.checkpoints.directory.parent / "metrics.jsonl").exists():
-            raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to go on from: use another directory")
+            raise FileNotFoundError(f"{self.run} has metrics but no checkpoint to resume from: use another directory")
         elif self.checkpoints:
             self.checkpoints.make()
             self._save()
-        if found:
-            self._compare(found.get("environment", {}))
-        if self.world.size > 1:  # all begin with what the first one has
-            found = self.world.broadcast(found or self._state())
-        if found:
-            self._restore(found)
+        if state:
+            self._compare(state.get("environment", {}))
+        if self.world.size > 1:  # all processes start with the state of the first
+            state = self.world.broadcast(state or self._state())
+        if state:
+            self._restore(state)
         self.recorder.begin(self.iteration, self.tasks, self.device)
-        return dict((found or {}).get("plans", {}))
+        return dict((state or {}).get("plans", {}))
 
     def _compare(self, before: Mapping[str, Any]) -> None:
-        """Say where the run went on elsewhere than it began."""
+        """Warn if the run is resumed in another environment."""
         now = environment(self.device)
         changed = [f"{key} {before[key]}, now {now[key]}" for key in SHAPING if before.get(key, now[key]) != now[key]]
         if changed:
             warnings.warn(
-                f"{self.run} was computed by {'; '.join(changed)}: what comes is the same to rounding only",
+                f"{self.run} was computed with {'; '.join(changed)}: results will be the same only up to rounding",
                 stacklevel=4,
             )
 
     def _state(self) -> dict[str, Any]:
-        """Everything that shapes the future."""
+        """Return everything that a resumed run depends on."""
         state = {
             "iteration": self.iteration,
             "learner": self.learner.state_dict(),
@@ -355,7 +353,7 @@ class Trainer:
         return state
 
     def _save(self) -> None:
-        """A checkpoint."""
+        """Save a checkpoint."""
         assert self.checkpoints is not None
         self.recorder.metrics.sync()
         self.checkpoints.save(self._state())
@@ -365,7 +363,7 @@ class Trainer:
             self.learner.load_state_dict(state["learner"])
             self.outer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"the checkpoints in {self.run} are of another learner or optimizer: {error}") from error
+            raise ValueError(f"the checkpoints in {self.run} are from another learner or optimizer: {error}") from error
         try:
             self.generator.set_state(state["tasks"])
             torch.set_rng_state(state["random"])
@@ -376,7 +374,7 @@ class Trainer:
             phases = state["phases"] if "phases" in state else {"gradient": state["seconds"]}
             self.phases.seconds = {str(name): float(seconds) for name, seconds in phases.items()}
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"the checkpoints in {self.run} cannot be gone on from: {error}") from error
+            raise ValueError(f"the checkpoints in {self.run} cannot be resumed from: {error}") from error
         self.iteration, self.faults.skipped = state["iteration"], state.get("skipped", 0)
 
     def _finish(self) -> Result:
@@ -393,5 +391,5 @@ class Trainer:
 
 
 def derive_seed(purpose: str, seed: int) -> int:
-    """A seed for each purpose, so that streams seeded by one number have nothing in common."""
+    """Derive a seed for each purpose, so that random streams from one number are independent."""
     return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:6], "big")

@@ -1,7 +1,7 @@
 """Several processes that train one learner, each on its share of the tasks of every meta-batch.
 
-Every process draws the whole meta-batch, so the stream of tasks does not depend on how many there are, and takes its
-part; what the parts come to is added up in one flat tensor, once an iteration. All then make the same outer step.
+Every process draws the whole meta-batch, so that tasks do not depend on the number of processes, and takes its share.
+One all-reduce per iteration sums the results in a flat tensor. All processes then make the same outer step.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..objectives import Outcome
 from ..task import Params, Tasks, count, select
 
 PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others, who may be compiling, before it takes them for lost. One that ended is
-missed at once."""
+"""How long a process waits for the others, which may be compiling, before it considers them lost. A process that ended
+is noticed at once."""
 
 _OLD = {"told": "broadcast", "everybody": "all_gather"}
 
@@ -32,11 +32,11 @@ class LostProcessError(ConnectionError):
 
 
 class World:
-    """The processes of a training, which is one alone if nothing else is said.
+    """The processes of a training; by default there is only one.
 
     Args:
-        rank: the number of this one, from 0, which alone writes and speaks.
-        size: how many there are.
+        rank: the number of this process, from 0; only process 0 writes files and prints.
+        size: the number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -44,7 +44,7 @@ class World:
 
     @classmethod
     def current(cls) -> World:
-        """The default group of ``torch.distributed``, if it is initialized."""
+        """Return the default group of ``torch.distributed`` if it is initialized, else a single process."""
         on = dist.is_available() and dist.is_initialized()
         return cls(dist.get_rank(), dist.get_world_size()) if on else cls()
 
@@ -56,39 +56,39 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def bounds(self, total: int) -> slice:
-        """Which of so many tasks are this process's.
+        """Return the range of tasks of this process, out of ``total`` tasks.
 
         Raises:
-            ValueError: there are not enough for all processes.
+            ValueError: there are fewer tasks than processes.
         """
         if total < self.size:
             raise ValueError(f"{self.size} processes need meta-batches of at least as many tasks, got tasks={total}")
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def share(self, tasks: Tasks) -> Tasks:
-        """This process's part of a meta-batch."""
+        """Return this process's share of a meta-batch."""
         part: Tasks = tasks if self.size == 1 else select(tasks, self.bounds(count(tasks)))
         return part
 
     def join(
         self, total: int, grads: Params, outcome: Outcome, moved: Mapping[str, Tensor], flag: bool
     ) -> tuple[Params, Outcome, bool]:
-        """What all parts of a meta-batch come to.
+        """Combine the results of all processes on a meta-batch.
 
         Args:
-            total: T, the tasks of all processes together.
-            grads: of the mean objective of this one's.
-            outcome: of this one's.
-            moved: statistics, means over this one's tasks, which become the means over all.
-            flag: whatever one process has to tell the others.
+            total: the number T of tasks of all processes together.
+            grads: the gradient of the mean objective of this process's tasks.
+            outcome: the outcome of this process's tasks.
+            moved: statistics, means over this process's tasks, which are replaced by the means over all tasks.
+            flag: a flag of this process.
 
         Returns:
-            The gradient of the mean objective of all T tasks; their outcome, but for ``output``, which stays that of
-            this process's; and whether any process raised its flag.
+            The gradient of the mean objective of all T tasks; their outcome, except ``output``, which stays that of
+            this process's tasks; and whether any process set its flag.
         """
         if self.size == 1:
             return grads, outcome, flag
@@ -106,7 +106,7 @@ class World:
         return dict(zip(grads, summed, strict=False)), whole, bool(flags > 0)
 
     def mean(self, total: int, means: Params) -> Params:
-        """Means over all T tasks, from means over this process's."""
+        """Return means over all T tasks, from means over this process's tasks."""
         if self.size == 1:
             return means
         own = self.bounds(total)
@@ -114,11 +114,11 @@ class World:
         return dict(zip(means, self._all_reduce([weight * mean.detach() for mean in means.values()]), strict=True))
 
     def whole(self, own: Tensor, total: int) -> Tensor:
-        """Of T tasks ``[T, ...]``, from what this process has of its own."""
+        """Return the values of all T tasks ``[T, ...]``, from the values of this process's tasks."""
         return own if self.size == 1 else self._all_reduce([_placed(own, self.bounds(total), total)])[0]
 
     def _all_reduce(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Over all processes, by one collective operation."""
+        """Sum tensors over all processes, with one collective operation."""
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _losses():
             dist.all_reduce(flat)
@@ -126,7 +126,7 @@ class World:
         return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
 
     def broadcast(self, value: Any) -> Any:
-        """What the first process has, in all of them."""
+        """Return the value of the first process, in all processes."""
         if self.size == 1:
             return value
         box = [value if self.first else None]
@@ -135,17 +135,17 @@ class World:
         return box[0]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What each process has, in order of their ranks."""
+        """Return the values of all processes, in order of their ranks."""
         if self.size == 1:
             return [value]
-        found = [None] * self.size
+        values = [None] * self.size
         with _losses():
-            dist.all_gather_object(found, value)
-        return found
+            dist.all_gather_object(values, value)
+        return values
 
 
 def _placed(part: Tensor, own: slice, total: int) -> Tensor:
-    """The part ``[t, ...]`` in its place among zeros ``[T, ...]``."""
+    """Return zeros ``[T, ...]`` with the part ``[t, ...]`` in its place."""
     whole = part.new_zeros(total, *part.shape[1:])
     whole[own] = part
     return whole
@@ -158,17 +158,17 @@ def _losses() -> Iterator[None]:
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LostProcessError(
-            f"another process of this training ended or cannot be reached ({reason}). Its own message says why; the "
-            "same command with --resume goes on from the last checkpoint"
+            f"another process of this training ended or cannot be reached ({reason}). Its own message says why; to "
+            "resume from the last checkpoint, run the same command with --resume"
         ) from error
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The processes that torchrun, or who sets its environment variables, started; without these one alone.
+    """Join the processes that torchrun (or its environment variables) describes; without these there is only one.
 
     Raises:
-        LostProcessError: the others cannot be reached.
+        LostProcessError: the other processes cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
@@ -180,14 +180,14 @@ def joined(device: torch.device) -> Iterator[World]:
             torch.cuda.set_device(device)
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            # After a restart torchrun on one host hands out the same store, and what died is still in it.
+            # After a restart torchrun on one host gives the same store, with entries of the dead processes.
             store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield World.current()
-        # One that leaves while others still talk to it can abort them, so they leave together. All that this one had to
-        # do is done, so it does not matter if another leaves the barrier first, and with it closes the connection.
+        # A process that leaves while others communicate with it can abort them, so they leave together. This process
+        # is done, so it does not matter if another leaves the barrier first and closes the connection.
         with suppress(RuntimeError):
             dist.barrier()
     finally:
@@ -195,5 +195,5 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started the processes anew after one of them failed."""
+    """Return whether torchrun has restarted the processes after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
