@@ -123,6 +123,49 @@ def test_answers_are_right_from_any_number_of_threads(model: str, vectorize: Any
     assert_equal(after, before)
 
 
+class Meeting(nn.Module):
+    """Keeps tensors in a list, or does not, and counts how many threads are in its code at the same time."""
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.layer, self.keeps = nn.Linear(3, 2), keeps
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        with COUNTING:
+            INSIDE.append(threading.get_ident())
+            MOST.append(len(set(INSIDE)))
+        output: Tensor = self.layer(x)
+        if self.keeps:
+            self.seen.append(output)
+        time.sleep(0.01)  # others come here meanwhile, if they may
+        with COUNTING:
+            INSIDE.remove(threading.get_ident())
+        return self.seen[-1] if self.keeps else output
+
+
+COUNTING, INSIDE, MOST = threading.Lock(), list[int](), list[int]()
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_calls_wait_for_each_other_if_a_model_keeps_tensors_in_a_list(
+    monkeypatch: pytest.MonkeyPatch, keeps: bool, steps: int
+) -> None:
+    monkeypatch.setattr(turns, "CORES", 4)
+    torch.manual_seed(0)
+    maml, every = il.maml(Meeting(keeps), 0.1, steps=steps, vectorize=False), tasks()
+    maml.predict(every)
+    assert maml._shared.separable != keeps
+    MOST.clear()
+    workers = [threading.Thread(target=maml.predict, args=(every,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert max(MOST) == 1 or not keeps
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("vectorize", ["auto", True, False, (2, 2)])

@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Literal
 
@@ -208,6 +209,7 @@ _SIMPLE = (bool, int, float, str, tuple, type(None))
 """Types that `_container` never follows; checking the type first is faster."""
 _CONTAINERS = (list, dict, set, deque)
 _NOT_FOLLOWED = (Tensor, type, FunctionType, MethodType, ModuleType, nn.Module)
+_holders: ContextVar[list[Any] | None] = ContextVar("what the innermost `without_kept_tensors` restores", default=None)
 MOST_ENTRIES = 10_000
 """The largest container that is searched: larger ones hold data, and no module keeps so many tensors."""
 
@@ -224,7 +226,8 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
         parts: modules, with their submodules; a part that is not a module is ignored.
 
     Yields:
-        A list. On exit it gets the containers and classes that held tensors, which copies of a module would share.
+        A list. On exit it gets the containers and classes that held tensors, which copies of a module would share. It
+        also gets those that contexts within this one restored.
     """
     modules = modules_of(*parts)
     seen: set[int] = set()
@@ -235,14 +238,19 @@ def without_kept_tensors(*parts: Any) -> Iterator[list[Any]]:
     before = [(place, place.copy()) for place in places]
     empty = [(module._buffers, _filled(module._buffers)) for module in modules]
     attributes, holders = {id(vars(module)) for module in modules}, list[Any]()
+    outer = _holders.get()
+    _holders.set(holders)
     try:
         yield holders
     finally:
+        _holders.set(outer)
         holders += [place for place, kept in before if _restore(place, kept) and id(place) not in attributes]
         holders += [owner for owner, held in classes if _restore_class(owner, held)]
         for buffers, given in empty:  # other code restores the buffers that it substitutes
             for name in _filled(buffers) - given if buffers else ():
                 buffers[name] = None
+        if outer is not None:  # which would have seen what was restored here
+            outer += holders
 
 
 def _filled(buffers: dict[str, Any]) -> frozenset[str]:
