@@ -24,16 +24,18 @@ PUBLIC = {
     "innerloop.rl": "reinforcement learning",
     "innerloop.imitation": "imitation",
     "innerloop.recipe.config": "recipes and runs",
+    "innerloop.weights": "weights to begin with",
     "innerloop.testing": "checks for parts of one's own",
     "innerloop.use": "using what was learned",
 }
 """Those that a program imports, and what they are for; one that is not there has no page."""
 INSIDE = (
-    "task", "episode", "adapted", "objectives", "engine.engine", "engine.compiling", "per_step",
+    "task", "episode", "adapted", "objectives", "unequal", "padding", "engine.engine", "engine.compiling", "per_step",
     "support_norm", "task_model", "train.outer", "train.trace",
     "train.accuracy", "train.metrics",
     "train.loggers", "train.world", "rl.environments", "rl.advantages", "rl.gym", "imitation.environments",
     "imitation.policies", "use.pictures", "use.adapting", "use.saved",
+    "recipe.imports",
 )  # fmt: skip
 """Modules that docstrings refer to."""
 

@@ -67,6 +67,7 @@ _LATER = {
     "evaluate": "train.evaluate",
     "load_ensemble": "recipe.config",
     "load_run": "recipe.config",
+    "load_weights": "weights",
     "task_contexts": "functional.checkpointing",
 }
 
@@ -154,6 +155,7 @@ __all__ = [
     "imaml",
     "load_ensemble",
     "load_run",
+    "load_weights",
     "losses",
     "maml",
     "maml_plus_plus",
