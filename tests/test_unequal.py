@@ -142,6 +142,7 @@ def layers(*names: str) -> nn.Module:
         "attention": lambda: nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0),
         "centered": Centered,
         "counting": Counting,
+        "scaled": Scaled,
         "dropout": lambda: nn.Dropout(0.5),
     }
     torch.manual_seed(3)
@@ -151,6 +152,13 @@ def layers(*names: str) -> nn.Module:
 class Centered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(0)
+
+
+class Scaled(nn.Module):
+    """Its outputs depend on the number of examples, not on the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / len(x)
 
 
 class Counting(nn.Module):
@@ -176,6 +184,7 @@ def weighted(output: Tensor, y: Tensor) -> Tensor:
         (("attention",), {}, False),  # which takes the first axis for time
         (("centered",), {}, False),
         (("counting",), {}, False),
+        (("scaled",), {}, False),
         (("dropout",), {}, False),
         ((), {"loss": weighted}, False),
         ((), {"loss": nn.CrossEntropyLoss()}, True),
@@ -183,14 +192,16 @@ def weighted(output: Tensor, y: Tensor) -> Tensor:
         ((), {"inner_loss": weighted}, False),
         ((), {"batch_size": 3}, False),
         ((), {"vectorize": False}, False),
+        ((), {"memory": "constant"}, True),
+        ((), {"rule": il.Adam(0.01)}, True),
     ],
 )
 def test_padding_is_for_models_and_losses_that_go_example_by_example(
     names: Sequence[str], options: dict[str, Any], pads: bool
 ) -> None:
     tasks, model = classification(), layers(*names)
-    own = il.maml(model, 0.1, steps=2, **options)
-    compare_with = il.maml(model, 0.1, steps=2, **{**options, "vectorize": False})
+    options = {"steps": 2, **({} if "rule" in options else {"lr": 0.1}), **options}
+    own, compare_with = il.maml(model, **options), il.maml(model, **{**options, "vectorize": False})
     found = own.meta_gradient(tasks)
     if "dropout" not in names:
         compare(found, alone(compare_with, tasks))
@@ -237,7 +248,7 @@ def test_no_other_loss_is_known(loss: Any) -> None:
 
 def test_a_model_is_asked_whether_it_ignores_what_fills_up() -> None:
     tasks = classification()
-    for model, expected in ((net(), True), (Centered(), False), (nn.Flatten(0), False)):
+    for model, expected in ((net(), True), (Centered(), False), (nn.Flatten(0), False), (Scaled(), False)):
         assert ignores_padding(lambda x, model=model: (model(x), {}), tasks) == expected
 
 
