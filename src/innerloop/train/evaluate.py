@@ -133,9 +133,8 @@ def evaluate(
         learner: the learner or ensemble to evaluate; tasks are moved to its device.
         source: the source of the tasks. With an `InteractiveSource` the learner acts and the result is the score; then
             ``transductive`` has no effect, and ``metric`` must not be given.
-        num_tasks: the number of tasks, at least 2. A longer evaluation starts with the tasks of a shorter one; with an
-            `InteractiveSource`, with its whole batches. A `FiniteSource` with fewer tasks is evaluated on each task
-            once.
+        num_tasks: the number of tasks, at least 2. A longer evaluation starts with the tasks of a shorter one (with an
+            `InteractiveSource`, with its whole batches). A `FiniteSource` is evaluated on each task once at most.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
         transductive: whether batch norm sees a task's whole query set; see `MetaLearner.predict`.
         metric: a name (`innerloop.train.METRICS`), an `innerloop.Metric`, a torchmetrics object, or a loss of torch. By
