@@ -150,7 +150,7 @@ def test_a_missing_drawing_is_named(small):
     files = small_omniglot()["images_background"]
     files.pop("images_background/bac1/character02/0005_07.png")
     write_zip(small / "images_background.zip", files)
-    with pytest.raises(ValueError, match="found 3 alphabets and 12 characters: bac1/character02 has 19"):
+    with pytest.raises(ValueError, match="got 3 alphabets and 12 characters: bac1/character02 has 19"):
         omniglot(small)
 
 

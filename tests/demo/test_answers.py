@@ -133,7 +133,7 @@ def test_other_recipes_that_have_a_tab(recipe):
 @pytest.mark.parametrize(
     ("recipe", "what"),
     [
-        ("mini-imagenet-5w1s-maml", "tasks of mini-imagenet"),
+        ("mini-imagenet-5w1s-maml", "mini-imagenet tasks"),
         ("image-folder-5w1s-maml", "image-folder tasks with 3 channels"),
     ],
 )
