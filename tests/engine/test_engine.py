@@ -243,9 +243,9 @@ def test_constant_memory_backward_outside_of_the_learner(regression: Callable[..
 
 
 def test_memory_has_two_settings() -> None:
-    with pytest.raises(ValueError, match='memory is "graph" or "constant", got \'none\''):
+    with pytest.raises(ValueError, match='memory must be "graph" or "constant", got \'none\''):
         il.maml(nn.Linear(2, 1), memory="none")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match='precision is "float32" or "bfloat16"'):
+    with pytest.raises(ValueError, match='precision must be "float32" or "bfloat16"'):
         il.maml(nn.Linear(2, 1), precision="half")  # type: ignore[arg-type]
 
 

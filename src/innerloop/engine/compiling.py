@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..common.errors import user_level
 from ..common.interrupts import raise_interrupt_behind
 from ..common.private import TorchDispatchMode
 from ..task import Task
@@ -192,7 +193,7 @@ class Compiler:
         if self.setting == "auto" and len(in_vain) == WASTED:
             self._compiled[key] = None
             self._say(key, f"eager, since {_again(change)}")
-            warnings.warn(f"steps are no longer compiled: {_again(change)}", stacklevel=7)
+            warnings.warn(f"steps are no longer compiled: {_again(change)}", stacklevel=user_level())
         return None
 
     def _say(self, key: Hashable, reason: str) -> None:
