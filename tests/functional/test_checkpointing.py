@@ -94,7 +94,7 @@ def test_tasks_run_one_by_one_where_torch_cannot_checkpoint_at_once(
         found = kept.meta_gradient(tasks)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
     kept = il.maml(NetOfOldTorch(RIGHT), 0.3, vectorize=True, **options)
-    with pytest.raises(ValueError, match="vectorize=True forbids running tasks one by one"):
+    with pytest.raises(ValueError, match="vectorize=True does not allow running tasks one by one"):
         kept.meta_gradient(tasks)
 
 

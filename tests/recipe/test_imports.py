@@ -146,7 +146,7 @@ def test_its_defaults_are_written_out_and_its_arguments_checked() -> None:
         ("model.name=own_parts:Residul", r"model\.name = own_parts:Residul: there is no Residul in it; .*Residual"),
         ("model.name=own_prats:Residual", r"model\.name = .*: there is no module own_prats in .* or among"),
         ("model.name=own_parts.nets:Net", r"there is no module own_parts\.nets"),
-        ("model.name=own_parts:NUMBER", r"model\.name = own_parts:NUMBER is a int, and a model\.name is a"),
+        ("model.name=own_parts:NUMBER", r"model\.name = own_parts:NUMBER is a int, not a function"),
         ("model.name=broken:Net", r"importing broken failed with ZeroDivisionError: division by zero"),
         ("model.name=needing:Net", r"importing needing failed with ModuleNotFoundError: No module"),
         ("learner.loss=own_parts:nothing", r"learner\.loss = own_parts:nothing: there is no nothing in it"),

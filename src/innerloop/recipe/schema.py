@@ -106,10 +106,10 @@ def named(what: str, name: Any, table: Mapping[str, Any], where: str) -> Any:
         ValueError: there is none, or it cannot be called.
     """
     if not imports.is_reference(name):
-        return lookup(what, name, table, where)
+        return lookup(what, name, table, "" if what == where else where)
     found = imports.imported(name, where)
     if not callable(found):
-        raise ValueError(f"{where} = {shown(name)} is a {type(found).__name__}, and a {what} is a function or a class")
+        raise ValueError(f"{where} = {shown(name)} is a {type(found).__name__}, not a function or a class")
     return found
 
 
@@ -209,7 +209,7 @@ def _convert_rule(value: Any, where: str) -> UpdateRule:
             return Chain(*parts)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-    rule = named("rule", value.get("name"), RULES, f"{where}.name")
+    rule = named(f"{where}.name", value.get("name"), RULES, f"{where}.name")
     given = {key: one for key, one in value.items() if key != "name"}
     made: UpdateRule = call(rule, convert_all(where, given, options(rule)))
     return made
