@@ -144,7 +144,7 @@ def test_out_of_memory_names_what_would_help():
 
 def test_advice_on_memory_leaves_out_what_was_taken():
     learner = il.fomaml(il.models.mlp(1, 8, 1), steps=1, precision="bfloat16", vectorize=1)
-    with pytest.raises(OutOfMemoryError, match=r"help: a smaller model") as told, enough_memory(learner, 1, 3):
+    with pytest.raises(OutOfMemoryError, match=r"memory: a smaller model") as told, enough_memory(learner, 1, 3):
         raise MemoryError("no more")
     assert "first order" not in str(told.value)
     assert "bfloat16" not in str(told.value)
