@@ -255,7 +255,7 @@ def test_a_study_of_another_recipe_is_refused(tmp_path):
         (".".join("a" * 3000) + " = 1", "nested too deeply"), ("learner.lr = {choices = [[[[1]]]]}", "does not accept"),
         ("learner.steps = {low = 1, high = 9223372036854775808}", "more than 64 bits"),
         ("learner.lr = {low = 1, high = 2, choices = [" + "1," * 9000 + "]}", "without low, high and log"),
-        ("learner = 3", "no domain"),
+        ("learner = 3", "is not a domain"),
     ],
 )  # fmt: skip
 def test_odd_spaces_are_one_short_line_that_names_the_file(tmp_path, text, wrong):

@@ -77,7 +77,7 @@ def test_an_episode_shows_all_its_images(characters: il.MetaLearner, tmp_path: P
     figure.savefig(tmp_path / "episode.png")
     pictures = [axes for axes in figure.axes if axes.images]
     assert len(pictures) == 10 + 5 + 5
-    assert sum(axes.get_xlabel().startswith("told") for axes in pictures) == 10
+    assert sum(axes.get_xlabel().startswith("predicted") for axes in pictures) == 10
 
 
 def test_a_solved_episode_is_solved(characters: il.MetaLearner) -> None:

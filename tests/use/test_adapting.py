@@ -199,7 +199,7 @@ def test_odd_values_in_a_saved_classifier_are_one_line(photos: Path, tmp_path: P
         about = json.loads(file.metadata()["innerloop"])
     told = json.dumps({**about, key: value})
     path.write_bytes(safetensors.save(safetensors.load(path.read_bytes()), {"format": "pt", "innerloop": told}))
-    with pytest.raises(ValueError, match=f"{key} is ") as caught:
+    with pytest.raises(ValueError, match=f"{key} must be ") as caught:
         Classifier.load(path)
     assert "\n" not in str(caught.value)
 
