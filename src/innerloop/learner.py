@@ -379,7 +379,7 @@ class MetaLearner(nn.Module):
             transductive: how batch norm treats the inputs that the result is called on; see `predict`.
             after: what to go on from, with the state of its update rule: 3 steps after 2 are 5 steps. The examples may
                 be others. What the inner loop does not move is the learner's own.
-            path: whether to keep the parameters before and after each step, as `Adapted.path`.
+            path: whether to keep the parameters before and after each step, as its ``path``.
         """
         support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # the caller may write to it later
         refuse_query_inputs(self._extras)

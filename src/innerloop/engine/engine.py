@@ -194,7 +194,7 @@ class Engine:
             finish: a function of the stacked results of a chunk, which runs before the next chunk starts, so that the
                 graph of only one chunk per thread is held at a time.
             kind: what plans are for instead of the shapes of the tasks, if these hardly come twice. A plan is measured
-                on the first `AT_ONCE` tasks of this kind or more.
+                on the first ``AT_ONCE`` tasks of this kind or more.
         """
         job, done = _Job(self, function, tasks, params, buffers, f"{purpose} {kind or shapes_of(tasks)}", finish), 0
         number, name = count(tasks), job.name

@@ -91,7 +91,7 @@ TOP = {"description": Option(str, ""), "seed": Option(int, 0), "extends": Option
 
 WEIGHTS = {"weights": Option(str, ""), "fresh": Option(tuple[str, ...], ())}
 """Keys of every model: a file with weights to begin with, and patterns of names that it leaves out; see
-`innerloop.weights.load_weights`."""
+`innerloop.load_weights`."""
 
 SHARED = {"ways": "ways", "image_size": "size", "channels": "channels"}
 """Arguments of a model that must equal those of the tasks -> their names in the tasks."""

@@ -70,8 +70,8 @@ class TRPO:
         """Take one step on a meta-batch, given its meta-gradient.
 
         Returns:
-            The length of the step as a fraction of the longest: 1, ``shrink``, ``shrink ** 2``, ..., or 0 if no step
-            improved the surrogate.
+            The length of the step as a fraction of the longest, which is 1, ``shrink``, ``shrink ** 2``, ..., or 0 if
+            no step improved the surrogate.
         """
         product = self.fisher(tasks, iteration)
         direction = conjugate_gradient(product, grads, self.iterations)
