@@ -16,6 +16,8 @@ from innerloop import unequal
 from innerloop.padding import averaged, ignores_padding, terms_of
 from innerloop.task import Padded, Tasks, joined, singles, stack
 
+from .torches import compiles_scatter
+
 pytestmark = pytest.mark.usefixtures("double")
 
 SIZES = [(5, 4), (8, 4), (5, 7), (11, 9), (8, 4), (6, 10)]
@@ -100,6 +102,7 @@ def test_every_preset_gives_what_each_task_gives_alone(preset: str, norms: bool,
         torch.testing.assert_close(output, own.predict(stack([task]))[0], rtol=1e-12, atol=1e-12)
 
 
+@compiles_scatter
 @pytest.mark.parametrize("preset", ["maml", "fomaml", "meta-sgd", "reptile", "maml-plus-plus"])
 def test_compiled_steps_give_the_same(preset: str) -> None:
     tasks = classification([(5, 4), (7, 5), (5, 4)])

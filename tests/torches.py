@@ -34,6 +34,9 @@ CHECKPOINTS_AT_ONCE = _checkpoints_at_once()
 checkpoints_at_once = pytest.mark.skipif(
     not CHECKPOINTS_AT_ONCE, reason=f"torch {torch.__version__} cannot checkpoint under vmap"
 )
+compiles_scatter = pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="TorchInductor of torch 2.6 fails on the gradient of cross-entropy"
+)
 AT_ONCE_AND_ONE_BY_ONE = [pytest.param(True, marks=checkpoints_at_once), False]
 """Values of ``vectorize`` for models that checkpoint."""
 
