@@ -130,6 +130,10 @@ def test_states_that_do_not_fit_are_refused() -> None:
         other.restore(learner.adapt(support()).state_dict())
     with pytest.raises(ValueError, match=r"of another learner: 0\.bias is \(8,\) there and missing here"):
         il.anil(net()).restore(learner.adapt(support()).state_dict())
+    with pytest.raises(ValueError, match=r"adapted by another one: give learner\.restore"):
+        learner.adapt(support(), after=MAKERS["Adam"]().adapt(support()))
+    with pytest.raises(ValueError, match=r"that of another learner: 1\.running_mean is \(8,\) there and missing here"):
+        learner.restore({**state, "buffers": {"1.running_mean": torch.zeros(8)}})
     for strange in ({}, {"format": 2}, 3, learner.state_dict()):
         with pytest.raises(ValueError, match=r"not the state of an adapted model: .* state_dict\(\)"):
             learner.restore(strange)  # type: ignore[arg-type]

@@ -331,3 +331,57 @@ def test_masks_take_out_of_every_leaf() -> None:
     (task,) = singles(il.Task(part, part))
     assert pytree.tree_map(Tensor.tolist, task.query.x) == {"a": [[0.0], [2.0], [3.0]], "b": [0, 2, 3]}
     assert task.query.y is None
+
+
+class OneAnswer(nn.Module):
+    """It gives five numbers for a whole set, however many examples that has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.mean(0))  # type: ignore[no-any-return]
+
+
+def test_outputs_that_are_not_of_examples_stay_whole() -> None:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return (output - y.double().mean()).square().mean()
+
+    tasks = classification([(3, 2), (5, 3), (3, 2), (9, 8)])
+    own, plain = (il.maml(OneAnswer(), 0.1, loss=loss, vectorize=vectorize) for vectorize in ("auto", False))
+    plain.load_state_dict(own.state_dict())
+    compare(own.meta_gradient(tasks), alone(plain, tasks))
+    assert [output.shape for output in own.predict(tasks)] == [(2, 5)] * 4
+
+
+def test_every_kind_of_example_is_examined_and_tried() -> None:
+    """A model that centers images of one shape alone, and one that refuses these."""
+
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x - x.mean(0) if x.shape[1] == 2 else x
+            return self.last(x.square().mean(1, keepdim=True))  # type: ignore[no-any-return]
+
+    first, second = classification(SIZES[:4], features=4), classification(SIZES[:4], features=2)
+    own, plain = (il.maml(Sometimes(), vectorize=vectorize) for vectorize in ("auto", False))
+    plain.load_state_dict(own.state_dict())
+    for tasks in (first, [*first, *second], second):
+        compare(own.meta_gradient(tasks), alone(plain, tasks))
+
+
+def test_inputs_that_are_all_the_same_do_not_tell() -> None:
+    """A later meta-batch does."""
+    tasks = classification()
+    same = [il.Task(*(il.Batch(torch.ones_like(part.x), part.y) for part in task)) for task in tasks]
+    for model, expected in ((Centered(), False), (nn.Identity(), True)):
+        torch.manual_seed(0)
+        whole = nn.Sequential(model, nn.Linear(4, 3))
+        own, plain = (il.maml(whole, 0.1, vectorize=vectorize) for vectorize in ("auto", False))
+        for given in (same, tasks):
+            compare(own.meta_gradient(given), alone(plain, given))
+        assert any(name.startswith("groups unequal") for name in own.engine.plans.made) == expected

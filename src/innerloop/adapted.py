@@ -147,6 +147,18 @@ class Adapted:
                     self._episode, self._episode.start.at(self.parameters), normal_tensors(x), self._statistics, alone
                 )
 
+    def require_of(self, shared: Shared) -> None:
+        """Refuse to go on with another learner than the one that adapted the model.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        if shared is not self._shared:
+            raise ValueError(
+                "after= takes what this learner has adapted, and this was adapted by another one: give "
+                "learner.restore(adapted.state_dict()), which compares them"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, to save and to give to `MetaLearner.restore`.
 
@@ -240,14 +252,16 @@ def restored(
     """
     start = episode.start
     reached = pytree.tree_map_only(Tensor, Tensor.clone, dict(state["reached"]))
-    own, found = ({name: p.shape for name, p in params.items()} for params in (start.params, reached["params"]))
-    if odd := sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name)):
-        shapes = [
-            str(tuple(shape)) if (shape := names.get(odd[0])) is not None else "missing" for names in (found, own)
-        ]
-        raise ValueError(
-            f"the adapted model is that of another learner: {odd[0]} is {shapes[0]} there and {shapes[1]} here"
-        )
+    model = episode.model
+    here = start.params, model.parameters(start.params, 0), model.buffers_at(start.buffers, 0)
+    there = reached["params"], state["parameters"], state["buffers"]
+    for own, saved in zip(here, there, strict=True):
+        for name in sorted(own.keys() | saved.keys()):
+            shapes = [str(tuple(names[name].shape)) if name in names else "missing" for names in (saved, own)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the adapted model is that of another learner: {name} is {shapes[0]} there and {shapes[1]} here"
+                )
     kept = None
     if reached["index"]:
         structure = _structure(episode.rule, start.params)
@@ -260,8 +274,7 @@ def restored(
     step = Step(reached["params"], reached["buffers"], reached["index"], kept, losses=tuple(reached["losses"]))
     fixed, buffers = (pytree.tree_map(Tensor.clone, dict(state[name])) for name in ("parameters", "buffers"))
     params = {name: fixed.pop(name) for name in start.params}
-    model = TaskModel(episode.model.stateless, fixed, episode.model.joint)
-    episode = replace(episode, model=model, start=Step(params, buffers))
+    episode = replace(episode, model=TaskModel(model.stateless, fixed, model.joint), start=Step(params, buffers))
     return Adapted(statistics, episode, state["losses"].clone(), state["transductive"], dependent, shared, step)
 
 

@@ -49,10 +49,25 @@ from .per_step import PerStepModel, Slots, average
 from .rules import Composed, UpdateRule, require_step
 from .select import Selection, everything
 from .support_norm import joint
-from .task import Batch, Params, Task, Tasks, count, is_stacked, kind_of, require_batch, select, stack, tensors_of
+from .task import (
+    Batch,
+    Params,
+    Task,
+    Tasks,
+    count,
+    is_stacked,
+    joined,
+    kind_of,
+    require_batch,
+    select,
+    stack,
+    tensors_of,
+)
 from .task_model import TaskModel
 from .updates import follow, require_kept, require_start
 
+Run = Callable[[unequal.Group], Any]
+"""Runs the tasks of a group at once."""
 Left = tuple[Params, Params]
 """What tasks pass on to later ones: the slots of inner steps, and what the update rule keeps of its state."""
 
@@ -145,7 +160,7 @@ class MetaLearner(nn.Module):
         if self.slots is not None and statistics != "batch":
             self.slots.require_statistics(model)
         self._stateless, self._joint, self._examined = Stateless(model, precision, output), joint(model), set[Any]()
-        self._padding: dict[Any, bool] = {}
+        self._padding: dict[Any, bool | None] = {}
         self._shared = Shared(model, *self.engine.parts.values(), moving=self._moving)
         rule.bind({name: p.detach() for name, p in model.named_parameters() if name in self.adapted}, steps)
 
@@ -169,11 +184,7 @@ class MetaLearner(nn.Module):
             groups = self._groups(normal_tensors(tasks), use, run, objective)
             outcomes, left = zip(*map(run, groups), strict=True)
             self._renew((unequal.weighted_mean(groups, [average(each[0]) for each in left]), {}))
-        return (
-            Outcome(*outcomes[0])
-            if is_stacked(tasks)
-            else unequal.together(groups, [Outcome(*each) for each in outcomes])
-        )
+        return Outcome(*outcomes[0]) if is_stacked(tasks) else unequal.together(groups, outcomes)
 
     @guarded
     @torch.enable_grad()
@@ -209,7 +220,7 @@ class MetaLearner(nn.Module):
             return grads, unequal.together(groups, outcomes)
 
     def _step(self, group: unequal.Group, iteration: int, total: int | None = None) -> tuple[Params, Outcome, Left]:
-        """The part of a group in the meta-gradient of a meta-batch of ``total`` tasks, compiled or not."""
+        """Return the part of a group in the meta-gradient of a meta-batch of ``total`` tasks, compiled or not."""
         tasks, values = group.tasks, tensors(self, group.tasks)
         step = partial(self._gradients, iteration=iteration, total=total, kind=group.kind)
         key = signature(self, tasks, values), self.steps, self.batch_size, total, self.objective.constants(iteration)
@@ -232,11 +243,7 @@ class MetaLearner(nn.Module):
     ) -> tuple[Params, Outcome, Left]:
         """Return the meta-gradient, the outcome, and what the tasks pass on to later ones.
 
-        Args:
-            tasks: some tasks of a meta-batch.
-            iteration: the outer iteration.
-            total: the number of tasks in the meta-batch; ``None`` if these are all.
-            kind: of the group; see `innerloop.unequal.Group`.
+        The tasks are a group of this kind (`innerloop.unequal.Group`) in a meta-batch of ``total`` tasks.
         """
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not learned:
@@ -383,6 +390,8 @@ class MetaLearner(nn.Module):
         """
         support = pytree.tree_map_only(Tensor, Tensor.clone, require_batch(support))  # the caller may write to it later
         refuse_query_inputs(self._extras)
+        if after is not None:
+            after.require_of(self._shared)
         task = Task(support, support)
         if self._takes(steps):
             self._examine(pytree.tree_map_only(Tensor, lambda leaf: leaf[None], task), Use.ADAPT)
@@ -446,13 +455,7 @@ class MetaLearner(nn.Module):
         tasks, use = normal_tensors(unequal.tasks_of(support)), Use.ADAPT if self._takes(steps) else None
         groups = self._groups(tasks, use, run, pads=batch_size is None)
         adapted = [run(group) for group in groups]
-        params, buffers = (
-            {
-                name: unequal.stacked_in_order(groups, [each[kind][name] for each in adapted])
-                for name in adapted[0][kind]
-            }
-            for kind in (0, 1)
-        )
+        params, buffers = pytree.tree_map(lambda *parts: unequal.stacked_in_order(groups, parts), *adapted)
         return AdaptedTasks(self._stateless, self.statistics, params, buffers, self._shared)
 
     @property
@@ -522,12 +525,7 @@ class MetaLearner(nn.Module):
         return replace(episode, start=start.at(anew(params)))
 
     def _groups(
-        self,
-        tasks: Tasks,
-        use: Use | None,
-        run: Callable[[unequal.Group], Any],
-        objective: Objective | None = None,
-        pads: bool = True,
+        self, tasks: Tasks, use: Use | None, run: Run, objective: Objective | None = None, pads: bool = True
     ) -> list[unequal.Group]:
         """Examine a meta-batch, and decide which of its tasks run at once.
 
@@ -540,31 +538,34 @@ class MetaLearner(nn.Module):
             return [unequal.Group.of_equal(tasks)]
         if use is None:
             return unequal.equal_groups(tasks)
-        self._examine(stack(tasks[:1]), use, objective, sizes=False)
-        if not pads or not self._pads(tasks, objective or self.objective):
+        alike = [[tasks[place] for place in places] for places in unequal.by_kind(tasks).values()]
+        for some in alike:
+            self._examine(stack(some[:1]), use, objective, sizes=False)
+        if not pads or not all(self._pads(some, objective or self.objective) for some in alike):
             return unequal.equal_groups(tasks)
-        groups = partial(unequal.padded_groups, tasks)
-        kind = groups(1)[0].kind
-        return groups(self.engine.groups(kind, len(tasks), lambda number: list(map(run, groups(number)))))
+        groups, name = partial(unequal.padded_groups, tasks), unequal.name_of(tasks[0])
+        return groups(self.engine.groups(name, len(tasks), lambda number: list(map(run, groups(number)))))
 
     def _pads(self, tasks: list[Task], objective: Objective) -> bool:
-        """Whether examples that fill up change nothing but rounding."""
+        """Whether examples that fill up tasks of one kind change nothing but rounding."""
         plain = self.initial is None and self.slots is None and not self._extras and not self._joint
         whole = self.batch_size is None and type(objective) in (Unrolled, Reptile, Implicit)
-        known = terms_of(self.loss) is not None and terms_of(self.inner_loss) is not None
+        means = terms_of(self.loss) is not None and terms_of(self.inner_loss) is not None
         engine = self.engine
-        if not (plain and whole and known and engine.vectorized) or engine.random or engine.changing:
+        if not (plain and whole and means and engine.vectorized) or engine.random or engine.changing:
             return False
         if depends_on_inputs(self.model, self._training_statistics):
             return False
+        if isinstance(joined(tasks), Task):
+            return True  # nothing of them is filled up
         key = kind_of(tasks[0]), self.model.training
-        if key not in self._padding:
-            self._padding[key] = self._ignores_padding(tasks)
-        return self._padding[key]
+        if (known := self._padding.get(key)) is None:
+            known = self._padding[key] = self._ignores_padding(tasks)
+        return bool(known)
 
     @undisturbed(alone=True)
     @torch.no_grad()
-    def _ignores_padding(self, tasks: list[Task]) -> bool:
+    def _ignores_padding(self, tasks: list[Task]) -> bool | None:
         with TaskOperations(vectorized=False), without_kept_tensors(*self.children()):
             return ignores_padding(partial(self._stateless, *self._own()), tasks)
 
@@ -578,7 +579,7 @@ class MetaLearner(nn.Module):
             data, own = tensors_of(tasks), members_of(modules_of(self.model))[0]
             every = [(t.shape[1 if sizes else 2 :], t) for t in data] + [(p.shape[1:], p) for p in own]
             shapes = [(shape, tensor.dtype, tensor.requires_grad) for shape, tensor in every]
-            if (key := (*shapes, self.model.training, use)) not in self._examined:
+            if (key := (*shapes, sizes, self.model.training, use)) not in self._examined:
                 self._examine_first(tasks, use, objective)
                 self._examined.add(key)
 

@@ -71,8 +71,8 @@ def averaged(loss: Any, output: Any, part: Batch, **extras: Any) -> Tensor:
     return torch.where(weights > 0, terms, 0.0).mul(weights).sum() / weights.sum()
 
 
-def ignores_padding(model: Callable[[Any], tuple[Any, Any]], tasks: Sequence[Task]) -> bool:
-    """Whether a model's outputs on examples depend on other examples of the same call.
+def ignores_padding(model: Callable[[Any], tuple[Any, Any]], tasks: Sequence[Task]) -> bool | None:
+    """Whether a model's outputs on examples do not depend on other examples of the same call.
 
     The smallest set is filled up in two ways; a model that works example by example gives the same bits for the
     examples that were there before, and up to rounding what it gives without the others.
@@ -80,6 +80,9 @@ def ignores_padding(model: Callable[[Any], tuple[Any, Any]], tasks: Sequence[Tas
     Args:
         model: a function of inputs: the output, and the buffers after it.
         tasks: single tasks of different sizes.
+
+    Returns:
+        ``None`` if these tasks do not tell, because the inputs that fill up are the same both times.
     """
     sets = [part for task in tasks for part in task]
     if any(len(leaf) != size(part.x) for part in sets for leaf in tensors_of(part)):
@@ -88,11 +91,11 @@ def ignores_padding(model: Callable[[Any], tuple[Any, Any]], tasks: Sequence[Tas
     number, most = size(small.x), size(large.x)
     if kind_of(Task(small, small)) != kind_of(Task(large, large)) or number == most:
         return False
-    results = []
-    for other in (small.x, large.x):
-        more = pytree.tree_map_only(Tensor, lambda leaf: leaf[[-1] * (most - number)], other)
-        results.append(model(_joined(small.x, more)))
-    (first, after), (second, others) = results
+    repeated = [-1] * (most - number)
+    fillings = [pytree.tree_map_only(Tensor, lambda leaf: leaf[repeated], part.x) for part in (small, large)]
+    if all(map(torch.equal, *map(tensors_of, fillings))):
+        return None
+    (first, after), (second, others) = (model(_joined(small.x, filling)) for filling in fillings)
     alone = zip(tensors_of(model(small.x)[0]), tensors_of(first), strict=True)
     if not all(len(b) == most and _close(a, b[:number]) for a, b in alone):
         return False

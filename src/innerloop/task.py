@@ -126,7 +126,7 @@ Source = TaskSource | InteractiveSource
 
 @runtime_checkable
 class FiniteSource(Protocol):
-    """A source of a fixed number of tasks, of which an evaluation takes each once at most.
+    """A source of a fixed number of tasks. An evaluation takes each of them once at most.
 
     A source of this kind is also a `TaskSource`.
     """
@@ -135,8 +135,8 @@ class FiniteSource(Protocol):
         """Return the number of tasks."""
         ...
 
-    def __getitem__(self, index: int) -> Task:
-        """Return one task, without a leading axis."""
+    def task(self, index: int, generator: torch.Generator) -> Task:
+        """Return one task, without a leading axis; ``generator`` draws what is random in it."""
         ...
 
 

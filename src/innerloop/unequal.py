@@ -26,6 +26,7 @@ from .task import (
     kind_of,
     layout,
     require_batch,
+    select,
     singles,
     size,
     stack,
@@ -70,18 +71,24 @@ def equal_groups(tasks: Sequence[Task]) -> list[Group]:
     return [_group(tasks, group) for group in places.values()]
 
 
+def by_kind(tasks: Sequence[Task]) -> dict[Hashable, list[int]]:
+    """Return where the tasks are that differ in their sizes alone, by what they share."""
+    kinds: dict[Hashable, list[int]] = {}
+    for place, task in enumerate(tasks):
+        kinds.setdefault(kind_of(task), []).append(place)
+    return kinds
+
+
 def padded_groups(tasks: Sequence[Task], number: int) -> list[Group]:
     """Form so many groups of similar tasks that as few examples as possible are filled up.
 
     Tasks that differ in more than their sizes, such as in the shape of an example, are never in one group.
     """
-    kinds: dict[Hashable, list[int]] = {}
-    for place, task in enumerate(tasks):
-        kinds.setdefault(kind_of(task), []).append(place)
+    kinds = by_kind(tasks).values()
     sizes = [(size(task.support.x), size(task.query.x)) for task in tasks]
     return [
         _group(tasks, sorted(places))
-        for kind in kinds.values()
+        for kind in kinds
         for places in _partition(sorted(kind, key=lambda place: (sum(sizes[place]), place)), sizes, number)
     ]
 
@@ -111,28 +118,28 @@ def _group(tasks: Sequence[Task], places: list[int]) -> Group:
     queries = [size(task.query.x) for task in own]
     equal = len({layout(task) for task in own}) == 1
     stacked = stack(own) if equal else Task(*map(filled, zip(*own, strict=True)))
-    examples = " ".join("x".join(map(str, leaf.shape[1:])) or "number" for leaf in tensors_of(own[0]))
-    return Group(places, stacked, queries, f"unequal {examples}")
+    return Group(places, stacked, queries, name_of(own[0]))
 
 
-def filled(parts: Sequence[Batch], copy: int = 0) -> Padded:
+def name_of(task: Task) -> str:
+    """Return the name of plans for tasks that differ from this one in their sizes alone."""
+    examples = ("x".join(map(str, leaf.shape[1:])) or "number" for leaf in tensors_of(task))
+    return f"unequal {' '.join(examples)}"
+
+
+def filled(parts: Sequence[Batch]) -> Padded:
     """Fill sets up to the size of the largest one, and stack them.
 
-    Args:
-        parts: the sets of single tasks.
-        copy: the index of the example of each set that is repeated for that, so that no value is an unusual one.
+    The last example of a set is repeated, so that no value is an unusual one.
     """
-    sizes = [size(part.x) for part in parts]
-    most = max(sizes)
-
-    def fill(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or len(leaf) == most:
-            return leaf
-        return torch.cat([leaf, leaf[copy].expand(most - len(leaf), *leaf.shape[1:])])
-
-    full = stack([Batch(*pytree.tree_map(fill, tuple(part))) for part in parts])
-    mask = torch.arange(most) < torch.tensor(sizes)[:, None]
-    return Padded(full.x, full.y, mask.to(tensors_of(full)[0].device))
+    sizes, device = torch.tensor([size(part.x) for part in parts]), tensors_of(parts[0])[0].device
+    places = torch.arange(int(sizes.max())).expand(len(parts), -1)
+    rows = (sizes.cumsum(0) - sizes)[:, None] + places.minimum(sizes[:, None] - 1)
+    rows, mask = rows.to(device), (places < sizes[:, None]).to(device)
+    x, y = pytree.tree_map(
+        lambda *leaves: torch.cat(leaves)[rows] if isinstance(leaves[0], Tensor) else leaves[0], *map(tuple, parts)
+    )
+    return Padded(x, y, mask)
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
@@ -154,13 +161,18 @@ def stacked_in_order(groups: Sequence[Group], results: Sequence[Tensor]) -> Tens
 def outputs_of(group: Group, outputs: Any, axis: int = 0) -> Iterator[Any]:
     """Take the outputs ``[t, ...]`` of a group apart by task, and leave out those on examples that fill up.
 
+    If nothing is filled up, outputs may have any shape.
+
     Args:
         group: the group.
         outputs: a pytree of tensors.
         axis: the axis of examples in what is left for each task.
     """
     for index, number in enumerate(group.queries):
-        yield pytree.tree_map_only(Tensor, lambda leaf: leaf[index].narrow(axis, 0, number), outputs)  # noqa: B023
+        own = select(outputs, index)
+        if isinstance(group.tasks.query, Padded):
+            own = pytree.tree_map_only(Tensor, lambda leaf: leaf.narrow(axis, 0, number), own)  # noqa: B023
+        yield own
 
 
 def weighted_mean(groups: Sequence[Group], means: Sequence[Params]) -> Params:

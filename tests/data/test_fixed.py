@@ -37,11 +37,11 @@ def test_tasks_are_those_given() -> None:
     source = il.data.from_tasks(tasks)
     assert len(source) == 6
     for index, (x, y, new, answers) in enumerate(tasks):
-        (support, query) = source[index]
+        (support, query) = source.task(index, rng())
         for found, given in ((support.x, x), (support.y, y), (query.x, new), (query.y, answers)):
             assert torch.equal(found, given)
     same = il.data.from_tasks([il.Task(il.Batch(a, b), il.Batch(c, d)) for a, b, c, d in tasks])
-    assert all(torch.equal(same[index].query.x, source[index].query.x) for index in range(6))
+    assert all(torch.equal(same.task(index, rng()).query.x, source.task(index, rng()).query.x) for index in range(6))
 
 
 def test_each_task_is_drawn_once_before_one_is_drawn_twice() -> None:
@@ -51,7 +51,7 @@ def test_each_task_is_drawn_once_before_one_is_drawn_twice() -> None:
     drawn = source.sample(6, rng())
     assert isinstance(drawn, list)
     assert sorted(float(task.query.x.sum()) for task in drawn) == sorted(
-        float(source[index].query.x.sum()) for index in range(6)
+        float(source.task(index, rng()).query.x.sum()) for index in range(6)
     )
     assert len(source.sample(20, rng())) == 20
     again = source.sample(6, rng())
@@ -82,7 +82,7 @@ def test_examples_are_split_at_random() -> None:
 def test_arrays_and_lists_of_numbers_are_taken(convert: Any, learner: il.MetaLearner) -> None:
     tasks = [tuple(convert(part.double().numpy()) for part in four(seed)) for seed in range(4)]
     source = il.data.from_tasks(tasks)
-    task = source[0]
+    task = source.task(0, rng())
     if convert is torch.from_numpy:
         assert task.support.x.dtype == torch.float64  # a tensor is taken as it is
         return
@@ -93,7 +93,7 @@ def test_arrays_and_lists_of_numbers_are_taken(convert: Any, learner: il.MetaLea
 
 def test_targets_may_be_none_and_inputs_several() -> None:
     x = {"a": np.zeros((5, 2)), "b": [1, 2, 3, 4, 5]}
-    task = il.data.from_tasks([(x, None, x, None)])[0]
+    task = il.data.from_tasks([(x, None, x, None)]).task(0, rng())
     assert task.support.y is None
     assert task.support.x["a"].shape == (5, 2)
     assert task.query.x["b"].tolist() == [1, 2, 3, 4, 5]
@@ -104,7 +104,7 @@ def test_an_evaluation_takes_each_task_once(learner: il.MetaLearner) -> None:
     found = il.evaluate(learner, source, batch=4)
     expected = []
     for index in range(9):
-        task = source[index]
+        task = source.task(index, rng())
         expected.append(F.mse_loss(learner.adapt(task.support)(task.query.x), task.query.y).item())
     assert found.num_tasks == 9
     assert sorted(found.scores[:, -1].tolist()) == pytest.approx(sorted(expected), rel=1e-4)
@@ -151,3 +151,21 @@ def test_a_training_on_tasks_of_different_sizes_resumes_bit_for_bit(tmp_path: An
         assert torch.equal(tensor, again.learner.state_dict()[name])
     assert result.validation is not None
     assert result.validation.num_tasks == 12
+
+
+def test_another_seed_splits_anew(learner: il.MetaLearner) -> None:
+    source = il.data.from_tasks([sine(9, seed) for seed in range(5)], shots=3)
+    scores = [il.evaluate(learner, source, seed=seed).scores.sort(0)[0] for seed in (0, 0, 1)]
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.allclose(scores[0], scores[2])
+
+
+def test_a_source_with_a_length_of_its_own_is_not_taken_for_a_finite_one(learner: il.MetaLearner) -> None:
+    class Measured(il.Sinusoid):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> float:
+            return 0.5 * index
+
+    assert il.evaluate(learner, Measured(5), num_tasks=8).num_tasks == 8

@@ -61,12 +61,8 @@ class FixedTasks:
         """Return the number of tasks."""
         return len(self._tasks)
 
-    def __getitem__(self, index: int) -> Task:
-        """Return a task, without a leading axis."""
-        return self.drawn(index, torch.Generator().manual_seed(index))
-
-    def drawn(self, index: int, generator: torch.Generator) -> Task:
-        """Return a task, without a leading axis, as ``generator`` splits it."""
+    def task(self, index: int, generator: torch.Generator) -> Task:
+        """Return a task, without a leading axis. Nothing in it is random."""
         task: Task = self._tasks[index]
         return task
 
@@ -74,7 +70,7 @@ class FixedTasks:
         """Draw ``n`` tasks: different ones if there are so many."""
         order = torch.randperm(len(self), generator=generator)[:n].tolist()
         order += torch.randint(len(self), (n - len(order),), generator=generator).tolist()
-        return joined([self.drawn(index, generator) for index in order])
+        return joined([self.task(index, generator) for index in order])
 
 
 class SplitTasks(FixedTasks):
@@ -90,7 +86,7 @@ class SplitTasks(FixedTasks):
         super().__init__(tasks)
         self.shots, self.queries = shots, queries
 
-    def drawn(self, index: int, generator: torch.Generator) -> Task:
+    def task(self, index: int, generator: torch.Generator) -> Task:
         """Return a task, without a leading axis, as ``generator`` splits it."""
         examples: Batch = self._tasks[index]
         order = torch.randperm(size(examples.x), generator=generator)

@@ -243,7 +243,7 @@ class Engine:
                 number *= 2
             torch.set_rng_state(random_state)
             best = min(times, key=lambda number: times[number])
-            decision = self.plans.put(name, size=best, threads=1, why=f"{best} of {', '.join(map(str, times))} tried")
+            decision = self.plans.put(name, size=best, threads=1, why=f"{best} (tried {', '.join(map(str, times))})")
         return int(decision["size"])
 
     def _seconds(self, job: _Job, plan: Plan, purpose: str) -> float:

@@ -257,7 +257,7 @@ def _drawing(source: TaskSource, num_tasks: int, generator: torch.Generator) -> 
     if len(source) < 2:
         raise ValueError(f"an evaluation needs at least 2 tasks (for the interval), and the source has {len(source)}")
     order = iter(torch.randperm(len(source), generator=generator).tolist())
-    return lambda n: joined([source[index] for index in islice(order, n)]), min(num_tasks, len(source))
+    return lambda n: joined([source.task(index, generator) for index in islice(order, n)]), min(num_tasks, len(source))
 
 
 def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Tasks:
