@@ -1,4 +1,4 @@
-"""Weights of one's own are loaded whole or refused."""
+"""Weights from a file are loaded completely or refused."""
 
 from __future__ import annotations
 

@@ -191,11 +191,14 @@ def joined(tasks: Sequence[Task]) -> Tasks:
     return stack(tasks) if len({layout(task) for task in tasks}) == 1 else list(tasks)
 
 
-def layout(tasks: Any) -> Hashable:
-    """Return the shapes and types of the tensors in tasks, and whatever else they hold."""
-    leaves, structure = pytree.tree_flatten(tasks)
-    plain = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
-    return str(structure), tuple(plain)
+def layout(task: Task, axes: int = 0) -> Hashable:
+    """Return the shapes and types of the tensors in a task, without the first axes, and whatever else it holds."""
+    leaves, structure = [leaf for part in task for leaf in part], ""
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):  # flattening takes its time
+        leaves, spec = pytree.tree_flatten(task)
+        structure = str(spec)
+    plain = [(leaf.shape[axes:], leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+    return structure, tuple(plain)
 
 
 def tensors_of(tasks: Any) -> list[Tensor]:
@@ -212,7 +215,7 @@ def tensors_of(tasks: Any) -> list[Tensor]:
 
 def kind_of(task: Task) -> Hashable:
     """Return what two tasks share that differ in their sizes alone."""
-    return layout(pytree.tree_map_only(Tensor, lambda leaf: leaf[:1], task))
+    return layout(task, axes=1)
 
 
 def count(tasks: Tasks) -> int:

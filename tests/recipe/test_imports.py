@@ -1,4 +1,4 @@
-"""Recipes that name parts of one's own, and runs of somebody else's that may not."""
+"""Recipes may name code of the user; runs and saved models may do so only if they are trusted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from innerloop.recipe import config
 from innerloop.recipe.imports import is_reference, references
 
 PARTS = '''
-"""Parts of one's own. Importing them leaves a mark."""
+"""A user's own parts. Importing this module creates a file, so that a test can see it."""
 
 from pathlib import Path
 
@@ -98,7 +98,7 @@ metric = "own_parts:worst"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current directory, with parts of one's own, which are forgotten afterwards."""
+    """Make a current directory with a user's own module, which is removed from `sys.modules` afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "own_parts.py").write_text(PARTS)
