@@ -33,6 +33,7 @@ REPLACED = {
         "rl.Interaction(family), ...": "rl.Interaction(family), iterations=1, tasks=2",
     },
     "docs/unequal.md": {"iterations=2_000": "iterations=2"},
+    "docs/mixtures.md": {"iterations=2_000": "iterations=2", "validate_every=1_000": "validate_every=2, val_tasks=4"},
     "docs/imitation.md": {
         "filters=16": "filters=4", "iterations=2000": "iterations=2", "tasks=16": "tasks=2",
         "num_tasks=200": "num_tasks=2", "validate_every=250": "validate_every=2, val_tasks=2",

@@ -50,7 +50,7 @@ from .presets import (
 )
 from .rules import SGD, Chain, ElementwiseSGD, GradientTransform, PerGroup, PerStepSGD, UpdateRule
 from .select import Selection, adapters, body, everything, head, head_of, named, norms
-from .task import Batch, FiniteSource, Padded, Params, Task, Tasks, TaskSource
+from .task import Batch, FiniteSource, MixedSource, Padded, Params, Task, Tasks, TaskSource
 
 __version__ = "0.2.0"
 
@@ -114,6 +114,7 @@ __all__ = [
     "KroneckerCurvature",
     "MetaLearner",
     "Metric",
+    "MixedSource",
     "Momentum",
     "Objective",
     "Outcome",

@@ -140,6 +140,23 @@ class FiniteSource(Protocol):
         ...
 
 
+@runtime_checkable
+class MixedSource(Protocol):
+    """A source that draws each task from one of several sets. An evaluation also gives the result on each set.
+
+    A source of this kind is also a `TaskSource`.
+
+    Attributes:
+        sources: the source of each set, by name.
+    """
+
+    sources: Mapping[str, TaskSource]
+
+    def order(self, n: int) -> list[str]:
+        """Return the sets of the first ``n`` tasks of an evaluation."""
+        ...
+
+
 def draw(source: Source, learner: Any, n: int, generator: torch.Generator) -> Tasks:
     """Draw a meta-batch of ``n`` tasks for a learner; tasks of equal sizes are stacked."""
     if isinstance(source, InteractiveSource):

@@ -1,10 +1,12 @@
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from innerloop.data import FewShot
-from innerloop.task import TaskSource
+from innerloop.data import FewShot, VaryingFewShot
+from innerloop.task import Task, TaskSource
 
 from .stand_ins import numbered_images
 
@@ -114,3 +116,28 @@ def test_groups_that_are_too_small_are_an_error():
 
 def test_it_is_a_task_source():
     assert isinstance(FewShot(numbered_images([2, 2]), 2, 1), TaskSource)
+
+
+def test_ways_and_shots_may_vary(generator):
+    source = VaryingFewShot(numbered_images([8] * 3, rotations=True), (2, 4), (1, 3), queries=2)
+    tasks = source.sample(2_000, generator)
+    ways = [int(task.support.y.max()) + 1 for task in tasks]
+    drawn = Counter((number, len(task.support.y) // number) for number, task in zip(ways, tasks, strict=True))
+    assert {*drawn} == {(ways, shots) for ways in (2, 3, 4) for shots in (1, 2, 3)}
+    deviation = (2_000 / 9 * 8 / 9) ** 0.5
+    assert all(abs(number - 2_000 / 9) < 4 * deviation for number in drawn.values())
+    assert all(task.query.y.bincount().tolist() == [2] * number for number, task in zip(ways, tasks, strict=True))
+
+
+def test_what_varies_is_checked_at_construction():
+    data = numbered_images([4] * 5)
+    with pytest.raises(ValueError, match=r"ways=\(4, 2\): the fewest are more than the most"):
+        VaryingFewShot(data, (4, 2), 1)
+    with pytest.raises(ValueError, match="ways=6, but"):
+        VaryingFewShot(data, (2, 6), 1)
+    with pytest.raises(ValueError, match="ways=1 must be at least 2"):
+        VaryingFewShot(data, (1, 5), 1)
+    with pytest.raises(ValueError, match="shots=4 and queries=1 need 5 images"):
+        VaryingFewShot(data, 5, (1, 4))
+    equal = VaryingFewShot(data, 3, 1).sample(4, torch.Generator().manual_seed(0))
+    assert isinstance(equal, Task)

@@ -1,9 +1,10 @@
 import inspect
 import typing
+from functools import partial
 
 import pytest
 
-from innerloop.data import TASKS, ClassImages, FewShot, Sinusoid, Sources, Strokes
+from innerloop.data import TASKS, ClassImages, FewShot, Mixture, Sinusoid, Sources, Strokes, VaryingFewShot
 from innerloop.task import TaskSource
 
 from .stand_ins import folders, write_tree
@@ -15,7 +16,8 @@ def test_a_signature_is_a_schema(name):
     assert hints.pop("return") is Sources
     parameters = inspect.signature(TASKS[name]).parameters
     assert set(hints) == set(parameters), "every option has an annotation"
-    assert all(p.default is not inspect.Parameter.empty for p in parameters.values()), "and a default"
+    without = {key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    assert without == ({"sets"} if name == "mixture" else set()), "and a default, unless there cannot be one"
 
 
 @pytest.mark.parametrize("name", ["sinusoid", "sinusoid-two-phase", "linear", "strokes"])
@@ -57,6 +59,20 @@ def test_image_folder_passes_its_options_on(tmp_path, monkeypatch):
     monkeypatch.setenv("INNERLOOP_DATA", str(root))
     found = TASKS["image-folder"](ways=2, shots=2, size=5, channels=1, split=(0.34, 0.33, 0.33))
     assert found.test.dataset.names == sources.test.dataset.names
+
+
+def test_a_mixture_hands_on_where_data_are(tmp_path):
+    write_tree(tmp_path, {f"{kind}/{path}": data for kind in ("birds", "cars")
+                          for path, data in folders(*"abcdef", images=4).items()})  # fmt: skip
+    folder = partial(TASKS["image-folder"], shots=1, size=5, channels=1, split=(0.34, 0.33, 0.33))
+    sets = {"birds": partial(folder, folder="birds", ways=2), "cars": partial(folder, folder="cars", ways=(2, 2))}
+    sources = TASKS["mixture"]({**sets, "lines": TASKS["strokes"]}, {"birds": 2, "cars": 1, "lines": 1}, root=tmp_path)
+    assert [type(source) for source in sources] == [Mixture] * 3
+    assert sources.val.weights == {"birds": 0.5, "cars": 0.25, "lines": 0.25}
+    birds, cars, lines = sources.test.sources.values()
+    assert birds.dataset.names != []
+    assert (type(birds), type(cars), type(lines)) == (FewShot, VaryingFewShot, Strokes)
+    assert "cars" in cars.dataset.name
 
 
 def test_omniglot_passes_its_options_on(omniglot_root):

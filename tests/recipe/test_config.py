@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_a_misspelt_key_names_the_right_one(case):
         ("seed=x", "seed = 'x' is a string; expected an integer"),
         ("seed.x=1", "seed"),
         ("learner.lr", "does not have the form section.key=value"),
-        ("a.b.c.d=1", "does not have the form section.key=value"),
+        ("a.b.c.d.e=1", "does not have the form section.key=value"),
         ("tasks.root='/data'", "unknown key tasks.root"),
         ("train.seed=1", "unknown key train.seed"),
     ],
@@ -311,6 +312,72 @@ def test_the_model_follows_the_tasks():
     assert (resolved["model"]["ways"], resolved["model"]["image_size"]) == (7, 20)
     with pytest.raises(ValueError, match=r"model.ways = 5 contradicts tasks.ways = 7; leave out model.ways"):
         config.load_recipe("omniglot-5w1s-maml", ["tasks.ways=7", "model.ways=5"])
+
+
+MIXED = """
+[model]
+name = "conv4"
+width = 4
+[learner]
+preset = "maml"
+[tasks]
+name = "mixture"
+weights = {drawn = 3, more = 1}
+[tasks.sets.drawn]
+name = "strokes"
+[tasks.sets.more]
+name = "strokes"
+ways = 7
+[train]
+iterations = 4
+"""
+
+
+def test_a_mixture_is_made_of_problems(tmp_path):
+    resolved = config.load_recipe(recipe(tmp_path / "mixed.toml", MIXED), ["tasks.sets.drawn.shots=2"])
+    plain = {key: value for key, value in config.load_recipe("strokes-5w1s-maml")["tasks"].items() if key != "name"}
+    assert resolved["tasks"]["sets"]["drawn"] == {"name": "strokes", **plain, "shots": 2}
+    assert (resolved["model"]["ways"], resolved["model"]["image_size"]) == (7, 28)
+    assert config.resolve(config.parse(config.dumps(resolved))) == resolved
+    _, sources = config.build(resolved)
+    assert sources.val.weights == {"drawn": 0.75, "more": 0.25}
+    assert [(one.ways, one.shots) for one in sources.test.sources.values()] == [(5, 2), (7, 1)]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tasks.sets.drawn.wyas=5", "unknown key tasks.sets.drawn.wyas; did you mean 'ways'?"),
+        ("tasks.sets.drawn.name=storkes", "unknown tasks.sets.drawn.name 'storkes'; did you mean 'strokes'?"),
+        ("tasks.sets.drawn.ways=many", "tasks.sets.drawn.ways = 'many' is a string; expected an integer"),
+        ("tasks.sets.drawn.root=/data", "unknown key tasks.sets.drawn.root"),
+        ("tasks.sets.drawn=5", "tasks.sets.drawn = 5 is an integer; expected a table"),
+        ("tasks.sets=5", "tasks.sets = 5 is an integer; expected a table whose values are each a table {name"),
+        ("tasks.weights={drawn = 'x'}", "tasks.weights.drawn = 'x' is a string; expected a number"),
+    ],
+)
+def test_mistakes_in_a_mixture_name_their_place(tmp_path, override, message):
+    path = recipe(tmp_path / "mixed.toml", MIXED)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config.load_recipe(path, [override])
+
+
+def test_a_mixture_needs_sets_and_a_weight_for_each(tmp_path):
+    path = recipe(
+        tmp_path / "mixed.toml", '[model]\nname = "mlp"\n[learner]\npreset = "maml"\n[tasks]\nname = "mixture"\n'
+    )
+    with pytest.raises(ValueError, match=r"\[tasks\] needs the key sets"):
+        config.load_recipe(path)
+    resolved = config.load_recipe(recipe(tmp_path / "mixed.toml", MIXED), ["tasks.weights={drawn = 1}"])
+    with pytest.raises(ValueError, match="weights are needed for the sets drawn, more, and given for drawn"):
+        config.build(resolved)
+
+
+def test_numbers_of_ways_and_shots_may_vary():
+    resolved = config.load_recipe("omniglot-5w1s-maml", ["tasks.ways=[3, 9]", "tasks.shots=[1, 5]"])
+    assert resolved["model"]["ways"] == 9
+    with pytest.raises(ValueError, match=re.escape("tasks.ways = [3] is a list; expected an integer or a list of 2")):
+        config.load_recipe("omniglot-5w1s-maml", ["tasks.ways=[3]"])
 
 
 def test_images_that_the_model_cannot_take_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,26 @@ def test_different_metrics_are_not_compared() -> None:
     assert "different metrics" in answers.comparison({"a": run("a"), "b": run("b", metric="mse")}).sentence
     runs = {"a": named(run("a")), "b": named(run("b", model={"width": 2}), higher_is_better=False)}
     assert "different metrics" in answers.comparison(runs).sentence
+
+
+def test_the_sets_of_a_mixture() -> None:
+    def mixed(name: str, **means: Any) -> Run:
+        made = run(name)
+        parts = {title: {"mean": mean, "ci95": 1.5, "num_tasks": 30} for title, mean in means.items()}
+        return replace(made, results={**made.results, "test": {**made.results["test"], "sets": parts}})
+
+    lost = mixed("c", birds=None, cars=40.0)
+    alone = mixed("d", birds=50.0)
+    alone.results["test"]["sets"]["birds"] |= {"ci95": None, "num_tasks": 1}
+    runs = {"a": mixed("a", birds=60.0, cars=80.25, planes=70.0), "b": run("b"), "c": lost, "d": alone}
+    found = answers.sets(runs)
+    assert found.sentence == "a: best on cars (80.25 %), worst on birds (60.00 %)."
+    assert [list(row) for row in found.rows] == [
+        ["a", "birds", "60.00 ± 1.50 %", "30", "the test"],
+        ["a", "cars", "80.25 ± 1.50 %", "30", "the test"],
+        ["a", "planes", "70.00 ± 1.50 %", "30", "the test"],
+        ["c", "birds", "not finite", "30", "the test"],
+        ["c", "cars", "40.00 ± 1.50 %", "30", "the test"],
+        ["d", "birds", "50.00 %", "1", "the test"],
+    ]
+    assert answers.sets({"b": run("b")}).rows == []

@@ -266,6 +266,37 @@ def test_runs_of_different_metrics_have_no_common_axis(browser: Any, trained: Pa
         assert "different metrics" in tab.locator("#better .answer").inner_text()
 
 
+def test_each_set_of_a_mixture_has_its_score(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "mixed.toml").write_text("""
+        [model]
+        name = "conv4"
+        width = 4
+        [learner]
+        preset = "maml"
+        [tasks]
+        name = "mixture"
+        sets = {few = {name = "strokes", ways = 3}, more = {name = "strokes", ways = 7}}
+        [train]
+        iterations = 2
+        tasks = 2
+        val_tasks = 4
+        [evaluate]
+        num_tasks = 9
+    """)
+    assert cli.run(["train", str(tmp_path / "mixed.toml"), "--run", str(tmp_path / "mixed"), "--quiet"]) == 0
+    write_report([tmp_path / "mixed"], tmp_path / "models.html")
+    assert "The most correct: mixed" in (tmp_path / "models.html").read_text()
+    write_report([tmp_path / "mixed"], tmp_path / "r.html", models=False)
+    tested = json.loads((tmp_path / "mixed" / "results.json").read_text())["test"]["sets"]
+    assert {name: each["num_tasks"] for name, each in tested.items()} == {"few": 5, "more": 4}
+    with opened(browser, tmp_path / "r.html") as tab:
+        rows = tab.locator("#sets tbody tr")
+        assert [row.locator("th, td").nth(1).inner_text() for row in rows.all()] == ["few", "more"]
+        (drawn,) = traces(tab, "Set by set")
+        assert drawn["x"] == ["few", "more"]
+        assert drawn["y"] == pytest.approx([tested["few"]["mean"], tested["more"]["mean"]], rel=1e-3)
+
+
 def test_odd_records_do_not_end_the_report(
     browser: Any, trained: Path, tmp_path: Path, recorded: Callable[..., Path]
 ) -> None:

@@ -62,8 +62,9 @@ def evaluate_(
     """Evaluate a run, with the weights of its best validation score.
 
     The JSON has `metric` (its name), `higher_is_better` and `unit`, `mean` and `ci95` over `num_tasks` tasks, `steps`
-    (the mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`; with `--ensemble` also
-    `ensemble` (its `size` and the same results), and with `--set` also `overrides`.
+    (the mean after 0, 1, ... steps), `steps_ci95`, `transductive`, `split`, `seed` and `run`; of a mixture
+    `sets` (`mean`, `ci95` and `num_tasks` of each); with `--ensemble` also `ensemble` (its `size` and the same
+    results), and with `--set` also `overrides`.
     """
     together, sources, settings = config.load_ensemble(run, ensemble or 1, data, device, overrides or ())
     given = {"num_tasks": tasks, "steps": steps, "transductive": transductive, "seed": seed}

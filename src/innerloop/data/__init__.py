@@ -1,10 +1,11 @@
-"""Task sources: functions, sequences, invented characters, and few-shot episodes from images."""
+"""Task sources: functions, sequences, invented characters, few-shot episodes from images, and mixtures of them."""
 
-from .episodes import FewShot
+from .episodes import FewShot, VaryingFewShot
 from .fixed import FixedTasks, SplitTasks, from_tasks
 from .folders import image_folder
 from .functions import Linear, Lines, Sinusoid, Sinusoids
 from .images import ClassImages, Splits
+from .mixture import Mixture
 from .pairs import Pairs
 from .sequences import Oscillator
 from .strokes import Strokes
@@ -20,6 +21,7 @@ __all__ = [
     "FixedTasks",
     "Linear",
     "Lines",
+    "Mixture",
     "Oscillator",
     "Pairs",
     "Sinusoid",
@@ -28,6 +30,7 @@ __all__ = [
     "SplitTasks",
     "Splits",
     "Strokes",
+    "VaryingFewShot",
     "few_shot",
     "from_arrays",
     "from_tasks",

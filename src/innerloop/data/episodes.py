@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..task import Batch, Task
+from ..task import Batch, Task, Tasks, joined, singles
 from .images import ClassImages
 
 
@@ -95,3 +95,54 @@ class FewShot:
         if self.dataset.groups is None:
             return torch.zeros(0, dtype=torch.int64)
         return self.dataset.groups.bincount() * (self.dataset.num_classes // len(self.dataset.names))
+
+
+@dataclass(frozen=True)
+class VaryingFewShot:
+    """Episodes of varying ways and shots: each task draws them first, and is then a task of `FewShot`.
+
+    A model for these tasks has as many outputs as the most ways; a task uses the first of them.
+
+    Args:
+        dataset: the images.
+        ways: number of classes of a task, or the fewest and the most; all numbers between are equally likely.
+        shots: the same for the number of support images of each class.
+        queries: number of query images of each class.
+        within_groups: see `FewShot`.
+
+    Raises:
+        ValueError: the fewest are more than the most; and what `FewShot` raises for the fewest and the most.
+    """
+
+    dataset: ClassImages
+    ways: int | tuple[int, int]
+    shots: int | tuple[int, int]
+    queries: int = 1
+    within_groups: bool = False
+
+    def __post_init__(self) -> None:
+        (fewest, most), (few, many) = _span("ways", self.ways), _span("shots", self.shots)
+        for ways, shots in ((fewest, few), (most, many)):
+            self._episodes(ways, shots)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tasks:
+        """Draw ``n`` tasks, a list if their sizes differ; see `FewShot.sample`."""
+        return joined([task for _ in range(n) for task in singles(self._one(generator))])
+
+    def _one(self, generator: torch.Generator) -> Task:
+        ways, shots = (
+            int(torch.randint(low, high + 1, (1,), generator=generator))
+            for low, high in (_span("ways", self.ways), _span("shots", self.shots))
+        )
+        return self._episodes(ways, shots).sample(1, generator)
+
+    def _episodes(self, ways: int, shots: int) -> FewShot:
+        return FewShot(self.dataset, ways, shots, self.queries, self.within_groups)
+
+
+def _span(name: str, number: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the fewest and the most of a number that may vary."""
+    fewest, most = (number, number) if isinstance(number, int) else number
+    if fewest > most:
+        raise ValueError(f"{name}={number}: the fewest are more than the most")
+    return fewest, most

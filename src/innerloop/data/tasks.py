@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..task import Source
-from .episodes import FewShot
+from .episodes import FewShot, VaryingFewShot
 from .folders import image_folder
 from .functions import Linear, Sinusoid
 from .images import Splits
+from .mixture import Mixture
 from .pairs import Pairs
 from .sequences import Oscillator
 from .strokes import Strokes
@@ -25,6 +27,10 @@ class Sources(NamedTuple):
     train: Source
     val: Source
     test: Source
+
+
+Number = int | tuple[int, int]
+"""A number that is the same for all tasks, or the fewest and the most (see `VaryingFewShot`)."""
 
 
 def sinusoid_tasks(shots: int = 10, queries: int | None = None) -> Sources:
@@ -69,11 +75,11 @@ def strokes_tasks(
 
 
 def omniglot_tasks(
-    ways: int = 5,
-    shots: int = 1,
+    ways: Number = 5,
+    shots: Number = 1,
     queries: int = 1,
     eval_queries: int | None = None,
-    train_shots: int | None = None,
+    train_shots: Number | None = None,
     split: OmniglotSplit = "random",
     rotations: bool = True,
     size: int = 28,
@@ -110,11 +116,11 @@ def omniglot_pairs_tasks(
 
 
 def mini_imagenet_tasks(
-    ways: int = 5,
-    shots: int = 1,
+    ways: Number = 5,
+    shots: Number = 1,
     queries: int = 15,
     eval_queries: int | None = None,
-    train_shots: int | None = None,
+    train_shots: Number | None = None,
     size: int = 84,
     root: str | Path | None = None,
     device: str = "cpu",
@@ -124,45 +130,46 @@ def mini_imagenet_tasks(
 
 
 def image_folder_tasks(
-    ways: int = 5,
-    shots: int = 1,
+    ways: Number = 5,
+    shots: Number = 1,
     queries: int = 1,
     eval_queries: int | None = None,
-    train_shots: int | None = None,
+    train_shots: Number | None = None,
     size: int = 84,
     channels: int = 3,
     split: tuple[float, float, float] = (0.64, 0.16, 0.2),
     seed: int = 0,
     skip_unreadable: bool = False,
+    folder: str = "",
     root: str | Path | None = None,
     device: str = "cpu",
 ) -> Sources:
-    """`FewShot` on `image_folder`."""
+    """`FewShot` on `image_folder`; ``folder`` is that of the classes in ``root``, if it is not ``root`` itself."""
     root = os.environ.get("INNERLOOP_DATA") if root is None else root
     if not root:
         raise ValueError("image-folder needs a folder with one folder for each class: give --data DIR (or root=)")
-    splits = image_folder(root, size, channels, split, seed, skip_unreadable, device)
+    splits = image_folder(Path(root) / folder, size, channels, split, seed, skip_unreadable, device)
     return few_shot(splits, ways, shots, queries, eval_queries, train_shots)
 
 
 def few_shot(
     splits: Splits,
-    ways: int,
-    shots: int,
+    ways: Number,
+    shots: Number,
     queries: int,
     eval_queries: int | None = None,
-    train_shots: int | None = None,
+    train_shots: Number | None = None,
     within_groups: bool = False,
 ) -> Sources:
-    """`FewShot` on each split.
+    """`FewShot` on each split, or `VaryingFewShot` if a number of ways or shots varies.
 
     Val and test have ``eval_queries`` query images per class, by default as many as train. Train has ``train_shots``
     support images per class, by default as many as val and test: Reptile trains with more than it is tested with.
 
     Args:
         splits: the data sets of the three splits.
-        ways: number of classes of a task.
-        shots: number of support images of each class.
+        ways: number of classes of a task, or the fewest and the most.
+        shots: number of support images of each class, or the fewest and the most.
         queries: number of query images of each class.
         eval_queries: number of query images of each class in val and test; by default ``queries``.
         train_shots: number of support images of each class in train; by default ``shots``.
@@ -172,14 +179,47 @@ def few_shot(
     # Names for errors about too few classes or images.
     named = (replace(part, name=f"the {split} split of {part.name}") for split, part in splits._asdict().items())
     splits = Splits(*named)
+    trained = shots if train_shots is None else train_shots
+    varies = not all(isinstance(number, int) for number in (ways, shots, trained))
+    episodes: Any = VaryingFewShot if varies else FewShot
     return Sources(
-        FewShot(splits.train, ways, shots if train_shots is None else train_shots, queries, within_groups),
-        FewShot(splits.val, ways, shots, later, within_groups),
-        FewShot(splits.test, ways, shots, later, within_groups),
+        episodes(splits.train, ways, trained, queries, within_groups),
+        episodes(splits.val, ways, shots, later, within_groups),
+        episodes(splits.test, ways, shots, later, within_groups),
     )
 
 
-TASKS: dict[str, Callable[..., Sources]] = {
+TaskBuilder = Callable[..., Sources]
+"""Builds the sources of a problem. Of ``root``, ``device`` and ``download`` it takes those that it has a use for."""
+
+
+def mixture_tasks(
+    sets: Mapping[str, TaskBuilder],
+    weights: Mapping[str, float] | None = None,
+    root: str | Path | None = None,
+    device: str = "cpu",
+    download: bool = False,
+) -> Sources:
+    """`Mixture` of other problems, in each split.
+
+    Args:
+        sets: what builds each problem, by a name for it. In a recipe each is a table as ``[tasks]`` is:
+            ``[tasks.sets.drawn]`` with ``name = "strokes"``.
+        weights: see `Mixture`.
+        root: the folder of the data of all problems.
+        device: where the tasks are.
+        download: whether to download missing data.
+    """
+    given = {"root": root, "device": device, "download": download}
+    built: dict[str, Any] = {}
+    for name, build in sets.items():
+        accepted = inspect.signature(build).parameters
+        built[name] = build(**{key: value for key, value in given.items() if key in accepted})
+    splits = ({name: sources[split] for name, sources in built.items()} for split in range(3))
+    return Sources(*(Mixture(split, weights) for split in splits))
+
+
+TASKS: dict[str, TaskBuilder] = {
     "sinusoid": sinusoid_tasks,
     "sinusoid-two-phase": two_phase_tasks,
     "linear": linear_tasks,
@@ -189,6 +229,7 @@ TASKS: dict[str, Callable[..., Sources]] = {
     "omniglot-pairs": omniglot_pairs_tasks,
     "mini-imagenet": mini_imagenet_tasks,
     "image-folder": image_folder_tasks,
+    "mixture": mixture_tasks,
 }
 """The builders by their names in recipes. Their arguments, annotations and defaults are the schema of recipes."""
 

@@ -41,7 +41,7 @@ class Characters:
         tasks = model.recipe["tasks"]
         self.name, self.size, self.temperature = model.name, tasks["size"], model.temperature or 1.0
         self.on_white = tasks["name"] == "image-folder"  # its pixels are those of the files: paper is 1 and ink 0
-        numbers = range(FEWEST, min(MOST, tasks["ways"]) + 1)
+        numbers = range(FEWEST, min(MOST, config.shared(tasks, "ways")) + 1)
         self.learners = {number: with_classes(model.learner, number) for number in numbers}
         self.steps = _steps(model)
         self._last: tuple[Examples, int, Adaptation] | None = None

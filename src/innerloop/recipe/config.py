@@ -22,6 +22,7 @@ from ..common import resources
 from ..common.disk import expanded, read_text
 from ..common.streams import brief, shown
 from ..data import Sources
+from ..data.tasks import TaskBuilder
 from ..learner import MetaLearner
 from ..schedules import SCHEDULES
 from ..task import InteractiveSource, TaskSource, singles
@@ -31,7 +32,21 @@ from ..train.checkpoint import differences as differences
 from ..weights import load_weights
 from .imports import from_elsewhere, trusting
 from .refusals import UnfitError, blaming, speaking_of
-from .schema import MISMATCH, REQUIRED, Option, call, convert, convert_all, encode, lookup, named, nearest, options
+from .schema import (
+    MISMATCH,
+    REQUIRED,
+    WITHOUT,
+    Option,
+    call,
+    convert,
+    convert_all,
+    encode,
+    lookup,
+    named,
+    nearest,
+    options,
+    problem,
+)
 from .toml import Config as Config
 from .toml import dumps as dumps
 from .toml import override
@@ -83,7 +98,7 @@ GIVEN = ("learner", "train", "val", "run", "seed", "config", "loggers", "world",
 SECTIONS = {
     "model": Section(MODELS, "name"),
     "learner": Section(PRESETS, "preset", ("model", "policy")),
-    "tasks": Section(TASKS, "name", ("root", "device", "download")),
+    "tasks": Section(TASKS, "name", WITHOUT),
     "train": Section({"": Trainer}, "", GIVEN),
     "evaluate": Section({"": evaluate}, "", ("learner", "source", "world")),
 }
@@ -223,6 +238,9 @@ def _complete(name: str, given: Mapping[str, Any]) -> Config:
         if schedule and {"iterations"} <= plain.keys() & inspect.signature(schedule).parameters.keys():
             plain[key] = {"iterations": plain["iterations"], **value}  # over the whole training
     convert_all(name, plain, known)
+    for key, option in known.items():
+        if option.hint == Mapping[str, TaskBuilder]:
+            plain[key] = {each: _with_defaults(table, f"{name}.{key}.{each}") for each, table in plain[key].items()}
     if beside.get("fresh") and not beside.get("weights"):
         raise ValueError("model.fresh says which weights of model.weights are left out, and there is no model.weights")
     return {
@@ -230,6 +248,13 @@ def _complete(name: str, given: Mapping[str, Any]) -> Config:
         **plain,
         **{key: encode(value) for key, value in beside.items()},
     }
+
+
+def _with_defaults(table: Mapping[str, Any], where: str) -> Config:
+    """Make the defaults of one problem of a mixture explicit."""
+    _, given, known = problem(table, where)
+    defaults = {key: encode(option.default) for key, option in known.items() if option.default is not REQUIRED}
+    return {"name": table["name"], **{k: v for k, v in defaults.items() if v is not MISMATCH}, **given}
 
 
 def _beside(name: str, given: Mapping[str, Any]) -> list[str]:
@@ -261,11 +286,27 @@ def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
     """Give the model the ways, image size and channels of the tasks, which it must not contradict."""
     known = SECTIONS["model"].options("model", model)
     for key, theirs in SHARED.items():
-        if key in known and theirs in tasks and model.setdefault(key, tasks[theirs]) != tasks[theirs]:
+        value = shared(tasks, theirs)
+        if key in known and value is not None and model.setdefault(key, value) != value:
             raise ValueError(
-                f"model.{key} = {brief(model[key])} contradicts tasks.{theirs} = {brief(tasks[theirs])}; "
+                f"model.{key} = {brief(model[key])} contradicts tasks.{theirs} = {brief(value)}; "
                 f"leave out model.{key}, which then follows"
             )
+
+
+def shared(tasks: Mapping[str, Any], key: str) -> Any:
+    """Return a number that all tasks have in common, or the most if it may vary; None if there is none."""
+    sets = tasks.get("sets")
+    if isinstance(sets, dict):
+        values = [shared(each, key) for each in sets.values()]
+        return max(values) if None not in values and (key == "ways" or len({*values}) == 1) else None
+    value = tasks.get(key)
+    return max(value) if isinstance(value, list) else value
+
+
+def spoken(number: Any) -> str:
+    """Return a number of a recipe in words: of one that may vary, the fewest and the most."""
+    return " to ".join(map(str, number)) if isinstance(number, list) else str(number)
 
 
 # -- building ---------------------------------------------------------------------------------------------------------

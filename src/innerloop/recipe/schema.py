@@ -8,9 +8,11 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..common.streams import brief, shown
+from ..data.tasks import TASKS, TaskBuilder
 from ..episode import Loss
 from ..losses import LOSSES
 from ..metrics import Metric
@@ -24,6 +26,9 @@ REQUIRED = inspect.Parameter.empty
 MISMATCH = object()
 LOWEST = -(2**63)
 """The lowest 64-bit integer, which TOML and torch use."""
+
+WITHOUT = ("root", "device", "download")
+"""Arguments of builders of tasks that depend on the machine, and are not part of a recipe."""
 
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
@@ -183,6 +188,9 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return {key: convert(one, arguments[1], f"{where}.{key}") for key, one in value.items()}
     if kind is UpdateRule and isinstance(value, dict | list):
         return _convert_rule(value, where)
+    if kind == TaskBuilder and isinstance(value, dict):
+        builder, given, known = problem(value, where)
+        return partial(builder, **convert_all(where, given, known))
     return MISMATCH
 
 
@@ -213,6 +221,12 @@ def _convert_rule(value: Any, where: str) -> UpdateRule:
     given = {key: one for key, one in value.items() if key != "name"}
     made: UpdateRule = call(rule, convert_all(where, given, options(rule)))
     return made
+
+
+def problem(table: Mapping[str, Any], where: str) -> tuple[TaskBuilder, dict[str, Any], dict[str, Option]]:
+    """Return the builder that a table such as ``{name = "strokes", ways = 5}`` names, what it gives, and may give."""
+    builder = named(f"{where}.name", table.get("name"), TASKS, f"{where}.name")
+    return builder, {key: value for key, value in table.items() if key != "name"}, options(builder, WITHOUT)
 
 
 def encode(value: Any) -> Any:
@@ -260,6 +274,8 @@ def _describe_kind(kind: Any) -> str:
         return f"one of {', '.join(LOSSES)}"
     if kind is UpdateRule:
         return 'a table {name = "sgd", ...}'
+    if kind == TaskBuilder:
+        return 'a table {name = "strokes", ...}'
     if origin is collections.abc.Mapping:
         return f"a table whose values are each {item}" if (item := _describe(arguments[1])) else ""
     return 'a table {schedule = "linear", ...}' if _is_schedule(kind) else ""

@@ -41,7 +41,7 @@ def override(config: Config, text: str) -> None:
         raise ValueError(f"{shown(text)} is not UTF-8, which recipes must be")
     place, equals, word = text.partition("=")
     *path, last = place.strip().split(".")
-    if not equals or not last or len(path) > 2:
+    if not equals or not last or len(path) > 3:
         raise ValueError(f"{brief(text)} does not have the form section.key=value")
     for part in path:
         config = config.setdefault(part, {})

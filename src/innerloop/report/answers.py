@@ -145,6 +145,35 @@ def comparison(runs: Runs) -> Answer:
     return Answer(" ".join([*sentences, *note]), header, rows)
 
 
+def sets(runs: Runs) -> Answer:
+    """Answer on which sets of a mixture of tasks the runs are good."""
+    rows, sentences = [], []
+    for name, run in runs.items():
+        if (found := sets_of(run)) is None:
+            continue
+        what, parts, scale = found
+        for title, part in parts.items():
+            number = part["num_tasks"]
+            value = _value(part["mean"], part["ci95"] if number > 1 else math.inf, scale)
+            rows.append([name, title, value, f"{number:,}", what])
+        means = {title: part["mean"] for title, part in parts.items() if part["mean"] is not None}
+        if len(means) > 1:
+            best, worst = sorted(means, key=means.__getitem__, reverse=scale.higher_is_better)[:: len(means) - 1]
+            digits, sign = _format(scale)
+            values = [f"{title} ({means[title]:{digits}}{sign})" for title in (best, worst)]
+            sentences.append(f"{name}: best on {values[0]}, worst on {values[1]}")
+    return Answer("; ".join(sentences) + "." * bool(sentences), ["run", "set", "score", "tasks", "of"], rows)
+
+
+def sets_of(run: Run) -> tuple[str, dict[str, Line], Scale] | None:
+    """Return what a run was evaluated on, the results on the sets of that mixture, and their scale, if any."""
+    what: What = "test" if judged(run, "test") else "validation"
+    line = judged(run, what) or {}
+    needed = {"mean", "ci95", "num_tasks"}
+    parts = {title: part for title, part in line.get("sets", {}).items() if needed <= part.keys() and part["num_tasks"]}
+    return ("the test" if what == "test" else "the best validation", parts, Scale.read(line)) if parts else None
+
+
 def machine(runs: Runs) -> Answer:
     """Return time, throughput, memory, hardware and versions."""
     rows = []
@@ -190,7 +219,7 @@ def protocol(run: Run, line: Line) -> str:
     """Describe how a run was evaluated: the tasks, their number, the inner steps, and whether transductively."""
     tasks = run.config.get("tasks", {})
     parts = [str(tasks["name"])] if "name" in tasks else []
-    ways, shots = tasks.get("ways"), tasks.get("shots")
+    ways, shots = (config.spoken(tasks[key]) if tasks.get(key) else "" for key in ("ways", "shots"))
     parts += [f"{ways}-way {shots}-shot"] if ways and shots else [f"{shots} shots"] if shots else []
     steps = len(line["steps"]) - 1
     parts += [f"{steps} step{'s' * (steps != 1)}", f"{line['num_tasks']:,} tasks"]
@@ -221,6 +250,8 @@ def _value(value: float | None, half: float | None, scale: Scale) -> str:
     if value is None or half is None:
         return "not finite"
     digits, sign = _format(scale)
+    if half == math.inf:  # of one task, which gives no interval
+        return f"{value:{digits}}{sign}"
     return f"{value:{digits}} ± {half:{digits}}{sign}"
 
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from ..metrics import Scale
+from .answers import sets_of
 from .differences import judged
 from .record import Line
 from .runs import Run
@@ -241,6 +242,21 @@ def distribution(runs: Runs) -> Interactive:
     what = f"{scale.label} of x or {'more' if most else 'less'}"
     about = f"The height of a curve is the share of tasks with {what}, after the last step. {'; '.join(sources)}."
     return Interactive(figure, "Task by task", about)
+
+
+def sets(runs: Runs) -> Interactive:
+    """Plot the score on each set of a mixture of tasks."""
+    found = [(index, name, sets_of(run)) for index, (name, run) in enumerate(runs.items())]
+    every = [(index, name, *one) for index, name, one in found if one]
+    scale = one_scale(scale for *_, scale in every)
+    traces, sources = [], []
+    for index, name, what, parts, _ in every:
+        bars = {"type": "data", "array": [part["ci95"] or 0.0 for part in parts.values()]}
+        means = [or_nan(part["mean"]) for part in parts.values()]
+        traces.append(curve(list(parts), means, name, index, mode="markers", error_y=bars, marker={"size": 9}))
+        sources.append(f"{name}: {what}, {' and '.join(str(part['num_tasks']) for part in parts.values())} tasks")
+    figure = new_figure(traces, "set", scale.label, xaxis_type="category", scattermode="group")
+    return Interactive(figure, "Set by set", f"Bars are 95 % intervals over tasks. {'; '.join(sources)}.")
 
 
 # -- which run is better, and what did it cost? -----------------------------------------------------------------------

@@ -205,12 +205,14 @@ def _sections(runs: Mapping[str, Run]) -> list[Section]:
         "Where the inner loop ends": of.final_support,
     }
     outer = {"Meta-train loss": of.meta_loss, "Meta-validation": of.validation, "Meta-gradients": of.gradient_norms}
+    mixed = [_section("sets", "How good is it on each set?", answers.sets(runs), runs, {"Set by set": of.sets})]
     learned = {"Learned inner rates": of.rates, "Task by task": of.distribution}
     return [
         _section("inner", "Is the inner loop learning?", answers.inner(runs), runs, inner),
         _section("outer", "Is the outer loop learning?", answers.outer(runs), runs, outer),
         _section("learned", "What did it learn?", answers.rates(runs), runs, learned),
         _section("better", "Which run is better, and is that noise?", answers.comparison(runs), runs, several),
+        *(section for section in mixed if section["answer"].rows),
         _section("cost", "What did it cost?", answers.machine(runs), runs, {"Time per phase": of.phases}),
     ]
 

@@ -83,6 +83,7 @@ SETTING = kind_of(str, int, float, bool, type(None))
 JUDGED: Mapping[str, Check] = {
     "metric": TEXT, "higher_is_better": TRUTH, "unit": TEXT, "mean": number, "ci95": number, "num_tasks": whole,
     "steps": NUMBERS, "steps_ci95": NUMBERS, "transductive": TRUTH, "scores": NUMBERS, "seconds": number,
+    "sets": table(table(number)),
 }  # fmt: skip
 """The fields that a validation and a test may have."""
 NEEDED: Mapping[str, tuple[str, ...]] = {

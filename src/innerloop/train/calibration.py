@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..adapted import Adapted
 from ..learner import MetaLearner
-from ..task import Source, TaskSource, select, to
+from ..task import Source, TaskSource, select, singles, to
 from .metrics import ignored, kind, tells_classes
 
 SPREAD = 0.5
@@ -54,7 +54,7 @@ def temperature_on(learner: MetaLearner, source: Source, num_tasks: int = 100, s
     generator, device = torch.Generator().manual_seed(seed), next(learner.parameters()).device
     logits, targets = [], []
     for _ in range(num_tasks):
-        support, query = to(select(source.sample(1, generator), 0), device)
+        support, query = to(singles(select(source.sample(1, generator), slice(0, 1)))[0], device)
         if not tells_classes(learner.loss, query.y):
             return None
         logits.append(plain(learner.adapt(support, transductive=False))(query.x).cpu())

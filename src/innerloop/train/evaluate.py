@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,19 @@ from ..functional.contracts import RefusedBroadcasts
 from ..functional.undisturbed import guarded
 from ..learner import MetaLearner
 from ..metrics import Metric, Scale
-from ..task import FiniteSource, InteractiveSource, Source, Task, Tasks, TaskSource, joined, select, singles, to
+from ..task import (
+    FiniteSource,
+    InteractiveSource,
+    MixedSource,
+    Source,
+    Task,
+    Tasks,
+    TaskSource,
+    joined,
+    select,
+    singles,
+    to,
+)
 from .accuracy import accuracy as accuracy
 from .accuracy import floating
 from .ensemble import Ensemble
@@ -45,6 +57,7 @@ class Evaluation:
             of the whole query set (see `MetaLearner.predict`).
         scores: the score of every task after every number of steps, ``[N, K + 1]``, float64 on the CPU.
         acting: whether the learner acted in the tasks instead of making predictions.
+        sets: of a `MixedSource`, the result on each set; the half width of an interval over one task is NaN.
     """
 
     metric: str
@@ -58,12 +71,17 @@ class Evaluation:
     transductive: bool
     scores: Tensor = field(repr=False, compare=False)
     acting: bool = False
+    sets: Mapping[str, Evaluation] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, scores: Tensor, scale: Scale, transductive: bool, acting: bool = False) -> Evaluation:
-        """Make an evaluation from the scores ``[N, K + 1]`` of N >= 2 tasks."""
+    def of(
+        cls, scores: Tensor, scale: Scale, transductive: bool, acting: bool = False, order: Sequence[str] = ()
+    ) -> Evaluation:
+        """Make an evaluation from the scores ``[N, K + 1]`` of N tasks, and the set of each task, if any."""
+        where = {name: [place for place, other in enumerate(order) if other == name] for name in dict.fromkeys(order)}
         scores = scores.double().cpu()
-        means, half = scores.mean(0), 1.96 * scores.std(0, correction=1) / math.sqrt(len(scores))
+        spread = scores.std(0, correction=1) if len(scores) > 1 else scores[0] * math.nan
+        means, half = scores.mean(0), 1.96 * spread / math.sqrt(len(scores))
         return cls(
             metric=scale.name,
             higher_is_better=scale.higher_is_better,
@@ -76,6 +94,7 @@ class Evaluation:
             transductive=transductive,
             scores=scores,
             acting=acting,
+            sets={name: cls.of(scores[places], scale, transductive, acting) for name, places in where.items()},
         )
 
     @property
@@ -89,7 +108,11 @@ class Evaluation:
         return "acting" if self.acting else "transductive" if self.transductive else "inductive"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, the attributes without ``scores`` and ``acting``."""
+        """Return plain values for JSON: the attributes without ``scores`` and ``acting``, and the mean of each set."""
+        sets = {
+            name: {"mean": each.mean, "ci95": each.ci95, "num_tasks": each.num_tasks}
+            for name, each in self.sets.items()
+        }
         return {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
@@ -100,6 +123,7 @@ class Evaluation:
             "steps": list(self.steps),
             "steps_ci95": list(self.steps_ci95),
             "transductive": self.transductive,
+            **({"sets": sets} if sets else {}),
         }
 
     def __str__(self) -> str:
@@ -109,6 +133,10 @@ class Evaluation:
             f"{self.metric} {self.mean:{number}} +- {self.ci95:{number}}{unit} after {taken} "
             f"step{'' if taken == 1 else 's'} ({self.steps[0]:{number}} before) "
             f"[{self.num_tasks} tasks, 95 % interval, {self.mode}]"
+            + "".join(
+                f"\n  {name}: {each.mean:{number}} +- {each.ci95:{number}}{unit} [{each.num_tasks} tasks]"
+                for name, each in self.sets.items()
+            )
         )
 
 
@@ -131,16 +159,16 @@ def evaluate(
 
     Args:
         learner: the learner or ensemble to evaluate; tasks are moved to its device.
-        source: the source of the tasks. With an `InteractiveSource` the learner acts and the result is the score; then
-            ``transductive`` has no effect, and ``metric`` must not be given.
+        source: the source. With an `InteractiveSource` the learner acts, and ``metric`` must not be given.
         num_tasks: the number of tasks, at least 2. A longer evaluation starts with the tasks of a shorter one (with an
-            `InteractiveSource`, with its whole batches). A `FiniteSource` is evaluated on each task once at most.
+            `InteractiveSource`, with its whole batches). Each task of a `FiniteSource` is taken once at most, and that
+            of a `MixedSource` ends with the last task of such a set.
         steps: inner steps, which may exceed the trained number; ``None`` takes as many as in training.
-        transductive: whether batch norm sees a task's whole query set; see `MetaLearner.predict`.
+        transductive: whether batch norm sees a task's whole query set (see `MetaLearner.predict`), unless it acts.
         metric: a name (`innerloop.train.METRICS`), an `innerloop.Metric`, a torchmetrics object, or a loss of torch. By
             default it is accuracy if the learner's outer loss is plain cross-entropy and the targets are class
             indices, else the outer loss.
-        seed: the seed of the tasks: it gives the same tasks for any ``batch``, except with an `InteractiveSource`.
+        seed: gives the same tasks for any ``batch``, except with an `InteractiveSource`.
         batch: the number of tasks that are adapted to at once.
         world: the processes that share the work; all of them make this call and get the same result.
 
@@ -162,7 +190,7 @@ def evaluate(
                 parts.append(_judged(learner, known, to(tasks, device), steps, transductive))
     scores, scale = _gathered(world, [part for part, _ in parts]), Scale.of(known)
     _warn(scale, [counts for each in world.all_gather([counts for _, counts in parts]) for counts in each], scores)
-    return Evaluation.of(scores, scale, transductive and learner.depends_on_query_set)
+    return Evaluation.of(scores, scale, transductive and learner.depends_on_query_set, order=_order(source, num_tasks))
 
 
 def _judged(
@@ -200,6 +228,10 @@ def rehearse(
     if isinstance(source, InteractiveSource):
         source.require(learner)
         judged_by(learner, source, metric)
+        return
+    if isinstance(source, MixedSource):
+        for each in source.sources.values():
+            rehearse(learner, each, steps, transductive, metric, seed)
         return
     known = chosen(metric, learner.loss)
     device = next(learner.parameters()).device
@@ -252,12 +284,36 @@ def _check(num_tasks: int, batch: int, steps: int | None) -> None:
 
 def _drawing(source: TaskSource, num_tasks: int, generator: torch.Generator) -> tuple[Callable[[int], Tasks], int]:
     """Return a function that draws the next tasks, and the number of tasks to evaluate."""
+    if isinstance(source, MixedSource):
+        return _drawing_mixed(source, num_tasks, generator)
     if not isinstance(source, FiniteSource):
         return partial(_draw, source, generator=generator), num_tasks
     if len(source) < 2:
         raise ValueError(f"an evaluation needs at least 2 tasks (for the interval), and the source has {len(source)}")
     order = iter(torch.randperm(len(source), generator=generator).tolist())
     return lambda n: joined([source.task(index, generator) for index in islice(order, n)]), min(num_tasks, len(source))
+
+
+def _order(source: TaskSource, num_tasks: int) -> Sequence[str]:
+    """Return the set of each task, if the source has several."""
+    return source.order(num_tasks) if isinstance(source, MixedSource) else ()
+
+
+def _drawing_mixed(
+    source: MixedSource, num_tasks: int, generator: torch.Generator
+) -> tuple[Callable[[int], Tasks], int]:
+    """Do so for a mixture. Each set has its own generator, so its tasks do not depend on the weights."""
+    order, drawings, left = source.order(num_tasks), dict[str, Callable[[int], Tasks]](), dict[str, int]()
+    for name, each in source.sources.items():
+        own = torch.Generator().manual_seed(int(torch.randint(2**31 - 1, (1,), generator=generator)))
+        drawings[name], left[name] = _drawing(each, num_tasks, own)
+    for number, name in enumerate(order):
+        left[name] -= 1
+        if left[name] < 0:
+            order = order[:number]
+            break
+    names = iter(order)
+    return lambda n: joined([singles(drawings[name](1))[0] for name in islice(names, n)]), len(order)
 
 
 def _draw(source: TaskSource, n: int, generator: torch.Generator) -> Tasks:

@@ -153,7 +153,8 @@ class Pretrained:
         if not self.results.get("metric"):
             return "not tested"
         scale, tasks = Scale.read(self.results), self.recipe.get("tasks", {})
-        kind = f"{tasks['ways']}-way {tasks['shots']}-shot " if {"ways", "shots"} <= tasks.keys() else ""
+        numbers = [config.spoken(tasks[key]) for key in ("ways", "shots") if key in tasks]
+        kind = "{}-way {}-shot ".format(*numbers) if len(numbers) == 2 else ""
         steps, mean = len(self.results["steps"]) - 1, contents.score(self.results["mean"], ".4g")
         return (
             f"{scale.name} {mean}{scale.suffix} on {self.results['num_tasks']} unseen {kind}"
