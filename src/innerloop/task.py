@@ -221,6 +221,8 @@ def layout(task: Task, axes: int = 0) -> Hashable:
 def tensors_of(tasks: Any) -> list[Tensor]:
     """Return the tensors in tasks, a batch or inputs, in the order of their leaves; fast for plain tensors."""
     tensors: list[Tensor] = []
+    if isinstance(tasks, list) and all(isinstance(task, Task) for task in tasks):
+        return [tensor for task in tasks for tensor in tensors_of(task)]
     for part in tasks if isinstance(tasks, tuple) else (tasks,):
         for leaf in part if isinstance(part, Batch) else (part,):
             if isinstance(leaf, Tensor):
@@ -305,7 +307,8 @@ def rows(x: Any) -> int:
 
 def size(x: Any) -> int:
     """Return the number of examples in the inputs (or targets) of one task; 0 if there are no tensors."""
-    return next((int(leaf.shape[0]) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)), 0)
+    leaves = [x] if isinstance(x, Tensor) else pytree.tree_leaves(x)  # flattening takes its time
+    return next((int(leaf.shape[0]) for leaf in leaves if isinstance(leaf, Tensor)), 0)
 
 
 def stack(items: Sequence[Any]) -> Any:

@@ -6,7 +6,9 @@ rounding (`innerloop.padding`), tasks of similar sizes are filled up and form on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -96,20 +98,29 @@ def padded_groups(tasks: Sequence[Task], number: int) -> list[Group]:
 def _partition(places: list[int], sizes: Sequence[tuple[int, int]], number: int) -> list[list[int]]:
     """Cut sorted tasks into at most so many runs, by dynamic programming over where the runs end."""
     total = len(places)
-    costs = [[0] * (total + 1) for _ in range(total)]
-    for begin in range(total):
-        most = [0, 0]
-        for end in range(begin + 1, total + 1):
-            most = [max(pair) for pair in zip(most, sizes[places[end - 1]], strict=True)]
-            costs[begin][end] = (end - begin) * sum(most)
-    best: list[tuple[int, list[int]]] = [(costs[0][end] if end else 0, [0]) for end in range(total + 1)]
+    costs = [_costs([sizes[place] for place in places[begin:]]) for begin in range(total if number > 1 else 1)]
+    least = [0, *costs[0]]
+
+    def up_to(end: int, begin: int) -> int:
+        return least[begin] + costs[begin][end - begin - 1]
+
+    cuts: list[list[int]] = []  # for each further run, where it begins at best if it ends after 1, 2, ... tasks
     for _ in range(min(number, total) - 1):
-        best = [
-            min([best[end], *((best[cut][0] + costs[cut][end], [*best[cut][1], cut]) for cut in range(1, end))])
-            for end in range(total + 1)
-        ]
-    begins = best[total][1]
-    return [places[begin:end] for begin, end in zip(begins, [*begins[1:], total], strict=True)]
+        begins = [min(range(end), key=partial(up_to, end)) for end in range(1, total + 1)]
+        least = [0, *(up_to(end, begin) for end, begin in enumerate(begins, 1))]
+        cuts.append(begins)
+    runs, end = list[list[int]](), total
+    while end:
+        begin = cuts.pop()[end - 1] if cuts else 0
+        runs.append(places[begin:end])
+        end = begin
+    return runs[::-1]
+
+
+def _costs(sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the number of examples in the first task, the first two tasks, ..., when they are filled up."""
+    supports, queries = (itertools.accumulate(own, max) for own in zip(*sizes, strict=True))
+    return [number * sum(largest) for number, largest in enumerate(zip(supports, queries, strict=True), 1)]
 
 
 def _group(tasks: Sequence[Task], places: list[int]) -> Group:
