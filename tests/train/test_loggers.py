@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import innerloop as il
 from innerloop import cli
 from innerloop.train import LOGGERS, Logger, NonFiniteError
-from innerloop.train.loggers import MLflow, TensorBoard, WandB
+from innerloop.train.loggers import MLflow, TensorBoard, WandB, numbers
 
 
 class Listener:
@@ -189,3 +189,10 @@ def test_loggers_are_given_by_name_or_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"a list, such as \['tensorboard'\], got the string"):
         il.Trainer(il.maml(il.models.mlp(1, 4, 1), loss=F.mse_loss), il.Sinusoid(), loggers="tensorboard")
     assert not (tmp_path / "other").exists()
+
+
+def test_loggers_get_the_score_on_each_set_of_a_mixture():
+    sets = {"waves": {"mean": 1.5, "ci95": 0.1, "num_tasks": 3}, "lines": {"mean": 2.5, "ci95": None, "num_tasks": 1}}
+    assert numbers("validation", {"metric": "mse", "mean": 2.0, "ci95": 0.5, "sets": sets}) == {
+        "validation/mse": 2.0, "validation/ci95": 0.5, "validation/mse/waves": 1.5, "validation/mse/lines": 2.5
+    }  # fmt: skip

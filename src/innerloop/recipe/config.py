@@ -239,7 +239,7 @@ def _complete(name: str, given: Mapping[str, Any]) -> Config:
             plain[key] = {"iterations": plain["iterations"], **value}  # over the whole training
     convert_all(name, plain, known)
     for key, option in known.items():
-        if option.hint == Mapping[str, TaskBuilder]:
+        if option.hint == Mapping[str, TaskBuilder] and key in plain:
             plain[key] = {each: _with_defaults(table, f"{name}.{key}.{each}") for each, table in plain[key].items()}
     if beside.get("fresh") and not beside.get("weights"):
         raise ValueError("model.fresh says which weights of model.weights are left out, and there is no model.weights")
@@ -295,13 +295,15 @@ def _take_from_tasks(model: Config, tasks: Mapping[str, Any]) -> None:
 
 
 def shared(tasks: Mapping[str, Any], key: str) -> Any:
-    """Return a number that all tasks have in common, or the most if it may vary; None if there is none."""
-    sets = tasks.get("sets")
-    if isinstance(sets, dict):
+    """Return an option that all tasks have in common, or the most ways if these differ; None if there is none."""
+    if isinstance(sets := tasks.get("sets"), dict):
         values = [shared(each, key) for each in sets.values()]
-        return max(values) if None not in values and (key == "ways" or len({*values}) == 1) else None
+        if not values or None in values:
+            return None
+        alike = all(value == values[0] for value in values)
+        return max(values) if key == "ways" else values[0] if alike else None
     value = tasks.get(key)
-    return max(value) if isinstance(value, list) else value
+    return max(value) if key == "ways" and isinstance(value, list) else value
 
 
 def spoken(number: Any) -> str:

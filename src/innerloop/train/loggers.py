@@ -165,6 +165,9 @@ def numbers(kind: str, fields: Mapping[str, Any]) -> dict[str, float]:
         values["train/first_inner_loss"], values["train/last_inner_loss"] = fields["steps"][0], fields["steps"][-1]
     if kind == "validation":
         values = {f"validation/{fields['metric']}": fields["mean"], "validation/ci95": fields["ci95"]}
+        values |= {
+            f"validation/{fields['metric']}/{name}": part["mean"] for name, part in fields.get("sets", {}).items()
+        }
     if kind == "rates":
         for name, rates in fields["rates"].items():
             values |= {f"rates/{name or 'all'}/step {step}": rate for step, rate in enumerate(rates, 1)}
